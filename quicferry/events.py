@@ -1,0 +1,152 @@
+"""What happened, when, and who saw it: the events of a run and how processes write them down.
+
+Every process of a run appends its events as JSON lines; they are merged into ``events.jsonl`` of
+the run directory. A name that is not in ``NAMES`` is an error, so that the list stays complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from quicferry.units import now_ns
+
+#: name -> what it means and what its ``detail`` holds. A phase has .started, .complete and .failed.
+NAMES: dict[str, str] = {
+    # the client
+    "client.connected": "the handshake is confirmed; detail: negotiated (bool), strategies",
+    "client.request.sent": "detail: number, size_bytes, stream",
+    "client.response.received": "the response is complete; detail: number, stream, server, service_ms",
+    "client.download.data": "the first new download bytes since the last such event from this server",
+    "client.transfer.complete": "a download or an upload ended; detail: kind, size_bytes, verified",
+    "client.migration.announced": "SM_PREPARE has come; detail: epoch, strategy, addresses",
+    "client.loss.noticed": "the old address has been silent for one PTO; detail: pto_ms, silent_ms",
+    "client.probing": "the first PATH_CHALLENGE left for an address; detail: address",
+    "client.server.packet": "the first authentic packet came from a new address; detail: address",
+    "client.path.validated": "a PATH_RESPONSE came; detail: address, rtt_ms",
+    "client.switched": "all traffic goes to the new address; detail: old, new",
+    "client.migration.aborted": "the server called the move off; detail: epoch, reason",
+    "client.fell-back": "the client gave up on the move; detail: reason",
+    "client.state.checked": "detail: ok, expected, seen",
+    "client.done": "detail: the summary of the load",
+    # the server
+    "server.started": "the process serves; detail: pid, standby (bool)",
+    "server.connected": "a client's handshake is confirmed; detail: negotiated (bool)",
+    "server.prepare.sent": "SM_PREPARE is on its way; detail: epoch, strategy",
+    "server.client.ready": "SM_READY has come; detail: epoch, result",
+    "server.frozen": "the process stopped serving; downtime begins here; detail: epoch",
+    "server.resumed": "the process serves again; downtime ends here; detail: epoch, edge, server_first",
+    "server.committed": "the first non-probing packet came to the new address; detail: epoch",
+    "server.aborted": "the move was called off and the source serves again; detail: epoch, reason",
+    "server.stopped": "the process ends; detail: the summary of the service",
+    # the move, seen by orchestrator and node agents
+    "migration.ordered": "the decision to move; detail: epoch, strategy, engine, source, destination",
+    "migration.notice": "phase: the client is told and answers",
+    "migration.checkpoint": "phase: the server's state is taken; detail: bytes",
+    "migration.transfer": "phase: the state crosses the network; detail: bytes",
+    "migration.restore": "phase: the state becomes a running server again",
+    "migration.commit": "phase: the source gives up what it kept",
+    "migration.finished": "detail: outcome, transferred_bytes",
+    # the run
+    "run.deploy": "phase: the topology is built",
+    "run.calibrate": "phase: every link is measured",
+    "run.start": "phase: captures, agents, server and client come up",
+    "run.load": "phase: the client talks to the server",
+    "run.migrate": "phase: the server moves",
+    "run.collect": "phase: everything is gathered and the emulation ends",
+    "run.analyse": "phase: the captures are read",
+}
+
+PHASE_ENDS = ("started", "complete", "failed")
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened.
+
+    ``t_ns`` is CLOCK_MONOTONIC; ``vantage`` is the host that saw it, or ``run`` for the tool itself.
+    """
+
+    t_ns: int
+    vantage: str
+    name: str
+    detail: dict[str, Any] = {}
+
+
+def is_known(name: str) -> bool:
+    """Whether ``name`` is listed in NAMES, directly or as the end of a phase."""
+    if name in NAMES:
+        return True
+    phase, _, end = name.rpartition(".")
+    return end in PHASE_ENDS and NAMES.get(phase, "").startswith("phase:")
+
+
+Sink = Callable[[Event], None]
+
+
+class EventLog:
+    """Writes events of one vantage point to a file, to a callable, or to both.
+
+    The file is opened for each event and closed again: a process that is about to be checkpointed
+    must hold no open file, and an event must survive whatever happens next.
+    """
+
+    def __init__(self, vantage: str, path: Path | None = None, sink: Sink | None = None) -> None:
+        self.vantage = vantage
+        self._path = path
+        self._sink = sink
+
+    def emit(self, name: str, *, t_ns: int | None = None, **detail: Any) -> Event:
+        """Write one event, stamped now unless ``t_ns`` says otherwise. ``ValueError`` for unknown names."""
+        if not is_known(name):
+            raise ValueError(f"unknown event {name!r}: add it to quicferry.events.NAMES")
+        event = Event(t_ns=now_ns() if t_ns is None else t_ns, vantage=self.vantage, name=name, detail=detail)
+        if self._path is not None:
+            line = msgspec.json.encode(event) + b"\n"
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
+        if self._sink is not None:
+            self._sink(event)
+        return event
+
+    @contextlib.contextmanager
+    def phase(self, name: str, **detail: Any) -> Iterator[dict[str, Any]]:
+        """Emit ``name.started`` and ``name.complete`` or ``name.failed`` around a block.
+
+        Yields a dictionary; what the block puts into it becomes part of the closing event.
+        """
+        outcome: dict[str, Any] = dict(detail)
+        self.emit(f"{name}.started", **detail)
+        try:
+            yield outcome
+        except BaseException as error:
+            self.emit(f"{name}.failed", **outcome, error=f"{type(error).__name__}: {error}")
+            raise
+        self.emit(f"{name}.complete", **outcome)
+
+
+def read_events(path: Path) -> list[Event]:
+    """Read a JSON-lines file of events; a last line cut off by a crash is left out."""
+    events: list[Event] = []
+    decoder = msgspec.json.Decoder(Event)
+    for line in path.read_bytes().split(b"\n"):
+        if not line:
+            continue
+        try:
+            events.append(decoder.decode(line))
+        except msgspec.DecodeError:
+            continue
+    return events
+
+
+def write_events(path: Path, events: list[Event]) -> None:
+    """Write events, sorted by time, as JSON lines."""
+    lines = [msgspec.json.encode(event) for event in sorted(events, key=lambda event: event.t_ns)]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))

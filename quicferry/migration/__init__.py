@@ -1,0 +1,1 @@
+"""Moving the server: engines, transfer, node agents and the orchestrator."""

@@ -1,0 +1,210 @@
+"""Orders from the node agent to the server process on its own host.
+
+One JSON datagram per order and per answer, over UDP on the loopback address of the edge host. UDP,
+because a process that is to be checkpointed must not hold a connection to a process that stays.
+Orders carry a number: one that is repeated is answered again, not obeyed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from quicferry.errors import MigrationError
+from quicferry.model import Endpoint
+from quicferry.strategies import Strategy
+
+REPEAT_S = 0.005  # a restored server may not hear the first order: its socket may not exist yet
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
+    """How are you? Answer: pid, standby, frozen, connections, requests, committed_epoch."""
+
+
+class Prepare(msgspec.Struct, frozen=True, kw_only=True, tag="prepare"):
+    """Tell the clients, as the strategy wants it. Answered when all have answered or ``deadline_s`` is over.
+
+    Answer: ready, refused, silent (numbers of connections). Without notice it is answered at once.
+    """
+
+    epoch: int
+    strategy: Strategy
+    server_first: bool
+    destination: Endpoint | None
+    downtime_ms: float
+    deadline_s: float
+
+
+class Freeze(msgspec.Struct, frozen=True, kw_only=True, tag="freeze"):
+    """Stop serving: nothing is read or sent until Resume or Abort. Answer: t_ns.
+
+    With ``state_path`` the live connections and the service's state are written there (mode 0600)
+    after the fence, and the answer has bytes and sha256 besides.
+    """
+
+    epoch: int
+    strategy: Strategy
+    server_first: bool
+    state_path: str | None = None
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True, tag="resume"):
+    """A checkpointed process runs again, at ``edge``. Answer: t_ns, the moment it serves again."""
+
+    epoch: int
+    edge: str
+    strategy: Strategy
+    server_first: bool
+
+
+class Import(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
+    """Take over what Freeze wrote elsewhere, and serve. Answer: t_ns, connections."""
+
+    epoch: int
+    edge: str
+    strategy: Strategy
+    server_first: bool
+    state_path: str
+    sha256: str
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
+    """The move is off: the source serves again, above the packet-number lease. Answer: t_ns."""
+
+    epoch: int
+    reason: str
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
+    """Write the closing event and end. Answer: the summary of the service."""
+
+
+Order = Status | Prepare | Freeze | Resume | Import | Abort | Stop
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """A numbered order."""
+
+    number: int
+    order: Order
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The answer to the order of that number; ``error`` is None when it was obeyed."""
+
+    number: int
+    error: str | None = None
+    detail: dict[str, Any] = {}
+
+
+Handler = Callable[[Order], Awaitable[dict[str, Any]]]
+
+
+class ControlServer(asyncio.DatagramProtocol):
+    """The server's end: obeys one order after another and remembers the latest answers."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._decoder = msgspec.json.Decoder(Envelope)
+        self._answers: dict[int, bytes | None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        try:
+            envelope = self._decoder.decode(data)
+        except msgspec.DecodeError:
+            return
+        if envelope.number in self._answers:
+            known = self._answers[envelope.number]
+            if known is not None and self._transport is not None:
+                self._transport.sendto(known, addr)
+            return
+        self._answers[envelope.number] = None
+        while len(self._answers) > 64:
+            del self._answers[next(iter(self._answers))]
+        task = asyncio.get_running_loop().create_task(self._obey(envelope, addr))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _obey(self, envelope: Envelope, addr: tuple[str, int]) -> None:
+        try:
+            answer = Answer(envelope.number, None, await self._handler(envelope.order))
+        except Exception as error:  # the agent must hear of every failure: it decides what follows
+            answer = Answer(envelope.number, f"{type(error).__name__}: {error}")
+        encoded = msgspec.json.encode(answer)
+        self._answers[envelope.number] = encoded
+        if self._transport is not None:
+            self._transport.sendto(encoded, addr)
+
+
+class ControlClient(asyncio.DatagramProtocol):
+    """The agent's end. ``await ControlClient.open(endpoint)``, then ``await client.ask(order, 1.0)``."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._transport: asyncio.DatagramTransport | None = None
+
+    @classmethod
+    async def open(cls, server: Endpoint) -> ControlClient:
+        """A client for the server at that endpoint; the server need not run yet."""
+        _, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
+            cls, local_addr=("127.0.0.1", 0), remote_addr=(server.host, server.port)
+        )
+        return protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self._transport = transport
+
+    def error_received(self, exc: Exception) -> None:
+        """Nobody listens yet: the order is repeated until its time is over."""
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        answer = msgspec.json.decode(data, type=Answer)
+        future = self._waiting.get(answer.number)
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    async def ask(self, order: Order, timeout_s: float) -> dict[str, Any]:
+        """Give an order and return the answer's detail.
+
+        Raises ``MigrationError`` when the server refuses or is silent for ``timeout_s``.
+        """
+        assert self._transport is not None
+        loop = asyncio.get_running_loop()
+        # drawn, not counted: a server that moved must not take another agent's order for a repeated one
+        number = secrets.randbits(53)
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._waiting[number] = future
+        payload = msgspec.json.encode(Envelope(number, order))
+        deadline = loop.time() + timeout_s
+        try:
+            while not future.done():
+                self._transport.sendto(payload)
+                left = deadline - loop.time()
+                if left <= 0:
+                    raise MigrationError(
+                        f"the server does not answer the order {type(order).__name__.lower()}",
+                        hint="look at the server's log in the run directory",
+                    )
+                await asyncio.wait([future], timeout=min(REPEAT_S, left))
+            answer = future.result()
+        finally:
+            del self._waiting[number]
+        if answer.error is not None:
+            raise MigrationError(f"the server refused {type(order).__name__.lower()}: {answer.error}")
+        return answer.detail
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,109 @@
+"""Running programs: the only module that imports ``subprocess``.
+
+Programs are argument vectors, never shell strings; exit status and stderr are kept.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from quicferry.errors import CommandFailed, Unsupported
+
+Popen = subprocess.Popen
+TimeoutExpired = subprocess.TimeoutExpired
+DEVNULL = subprocess.DEVNULL
+PIPE = subprocess.PIPE
+STDOUT = subprocess.STDOUT
+
+
+class Result(NamedTuple):
+    """What a program that has ended left behind."""
+
+    argv: list[str]
+    status: int
+    stdout: str
+    stderr: str
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    check: bool = True,
+    timeout_s: float | None = 60.0,
+    stdin: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Result:
+    """Run a program to its end.
+
+    Raises ``CommandFailed`` when ``check`` and the status is not zero or the time is over, and
+    ``Unsupported`` when there is no such program.
+    """
+    words = [str(word) for word in argv]
+    try:
+        done = subprocess.run(
+            words,
+            input=stdin,
+            stdin=None if stdin is not None else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env=dict(env) if env is not None else None,
+            cwd=cwd,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise Unsupported(
+            f"the program {words[0]} is not installed", hint="run `make setup`, then `quicferry doctor`"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise CommandFailed(words, -1, f"still running after {timeout_s} s") from error
+    result = Result(words, done.returncode, done.stdout, done.stderr)
+    if check and done.returncode != 0:
+        raise CommandFailed(words, done.returncode, done.stderr)
+    return result
+
+
+def spawn(
+    argv: Sequence[str | Path],
+    *,
+    stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = subprocess.DEVNULL,
+    stderr: int | IO[bytes] | None = subprocess.DEVNULL,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    new_session: bool = True,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a program and return at once. Raises ``Unsupported`` when there is no such program."""
+    words = [str(word) for word in argv]
+    try:
+        return subprocess.Popen(
+            words,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=dict(env) if env is not None else None,
+            cwd=cwd,
+            start_new_session=new_session,
+            pass_fds=tuple(pass_fds),
+        )
+    except FileNotFoundError as error:
+        raise Unsupported(
+            f"the program {words[0]} is not installed", hint="run `make setup`, then `quicferry doctor`"
+        ) from error
+
+
+def stop(process: subprocess.Popen[bytes], *, grace_s: float = 2.0) -> int:
+    """End one process that we started: SIGTERM, then SIGKILL after ``grace_s``. Returns its status."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()

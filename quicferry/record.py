@@ -1,0 +1,156 @@
+"""A run on disk: the layout of its directory, its manifest and its result.
+
+``runs/<id>/`` is written once under the name ``<id>.partial`` and renamed when complete. Everything
+but ``derived/`` is raw and never changes; ``derived/`` can be made again from the rest.
+
+Format history:
+    1  the first one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from quicferry.errors import StoreError
+from quicferry.model import LinkReading, Topology
+from quicferry.strategies import Strategy
+
+FORMAT_VERSION = 1
+
+
+class RunPaths:
+    """Where things are in a run directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest = root / "manifest.json"
+        self.events = root / "events.jsonl"  # one Event per line, sorted by time
+        self.captures = root / "captures"  # <host>.pcapng, nanosecond stamps
+        self.secrets = root / "secrets"  # mode 0700
+        self.keys = root / "secrets" / "keys.log"  # NSS key log of the run's QUIC and TLS connections
+        self.logs = root / "logs"  # stderr of each process
+        self.client = root / "client.json"  # the client's own summary and its log of requests
+        self.derived = root / "derived"
+        self.result = root / "derived" / "result.json"
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a run was asked to be: the axes of an experiment, one value each."""
+
+    topology: str = "two_edges"
+    strategy: Strategy = Strategy.PROACTIVE_EXPLICIT
+    engine: str = "handoff"
+    server_first: bool = False
+    pool: int = 1  # candidate addresses the client is given, 1..7; the true one among them
+    rtt_ms: float = 18.0  # client to destination edge
+    source_rtt_ms: float | None = None  # client to source edge; None: as rtt_ms
+    jitter_ms: float = 0.0
+    loss_percent: float = 0.0  # each way on the client's access link
+    rate_mbps: float | None = None  # each way on the client's access link
+    inter_edge_mbps: float = 1000.0
+    memory_mib: int = 0
+    interval_ms: float = 10.0  # between requests; 0: back to back
+    request_bytes: int = 64
+    response_bytes: int = 256
+    download_mib: float = 0.0
+    upload_mib: float = 0.0
+    before_s: float = 1.0  # load before the move
+    after_s: float = 1.0  # load after the move
+    forwarding: str = "auto"  # auto, on, off: late datagrams go from source to destination
+    link_backend: str = "auto"  # auto, netem, cable
+    calibrate: bool = False
+    seed: int = 1
+
+
+class Clock(msgspec.Struct, frozen=True, kw_only=True):
+    """CLOCK_REALTIME minus CLOCK_MONOTONIC, at both ends of the run: pcap stamps are realtime."""
+
+    realtime_minus_monotonic_start_ns: int
+    realtime_minus_monotonic_end_ns: int
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """Who made this run, of what, and how it ended."""
+
+    format_version: int = FORMAT_VERSION
+    id: str
+    created: str  # ISO 8601, UTC
+    asked: Asked
+    topology: Topology
+    client_address: str = ""
+    source_endpoint: str = ""  # "10.0.1.2:4433"
+    destination_endpoint: str = ""
+    link_backend: str = ""
+    links: list[LinkReading] = []
+    clock: Clock | None = None
+    tool_version: str = ""
+    kernel: str = ""
+    versions: dict[str, str] = {}  # program or package -> version
+    interfaces: dict[str, str] = {}  # host -> captured interface
+    outcome: str = "running"  # succeeded, failed, unsupported, invalid
+    error: str | None = None
+    warnings: list[str] = []
+
+
+class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
+    """The result of a run: the JSON object of ``quicferry run --json``. None means not known."""
+
+    outcome: str
+    strategy: str
+    engine: str
+    seed: int
+    topology: str = "two_edges"
+    server_first: bool = False
+    pool: int = 1
+    memory_mib: int = 0
+    loss_percent: float = 0.0
+    link_backend: str | None = None
+    rtt_ms: float | None = None  # measured on the wire, client to destination
+    rtt_asked_ms: float | None = None
+    service_migration_time_ms: float | None = None  # from the client's capture
+    container_downtime_ms: float | None = None
+    connection_overhead_ms: float | None = None
+    log_service_migration_time_ms: float | None = None  # from the client's own log
+    pto_ms: float | None = None  # the client's PTO when it noticed the loss
+    transferred_bytes: int | None = None
+    requests_sent: int | None = None
+    requests_lost: int | None = None
+    requests_duplicated: int | None = None
+    bytes_verified: int | None = None
+    state_ok: bool | None = None
+    phases_ms: dict[str, float] = {}  # notice, checkpoint, transfer, restore, first_packet, validated, useful
+    warnings: list[str] = []
+    error: str | None = None
+    hint: str | None = None
+    run_dir: str | None = None
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read ``manifest.json``. Raises ``StoreError`` when it is missing, broken or of another version."""
+    path = RunPaths(root).manifest
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"no run in {root}", hint="`quicferry runs list` shows what there is") from error
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise StoreError(
+            f"{path} cannot be read: {error}", hint="it was damaged or made by another version"
+        ) from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has format version {manifest.format_version}, this program reads {FORMAT_VERSION}",
+            hint="read it with the version that made it (manifest: tool_version)",
+        )
+    return manifest
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a msgspec-encodable value as indented JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    partial.replace(path)
