@@ -94,6 +94,41 @@ class Manifest(msgspec.Struct, kw_only=True):
     warnings: list[str] = []
 
 
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One request of the client's log; stamps are CLOCK_MONOTONIC."""
+
+    number: int
+    stream: int
+    sent_ns: int
+    received_ns: int | None  # None: never answered
+    server: str | None  # "10.0.2.2:4433", the address that the end of the answer came from
+
+
+class TransferRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One download or upload of the client."""
+
+    kind: str  # "download" or "upload"
+    size_bytes: int
+    done_bytes: int
+    verified: bool  # all bytes there and the hash right
+
+
+class ClientSummary(msgspec.Struct, kw_only=True):
+    """What the client says of its load: ``client.json``."""
+
+    requests_sent: int = 0
+    responses: int = 0
+    requests_lost: int = 0  # sent and never answered, although the client waited at the end
+    requests_duplicated: int = 0  # the service says that it obeyed a request a second time
+    bytes_verified: int = 0  # bytes of responses and transfers that were checked and right
+    state_ok: bool = False  # the service's counters never went back and never skipped
+    state_detail: str = ""
+    negotiated: list[str] = []
+    requests: list[RequestRecord] = []
+    transfers: list[TransferRecord] = []
+    closed: str | None = None  # why the connection ended before its time
+
+
 class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     """The result of a run: the JSON object of ``quicferry run --json``. None means not known."""
 
