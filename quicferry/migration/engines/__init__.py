@@ -1,0 +1,1 @@
+"""Engines: how the server's state gets from one host to another. ``base`` has the interface and the registry."""
