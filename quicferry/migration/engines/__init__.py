@@ -1,1 +1,1 @@
-"""Engines: how the server's state gets from one host to another. ``base`` has the interface and the registry."""
+"""Engines: how the server's state gets from one host to another; ``base`` has the interface."""

@@ -108,9 +108,9 @@ class StandbyHooks(Protocol):
 class EngineContext:
     """What an engine is given on its host.
 
-    ``state_dir`` is a directory of the host (mode 0700, a tmpfs when it can be) for checkpoint
-    files; both the agent and a program run inside the container's namespaces must be able to see
-    it, so it lies under the container's root where that matters (see ``container.path``).
+    ``state_dir`` is a directory *inside the container*, under its private ``/run`` (mode 0700), for
+    checkpoint and state files: programs run in the container see it as it is, the agent reaches it
+    through ``container.path(str(state_dir / name))``.
     """
 
     edge: str
@@ -170,7 +170,7 @@ def check_lease(order: MoveOrder) -> None:
     late_ns = now_ns() - order.resume_before_ns
     if order.resume_before_ns and late_ns >= 0:
         raise MigrationError(
-            f"the server came {late_ns / NS_PER_MS:.1f} ms too late to {order.destination}: its lease is over",
+            f"the server came {late_ns / NS_PER_MS:.1f} ms too late to {order.destination}",
             hint="the source serves again; give the move longer deadlines",
         )
 
