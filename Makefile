@@ -1,0 +1,46 @@
+# The ways into the project. Each target prepares what it needs.
+
+# What a CI machine must be able to do: there a test that needs one of these fails instead of being skipped.
+# Elsewhere `quicferry doctor` says what this machine can do, and the rest is skipped with its reason.
+CI_REQUIRES := root,netns,veth,shaped-link,mininet,criu,tcpdump,tshark,mptcp,dns
+PYTHON := .venv/bin/python
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-upstream lint bench lock clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install everything this needs (Debian 12 or 13, Ubuntu 24.04; as root)
+	@provision/setup.sh
+
+demo: setup ## move a live QUIC server once with each strategy and show the result (as root)
+	@bin/quicferry demo
+
+test: setup ## run all tests this machine can run
+ifeq ($(CI),true)
+	@$(PYTHON) -m pytest --durations=15 --require=$(CI_REQUIRES) $(PYTEST_ARGS)
+else
+	@$(PYTHON) -m pytest --durations=15 --require="$$(bin/quicferry doctor --require-list)" $(PYTEST_ARGS)
+endif
+
+test-upstream: setup ## run aioquic's own tests on our connection, extension off
+	@$(PYTHON) tools/test_upstream.py
+
+lint: setup ## check form, types and the direction of imports
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+bench: setup ## measure the targets and print them as a table (as root)
+	@$(PYTHON) -m bench
+
+lock: ## make requirements.lock again from pyproject.toml
+	@tools/lock.sh
+
+clean: ## remove what interrupted runs left behind, and caches; keeps runs/ and .venv
+	@if [ -x $(PYTHON) ]; then bin/quicferry clean; fi
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,119 @@
+"""The ``quicferry`` command: its subcommands, and what becomes of an error.
+
+A subcommand is a module of this folder, loaded when it is called and not before, so that
+``quicferry --help`` need not wait for numpy. Exit codes: 0 it worked, 1 it failed, 2 the request was
+wrong, 127 this machine cannot do it, 130 it was interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from cli import support
+from quicferry import __version__
+from quicferry.errors import FerryError
+
+#: command -> the first line of its help, here so that listing the commands loads none of them.
+#: Command ``x`` is the object ``x`` of the module ``cli.x``. A test holds both ends together.
+COMMANDS: dict[str, str] = {
+    "run": "Move a live QUIC server once and measure how long it was gone.",
+    "compare": "Run several strategies and engines and print them side by side.",
+    "demo": "Move the server once with each strategy and show the result.",
+    "topo": "List, show and draw the emulated topologies.",
+    "runs": "List and show the runs that were recorded.",
+    "doctor": "Find out by trying what this machine can do.",
+    "clean": "Remove what interrupted runs left behind.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported at the moment they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command), f"cli.{cmd_name}.{cmd_name} is not a click command"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    name="quicferry",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="quicferry", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error (also: QUICFERRY_DEBUG=1).")
+def quicferry(debug: bool) -> None:
+    """Move live QUIC servers between emulated edge hosts and see how long they were gone.
+
+    Results go to stdout, progress and messages to stderr.
+    """
+    if debug:
+        os.environ["QUICFERRY_DEBUG"] = "1"  # in the environment, so that the process inside a run sees it
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; every error has become a message by then."""
+    as_json = "--json" in arguments  # read here: a wrong command line is not parsed far enough to tell
+    try:
+        status = quicferry.main(args=list(arguments), prog_name="quicferry", standalone_mode=False)
+    except FerryError as error:
+        support.report(error, as_json=as_json)
+        _trace_if_asked()
+        return error.exit_code
+    except click.ClickException as error:
+        if as_json:
+            outcome = "invalid" if isinstance(error, click.UsageError) else "failed"
+            support.print_json({"outcome": outcome, "error": error.format_message(), "hint": None})
+        error.show(sys.stderr)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130  # 128 + SIGINT, as shells have it
+    except BrokenPipeError:
+        # the reader of our output has gone (`quicferry runs list | head`): nothing is left to be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # the last resort: a defect of ours must not look like one of the user's
+        if as_json:
+            support.print_json(
+                {"outcome": "failed", "error": f"{type(error).__name__}: {error}", "hint": None}
+            )
+        support.say_error(
+            f"internal error: {type(error).__name__}: {error}",
+            hint=None if _debugging() else "run it again with QUICFERRY_DEBUG=1 to see where, and report it",
+        )
+        _trace_if_asked()
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def _debugging() -> bool:
+    return os.environ.get("QUICFERRY_DEBUG", "") not in ("", "0")
+
+
+def _trace_if_asked() -> None:
+    if _debugging():
+        traceback.print_exc()
+
+
+def main() -> None:
+    """The entry point of ``bin/quicferry``."""
+    sys.exit(call(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

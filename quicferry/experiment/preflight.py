@@ -1,0 +1,60 @@
+"""All probes of this machine in one list, and the check that comes before a run.
+
+The probes live beside what they are about; here they are only collected.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+
+from quicferry.errors import InvalidInput
+from quicferry.probe import Probe, ProbeResult, require
+
+_SOURCES = (
+    "quicferry.emulation.probes",
+    "quicferry.emulation.link_probes",
+    "quicferry.migration.criu_probes",
+    "quicferry.capture.probes",
+    "quicferry.experiment.service_probes",
+)
+
+#: What ``quicferry demo`` cannot do without. netem is not among them: the cable stands in for it.
+NEEDED_FOR_DEMO = ("root", "netns", "veth", "shaped-link", "mininet", "criu", "tshark")
+
+
+def probes() -> dict[str, Probe]:
+    """Every probe by its name, in the order in which a doctor would ask."""
+    found: dict[str, Probe] = {}
+    for source in _SOURCES:
+        try:
+            module = importlib.import_module(source)
+        except ModuleNotFoundError as error:
+            if error.name != source:
+                raise
+            continue
+        for probe in module.PROBES:
+            assert probe.name not in found, f"two probes are named {probe.name}"
+            found[probe.name] = probe
+    return found
+
+
+def select(names: Iterable[str]) -> list[Probe]:
+    """The probes of those names. Raises ``InvalidInput`` for a name that is none."""
+    known = probes()
+    chosen: list[Probe] = []
+    for name in names:
+        if name not in known:
+            raise InvalidInput(f"there is no probe {name!r}", hint="there are: " + ", ".join(known))
+        chosen.append(known[name])
+    return chosen
+
+
+def check(names: Iterable[str]) -> list[ProbeResult]:
+    """Ask those probes, one after another. Raises ``Unsupported`` at the first that says no."""
+    results: list[ProbeResult] = []
+    for probe in select(names):
+        result = probe.run()
+        require(result)
+        results.append(result)
+    return results

@@ -1,0 +1,97 @@
+"""The layers of the tests, and what a test needs of the machine.
+
+The folder of a test is its layer, and the layer is its marker: ``pytest -m pure``. A test that needs
+something of the machine says so with ``@pytest.mark.needs("criu", …)``. The names are those of the
+probes of ``quicferry doctor``; a probe is asked once per session. What it refuses is skipped with its
+reason, and fails under ``--require=criu,…``, so that a machine that ought to do it cannot skip silently.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quicferry.experiment.preflight import probes
+from quicferry.probe import ProbeResult
+
+#: layer -> what it is; the fast ones run first
+LAYERS = {
+    "pure": "no socket, no process, no clock",
+    "contract": "what we rely on in aioquic, CRIU and other programs",
+    "fake": "whole flows on stand-ins for the network and the engines",
+    "pair": "two endpoints of the protocol core in virtual time",
+    "loopback": "real sockets and processes on this machine, no emulation",
+    "e2e": "real runs in an emulated network, as root",
+}
+IMPLIED_NEEDS = {"e2e": ("root",)}
+
+_TESTS = Path(__file__).parent
+_answers: dict[str, ProbeResult] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require",
+        default="",
+        metavar="PROBE,…",
+        help="probes that must work here: a test that needs one of them fails instead of being skipped",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for layer, meaning in LAYERS.items():
+        config.addinivalue_line("markers", f"{layer}: {meaning}")
+    config.addinivalue_line("markers", "needs(*probes): what the test needs of this machine")
+    required = _required(config)
+    unknown = required - set(probes()) if required else set()
+    if unknown:
+        raise pytest.UsageError(
+            f"--require: no such probe: {', '.join(sorted(unknown))} (there are: {', '.join(probes())})"
+        )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {layer: place for place, layer in enumerate(LAYERS)}
+    for item in items:
+        item.add_marker(_layer(item))
+    items.sort(key=lambda item: order[_layer(item)])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    required = _required(item.config)
+    for name in _needs(item):
+        answer = _ask(name)
+        if answer.works:
+            continue
+        reason = f"{name}: {answer.detail}" + (f" ({answer.hint})" if answer.hint else "")
+        if name in required:
+            pytest.fail(f"required, but does not work here: {reason}", pytrace=False)
+        pytest.skip(reason)
+
+
+def _layer(item: pytest.Item) -> str:
+    path = item.path.relative_to(_TESTS)
+    if path.parts[0] not in LAYERS:
+        raise pytest.UsageError(f"tests/{path} is in no layer: move it to one of {', '.join(LAYERS)}")
+    return path.parts[0]
+
+
+def _needs(item: pytest.Item) -> list[str]:
+    wanted = list(IMPLIED_NEEDS.get(_layer(item), ()))
+    for marker in item.iter_markers("needs"):
+        wanted += [str(name) for name in marker.args]
+    return list(dict.fromkeys(wanted))
+
+
+def _required(config: pytest.Config) -> set[str]:
+    return {name.strip() for name in str(config.getoption("--require")).split(",") if name.strip()}
+
+
+def _ask(name: str) -> ProbeResult:
+    if name not in _answers:
+        known = probes()
+        if name not in known:
+            pytest.fail(f"needs({name!r}): there is no such probe", pytrace=False)
+        _answers[name] = known[name].run()
+    return _answers[name]
