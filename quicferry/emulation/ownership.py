@@ -1,0 +1,189 @@
+"""Whose process is this? Tags in the environment, and the list of what a dead tool left behind.
+
+Every process of a run carries two variables: ``QUICFERRY_RUN``, the run's id, and
+``QUICFERRY_TOOL``, the process id and start time of the tool that began the run. A process whose
+tool is gone is an orphan. Orphans are not expected, as the private root dies with its tool
+(``private_root.py``); ``quicferry clean`` looks for them all the same, and ends these alone, each
+by its process id.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+RUN_TAG = "QUICFERRY_RUN"
+TOOL_TAG = "QUICFERRY_TOOL"
+PARTIAL_SUFFIX = ".partial"
+
+_PROC = Path("/proc")
+
+
+class TaggedProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """A living process that some run has started."""
+
+    pid: int
+    run_id: str
+    tool: str  # "<process id>:<start time in clock ticks since boot>"
+    command: str
+    tool_is_gone: bool
+    start_ticks: int = 0  # with ``pid``: which process this is, even if the number is given out again
+
+
+class CleanReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``clean`` found and did."""
+
+    dry_run: bool
+    ended: tuple[TaggedProcess, ...] = ()  # orphans that were ended (or would be)
+    living_runs: tuple[str, ...] = ()  # runs whose tool is alive: left alone
+    removed: tuple[str, ...] = ()  # directories of incomplete runs that were removed (or would be)
+    kept: tuple[str, ...] = ()  # directories of incomplete runs that were left
+    failed: tuple[str, ...] = ()  # what could not be done, in words
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot (proc(5), field 22); None when there is none."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
+    return None if fields[0] in {"Z", "X"} else int(fields[19])
+
+
+def tool_tag(pid: int | None = None) -> str:
+    """What names a tool for good: its process id and its start time."""
+    number = os.getpid() if pid is None else pid
+    return f"{number}:{start_ticks(number) or 0}"
+
+
+def tags(run_id: str) -> dict[str, str]:
+    """The environment variables that mark the processes of a run that this process begins."""
+    return {RUN_TAG: run_id, TOOL_TAG: tool_tag()}
+
+
+def tool_is_gone(tag: str) -> bool:
+    """Whether the process that a tool tag names has ended. A malformed tag names no process."""
+    number, _, begun = tag.partition(":")
+    if not number.isdigit() or not begun.isdigit():
+        return True
+    return start_ticks(int(number)) != int(begun)
+
+
+def tagged_processes() -> list[TaggedProcess]:
+    """Every living process of every run that this process may look at, sorted by process id."""
+    found = []
+    for pid in sorted(_pids()):
+        environment = _environment(pid)
+        run_id = environment.get(RUN_TAG)
+        ticks = start_ticks(pid)
+        if run_id is None or ticks is None:
+            continue
+        tool = environment.get(TOOL_TAG, "")
+        found.append(
+            TaggedProcess(
+                pid=pid,
+                run_id=run_id,
+                tool=tool,
+                command=_command(pid),
+                tool_is_gone=tool_is_gone(tool),
+                start_ticks=ticks,
+            )
+        )
+    return found
+
+
+def orphans() -> list[TaggedProcess]:
+    """Processes of runs whose tool is gone."""
+    return [process for process in tagged_processes() if process.tool_is_gone]
+
+
+def end(process: TaggedProcess, *, wait_s: float = 2.0) -> bool:
+    """End one process with SIGKILL, if it is still the one that was seen. Returns whether it is gone."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        # The descriptor pins the process: the number cannot come to mean another one from here on.
+        if start_ticks(process.pid) != process.start_ticks:
+            return True
+        try:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+    finally:
+        os.close(descriptor)
+    deadline = time.monotonic() + wait_s
+    while start_ticks(process.pid) == process.start_ticks:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def clean(runs: Path, *, partial: bool = False, dry_run: bool = False) -> CleanReport:
+    """End orphans; with ``partial``, also remove the directories of incomplete runs that are dead.
+
+    A directory ``<run id>.partial`` belongs to a dead run when no living process carries that run's
+    id with a tool that is alive. Nothing else is touched.
+    """
+    failed = []
+    seen = tagged_processes()
+    gone = [process for process in seen if process.tool_is_gone]
+    living = {process.run_id for process in seen if not process.tool_is_gone}
+    ended = []
+    for process in gone:
+        if dry_run or end(process):
+            ended.append(process)
+        else:
+            failed.append(f"process {process.pid} ({process.command}) could not be ended")
+    removed, kept = [], []
+    for directory in sorted(runs.glob(f"*{PARTIAL_SUFFIX}")) if runs.is_dir() else []:
+        if not partial or directory.name.removesuffix(PARTIAL_SUFFIX) in living or directory.is_symlink():
+            kept.append(str(directory))
+            continue
+        if not dry_run:
+            try:
+                shutil.rmtree(directory)
+            except OSError as error:
+                failed.append(f"{directory} could not be removed: {error.strerror}")
+                continue
+        removed.append(str(directory))
+    return CleanReport(
+        dry_run=dry_run,
+        ended=tuple(ended),
+        living_runs=tuple(sorted(living)),
+        removed=tuple(removed),
+        kept=tuple(kept),
+        failed=tuple(failed),
+    )
+
+
+def _pids() -> Iterator[int]:
+    return (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit())
+
+
+def _environment(pid: int) -> dict[str, str]:
+    try:
+        raw = (_PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        return {}  # it ended, or it belongs to somebody else
+    pairs = (item.partition("=") for item in raw.decode("utf-8", "replace").split("\0") if "=" in item)
+    return {name: value for name, _, value in pairs}
+
+
+def _command(pid: int) -> str:
+    try:
+        raw = (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return ""
+    return raw.decode("utf-8", "replace").replace("\0", " ").strip()
