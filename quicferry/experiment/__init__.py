@@ -1,0 +1,1 @@
+"""An experiment: what it asks of the machine, one run from the deployment to the result, and many."""

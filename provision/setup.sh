@@ -1,0 +1,151 @@
+#!/bin/bash
+# Makes a bare Debian 12, Debian 13 or Ubuntu 24.04 ready for quicferry.
+#
+#   provision/setup.sh           install what is missing; a second call finds nothing to do and is quick
+#   provision/setup.sh --force   do every step again
+#
+# Three steps: packages of the distribution (only the missing ones, and none of their services is
+# started), a Python environment in .venv with exactly the versions of requirements.lock, and a CRIU
+# that works on the running kernel (provision/criu.sh). Needs root and a package mirror; asks nothing.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+VENV=$ROOT/.venv
+STAMP=$VENV/.quicferry-setup
+# The distribution's own: a `python3` found by PATH may be a shim that has none of its modules.
+PYTHON=/usr/bin/python3
+
+PACKAGES=(
+  python3 python3-venv     # the environment is made of the distribution's Python
+  ca-certificates          # pip speaks TLS
+  iproute2 iputils-ping procps util-linux kmod
+  mininet bridge-utils ethtool # mininet brings mnexec
+  iptables nftables        # CRIU closes the network of a frozen process with them
+  tcpdump tshark wireshark-common # wireshark-common: dumpcap, mergecap, editcap
+  bind9 bind9-dnsutils     # the emulated DNS host
+  iperf3
+)
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() {
+  printf 'setup: %s\n' "$1" >&2
+  [ $# -lt 2 ] || printf '  hint: %s\n' "$2" >&2
+  exit "${3:-1}"
+}
+
+force=no
+case ${1:-} in
+  "") ;;
+  --force) force=yes ;;
+  -h | --help)
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+    exit 0
+    ;;
+  *) die "unknown argument $1" "provision/setup.sh --help" 2 ;;
+esac
+
+# Everything that decides what a finished set-up looks like. The kernel is part of it: a CRIU that
+# worked before an upgrade of the kernel may not work after it.
+fingerprint() {
+  {
+    cat "$ROOT/requirements.lock" "$ROOT/pyproject.toml" "$ROOT"/provision/*
+    echo "$ROOT"
+    uname -r
+    "$PYTHON" -V 2>&1
+  } | sha256sum | cut -d ' ' -f 1
+}
+
+if [ "$force" = no ] && [ -e "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint)" ]; then
+  exit 0
+fi
+
+[ "$(id -u)" = 0 ] || die "installing packages needs root" "run \`sudo make setup\`" 127
+command -v apt-get >/dev/null ||
+  die "this machine has no apt-get" "use Debian 12 or 13 or Ubuntu 24.04, or the Vagrantfile" 127
+case $(. /etc/os-release && echo "$ID-${VERSION_ID:-}") in
+  debian-12 | debian-13 | ubuntu-24.04) ;;
+  *) say "tried on Debian 12, Debian 13 and Ubuntu 24.04 only; going on with $(. /etc/os-release && echo "$PRETTY_NAME")" ;;
+esac
+
+# ---- 1. packages -------------------------------------------------------------------------------
+
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+missing=()
+for package in "${PACKAGES[@]}"; do
+  state=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
+  [ "$state" = installed ] || missing+=("$package")
+done
+
+POLICY=/usr/sbin/policy-rc.d
+own_policy=no
+restore_policy() { if [ "$own_policy" = yes ]; then rm -f "$POLICY"; fi; }
+trap restore_policy EXIT
+
+install_packages() {
+  apt-get install --yes --quiet --no-install-recommends \
+    -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 "${missing[@]}" </dev/null >&2
+}
+
+if [ ${#missing[@]} -gt 0 ]; then
+  say "installing with apt: ${missing[*]}"
+  # A DNS server or a switch that the package would start has no business on the host: every run
+  # starts its own, in its own namespaces. invoke-rc.d asks this script; systemd's presets do not,
+  # so units that came with this installation are disabled below.
+  if [ ! -e "$POLICY" ]; then
+    own_policy=yes
+    printf '#!/bin/sh\nexit 101\n' >"$POLICY"
+    chmod 755 "$POLICY"
+  fi
+  # dumpcap stays for root alone; asked by a dialogue otherwise
+  echo 'wireshark-common wireshark-common/install-setuid boolean false' | debconf-set-selections
+  if ! install_packages; then
+    say "that failed; once more with fresh package lists"
+    apt-get update --quiet -o DPkg::Lock::Timeout=300 </dev/null >&2
+    install_packages || die "apt-get could not install: ${missing[*]}" \
+      "look at its messages above; on Ubuntu the component \`universe\` must be enabled"
+  fi
+  restore_policy
+  own_policy=no
+  if [ -d /run/systemd/system ]; then
+    for package in "${missing[@]}"; do
+      # iperf3 and mininet may bring units too, but neither enables them
+      if [ "$package" = bind9 ]; then
+        say "disabling named.service, which bind9 brought: runs start their own"
+        systemctl disable --quiet named.service || true
+      fi
+    done
+  fi
+else
+  say "all packages are installed"
+fi
+
+# ---- 2. the Python environment -----------------------------------------------------------------
+
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  die "$PYTHON is $("$PYTHON" -V 2>&1), needed is Python 3.11 or later" "use Debian 12 or later" 127
+
+# An environment of another Python, or of a checkout that was moved, is of no use.
+if [ "$force" = yes ] || ! "$VENV/bin/python" -c 'import pip, sys; sys.exit(sys.prefix != sys.argv[1])' \
+  "$VENV" 2>/dev/null || [ "$("$VENV/bin/python" -V 2>&1)" != "$("$PYTHON" -V 2>&1)" ]; then
+  say "making a Python environment in .venv"
+  rm -rf "$VENV"
+  "$PYTHON" -m venv "$VENV"
+fi
+rm -f "$STAMP"
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --no-input "$@" </dev/null >&2; }
+say "installing what requirements.lock names"
+pip install --quiet --require-hashes --requirement "$ROOT/requirements.lock" ||
+  die "pip could not install what requirements.lock names" "its message is above; is there a network?"
+pip install --quiet --no-deps --no-build-isolation --editable "$ROOT" ||
+  die "pip could not install the project itself" "its message is above"
+
+# ---- 3. CRIU -----------------------------------------------------------------------------------
+
+if [ "$force" = yes ]; then
+  "$ROOT/provision/criu.sh" --force
+else
+  "$ROOT/provision/criu.sh"
+fi
+
+fingerprint >"$STAMP"
+say "ready: bin/quicferry doctor shows what this machine can do"
