@@ -134,18 +134,19 @@ fi
 rm -f "$STAMP"
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --no-input "$@" </dev/null >&2; }
 say "installing what requirements.lock names"
-pip install --quiet --require-hashes --requirement "$ROOT/requirements.lock" ||
+pip install -qq --require-hashes --requirement "$ROOT/requirements.lock" ||
   die "pip could not install what requirements.lock names" "its message is above; is there a network?"
-pip install --quiet --no-deps --no-build-isolation --editable "$ROOT" ||
+pip install -qq --no-deps --no-build-isolation --editable "$ROOT" ||
   die "pip could not install the project itself" "its message is above"
 
 # ---- 3. CRIU -----------------------------------------------------------------------------------
 
-if [ "$force" = yes ]; then
-  "$ROOT/provision/criu.sh" --force
+criu_arguments=()
+if [ "$force" = yes ]; then criu_arguments=(--force); fi
+if "$ROOT/provision/criu.sh" "${criu_arguments[@]}" </dev/null; then
+  fingerprint >"$STAMP"
+  say "ready: bin/quicferry doctor shows what this machine can do"
 else
-  "$ROOT/provision/criu.sh"
+  # Without the stamp the next call tries again: a mirror that was away may be back.
+  say "ready but for CRIU: the engine handoff works without it, criu-cold does not"
 fi
-
-fingerprint >"$STAMP"
-say "ready: bin/quicferry doctor shows what this machine can do"
