@@ -67,7 +67,7 @@ unpack() { # a directory of .deb files
   linker=$(find "$PREFIX/root" -name 'ld-linux-*.so.*' | head -n 1)
   program=$(find "$PREFIX/root" -path '*bin/criu' -type f | head -n 1)
   if [ -z "$linker" ] || [ -z "$program" ]; then return 1; fi
-  paths=$(find "$PREFIX/root" -name '*.so*' -printf '%h\n' | sort -u | paste -s -d :)
+  paths=$(find "$PREFIX/root" -name 'lib*.so.*' -printf '%h\n' | sort -u | paste -s -d :)
   write_launcher "exec '$linker' --inhibit-cache --library-path '$paths' '$program' \"\$@\""
 }
 

@@ -5,12 +5,12 @@ Run by provision/criu.sh before there is a Python environment, so it uses the st
 Exit status 0 when the child answers after its restore; the last line printed says what went wrong.
 """
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 CHILD = """
 import socket
@@ -24,11 +24,11 @@ while True:
 """
 
 
-def fail(why: str, log: str | None = None) -> None:
+def fail(why: str, log: Path | None = None) -> None:
     """Print the log's errors and the reason, and end."""
-    if log and os.path.exists(log):
-        with open(log, errors="replace") as lines:
-            print("".join(line for line in lines if "Error" in line), end="")
+    if log is not None and log.exists():
+        lines = log.read_text(errors="replace").splitlines()
+        print("\n".join(line for line in lines if "Error" in line))
     print(why)
     raise SystemExit(1)
 
@@ -50,7 +50,8 @@ def main(criu: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a zombie would hold the PID that restore needs
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=False)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
-    os.mkdir("/run/images")
+    images = Path("/run/images")
+    images.mkdir()
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     child = subprocess.Popen([sys.executable, "-S", "-E", "-c", CHILD], start_new_session=True, **quiet)
     client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -62,12 +63,12 @@ def main(criu: str) -> None:
     for step in (["dump", "-t", str(child.pid)], ["restore", "-d"]):
         log = f"{step[0]}.log"
         # SIGCHLD is ignored here, so the status of a child is lost: the images and the answer tell.
-        subprocess.run([criu, *step, "-D", "/run/images", "-o", log, "-v1"], check=False, **quiet)
-        if step[0] == "dump" and os.path.exists(f"/proc/{child.pid}"):
-            fail("dump failed", "/run/images/dump.log")
+        subprocess.run([criu, *step, "-D", str(images), "-o", log, "-v1"], check=False, **quiet)
+        if step[0] == "dump" and Path(f"/proc/{child.pid}").exists():
+            fail("dump failed", images / "dump.log")
     after = ask(client, 2)
     if after <= before:
-        fail("the child does not answer after its restore", "/run/images/restore.log")
+        fail("the child does not answer after its restore", images / "restore.log")
     print("works")
 
 

@@ -1,0 +1,297 @@
+"""The container in which a server's process lives on its edge host, and helpers to run things in it.
+
+A container is a PID and a mount namespace of its own inside the edge host's network namespace, with
+a private tmpfs on ``/run``. It is made by the node agent of that host and ends with it. Its own PID
+namespace lets a restored process have the PID it had elsewhere; its own mount namespace lets CRIU,
+run inside, see one consistent set of mounts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from quicferry.errors import MigrationError, Unsupported
+from quicferry.migration import container_init
+
+INIT = Path(container_init.__file__)
+READY_S = 10.0  # an idle machine needs 0.03 s
+#: Service PIDs are 10 000 + 1 000 times the edge's number: no two edges of one run choose the same.
+PIDS_PER_EDGE = 1_000
+FIRST_SERVICE_PID = 10_000
+#: Between two services started in one container: room for the threads of the first.
+PIDS_PER_SERVICE = 50
+MOUNT_AND_EXEC = 'mount -t tmpfs -o mode=0755 tmpfs /run && exec "$@"'
+
+
+class Completed(NamedTuple):
+    """What a program that ran in the container left behind. A negative status is the signal that ended it."""
+
+    argv: list[str]
+    status: int
+    stdout: str
+    stderr: str
+
+
+class ProcessInside(NamedTuple):
+    """A process in the container: its PID there, its state letter (``T`` stopped, ``Z`` zombie) and argv."""
+
+    pid: int
+    state: str
+    argv: list[str]
+
+
+def first_pid_of(edge: str) -> int:
+    """The first PID for services started on that edge: by its number, or by a hash of a name without one.
+
+    A process keeps its PID on all its hops, so PIDs must differ between the edges it may visit.
+    Stays below 32 768, the smallest ``kernel.pid_max`` in use.
+    """
+    digits = re.search(r"(\d+)$", edge)
+    number = int(digits[1]) if digits else zlib.crc32(edge.encode())
+    return FIRST_SERVICE_PID + PIDS_PER_EDGE * (number % 20)
+
+
+class Container:
+    """One container. ``container = await Container.create("edge-1")`` … ``await container.close()``.
+
+    Also an asynchronous context manager. Not for use by several event loops.
+    """
+
+    def __init__(self, edge: str, parent: asyncio.subprocess.Process, init_pid: int) -> None:
+        self.edge = edge
+        self._parent = parent
+        self._init_pid = init_pid
+        self._service_pid: int | None = None
+        self._next_pid = first_pid_of(edge)
+        self._lock = asyncio.Lock()
+
+    @classmethod
+    async def create(cls, edge: str, *, enter: Sequence[str] = ()) -> Container:
+        """Make a container in the namespaces of the calling process.
+
+        ``enter`` is an argument vector put before all others, for a caller that is not in the edge
+        host's namespaces (``["nsenter", "--net=/proc/42/ns/net"]``). Raises ``Unsupported`` without
+        root or without the programs of util-linux, ``MigrationError`` when it does not come up.
+        """
+        argv = [
+            *enter,
+            # The first dies with the agent's thread, the second kills init when the first dies.
+            *("setpriv", "--pdeathsig", "KILL"),
+            *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"),
+            *("sh", "-c", MOUNT_AND_EXEC, "sh"),
+            *(sys.executable, "-I", "-S", str(INIT)),
+        ]
+        try:
+            parent = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise Unsupported(f"the program {argv[0]} is not installed", hint="run `make setup`") from error
+        assert parent.stdout is not None and parent.stderr is not None
+        try:
+            ready = await asyncio.wait_for(parent.stdout.readline(), READY_S)
+        except TimeoutError:
+            ready = b""
+        if not ready:
+            with contextlib.suppress(ProcessLookupError):
+                parent.kill()
+            why = (await parent.stderr.read()).decode(errors="replace").strip() or "no message"
+            await parent.wait()
+            raise MigrationError(
+                f"the container on {edge} did not start: {why}",
+                hint="it takes root; `quicferry doctor` says more",
+            )
+        return cls(edge, parent, _only_child(parent.pid))
+
+    async def __aenter__(self) -> Container:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def init_pid(self) -> int:
+        """PID of the container's init, seen from the agent."""
+        return self._init_pid
+
+    @property
+    def service_pid(self) -> int | None:
+        """PID of the server's process inside the container; None while none runs."""
+        if self._service_pid is not None and not self.is_alive(self._service_pid):
+            self._service_pid = None
+        return self._service_pid
+
+    def path(self, inside: str) -> Path:
+        """The agent's path to a file of the container: ``/proc/<init>/root`` + ``inside``."""
+        return Path(f"/proc/{self._init_pid}/root{inside}")
+
+    def log_path(self, pid: int) -> str:
+        """Where, inside the container, stdout and stderr of the service with that PID go."""
+        return f"/run/service-{pid}.log"
+
+    async def _ask(self, **request: Any) -> dict[str, Any]:
+        assert self._parent.stdin is not None and self._parent.stdout is not None
+        async with self._lock:
+            self._parent.stdin.write(json.dumps(request).encode() + b"\n")
+            answer = await self._parent.stdout.readline()
+        if not answer:
+            raise MigrationError(f"the container on {self.edge} is gone")
+        decoded: dict[str, Any] = json.loads(answer)
+        if "error" in decoded:
+            raise MigrationError(f"the container on {self.edge}: {decoded['error']}")
+        return decoded
+
+    async def start(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
+        """Start the server's process with stdio opened inside; returns its PID inside the container.
+
+        ``env`` None means the agent's environment. stdin is ``/dev/null``, stdout and stderr go to
+        ``log_path(pid)``. Raises ``MigrationError`` when its PID is taken; a program that cannot be
+        executed ends at once with status 127 and a line in the log.
+        """
+        wanted = self._next_pid
+        self._next_pid += PIDS_PER_SERVICE
+        answer = await self._ask(
+            do="start",
+            argv=list(argv),
+            env=None if env is None else dict(env),
+            log=self.log_path(wanted),
+            pid=wanted,
+        )
+        self._service_pid = int(answer["pid"])
+        return self._service_pid
+
+    def adopt(self, pid: int) -> None:
+        """The server's process is now this PID inside the container: an engine restored it."""
+        self._service_pid = pid
+
+    async def signal(self, pid: int, number: int) -> None:
+        """Send a signal to a process inside; nothing when it is gone."""
+        await self._ask(do="kill", pid=pid, signal=number)
+
+    async def stop(self, pid: int, *, grace_s: float = 1.0) -> None:
+        """End a process inside: SIGTERM, then SIGKILL after ``grace_s``; 0 means SIGKILL at once."""
+        if grace_s > 0:
+            await self.signal(pid, signal.SIGTERM)
+            # a stopped process acts on SIGTERM only when it goes on
+            if self._state(pid) == "T":
+                await self.signal(pid, signal.SIGCONT)
+            if await self._gone(pid, grace_s):
+                return
+        await self.signal(pid, signal.SIGKILL)
+        if not await self._gone(pid, 5.0):
+            raise MigrationError(f"process {pid} on {self.edge} survived SIGKILL")
+
+    async def stop_service(self, *, grace_s: float = 1.0) -> None:
+        """End the server's process (SIGTERM, SIGKILL after ``grace_s``); nothing when none runs."""
+        pid = self.service_pid
+        if pid is not None:
+            await self.stop(pid, grace_s=grace_s)
+            self._service_pid = None
+
+    async def _gone(self, pid: int, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while self.is_alive(pid):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.002)
+        return True
+
+    def _state(self, pid: int) -> str | None:
+        """The state letter of a process inside; None when it is gone."""
+        try:
+            stat = self.path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return None
+        return stat.rpartition(")")[2].split()[0]
+
+    def is_alive(self, pid: int) -> bool:
+        """Whether there is such a process inside; a zombie counts, as it holds its PID."""
+        return self._state(pid) is not None
+
+    def is_stopped(self, pid: int) -> bool:
+        """Whether the process is there and stopped by a signal."""
+        return self._state(pid) == "T"
+
+    def processes(self) -> list[ProcessInside]:
+        """All processes inside but init, by PID."""
+        found = []
+        for entry in self.path("/proc").iterdir():
+            if entry.name.isdigit() and entry.name != "1":
+                state = self._state(int(entry.name))
+                with contextlib.suppress(OSError):  # it ended while we looked
+                    argv = (entry / "cmdline").read_text().split("\0")[:-1]
+                    if state is not None:
+                        found.append(ProcessInside(int(entry.name), state, argv))
+        return sorted(found)
+
+    def open_files(self, pid: int, under: str = "/run/") -> list[str]:
+        """Regular files under that directory which a process inside holds open: paths inside, sorted."""
+        found = set()
+        for entry in self.path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # it was closed while we looked
+                target = str(entry.readlink())
+                if target.startswith(under) and self.path(target).is_file():
+                    found.add(target)
+        return sorted(found)
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """The argument vector that runs ``argv`` inside this container's namespaces."""
+        return ["nsenter", "-t", str(self._init_pid), "-n", "-m", "-p", "--", *argv]
+
+    async def run(self, argv: Sequence[str], *, timeout_s: float = 60.0) -> Completed:
+        """Run a program inside to its end. Raises ``MigrationError`` when that takes longer.
+
+        Output goes through pipes that are read to their end, so a daemon that keeps them open would
+        be waited for: redirect it inside.
+        """
+        words = self.command(argv)
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            stdout, stderr = await asyncio.wait_for(process.communicate(), timeout_s)
+        except TimeoutError as error:
+            raise MigrationError(f"{argv[0]} on {self.edge} still ran after {timeout_s} s") from error
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        assert process.returncode is not None
+        return Completed(
+            list(argv), process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace")
+        )
+
+    async def close(self) -> None:
+        """End everything in the container and the container; may be called again."""
+        if self._parent.returncode is None:
+            # init leads to the end of all in its PID namespace, and with the last one the mounts go
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._init_pid, signal.SIGKILL)
+            await self._parent.wait()
+        self._service_pid = None
+        if self._parent.stdin is not None:
+            self._parent.stdin.close()
+
+
+def _only_child(pid: int) -> int:
+    """The PID of the one child that a process with one thread has."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())

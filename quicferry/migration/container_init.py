@@ -1,0 +1,101 @@
+"""Init of a container: starts and signals processes on request, reaps them, ends with its agent.
+
+Run as PID 1 of a PID namespace, by path and with the standard library only (``python -I -S``), so
+that it is small and starts in some milliseconds. Requests are JSON lines on stdin, answers JSON
+lines on stdout; at the end of stdin it ends, and the kernel ends all that lives in the namespace.
+
+SIGCHLD is ignored (not caught): the kernel then reaps every child at once, those that CRIU restored
+among them. A zombie would keep its PID, and a process that comes back to this container needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing would double what this process imports
+    from typing import Any
+
+LAST_PID = "/proc/sys/kernel/ns_last_pid"
+#: Helpers that run in the container get PIDs from here up, services get far larger ones.
+FIRST_HELPER_PID = 100
+
+
+def set_last_pid(pid: int) -> None:
+    """Make the next PID of this namespace ``pid + 1``, or the next that is free."""
+    descriptor = os.open(LAST_PID, os.O_WRONLY)
+    try:
+        os.write(descriptor, str(pid).encode())
+    finally:
+        os.close(descriptor)
+
+
+def become(argv: list[str], env: dict[str, str] | None, log: str) -> None:
+    """In the child: open stdio inside this mount namespace, then become the program."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for descriptor, path, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, os.devnull, os.O_WRONLY),
+        (2, log, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+    ):
+        opened = os.open(path, flags, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.dup2(2, 1)
+    os.chdir("/")
+    try:
+        os.execvpe(argv[0], argv, dict(os.environ) if env is None else env)  # noqa: S606 - that is its task
+    except OSError as error:
+        os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
+
+
+def start(request: dict[str, Any]) -> dict[str, Any]:
+    """Fork a process with the PID that was asked for."""
+    wanted = int(request["pid"])
+    set_last_pid(wanted - 1)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            become(request["argv"], request["env"], request["log"])
+        finally:
+            os._exit(127)
+    set_last_pid(FIRST_HELPER_PID - 1)
+    if pid != wanted:
+        os.kill(pid, signal.SIGKILL)
+        return {"error": f"PID {wanted} is taken"}
+    return {"pid": pid}
+
+
+def kill(request: dict[str, Any]) -> dict[str, Any]:
+    """Send a signal; a process that is gone is no error."""
+    try:
+        os.kill(int(request["pid"]), int(request["signal"]))
+    except ProcessLookupError:
+        return {"gone": True}
+    return {"gone": False}
+
+
+def main() -> None:
+    """Obey requests until stdin ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C in a terminal must not end the server
+    set_last_pid(FIRST_HELPER_PID - 1)
+    sys.stdout.write('{"ready": true}\n')
+    sys.stdout.flush()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"start": start, "kill": kill}[request["do"]](request)
+        except OSError as error:
+            answer = {"error": f"{error.strerror}: {error.filename}" if error.filename else str(error)}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Running CRIU in a container: find it, dump, restore, and say clearly why it failed.
+
+CRIU runs inside the namespaces of the container, where it sees a process in the same namespaces as
+itself and a plain set of mounts: no external resources have to be named.
+Options: criu(8), https://criu.org/CLI. Measured reasons are in ``docs/adr/0004-criu-cold.md``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from quicferry.errors import MigrationError, Unsupported
+from quicferry.migration.container import Completed, Container
+from quicferry.migration.criu_image import (
+    LEFT_BEHIND,
+    DumpStats,
+    RestoreStats,
+    read_dump_stats,
+    read_restore_stats,
+)
+
+CHECKOUT = Path(__file__).parents[2]
+INSTALL_HINT = "run `provision/criu.sh` as root (`make setup` does); `quicferry doctor` tries it out"
+
+#: Both ways. ``--tcp-close``: listeners live on, connections end, as their addresses do not move.
+#: ``--network-lock skip``: nothing is to be locked without live TCP connections, and a lock that is
+#: left over would block the edge host. ``--file-validation filesize``: the files are those of one
+#: machine; reading the build IDs of every mapped library takes longer. ``-v1``: errors only.
+COMMON = ("--tcp-close", "--network-lock", "skip", "--file-validation", "filesize", "-v1")
+
+#: What CRIU says -> what it means for the reader. The first that is found is given.
+HINTS: tuple[tuple[str, str], ...] = (
+    (r"Unsupported proto 262", "the process holds an MPTCP socket; CRIU cannot move those"),
+    (r"Can't lookup mount", "the process has a file open from outside its container, perhaps its stdio"),
+    (r"has bad size|Can't open file|Can't stat", "a file that the process has open differs at this host"),
+    (r"(fork|clone).*File exists|Pid \d+ .*(taken|exists|busy)", "the PID is in use in this container"),
+    (r"EADDRINUSE|Address already in use|Can't bind", "another process holds the port at this host"),
+    (r"Cannot assign requested address", "the process is bound to an address this host does not have"),
+    (r"unix.*(external|peer)|External socket", "the process holds a unix socket to one outside"),
+    (r"tty|terminal", "the process has a terminal; start it with its stdio on files"),
+    (
+        r"ptrace|Operation not permitted",
+        "CRIU lacks a privilege: run as root, outside of unprivileged containers",
+    ),
+    (r"vdso|vDSO", "this CRIU is too old for the kernel: run `provision/criu.sh`"),
+    (r"soft-dirty|pagemap", "the kernel lacks a feature that CRIU uses here: `quicferry doctor`"),
+)
+
+
+def find_criu() -> Path:
+    """The CRIU to use: the launcher that ``provision/criu.sh`` wrote, else the one on the PATH.
+
+    ``QUICFERRY_CRIU_PREFIX`` names another prefix than ``.cache/criu``. Raises ``Unsupported``.
+    """
+    prefix = os.environ.get("QUICFERRY_CRIU_PREFIX")
+    launcher = (Path(prefix) if prefix else CHECKOUT / ".cache" / "criu").resolve() / "bin" / "criu"
+    if os.access(launcher, os.X_OK):
+        return launcher
+    search = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+    system = shutil.which("criu", path=search)
+    if system is None:
+        raise Unsupported(f"there is no criu, neither {launcher} nor on the PATH", hint=INSTALL_HINT)
+    return Path(system)
+
+
+def explain(step: str, done: Completed, log: str) -> MigrationError:
+    """The error for a CRIU run that failed: its last words, and what they mean."""
+    errors = [match[1].strip() for match in re.finditer(r"Error \([^)]*\): (.*)", log)]
+    words = errors or (done.stderr or done.stdout or log).strip().splitlines() or ["it left no message"]
+    # The first errors name the cause, the last is only "Dumping FAILED."
+    told = "; ".join(dict.fromkeys(word for word in words[:4] if not word.endswith("FAILED.")))
+    hint = next((hint for pattern, hint in HINTS if re.search(pattern, "\n".join(words))), None)
+    return MigrationError(
+        f"criu {step} failed with status {done.status}: {told or words[-1]}",
+        hint=hint or f"its log: {step}.log beside the images; `quicferry doctor` tries CRIU out",
+    )
+
+
+class Criu:
+    """CRIU in one container. ``images`` are directories inside the container."""
+
+    def __init__(self, container: Container, program: Path | None = None) -> None:
+        self._container = container
+        self.program = find_criu() if program is None else program
+
+    async def warm_up(self, images: Path) -> None:
+        """Let CRIU probe the kernel now: it keeps what it learns in ``/run`` of this container."""
+        self._container.path(str(images)).mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._container.run([str(self.program), "check", "--feature", "mem_dirty_track"])
+
+    def dump_argv(self, pid: int, images: Path) -> list[str]:
+        """The arguments to dump a process and leave it stopped: then it can go on if the move fails."""
+        return [
+            *(str(self.program), "dump", "-t", str(pid), "-D", str(images), "-o", "dump.log"),
+            *("--leave-stopped", *COMMON),
+        ]
+
+    def restore_argv(self, images: Path) -> list[str]:
+        """The arguments to restore a process that then lives on without CRIU."""
+        return [str(self.program), "restore", "-d", "-D", str(images), "-o", "restore.log", *COMMON]
+
+    async def dump(self, pid: int, images: Path, *, timeout_s: float) -> DumpStats:
+        """Write the images of a process, which is stopped afterwards. Raises ``MigrationError``.
+
+        When it fails, the process goes on as if nothing had happened: CRIU sees to that.
+        """
+        done = await self._container.run(self.dump_argv(pid, images), timeout_s=timeout_s)
+        outside = self._container.path(str(images))
+        if done.status != 0:
+            raise explain("dump", done, _text(outside / "dump.log"))
+        return read_dump_stats((outside / "stats-dump").read_bytes())
+
+    async def restore(self, images: Path, *, timeout_s: float) -> RestoreStats:
+        """Make a running process of the images. Raises ``MigrationError``; then no process is left."""
+        outside = self._container.path(str(images))
+        for name in LEFT_BEHIND:
+            (outside / name).unlink(missing_ok=True)
+        done = await self._container.run(self.restore_argv(images), timeout_s=timeout_s)
+        if done.status != 0:
+            raise explain("restore", done, _text(outside / "restore.log"))
+        return read_restore_stats((outside / "stats-restore").read_bytes())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,252 @@
+"""Checkpoint images as a stream of bytes, and the two image files of CRIU that we read ourselves.
+
+The stream is a sequence of records. A record is a 4-byte big-endian length, a msgpack header of
+that length (``Header``), and ``header.size`` bytes that are appended to the file ``header.name``.
+A file that is still growing can thus be sent in pieces, between those of others. The first record
+is always the ``Manifest``, the last one has the kind ``end``.
+
+The format is ours because tar wants to know the size of a file before its first byte.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from quicferry.errors import MigrationError
+
+FORMAT_VERSION = 1
+MAX_HEADER_BYTES = 64 * 1024
+LENGTH = struct.Struct(">I")
+
+#: Without this image CRIU restores into the time namespace it runs in. With it, CLOCK_MONOTONIC would
+#: stand still during the move, and stamps of before and after could not be compared.
+LEFT_BEHIND = ("timens-0.img", "dump.log", "restore.log", "stats-dump", "stats-restore")
+
+
+class Kind(enum.StrEnum):
+    """What a record brings."""
+
+    MANIFEST = "manifest"  # the data is a Manifest
+    IMAGE = "image"  # a piece of a file of the image directory; name is a bare file name
+    FILE = "file"  # a piece of a file the process has open; name is an absolute path under /run
+    END = "end"  # nothing follows
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True):
+    """The header of a record."""
+
+    kind: Kind
+    name: str
+    size: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the checkpoint is: enough for the destination to refuse one that it cannot restore."""
+
+    format_version: int = FORMAT_VERSION
+    epoch: int
+    pid: int  # inside the container, at both ends
+    files: list[str]  # regular files under /run that the process holds open
+
+
+def record(kind: Kind, name: str, data: bytes) -> bytes:
+    """One record as bytes."""
+    header = msgspec.msgpack.encode(Header(kind, name, len(data)))
+    return b"".join((LENGTH.pack(len(header)), header, data))
+
+
+class Unpacker:
+    """Reads the stream as it comes and writes the files.
+
+    ``images`` is the image directory, ``root`` the container's root directory, both as this process
+    sees them. Data of a record is written piece by piece; nothing is held back but a record's header.
+    """
+
+    def __init__(self, images: Path, root: Path) -> None:
+        self._images = images
+        self._root = root
+        self._buffer = bytearray()
+        self._header: Header | None = None
+        self._left = 0
+        self._seen: set[Path] = set()
+        self._manifest_bytes = bytearray()
+        self._complete = False
+        self.received_bytes = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last record has come."""
+        return self._complete
+
+    def manifest(self) -> Manifest:
+        """The manifest. Raises ``MigrationError`` unless the stream is complete and its format known."""
+        if not self._complete:
+            raise MigrationError("the checkpoint is cut off", hint="the source stopped sending it")
+        try:
+            manifest = msgspec.json.decode(self._manifest_bytes, type=Manifest)
+        except msgspec.DecodeError as error:
+            raise MigrationError(f"the checkpoint has no readable manifest: {error}") from error
+        if manifest.format_version != FORMAT_VERSION:
+            raise MigrationError(
+                f"the checkpoint has format {manifest.format_version}, this host reads {FORMAT_VERSION}",
+                hint="run the same version on all hosts",
+            )
+        return manifest
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes. Raises ``MigrationError`` for what cannot be a checkpoint."""
+        self.received_bytes += len(data)
+        view = memoryview(data)
+        while view:
+            if self._complete:
+                raise MigrationError("the checkpoint goes on after its end")
+            if self._header is None:
+                view = self._feed_header(view)
+            else:
+                piece, view = view[: self._left], view[self._left :]
+                self._write(self._header, piece)
+                self._left -= len(piece)
+                if self._left == 0:
+                    self._header = None
+
+    def _feed_header(self, view: memoryview) -> memoryview:
+        wanted = LENGTH.size
+        if len(self._buffer) >= LENGTH.size:
+            wanted += LENGTH.unpack_from(self._buffer)[0]
+            if wanted > MAX_HEADER_BYTES:
+                raise MigrationError("the checkpoint is damaged: a record's header is too long")
+        missing = wanted - len(self._buffer)
+        self._buffer += view[:missing]
+        if len(self._buffer) == wanted > LENGTH.size:
+            try:
+                header = msgspec.msgpack.decode(memoryview(self._buffer)[LENGTH.size :], type=Header)
+            except msgspec.DecodeError as error:
+                raise MigrationError(f"the checkpoint is damaged: {error}") from error
+            self._buffer.clear()
+            self._begin(header)
+        return view[missing:]
+
+    def _begin(self, header: Header) -> None:
+        if header.kind is Kind.END:
+            self._complete = True
+        elif header.size:
+            self._header, self._left = header, header.size
+        elif header.kind is not Kind.MANIFEST:
+            self._write(header, memoryview(b""))
+
+    def _target(self, header: Header) -> Path:
+        parts = header.name.split("/")
+        if header.kind is Kind.IMAGE and len(parts) == 1 and parts[0] not in ("", ".", ".."):
+            return self._images / header.name
+        inside = parts[:2] == ["", "run"] and len(parts) > 2 and not {"", ".", ".."} & set(parts[2:])
+        if header.kind is Kind.FILE and inside:
+            return self._root / header.name.lstrip("/")
+        raise MigrationError(f"the checkpoint names a file that it must not write: {header.name!r}")
+
+    def _write(self, header: Header, piece: memoryview) -> None:
+        if header.kind is Kind.MANIFEST:
+            self._manifest_bytes += piece
+            return
+        path = self._target(header)
+        if path not in self._seen:
+            self._seen.add(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+        with path.open("ab", buffering=0) as file:
+            written = 0
+            while written < len(piece):
+                written += file.write(piece[written:]) or 0
+
+
+class DumpStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What CRIU measured of a dump, in its own names (``stats.proto``)."""
+
+    freezing_time_us: int  # until all threads stood
+    frozen_time_us: int  # for how long they stood
+    memdump_time_us: int
+    memwrite_time_us: int
+    pages_scanned: int
+    pages_written: int
+
+
+class RestoreStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What CRIU measured of a restore."""
+
+    forking_time_us: int
+    restore_time_us: int
+    pages_restored: int
+
+
+STATS_MAGIC = struct.pack("<II", 0x55105940, 0x57093306)  # criu/include/magic.h: IMG_SERVICE, STATS
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Fields of a protobuf message that has only varints (wire type 0) and sub-messages (type 2)."""
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = data[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+
+    while position < len(data):
+        key = varint()
+        if key & 7 == 0:
+            yield key >> 3, varint()
+        elif key & 7 == 2:
+            size = varint()
+            if position + size > len(data):
+                raise IndexError(f"a field of {size} bytes in a message of {len(data)}")
+            yield key >> 3, data[position : position + size]
+            position += size
+        else:
+            raise ValueError(f"wire type {key & 7}")
+
+
+def _stats(image: bytes, wanted_field: int) -> dict[int, int]:
+    """The numbered values of one half of a stats image: field 1 is the dump's, field 2 the restore's.
+
+    An image is a magic of 8 bytes, a 4-byte little-endian size and a ``StatsEntry`` of that size.
+    """
+    if not image.startswith(STATS_MAGIC) or len(image) < 12:
+        raise MigrationError("not a stats image of CRIU")
+    size = struct.unpack_from("<I", image, 8)[0]
+    try:
+        for number, entry in _fields(image[12 : 12 + size]):
+            if number == wanted_field and isinstance(entry, bytes):
+                return {key: value for key, value in _fields(entry) if isinstance(value, int)}
+    except (IndexError, ValueError) as error:
+        raise MigrationError(f"a stats image of CRIU is damaged: {error}") from error
+    raise MigrationError("a stats image of CRIU has other contents than expected")
+
+
+def read_dump_stats(image: bytes) -> DumpStats:
+    """Decode ``stats-dump``. Raises ``MigrationError`` when it is something else."""
+    values = _stats(image, 1)
+    return DumpStats(
+        freezing_time_us=values.get(1, 0),
+        frozen_time_us=values.get(2, 0),
+        memdump_time_us=values.get(3, 0),
+        memwrite_time_us=values.get(4, 0),
+        pages_scanned=values.get(5, 0),
+        pages_written=values.get(7, 0),
+    )
+
+
+def read_restore_stats(image: bytes) -> RestoreStats:
+    """Decode ``stats-restore``. Raises ``MigrationError`` when it is something else."""
+    values = _stats(image, 2)
+    return RestoreStats(
+        forking_time_us=values.get(3, 0), restore_time_us=values.get(4, 0), pages_restored=values.get(5, 0)
+    )
