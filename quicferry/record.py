@@ -39,29 +39,29 @@ class RunPaths:
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a run was asked to be: the axes of an experiment, one value each."""
 
-    topology: str = "two_edges"
-    strategy: Strategy = Strategy.PROACTIVE_EXPLICIT
-    engine: str = "handoff"
-    server_first: bool = False
+    topology: str = "two_edges"  # a name of `quicferry topo list`
+    strategy: Strategy = Strategy.PROACTIVE_EXPLICIT  # how client and server find each other again
+    engine: str = "handoff"  # how the process moves
+    server_first: bool = False  # the variant in which the restored server sends first, whatever the strategy
     pool: int = 1  # candidate addresses the client is given, 1..7; the true one among them
     rtt_ms: float = 18.0  # client to destination edge
     source_rtt_ms: float | None = None  # client to source edge; None: as rtt_ms
-    jitter_ms: float = 0.0
+    jitter_ms: float = 0.0  # standard deviation around the delay, each way
     loss_percent: float = 0.0  # each way on the client's access link
     rate_mbps: float | None = None  # each way on the client's access link
-    inter_edge_mbps: float = 1000.0
-    memory_mib: int = 0
+    inter_edge_mbps: float = 1000.0  # between source and destination
+    memory_mib: int = 0  # touched, incompressible memory added to the server
     interval_ms: float = 10.0  # between requests; 0: back to back
-    request_bytes: int = 64
-    response_bytes: int = 256
-    download_mib: float = 0.0
-    upload_mib: float = 0.0
+    request_bytes: int = 64  # size of each request
+    response_bytes: int = 256  # size of each response
+    download_mib: float = 0.0  # a download beside the requests, checked by hash; 0: none
+    upload_mib: float = 0.0  # an upload beside the requests, checked by hash; 0: none
     before_s: float = 1.0  # load before the move
     after_s: float = 1.0  # load after the move
     forwarding: str = "auto"  # auto, on, off: late datagrams go from source to destination
     link_backend: str = "auto"  # auto, netem, cable
-    calibrate: bool = False
-    seed: int = 1
+    calibrate: bool = False  # measure every link before the load begins
+    seed: int = 1  # of loss, jitter and payloads
 
 
 class Clock(msgspec.Struct, frozen=True, kw_only=True):
