@@ -1,0 +1,102 @@
+"""The interface of an emulation: deploy a topology, run programs in its hosts, end it.
+
+``MininetEmulator`` (``mininet_backend.py``) is the real one; ``FakeEmulator`` (``fake.py``) has the
+same interface for tests and fails where it is told to.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Protocol, Self
+
+from quicferry.model import LinkReading, Topology
+from quicferry.process import Popen, Result
+
+
+class DeployPhase(enum.StrEnum):
+    """The steps of a deployment, in their order."""
+
+    NODES = "nodes"  # every node is a process with namespaces of its own
+    LINKS = "links"  # every link exists, shaped as asked
+    ADDRESSES = "addresses"  # interfaces have addresses and are up, bridges forward
+    ROUTES = "routes"  # static routes and permanent neighbours are set
+    READY = "ready"  # every interface has its carrier: the next packet will not be lost
+
+
+Progress = Callable[[DeployPhase], None]
+
+
+class Emulator(Protocol):
+    """An emulated network. A context manager: at its end ``destroy`` is called.
+
+    Methods raise ``InvalidInput`` for hosts and links that the topology does not have, and
+    ``EmulationError`` when the emulation cannot do what it should.
+    """
+
+    @property
+    def topology(self) -> Topology:
+        """What is deployed. Raises ``EmulationError`` when nothing is."""
+
+    def deploy(self, topology: Topology) -> None:
+        """Build the network. When it raises, nothing of the network is left."""
+
+    def spawn(
+        self,
+        host: str,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: int | IO[bytes] | None = None,
+        stdout: int | IO[bytes] | None = None,
+        stderr: int | IO[bytes] | None = None,
+        cwd: Path | None = None,
+    ) -> Popen[bytes]:
+        """Start a program in a host's network and mount namespaces. Streams: None is /dev/null.
+
+        The process id is that of the program itself; signals reach it directly. It is a session
+        leader, and it ends with the emulation at the latest.
+        """
+
+    def execute(
+        self,
+        host: str,
+        argv: Sequence[str | Path],
+        *,
+        timeout_s: float = 30.0,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> Result:
+        """Run a program in a host to its end. Raises ``CommandFailed`` as ``process.run`` does."""
+
+    def pid(self, host: str) -> int:
+        """A process that holds the host's namespaces open as long as the emulation lives."""
+
+    def interface(self, host: str, link_name: str) -> str:
+        """The name of the host's interface at a link."""
+
+    def address(self, host: str) -> str:
+        """The host's first address, without prefix length."""
+
+    def link_readings(self) -> list[LinkReading]:
+        """For each direction of each link: what was asked and what is there."""
+
+    def calibrate(self) -> list[LinkReading]:
+        """Measure every link; the readings, with the measured values."""
+
+    def set_link(self, link_name: str, *, up: bool) -> None:
+        """Cut a link, or mend it. A mended link is as it was, routes and neighbours too."""
+
+    def destroy(self) -> None:
+        """End everything. May be called at any time and more than once."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

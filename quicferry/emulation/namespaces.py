@@ -1,0 +1,87 @@
+"""Looking into other network namespaces from this thread, and finding who lives in them."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+_CLONE_NEWNET = 0x40000000
+_SIOCGIFFLAGS = 0x8913
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40  # RUNNING is the operational state "up" (netdevice(7))
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def network_of(pid: int) -> Iterator[None]:
+    """This thread is in the network namespace of that process meanwhile. Raises ``OSError``.
+
+    Sockets made meanwhile stay in that network; ``/proc/sys/net`` shows its settings. No ``await``
+    and no new thread may happen meanwhile.
+    """
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        other = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _enter(other)
+        finally:
+            os.close(other)
+        try:
+            yield
+        finally:
+            _enter(own)
+    finally:
+        os.close(own)
+
+
+def set_network_settings(values: Mapping[str, int]) -> None:
+    """Write settings below ``/proc/sys/net`` (``ipv4/ip_forward``) of this thread's network.
+
+    Raises ``OSError``; a setting that this kernel does not have is an error too.
+    """
+    for name, value in values.items():
+        with open(f"/proc/sys/net/{name}", "wb", buffering=0) as setting:  # noqa: PTH123 - unbuffered
+            setting.write(str(value).encode())
+
+
+def not_running(interfaces: Iterable[str]) -> list[str]:
+    """Those interfaces of this thread's network that are not up with a carrier."""
+    missing = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for name in interfaces:
+            reply = fcntl.ioctl(probe, _SIOCGIFFLAGS, struct.pack("16sH14x", name.encode(), 0))
+            flags = struct.unpack("16sH14x", reply)[1]
+            if flags & (_IFF_UP | _IFF_RUNNING) != _IFF_UP | _IFF_RUNNING:
+                missing.append(name)
+    return missing
+
+
+def network_id(pid: int) -> int:
+    """What tells a process's network namespace from others. Raises ``OSError``."""
+    return Path(f"/proc/{pid}/ns/net").stat().st_ino
+
+
+def inhabitants(networks: Iterable[int]) -> list[int]:
+    """The living processes in these network namespaces, as far as this process sees them."""
+    wanted = set(networks)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if network_id(int(entry.name)) in wanted:
+                    found.append(int(entry.name))
+            except OSError:
+                continue  # it has ended meanwhile, or is a zombie
+    return found
+
+
+def _enter(descriptor: int) -> None:
+    if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"setns: {os.strerror(number)}")

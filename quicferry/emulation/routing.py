@@ -1,0 +1,210 @@
+"""Static routes and neighbours of a topology, as pure functions.
+
+Nodes that share an IP network without a router between them (a cable, or everything around a set of
+bridges) form a *segment*. Only routers forward; a path is a sequence of segments joined by routers,
+and the shortest one by hops is taken, in a tie the one whose link stands first in the topology. So a
+network that only end systems are in, such as a cable between two edges, has no route from elsewhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from quicferry.errors import InvalidInput
+from quicferry.model import Link, NodeKind, Route, Topology
+
+_MOST_INTERFACE_NAME = 15  # IFNAMSIZ - 1
+
+
+class Attachment(NamedTuple):
+    """One end of a link: which node, which interface there, which address."""
+
+    node: str
+    link: str  # "a--b"
+    interface: str
+    address: str | None  # CIDR form; None at a switch
+
+    @property
+    def host_address(self) -> str | None:
+        """The address without its prefix length."""
+        return None if self.address is None else self.address.partition("/")[0]
+
+    @property
+    def network(self) -> str | None:
+        """The IP network in CIDR form."""
+        return None if self.address is None else str(ipaddress.ip_interface(self.address).network)
+
+    @property
+    def mac(self) -> str:
+        """A locally administered address made of the IP address, or of the interface's name."""
+        if self.address is not None:
+            tail = ipaddress.ip_interface(self.address).ip.packed[-4:]
+            return "02:00:" + ":".join(f"{byte:02x}" for byte in tail)
+        tail = sum(ord(c) << (7 * i) for i, c in enumerate(self.interface)).to_bytes(16, "big")[-4:]
+        return "06:00:" + ":".join(f"{byte:02x}" for byte in tail)
+
+
+class Neighbour(NamedTuple):
+    """At ``node``: ``address`` on ``interface`` is at ``mac``."""
+
+    node: str
+    interface: str
+    address: str
+    mac: str
+
+
+def attachments(topology: Topology) -> tuple[Attachment, ...]:
+    """Both ends of every link, in the topology's order: a's end, then b's.
+
+    Interfaces are named as Mininet names them, ``core-eth2``, counted from 0 (at a switch from 1).
+    """
+    counters = {node.name: int(node.kind is NodeKind.SWITCH) for node in topology.nodes}
+    found = []
+    for link in topology.links:
+        for end, address in ((link.a, link.a_address), (link.b, link.b_address)):
+            number = counters[end]
+            counters[end] += 1
+            name = f"{end}-eth{number}"
+            if len(name) > _MOST_INTERFACE_NAME:
+                name = f"{end}-e{number}"
+            found.append(Attachment(end, link.name, name, address))
+    return tuple(found)
+
+
+def segments(topology: Topology) -> tuple[tuple[Attachment, ...], ...]:
+    """Groups of addressed link ends that hear each other without a router, in the topology's order."""
+    switches = {node.name for node in topology.nodes if node.kind is NodeKind.SWITCH}
+    group_of: dict[str, int] = {}
+    group_of_switch: dict[str, int] = {}
+    for number, link in enumerate(topology.links):
+        touched = [end for end in (link.a, link.b) if end in switches]
+        old = {group_of_switch[end] for end in touched if end in group_of_switch}
+        group = min(old, default=number)
+        for names in (group_of, group_of_switch):
+            for name, value in names.items():
+                if value in old:
+                    names[name] = group
+        group_of[link.name] = group
+        group_of_switch.update(dict.fromkeys(touched, group))
+    members: dict[int, list[Attachment]] = {}
+    for end in attachments(topology):
+        if end.address is not None:
+            members.setdefault(group_of[end.link], []).append(end)
+    return tuple(tuple(members[group]) for group in sorted(members))
+
+
+def neighbours(topology: Topology) -> tuple[Neighbour, ...]:
+    """Every neighbour of every node, so that no packet ever waits for ARP."""
+    return tuple(
+        Neighbour(here.node, here.interface, there.host_address or "", there.mac)
+        for segment in segments(topology)
+        for here in segment
+        for there in segment
+        if here.node != there.node and here.network == there.network
+    )
+
+
+def shortest_routes(topology: Topology) -> tuple[Route, ...]:
+    """For every node, one route to every network that it can reach and is not in itself."""
+    found = []
+    for node in topology.nodes:
+        if node.kind is NodeKind.SWITCH:
+            continue
+        for network, gateway in _first_gateways(topology, node.name).items():
+            found.append(Route(node.name, network, gateway))
+    return tuple(found)
+
+
+def routes(topology: Topology) -> tuple[Route, ...]:
+    """The routes to set: a router's are one per network; an end system's are its default gateway,
+    and one for each network that is nearer by another gateway.
+    """
+    routers = {node.name for node in topology.nodes if node.kind is NodeKind.ROUTER}
+    every = shortest_routes(topology)
+    found = [route for route in every if route.node in routers]
+    for node in topology.nodes:
+        own = [route for route in every if route.node == node.name and node.name not in routers]
+        for version, default in ((4, "0.0.0.0/0"), (6, "::/0")):
+            here = [route for route in own if ipaddress.ip_network(route.network).version == version]
+            if not here:
+                continue
+            gateway = Counter(route.gateway for route in here).most_common(1)[0][0]
+            found.append(Route(node.name, default, gateway))
+            found.extend(route for route in here if route.gateway != gateway)
+    return tuple(found)
+
+
+def path(topology: Topology, start: str, end: str) -> tuple[str, ...]:
+    """The nodes (switches left out) that a packet from ``start`` to ``end``'s first address passes.
+
+    Raises ``InvalidInput`` when there is no way.
+    """
+    no_way = InvalidInput(f"topology {topology.name}: there is no way from {start} to {end}")
+    addresses = [a.partition("/")[0] for a in topology.addresses_of(end)]
+    if not addresses:
+        raise no_way
+    ends = attachments(topology)
+    table = {(route.node, route.network): route.gateway for route in shortest_routes(topology)}
+    owner = {a.host_address: a.node for a in ends if a.address is not None}
+    network = str(ipaddress.ip_interface(topology.addresses_of(end)[0]).network)
+    here, passed = start, [start]
+    while here != end:
+        if any(a.node == here and a.network == network for a in ends):
+            passed.append(end)
+            break
+        gateway = table.get((here, network))
+        if gateway is None:
+            raise no_way
+        here = owner[gateway]
+        passed.append(here)
+    return tuple(passed)
+
+
+def connected_pairs(topology: Topology) -> Iterator[tuple[str, str]]:
+    """Ordered pairs of end systems of which the first can reach the second's first address."""
+    hosts = [n.name for n in topology.nodes if n.kind in {NodeKind.HOST, NodeKind.EDGE}]
+    for start in hosts:
+        for end in hosts:
+            if start == end:
+                continue
+            try:
+                path(topology, start, end)
+                path(topology, end, start)
+            except InvalidInput:
+                continue
+            yield start, end
+
+
+def link_between(topology: Topology, name: str) -> Link:
+    """The link of that name (``a--b``). Raises ``InvalidInput``."""
+    for link in topology.links:
+        if link.name == name:
+            return link
+    raise InvalidInput(
+        f"topology {topology.name} has no link {name!r}",
+        hint="it has " + ", ".join(link.name for link in topology.links),
+    )
+
+
+def _first_gateways(topology: Topology, start: str) -> dict[str, str]:
+    """Network to first gateway for one node: breadth first over the segments."""
+    parts = segments(topology)
+    routers = {node.name for node in topology.nodes if node.kind is NodeKind.ROUTER}
+    own = {end.network for part in parts for end in part if end.node == start}
+    gateways: dict[str, str] = {}
+    seen = {start}
+    waiting: deque[tuple[str, str | None]] = deque([(start, None)])  # a node, and the gateway towards it
+    while waiting:
+        here, first = waiting.popleft()
+        for part in parts:
+            for mine in (end for end in part if end.node == here):
+                if mine.network is not None and mine.network not in own and first is not None:
+                    gateways.setdefault(mine.network, first)
+                for there in part:
+                    if there.node in routers and there.node not in seen and there.network == mine.network:
+                        seen.add(there.node)
+                        waiting.append((there.node, first if first is not None else there.host_address))
+    return gateways

@@ -1,0 +1,87 @@
+"""A topology as stock Mininet knows it: ``mn --custom topologies/two_edges.py --topo two_edges``.
+
+Each topology module offers ``topos`` (``Family.mininet_topos``). Delay, jitter, rate, loss and queue become parameters of
+Mininet's ``TCLink``, which needs netem and sets it on the hosts' own interfaces: a capture there sees
+packets before their delay. Routes are set by the node itself, as stock Mininet has none.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+with warnings.catch_warnings():
+    # Mininet imports distutils, which warns on every Python that still has it
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from mininet.link import Link as PlainLink
+    from mininet.link import TCLink
+    from mininet.node import Node as MininetNode
+    from mininet.nodelib import LinuxBridge
+    from mininet.topo import Topo
+
+from quicferry.emulation import routing
+from quicferry.model import NodeKind, Shape, Topology
+
+
+class RoutedNode(MininetNode):  # type: ignore[misc]  # Mininet has no types
+    """A Mininet node with static routes; ``forward`` makes it a router."""
+
+    def config(
+        self, *, routes: tuple[tuple[str, str], ...] = (), forward: bool = False, **params: Any
+    ) -> Any:
+        """Set addresses as every node does, then forwarding and routes."""
+        result = super().config(**params)
+        if forward:
+            self.cmd("sysctl -w net.ipv4.ip_forward=1")
+        for network, gateway in routes:
+            self.cmd("ip route replace", network, "via", gateway)
+        return result
+
+
+def to_mininet(topology: Topology, *, shaped: bool = True) -> Topo:
+    """The topology as a ``mininet.topo.Topo``.
+
+    Without ``shaped`` every link is a plain one: the same network for kernels that have no netem.
+    """
+    topo = Topo()
+    routes: dict[str, list[tuple[str, str]]] = {}
+    for route in routing.routes(topology):
+        routes.setdefault(route.node, []).append((route.network, route.gateway))
+    for node in topology.nodes:
+        if node.kind is NodeKind.SWITCH:
+            topo.addSwitch(node.name, cls=LinuxBridge, dpid=f"{len(topo.switches()) + 1:x}")
+        else:
+            topo.addHost(
+                node.name,
+                cls=RoutedNode,
+                ip=topology.addresses_of(node.name)[0],
+                routes=tuple(routes.get(node.name, ())),
+                forward=node.kind is NodeKind.ROUTER,
+            )
+    for link in topology.links:
+        a_params, b_params = (
+            {
+                **({"ip": address} if address is not None else {}),
+                **(tc_parameters(shape, link.mtu_bytes) if shaped else {}),
+            }
+            for address, shape in ((link.a_address, link.a_to_b), (link.b_address, link.b_to_a))
+        )
+        cls = PlainLink if link.is_plain or not shaped else TCLink
+        topo.addLink(link.a, link.b, cls=cls, params1=a_params, params2=b_params)
+    return topo
+
+
+def tc_parameters(shape: Shape, mtu_bytes: int = 1500) -> dict[str, float | int | str]:
+    """One direction's shape in the words of ``TCIntf``: bw in Mbit/s, delay and jitter in ms, loss in %."""
+    if shape.does_nothing:
+        return {}
+    found: dict[str, float | int | str] = {"max_queue_size": shape.queue_limit(mtu_bytes)}
+    if shape.rate_mbps is not None:
+        found["bw"] = shape.rate_mbps
+    if shape.delay_ms:
+        found["delay"] = f"{shape.delay_ms:g}ms"
+    if shape.jitter_ms:
+        found["jitter"] = f"{shape.jitter_ms:g}ms"
+    if shape.loss_percent:
+        found["loss"] = shape.loss_percent
+    return found
