@@ -98,7 +98,7 @@ class EventLog:
     def __init__(self, vantage: str, path: Path | None = None, sink: Sink | None = None) -> None:
         self.vantage = vantage
         self._path = path
-        self._sink = sink
+        self.sink = sink
 
     def emit(self, name: str, *, t_ns: int | None = None, **detail: Any) -> Event:
         """Write one event, stamped now unless ``t_ns`` says otherwise. ``ValueError`` for unknown names."""
@@ -112,8 +112,8 @@ class EventLog:
                 os.write(descriptor, line)
             finally:
                 os.close(descriptor)
-        if self._sink is not None:
-            self._sink(event)
+        if self.sink is not None:
+            self.sink(event)
         return event
 
     @contextlib.contextmanager

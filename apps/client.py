@@ -1,0 +1,230 @@
+"""The client process: one connection, a load, and a log of what came back from where.
+
+    python -m apps.client --config FILE
+
+Events go to stdout as JSON lines. A line ``stop`` on stdin, its end, or SIGTERM ends the load: the
+client waits for what is still open, writes its summary and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent, StreamDataReceived
+
+from apps.config import ALPN, SERVER_NAME, ClientConfig, read_config
+from apps.load import Load
+from apps.udp import UdpPort
+from quicferry.events import Event, EventLog
+from quicferry.model import Endpoint
+from quicferry.quic import (
+    ExtensionConfig,
+    LossNoticed,
+    MigratableConnection,
+    MigrationAborted,
+    MigrationAnnounced,
+    MigrationFellBack,
+    PathSwitched,
+    PathValidated,
+    PeerMigrated,
+    ProbeStarted,
+)
+from quicferry.record import write_json
+from quicferry.units import now_s
+
+
+def address_text(address: tuple[str, int]) -> str:
+    """An address as it stands in events and records."""
+    return str(Endpoint(address[0], address[1]))
+
+
+class Client:
+    """One client process."""
+
+    def __init__(self, config: ClientConfig, events: EventLog) -> None:
+        self.config = config
+        self.events = events
+        quic = QuicConfiguration(
+            is_client=True,
+            alpn_protocols=[ALPN],
+            server_name=SERVER_NAME,
+            idle_timeout=config.idle_timeout_s,
+        )
+        quic.load_verify_locations(config.authority)
+        self._keys = Path(config.keys).open("a", encoding="ascii")  # noqa: SIM115 (aioquic writes for the process's life)
+        quic.secrets_log_file = self._keys
+        extension = ExtensionConfig(strategies=frozenset(config.strategies)) if config.extension else None
+        self.connection = MigratableConnection(configuration=quic, extension=extension)
+        family = "::" if ":" in config.server.host else "0.0.0.0"
+        self.port = UdpPort(Endpoint(family, 0), self._received)
+        self.load = Load(config, events, self._send, self.connection.unsent_bytes)
+        self.connected = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.stopping = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._origin = ""
+
+    async def run(self) -> None:
+        """Connect, load until told to stop, wait for what is open, write the summary."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
+        loop.add_reader(sys.stdin.fileno(), self._stdin)
+        self.port.start()
+        self.connection.connect(tuple(self.config.server), now_s())
+        self._proceed()
+        await self._first(self.connected, self.stopping, self.closed)
+        gc.freeze()
+        ticker = asyncio.create_task(self._tick())
+        self.load.start_transfers(self.connection.get_next_available_stream_id)
+        self._proceed()
+        await self._first(self.stopping, self.closed)
+        ticker.cancel()
+        self.load.finish()
+        try:
+            async with asyncio.timeout(self.config.patience_s):
+                await self._first(self.load.complete, self.closed)
+        except TimeoutError:
+            pass  # what is still open counts as lost
+        summary = self.load.summary()
+        summary.negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
+        self.events.emit(
+            "client.state.checked",
+            ok=summary.state_ok,
+            expected=summary.responses,
+            seen=summary.state_detail,
+        )
+        write_json(Path(self.config.summary), summary)
+        self.events.emit("client.done", sent=summary.requests_sent, lost=summary.requests_lost)
+        self.connection.close()
+        self._proceed()
+        self.port.close()
+        self._keys.close()
+
+    @staticmethod
+    async def _first(*events: asyncio.Event) -> None:
+        tasks = [asyncio.create_task(event.wait()) for event in events]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+    def _stdin(self) -> None:
+        line = sys.stdin.buffer.readline()
+        if not line or line.strip() == b"stop":
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+            self.stopping.set()
+
+    async def _tick(self) -> None:
+        """Requests at a fixed pace, whatever happens to their answers; 0 is back to back."""
+        loop = asyncio.get_running_loop()
+        interval = self.config.interval_ms / 1e3
+        due = loop.time()
+        while True:
+            if interval > 0:
+                self.load.request(self.connection.get_next_available_stream_id)
+                self._proceed()
+                due += interval
+                await asyncio.sleep(max(0.0, due - loop.time()))
+            else:
+                self.load.answered.clear()
+                self.load.request(self.connection.get_next_available_stream_id)
+                self._proceed()
+                await self.load.answered.wait()
+
+    # --- the connection ----------------------------------------------------------------------
+
+    def _send(self, stream: int, data: bytes, end: bool) -> None:
+        self.connection.send_stream_data(stream, data, end)
+
+    def _received(self, batch: list[tuple[bytes, tuple[str, int]]]) -> None:
+        for data, sender in batch:
+            self._origin = address_text(sender)
+            self.connection.receive_datagram(data, sender, now_s())
+            self._handle_events()
+        self._proceed()
+
+    def _proceed(self) -> None:
+        self._handle_events()
+        self.load.pump()
+        now = now_s()
+        for data, receiver in self.connection.datagrams_to_send(now):
+            self.port.send(data, (receiver[0], receiver[1]))
+        self._handle_events()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.connection.get_timer()
+        if due is not None:
+            self._timer = asyncio.get_running_loop().call_at(due, self._timer_due, due)
+
+    def _timer_due(self, due: float) -> None:
+        self._timer = None
+        self.connection.handle_timer(max(due, now_s()))
+        self._proceed()
+
+    def _handle_events(self) -> None:
+        while (event := self.connection.next_event()) is not None:
+            self._on_event(event)
+
+    def _on_event(self, event: QuicEvent) -> None:
+        emit = self.events.emit
+        match event:
+            case StreamDataReceived():
+                self.load.received(event.stream_id, event.data, event.end_stream, self._origin)
+            case HandshakeCompleted():
+                negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
+                emit("client.connected", negotiated=bool(negotiated), strategies=negotiated)
+                self.connected.set()
+            case MigrationAnnounced():
+                addresses = [address_text(address) for address in event.addresses]
+                emit(
+                    "client.migration.announced",
+                    epoch=event.epoch,
+                    strategy=str(event.strategy),
+                    addresses=addresses,
+                )
+            case LossNoticed():
+                emit("client.loss.noticed", pto_ms=event.pto_s * 1e3, silent_ms=event.silent_s * 1e3)
+            case ProbeStarted():
+                emit("client.probing", address=address_text(event.address))
+            case PeerMigrated():
+                emit("client.server.packet", epoch=event.epoch, address=address_text(event.address))
+            case PathValidated():
+                emit(
+                    "client.path.validated",
+                    address=address_text(event.address),
+                    rtt_ms=event.rtt_s * 1e3,
+                )
+            case PathSwitched():
+                emit("client.switched", old=address_text(event.old), new=address_text(event.new))
+            case MigrationAborted():
+                emit("client.migration.aborted", epoch=event.epoch, reason=str(event.reason))
+            case MigrationFellBack():
+                emit("client.fell-back", reason=str(event.reason))
+            case ConnectionTerminated():
+                self.load.closed = event.reason_phrase or f"error {event.error_code:#x}"
+                self.closed.set()
+                self.load.answered.set()
+            case _:
+                pass
+
+
+def print_event(event: Event) -> None:
+    """One event as a line on stdout."""
+    sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    """The process's entry."""
+    config = read_config("apps.client", ClientConfig)
+    asyncio.run(Client(config, EventLog("client", sink=print_event)).run())
+
+
+if __name__ == "__main__":
+    main()

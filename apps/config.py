@@ -1,0 +1,71 @@
+"""What the processes of a run are told: one JSON file each, given as ``--config FILE``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from quicferry.errors import InvalidInput
+from quicferry.model import Endpoint
+from quicferry.strategies import Strategy
+
+ALPN = "quicferry/1"
+SERVER_NAME = "service.edge.test"
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A QUIC server, or with ``standby`` one that waits for a hand-off."""
+
+    edge: str
+    listen: Endpoint
+    control: Endpoint
+    events: str  # a file on this host
+    fence: str  # a file on this host: says whether the connections were given away
+    certificate: str
+    key: str
+    pool: list[Endpoint] = []  # what clients are told right after the handshake
+    strategies: tuple[Strategy, ...] = tuple(Strategy)
+    extension: bool = True
+    standby: bool = False
+    response_bytes: int = 256
+    memory_mib: int = 0  # touched, incompressible memory besides what the server needs
+    idle_timeout_s: float = 60.0
+
+
+class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A client and its load."""
+
+    server: Endpoint
+    authority: str  # the certificate authority's file
+    keys: str  # where the secrets go, NSS key log format
+    summary: str  # where the ClientSummary goes at the end
+    session: str = "client-1"
+    interval_ms: float = 10.0  # 0: back to back
+    request_bytes: int = 64
+    download_bytes: int = 0
+    upload_bytes: int = 0
+    seed: int = 1
+    extension: bool = True
+    strategies: tuple[Strategy, ...] = tuple(Strategy)
+    idle_timeout_s: float = 60.0
+    patience_s: float = 15.0  # how long the client waits at the end for what is still open
+
+
+T = TypeVar("T")
+
+
+def read_config(program: str, kind: type[T]) -> T:
+    """Read the configuration named on the command line of a process of a run.
+
+    Raises ``InvalidInput`` when the file is missing or not of that kind.
+    """
+    parser = argparse.ArgumentParser(prog=program, description="A process of a run; started by quicferry.")
+    parser.add_argument("--config", type=Path, required=True, help="a JSON file written by the run")
+    path: Path = parser.parse_args().config
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        raise InvalidInput(f"{program}: cannot read {path}: {error}") from error

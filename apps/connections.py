@@ -1,0 +1,166 @@
+"""The server's connections: which datagram is whose, when which timer is due, what leaves.
+
+Knows nothing of the service or of moving; it is the QUIC half of a server process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+from aioquic.buffer import Buffer
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.events import (
+    ConnectionIdIssued,
+    ConnectionIdRetired,
+    ConnectionTerminated,
+    QuicEvent,
+)
+from aioquic.quic.packet import QuicPacketType, pull_quic_header
+
+from apps.udp import UdpPort
+from quicferry.quic import ExtensionConfig, MigratableConnection
+from quicferry.units import now_s
+
+Datagrams = list[tuple[bytes, tuple[str, int]]]
+
+
+class Peer:
+    """One client's connection and what belongs to it in this process."""
+
+    def __init__(self, key: str, connection: MigratableConnection) -> None:
+        self.key = key
+        self.connection = connection
+        self.connection_ids: set[bytes] = set()
+        self.timer: asyncio.TimerHandle | None = None
+        self.timer_at: float | None = None
+
+
+class ConnectionTable:
+    """All connections of a server and their way to the wire.
+
+    ``on_event`` is called for every event of a connection that is not about connection IDs;
+    ``on_idle`` after the events of a peer, before its datagrams leave.
+    """
+
+    def __init__(
+        self,
+        port: UdpPort,
+        configuration: QuicConfiguration,
+        extension: ExtensionConfig | None,
+        on_event: Callable[[Peer, QuicEvent], None],
+        on_idle: Callable[[Peer], None],
+    ) -> None:
+        self._port = port
+        self.configuration = configuration
+        self.extension = extension
+        self._on_event = on_event
+        self._on_idle = on_idle
+        self._keys = itertools.count(1)
+        self._by_id: dict[bytes, Peer] = {}
+        self.peers: dict[str, Peer] = {}
+        self.accepting = True
+
+    def received(self, batch: Datagrams) -> None:
+        """Give each datagram to its connection, then let every touched connection go on."""
+        for peer in self.deliver(batch):
+            self.proceed(peer)
+
+    def deliver(self, batch: Datagrams) -> list[Peer]:
+        """Give each datagram to its connection; the events are handled, but nothing is sent."""
+        touched: dict[str, Peer] = {}
+        for data, sender in batch:
+            peer = self._route(data)
+            if peer is not None:
+                peer.connection.receive_datagram(data, sender, now_s())
+                self._events(peer)
+                touched[peer.key] = peer
+        return list(touched.values())
+
+    def _route(self, data: bytes) -> Peer | None:
+        try:
+            header = pull_quic_header(
+                Buffer(data=data), host_cid_length=self.configuration.connection_id_length
+            )
+        except ValueError:
+            return None
+        peer = self._by_id.get(header.destination_cid)
+        if peer is not None or not self.accepting:
+            return peer
+        if header.packet_type != QuicPacketType.INITIAL or len(data) < SMALLEST_MAX_DATAGRAM_SIZE:
+            return None
+        connection = MigratableConnection(
+            configuration=self.configuration,
+            extension=self.extension,
+            original_destination_connection_id=header.destination_cid,
+        )
+        return self.adopt(connection, {header.destination_cid, connection.host_cid})
+
+    def adopt(
+        self, connection: MigratableConnection, connection_ids: set[bytes], key: str | None = None
+    ) -> Peer:
+        """Take in a connection, a new one or one that was handed over."""
+        if key is None:
+            key = str(next(self._keys))
+            while key in self.peers:
+                key = str(next(self._keys))
+        peer = Peer(key, connection)
+        self.peers[key] = peer
+        for connection_id in connection_ids:
+            peer.connection_ids.add(connection_id)
+            self._by_id[connection_id] = peer
+        return peer
+
+    def _events(self, peer: Peer) -> None:
+        while (event := peer.connection.next_event()) is not None:
+            if isinstance(event, ConnectionIdIssued):
+                peer.connection_ids.add(event.connection_id)
+                self._by_id[event.connection_id] = peer
+            elif isinstance(event, ConnectionIdRetired):
+                peer.connection_ids.discard(event.connection_id)
+                self._by_id.pop(event.connection_id, None)
+            else:
+                if isinstance(event, ConnectionTerminated):
+                    self.remove(peer)
+                self._on_event(peer, event)
+
+    def remove(self, peer: Peer) -> None:
+        """Forget a connection; it says nothing more."""
+        for connection_id in peer.connection_ids:
+            self._by_id.pop(connection_id, None)
+        self.peers.pop(peer.key, None)
+        if peer.timer is not None:
+            peer.timer.cancel()
+
+    def remove_all(self) -> None:
+        """Forget every connection."""
+        for peer in list(self.peers.values()):
+            self.remove(peer)
+
+    def proceed(self, peer: Peer) -> None:
+        """Handle events, send what wants to leave, and set the timer."""
+        self._events(peer)
+        self._on_idle(peer)
+        for data, receiver in peer.connection.datagrams_to_send(now_s()):
+            self._port.send(data, (receiver[0], receiver[1]))
+        self._set_timer(peer)
+
+    def _set_timer(self, peer: Peer) -> None:
+        due = peer.connection.get_timer() if peer.key in self.peers else None
+        if due == peer.timer_at and peer.timer is not None:
+            return
+        if peer.timer is not None:
+            peer.timer.cancel()
+            peer.timer = None
+        peer.timer_at = due
+        if due is not None:
+            peer.timer = asyncio.get_running_loop().call_at(due, self._timer_due, peer)
+
+    def _timer_due(self, peer: Peer) -> None:
+        due = peer.timer_at
+        peer.timer, peer.timer_at = None, None
+        now = now_s()
+        # the loop may call a hair early; the connection must see the time it asked for
+        peer.connection.handle_timer(now if due is None else max(now, due))
+        self.proceed(peer)

@@ -1,0 +1,301 @@
+"""The extended QUIC server process: serves, is frozen, and goes on elsewhere.
+
+    python -m apps.server --config FILE
+
+The node agent of its host gives it orders (``quicferry.migration.control``). Stdin, stdout and
+stderr may be closed or lost: what it has to tell goes to its event file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.events import (
+    ConnectionTerminated,
+    HandshakeCompleted,
+    QuicEvent,
+    StreamDataReceived,
+)
+
+from apps.config import ALPN, ServerConfig, read_config
+from apps.connections import ConnectionTable, Peer
+from apps.service import Service
+from apps.udp import UdpPort
+from quicferry.errors import MigrationError
+from quicferry.events import EventLog
+from quicferry.migration import control
+from quicferry.migration.fence import Fence
+from quicferry.quic import ExtensionConfig, MigratableConnection, MigrationCommitted, MigrationReady
+from quicferry.quic.snapshot import (
+    freeze,
+    pack_bundle,
+    restore_snapshot,
+    take_snapshot,
+    thaw,
+    unpack_bundle,
+)
+from quicferry.strategies import RULES, Strategy, speaks_first
+from quicferry.units import BYTES_PER_MIB, now_ns, now_s
+
+
+class HandedOver(msgspec.Struct, kw_only=True):
+    """The service's half of a hand-off: its state, and whose connection is which snapshot."""
+
+    service: bytes
+    keys: list[str]
+    connection_ids: list[list[bytes]]
+
+
+class Server:
+    """One server process. Orders come one at a time through ``obey``."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.events = EventLog(config.edge, Path(config.events))
+        self.service = Service(config.edge, config.response_bytes)
+        self.fence = Fence(Path(config.fence))
+        quic = QuicConfiguration(is_client=False, alpn_protocols=[ALPN], idle_timeout=config.idle_timeout_s)
+        quic.load_cert_chain(config.certificate, config.key)
+        extension = ExtensionConfig(strategies=frozenset(config.strategies)) if config.extension else None
+        self.port = UdpPort(config.listen, self._received)
+        self.table = ConnectionTable(self.port, quic, extension, self._on_event, self._pump)
+        self.standby = config.standby
+        self.table.accepting = not config.standby
+        self.frozen_epoch: int | None = None
+        self.committed_epoch = 0
+        self._answers: dict[str, str] = {}  # connection key -> SM_READY's result, in the notice phase
+        self._answered = asyncio.Event()
+        self.stopped = asyncio.Event()
+        self._ballast = [os.urandom(BYTES_PER_MIB) for _ in range(config.memory_mib)]
+
+    async def run(self) -> None:
+        """Serve until the order to stop, or SIGTERM."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.stopped.set)
+        endpoint = (self.config.control.host, self.config.control.port)
+        transport, _ = await loop.create_datagram_endpoint(
+            lambda: control.ControlServer(self.obey), local_addr=endpoint
+        )
+        if not self.standby:
+            self.port.start()
+        self.events.emit("server.started", pid=os.getpid(), standby=self.standby)
+        gc.freeze()  # what lives now lives on: a collection in mid-migration would be paid in downtime
+        await self.stopped.wait()
+        self.events.emit("server.stopped", **self._summary())
+        self.port.close()
+        transport.close()
+
+    # --- the service -------------------------------------------------------------------------
+
+    def _received(self, batch: list[tuple[bytes, tuple[str, int]]]) -> None:
+        self.table.received(batch)
+
+    def _on_event(self, peer: Peer, event: QuicEvent) -> None:
+        if isinstance(event, StreamDataReceived):
+            try:
+                self.service.received(
+                    peer.key,
+                    event.stream_id,
+                    event.data,
+                    event.end_stream,
+                    peer.connection.send_stream_data,
+                )
+            except (ValueError, msgspec.DecodeError):
+                peer.connection.reset_stream(event.stream_id, 1)
+        elif isinstance(event, HandshakeCompleted):
+            self.events.emit("server.connected", negotiated=bool(peer.connection.negotiated))
+            if self.config.pool and Strategy.POOL in peer.connection.negotiated:
+                peer.connection.offer_addresses([tuple(address) for address in self.config.pool], now_s())
+        elif isinstance(event, MigrationReady):
+            self.events.emit("server.client.ready", epoch=event.epoch, result=str(event.result))
+            self._answers[peer.key] = str(event.result)
+            self._answered.set()
+        elif isinstance(event, MigrationCommitted):
+            self.committed_epoch = event.epoch
+            self.events.emit("server.committed", epoch=event.epoch)
+        elif isinstance(event, ConnectionTerminated):
+            self.service.forget(peer.key)
+
+    def _pump(self, peer: Peer) -> None:
+        self.service.pump(peer.key, peer.connection.unsent_bytes, peer.connection.send_stream_data)
+
+    def _summary(self) -> dict[str, Any]:
+        state = self.service.state
+        return {"total": state.total, "repeated": state.repeated, "sessions": len(state.sessions)}
+
+    # --- orders ------------------------------------------------------------------------------
+
+    async def obey(self, order: control.Order) -> dict[str, Any]:
+        """Carry out one order and return the answer's detail. Raises on refusal."""
+        match order:
+            case control.Status():
+                return {
+                    "pid": os.getpid(),
+                    "edge": self.service.edge,
+                    "standby": self.standby,
+                    "frozen": self.frozen_epoch is not None,
+                    "connections": len(self.table.peers),
+                    "committed_epoch": self.committed_epoch,
+                    **self._summary(),
+                }
+            case control.Prepare():
+                return await self._prepare(order)
+            case control.Freeze():
+                return self._freeze(order)
+            case control.Resume():
+                return self._resume(order)
+            case control.Import():
+                return self._import(order)
+            case control.Abort():
+                return self._abort(order)
+            case control.Stop():
+                self.stopped.set()
+                return self._summary()
+
+    async def _prepare(self, order: control.Prepare) -> dict[str, Any]:
+        rules = RULES[order.strategy]
+        addresses = [tuple(order.destination)] if rules.carries_address and order.destination else []
+        self._answers.clear()
+        waiting: set[str] = set()
+        for peer in list(self.table.peers.values()):
+            if not peer.connection.negotiated:
+                self._answers[peer.key] = "not negotiated"
+                continue
+            peer.connection.prepare_migration(
+                order.epoch, order.strategy, addresses, order.downtime_ms, order.server_first, now_s()
+            )
+            if rules.notice:
+                waiting.add(peer.key)
+                self.events.emit("server.prepare.sent", epoch=order.epoch, strategy=order.strategy)
+            self.table.proceed(peer)
+        deadline = now_s() + order.deadline_s
+        while (waiting & set(self.table.peers)) - set(self._answers) and now_s() < deadline:
+            self._answered.clear()
+            try:
+                await asyncio.wait_for(self._answered.wait(), deadline - now_s())
+            except TimeoutError:
+                break
+        results = list(self._answers.values())
+        ready = results.count("ok")
+        return {
+            "ready": ready,
+            "refused": len(results) - ready,
+            "silent": len(waiting - set(self._answers)),
+        }
+
+    def _freeze(self, order: control.Freeze) -> dict[str, Any]:
+        if self.frozen_epoch is not None:
+            raise MigrationError(f"already frozen for epoch {self.frozen_epoch}")
+        self.port.mute()
+        frozen = self.events.emit("server.frozen", epoch=order.epoch)
+        detail: dict[str, Any] = {"t_ns": frozen.t_ns}
+        self.frozen_epoch = order.epoch
+        if order.state_path is not None:
+            while batch := self.port.drain():
+                self.table.deliver(batch)
+            detail |= self._write_state(order.epoch, Path(order.state_path))
+        for peer in self.table.peers.values():
+            peer.connection.hold()
+            if peer.timer is not None:
+                peer.timer.cancel()
+                peer.timer, peer.timer_at = None, None
+        return detail
+
+    def _write_state(self, epoch: int, path: Path) -> dict[str, Any]:
+        now = now_s()
+        peers = list(self.table.peers.values())
+        for peer in peers:
+            freeze(peer.connection, now)
+        self.fence.close(epoch)
+        snapshots = [take_snapshot(peer.connection, now, epoch=epoch) for peer in peers]
+        handed = HandedOver(
+            service=self.service.dump(),
+            keys=[peer.key for peer in peers],
+            connection_ids=[sorted(peer.connection_ids) for peer in peers],
+        )
+        bundle = pack_bundle(epoch, snapshots, msgspec.msgpack.encode(handed))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(bundle)
+        return {"bytes": len(bundle), "sha256": hashlib.sha256(bundle).hexdigest()}
+
+    def _import(self, order: control.Import) -> dict[str, Any]:
+        bundle = Path(order.state_path).read_bytes()
+        if hashlib.sha256(bundle).hexdigest() != order.sha256:
+            raise MigrationError("the state was damaged on its way")
+        _, snapshots, service = unpack_bundle(bundle)
+        handed = msgspec.msgpack.decode(service, type=HandedOver)
+        now = now_s()
+
+        def build() -> MigratableConnection:
+            return MigratableConnection(
+                configuration=self.table.configuration,
+                extension=self.table.extension,
+                original_destination_connection_id=b"",
+            )
+
+        connections = [
+            restore_snapshot(data, configuration=self.table.configuration, build=build, now=now)
+            for data in snapshots
+        ]
+        self.service = Service.load(handed.service, order.edge, self.config.response_bytes)
+        self.table.remove_all()
+        for key, connection, identifiers in zip(handed.keys, connections, handed.connection_ids, strict=True):
+            self.table.adopt(connection, set(identifiers), key)
+        self.standby = False
+        return self._go_on(order.epoch, order.strategy, order.server_first, order.edge)
+
+    def _resume(self, order: control.Resume) -> dict[str, Any]:
+        if self.frozen_epoch is None:
+            raise MigrationError("the server was not frozen")
+        self.service.edge = order.edge
+        self.events.vantage = order.edge
+        return self._go_on(order.epoch, order.strategy, order.server_first, order.edge)
+
+    def _go_on(self, epoch: int, strategy: Strategy, server_first: bool, edge: str) -> dict[str, Any]:
+        first = speaks_first(strategy, server_first)
+        t_ns = now_ns()
+        self.frozen_epoch = None
+        self.table.accepting = True
+        for peer in list(self.table.peers.values()):
+            peer.connection.resume(epoch, strategy, first, now_s())
+            self.table.proceed(peer)
+        self.port.start()
+        self.events.emit("server.resumed", t_ns=t_ns, epoch=epoch, edge=edge, server_first=first)
+        return {"t_ns": t_ns, "connections": len(self.table.peers)}
+
+    def _abort(self, order: control.Abort) -> dict[str, Any]:
+        given_away = self.fence.closed_epoch is not None
+        self.fence.open()
+        t_ns = now_ns()
+        self.frozen_epoch = None
+        for peer in list(self.table.peers.values()):
+            if given_away:
+                thaw(peer.connection, now_s())
+            peer.connection.abort_migration(order.epoch, order.reason, now_s())
+            self.table.proceed(peer)
+        self.port.start()
+        self.events.emit("server.aborted", epoch=order.epoch, reason=order.reason)
+        return {"t_ns": t_ns}
+
+
+async def serve(config: ServerConfig) -> None:
+    """Run a server to its end."""
+    await Server(config).run()
+
+
+def main() -> None:
+    """The process's entry."""
+    asyncio.run(serve(read_config("apps.server", ServerConfig)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The service that is moved: counters and sessions that must survive, and half-done transfers.
+
+Pure: it takes what came on a stream and says what to send. Everything it knows is plain data, so
+that the hand-off engine can move it; CRIU moves it as memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from apps.workload import Ask, Chain, HeaderReader, Reply, content, header
+
+#: How much of a download may wait in a stream's send buffer: more is memory, and state to move.
+BACKLOG_BYTES = 96 * 1024
+CHUNK_BYTES = 32 * 1024
+PAD = b"."
+
+Send = Callable[[int, bytes, bool], None]  # stream, data, end of stream
+
+
+class Session(msgspec.Struct, kw_only=True):
+    """What the service remembers of one client: which numbers it has obeyed.
+
+    All numbers up to ``contiguous`` are obeyed, and those in ``beyond`` besides.
+    """
+
+    contiguous: int = 0
+    beyond: set[int] = set()
+
+    def obey(self, number: int) -> bool:
+        """Note a request; False when it was obeyed before."""
+        if number <= self.contiguous or number in self.beyond:
+            return False
+        self.beyond.add(number)
+        while self.contiguous + 1 in self.beyond:
+            self.contiguous += 1
+            self.beyond.remove(self.contiguous)
+        return True
+
+    @property
+    def count(self) -> int:
+        """How many different requests were obeyed."""
+        return self.contiguous + len(self.beyond)
+
+
+class Exchange(msgspec.Struct, kw_only=True):
+    """One stream in the middle of its exchange."""
+
+    reader: HeaderReader = msgspec.field(default_factory=HeaderReader)
+    ask: Ask | None = None
+    upload: Chain | None = None
+    sent: int = 0  # bytes of a download's body that were given to the transport
+
+
+class ServiceState(msgspec.Struct, kw_only=True):
+    """All that the service knows. ``connections`` maps a connection's key to its open exchanges."""
+
+    total: int = 0
+    repeated: int = 0
+    sessions: dict[str, Session] = {}
+    connections: dict[str, dict[int, Exchange]] = {}
+
+
+class Service:
+    """Answers exchanges. ``edge`` is the name of the host that serves now, told to the client."""
+
+    def __init__(self, edge: str, response_bytes: int, state: ServiceState | None = None) -> None:
+        self.edge = edge
+        self.response_bytes = response_bytes
+        self.state = state if state is not None else ServiceState()
+
+    def dump(self) -> bytes:
+        """The whole state as bytes (MessagePack)."""
+        return msgspec.msgpack.encode(self.state)
+
+    @classmethod
+    def load(cls, data: bytes, edge: str, response_bytes: int) -> Service:
+        """A service that goes on where ``dump`` was called. Raises ``msgspec.DecodeError``."""
+        return cls(edge, response_bytes, msgspec.msgpack.decode(data, type=ServiceState))
+
+    def received(self, key: str, stream: int, data: bytes, end: bool, send: Send) -> None:
+        """Take in bytes of a stream and answer what is complete.
+
+        Raises ``ValueError`` for bytes that are not of this protocol.
+        """
+        exchanges = self.state.connections.setdefault(key, {})
+        exchange = exchanges.setdefault(stream, Exchange())
+        line, body = exchange.reader.feed(data)
+        if line is not None:
+            exchange.ask = msgspec.json.decode(line, type=Ask)
+            if exchange.ask.op == "upload":
+                exchange.upload = Chain()
+            elif exchange.ask.op == "download":
+                send(stream, header(Reply(edge=self.edge, size=exchange.ask.size)), exchange.ask.size == 0)
+        if exchange.upload is not None and body:
+            exchange.upload.update(body)
+        ask = exchange.ask
+        if ask is None or not end:
+            return
+        if ask.op == "get":
+            send(stream, self._answer(ask), True)
+            del exchanges[stream]
+        elif exchange.upload is not None:
+            reply = Reply(edge=self.edge, size=exchange.upload.size, chain=exchange.upload.hexdigest())
+            send(stream, header(reply), True)
+            del exchanges[stream]
+
+    def _answer(self, ask: Ask) -> bytes:
+        session = self.state.sessions.setdefault(ask.session, Session())
+        fresh = session.obey(ask.number)
+        if fresh:
+            self.state.total += 1
+        else:
+            self.state.repeated += 1
+        first = header(
+            Reply(session_count=session.count, total=self.state.total, repeated=not fresh, edge=self.edge)
+        )
+        return first + PAD * max(0, self.response_bytes - len(first))
+
+    def downloads(self, key: str) -> Iterator[int]:
+        """The streams of a connection on which a download's body is still to be sent."""
+        for stream, exchange in self.state.connections.get(key, {}).items():
+            ask = exchange.ask
+            if ask is not None and ask.op == "download" and exchange.sent < ask.size:
+                yield stream
+
+    def pump(self, key: str, backlog_bytes: Callable[[int], int], send: Send) -> None:
+        """Give the transport more of every download, as far as its backlog is short."""
+        for stream in list(self.downloads(key)):
+            exchange = self.state.connections[key][stream]
+            ask = exchange.ask
+            assert ask is not None
+            room = BACKLOG_BYTES - backlog_bytes(stream)
+            while room > 0 and exchange.sent < ask.size:
+                part = content(ask.seed, exchange.sent, min(CHUNK_BYTES, ask.size - exchange.sent))
+                exchange.sent += len(part)
+                room -= len(part)
+                send(stream, part, exchange.sent == ask.size)
+            if exchange.sent == ask.size:
+                del self.state.connections[key][stream]
+
+    def forget(self, key: str) -> None:
+        """A connection is gone: so are its exchanges. Sessions stay: the client may come back."""
+        self.state.connections.pop(key, None)
