@@ -9,6 +9,7 @@ stderr may be closed or lost: what it has to tell goes to its event file.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import hashlib
 import os
@@ -32,16 +33,19 @@ from apps.udp import UdpPort
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog
 from quicferry.migration import control
-from quicferry.migration.fence import Fence
 from quicferry.quic import ExtensionConfig, MigratableConnection, MigrationCommitted, MigrationReady
+from quicferry.quic.fence import Fence
 from quicferry.quic.snapshot import (
+    connection_ids,
     freeze,
+    is_frozen,
     pack_bundle,
     restore_snapshot,
     take_snapshot,
     thaw,
     unpack_bundle,
 )
+from quicferry.quic.wire import Result
 from quicferry.strategies import RULES, Strategy, speaks_first
 from quicferry.units import BYTES_PER_MIB, now_ns, now_s
 
@@ -51,7 +55,6 @@ class HandedOver(msgspec.Struct, kw_only=True):
 
     service: bytes
     keys: list[str]
-    connection_ids: list[list[bytes]]
 
 
 class Server:
@@ -164,31 +167,28 @@ class Server:
         rules = RULES[order.strategy]
         addresses = [tuple(order.destination)] if rules.carries_address and order.destination else []
         self._answers.clear()
-        waiting: set[str] = set()
-        for peer in list(self.table.peers.values()):
-            if not peer.connection.negotiated:
-                self._answers[peer.key] = "not negotiated"
-                continue
+        peers = list(self.table.peers.values())
+        for peer in peers:
             peer.connection.prepare_migration(
                 order.epoch, order.strategy, addresses, order.downtime_ms, order.server_first, now_s()
             )
             if rules.notice:
-                waiting.add(peer.key)
                 self.events.emit("server.prepare.sent", epoch=order.epoch, strategy=order.strategy)
             self.table.proceed(peer)
-        deadline = now_s() + order.deadline_s
-        while (waiting & set(self.table.peers)) - set(self._answers) and now_s() < deadline:
-            self._answered.clear()
-            try:
-                await asyncio.wait_for(self._answered.wait(), deadline - now_s())
-            except TimeoutError:
-                break
+        waiting = {peer.key for peer in peers} if rules.notice else set()
+        try:
+            async with asyncio.timeout(order.deadline_s):
+                while (waiting & set(self.table.peers)) - set(self._answers):
+                    self._answered.clear()
+                    await self._answered.wait()
+        except TimeoutError:
+            pass  # a client that is silent must not hold up the others
         results = list(self._answers.values())
-        ready = results.count("ok")
+        ready = results.count(Result.OK)
         return {
             "ready": ready,
             "refused": len(results) - ready,
-            "silent": len(waiting - set(self._answers)),
+            "silent": len((waiting & set(self.table.peers)) - set(self._answers)),
         }
 
     def _freeze(self, order: control.Freeze) -> dict[str, Any]:
@@ -203,7 +203,8 @@ class Server:
                 self.table.deliver(batch)
             detail |= self._write_state(order.epoch, Path(order.state_path))
         for peer in self.table.peers.values():
-            peer.connection.hold()
+            if not is_frozen(peer.connection):
+                peer.connection.hold()
             if peer.timer is not None:
                 peer.timer.cancel()
                 peer.timer, peer.timer_at = None, None
@@ -211,45 +212,49 @@ class Server:
 
     def _write_state(self, epoch: int, path: Path) -> dict[str, Any]:
         now = now_s()
-        peers = list(self.table.peers.values())
-        for peer in peers:
-            freeze(peer.connection, now)
         self.fence.close(epoch)
+        peers: list[Peer] = []
+        for peer in self.table.peers.values():
+            try:
+                freeze(peer.connection, now)
+            except MigrationError:
+                continue  # in the middle of its handshake, or closing: it stays, the others go
+            peers.append(peer)
         snapshots = [take_snapshot(peer.connection, now, epoch=epoch) for peer in peers]
-        handed = HandedOver(
-            service=self.service.dump(),
-            keys=[peer.key for peer in peers],
-            connection_ids=[sorted(peer.connection_ids) for peer in peers],
-        )
+        handed = HandedOver(service=self.service.dump(), keys=[peer.key for peer in peers])
         bundle = pack_bundle(epoch, snapshots, msgspec.msgpack.encode(handed))
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(bundle)
-        return {"bytes": len(bundle), "sha256": hashlib.sha256(bundle).hexdigest()}
+        return {
+            "bytes": len(bundle),
+            "sha256": hashlib.sha256(bundle).hexdigest(),
+            "connections": len(snapshots),
+            "left": len(self.table.peers) - len(snapshots),
+        }
 
     def _import(self, order: control.Import) -> dict[str, Any]:
         bundle = Path(order.state_path).read_bytes()
         if hashlib.sha256(bundle).hexdigest() != order.sha256:
             raise MigrationError("the state was damaged on its way")
-        _, snapshots, service = unpack_bundle(bundle)
-        handed = msgspec.msgpack.decode(service, type=HandedOver)
-        now = now_s()
-
-        def build() -> MigratableConnection:
-            return MigratableConnection(
-                configuration=self.table.configuration,
-                extension=self.table.extension,
-                original_destination_connection_id=b"",
-            )
-
+        content = unpack_bundle(bundle)
+        handed = msgspec.msgpack.decode(content.service, type=HandedOver)
+        build = functools.partial(MigratableConnection, extension=self.table.extension)
         connections = [
-            restore_snapshot(data, configuration=self.table.configuration, build=build, now=now)
-            for data in snapshots
+            restore_snapshot(
+                data,
+                configuration=self.table.configuration,
+                build=build,
+                now=now_s(),
+                epoch=order.epoch,
+            )
+            for data in content.snapshots
         ]
         self.service = Service.load(handed.service, order.edge, self.config.response_bytes)
         self.table.remove_all()
-        for key, connection, identifiers in zip(handed.keys, connections, handed.connection_ids, strict=True):
-            self.table.adopt(connection, set(identifiers), key)
+        for key, connection in zip(handed.keys, connections, strict=True):
+            assert isinstance(connection, MigratableConnection)
+            self.table.adopt(connection, set(connection_ids(connection)), key)
         self.standby = False
         return self._go_on(order.epoch, order.strategy, order.server_first, order.edge)
 
@@ -273,12 +278,12 @@ class Server:
         return {"t_ns": t_ns, "connections": len(self.table.peers)}
 
     def _abort(self, order: control.Abort) -> dict[str, Any]:
-        given_away = self.fence.closed_epoch is not None
-        self.fence.open()
+        if self.fence.closed:
+            self.fence.lift(order.epoch)
         t_ns = now_ns()
         self.frozen_epoch = None
         for peer in list(self.table.peers.values()):
-            if given_away:
+            if is_frozen(peer.connection):
                 thaw(peer.connection, now_s())
             peer.connection.abort_migration(order.epoch, order.reason, now_s())
             self.table.proceed(peer)
