@@ -1,1 +1,1 @@
-"""An experiment: what it asks of the machine, one run from the deployment to the result, and many."""
+"""Experiments: what is asked (scenario, sweep), one run from preflight to collected data, and the store."""

@@ -1,0 +1,93 @@
+"""The axes of a run as options, shared by ``run``, ``compare`` and ``demo``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+import topologies
+from quicferry.model import Topology
+from quicferry.record import Asked
+
+F = TypeVar("F", bound=Callable[..., Any])
+_DEFAULTS = Asked()
+
+#: option, type, what it means; the default is that of ``Asked``
+_AXES: tuple[tuple[str, click.ParamType | type, str], ...] = (
+    ("rtt_ms", float, "Round-trip time between client and destination edge."),
+    ("source_rtt_ms", float, "Round-trip time between client and source edge.  [default: as --rtt-ms]"),
+    ("jitter_ms", float, "Standard deviation of each one-way delay between core and edges."),
+    ("loss_percent", float, "Packets lost on the client's access link, each way."),
+    ("rate_mbps", float, "Rate of the client's access link, each way.  [default: no limit]"),
+    ("inter_edge_mbps", float, "Rate of the link between the edges, which the server's state crosses."),
+    ("pool", int, "How many addresses the client is given as candidates, 1 to 7 (strategy pool)."),
+    ("memory_mib", int, "Touched, incompressible memory that the server holds besides its own."),
+    ("interval_ms", float, "Time between two requests; 0 is back to back."),
+    ("request_bytes", int, "Size of a request."),
+    ("response_bytes", int, "Size of a response."),
+    ("download_mib", float, "Size of a download that runs beside the requests; 0 is none."),
+    ("upload_mib", float, "Size of an upload that runs beside the requests; 0 is none."),
+    ("before_s", float, "Load before the move."),
+    ("after_s", float, "Load after the move."),
+    ("seed", int, "Seed of everything that is drawn: losses, jitter, contents."),
+)
+
+
+def axis_options(command: F) -> F:
+    """Adds an option for every axis but strategy and engine."""
+    for name, kind, text in reversed(_AXES):
+        default = getattr(_DEFAULTS, name)
+        command = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            type=kind,
+            default=default,
+            show_default=default is not None,
+            help=text,
+        )(command)
+    command = click.option(
+        "--calibrate", is_flag=True, help="Measure every link before the run and store what it really does."
+    )(command)
+    command = click.option(
+        "--link-backend",
+        type=click.Choice(["auto", "netem", "cable"]),
+        default="auto",
+        show_default=True,
+        help="What shapes the links: the kernel's netem, or our own cable in user space.",
+    )(command)
+    command = click.option(
+        "--forwarding",
+        type=click.Choice(["auto", "on", "off"]),
+        default="auto",
+        show_default=True,
+        help="Whether the source hands datagrams that come too late on to the destination.",
+    )(command)
+    command = click.option(
+        "--server-first", is_flag=True, help="The variant in which the restored server sends at once."
+    )(command)
+    command = click.option(
+        "--topology", default=_DEFAULTS.topology, show_default=True, help="See `quicferry topo list`."
+    )(command)
+    return click.option(
+        "--runs",
+        "runs_root",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=None,
+        help="Where run directories go.  [default: runs/ in the checkout, or $QUICFERRY_RUNS]",
+    )(command)
+
+
+def build_topology(asked: Asked) -> Topology:
+    """The topology that was asked for, with its links shaped. Raises ``InvalidInput``."""
+    return topologies.get(asked.topology).build(
+        rtt_ms=asked.rtt_ms,
+        source_rtt_ms=asked.source_rtt_ms,
+        jitter_ms=asked.jitter_ms,
+        loss_percent=asked.loss_percent,
+        rate_mbps=asked.rate_mbps,
+        inter_edge_mbps=asked.inter_edge_mbps,
+        pool=asked.pool,
+    )

@@ -1,0 +1,119 @@
+"""``quicferry compare``: many runs, interleaved and with the same seeds, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.axes import axis_options
+from cli.perform import perform_all
+from cli.support import json_option, print_json, say, stdout_console
+from quicferry.errors import FerryError, Unsupported
+from quicferry.experiment.scenario import Scenario, read_scenario, to_asked
+from quicferry.migration.engines.base import ENGINES
+from quicferry.record import RunResult
+from quicferry.strategies import Strategy
+
+
+class SomeFailed(FerryError):
+    """Not every run succeeded; all results have been printed."""
+
+    already_printed = True
+
+
+def show(results: Sequence[RunResult], report: Path | None) -> None:
+    """The table of all cells, and the page if one was asked for."""
+    from quicferry.analysis.report import write_report
+    from quicferry.analysis.tables import comparison_table
+
+    stdout_console().print(comparison_table(results))
+    if report is not None:
+        directories = [Path(result.run_dir) for result in results if result.run_dir]
+        write_report(directories, report)
+        say(f"report: {report}")
+
+
+def raise_for(results: Sequence[RunResult]) -> None:
+    """Raise when a run did not succeed: ``Unsupported`` when none could, else ``SomeFailed``."""
+    bad = [result for result in results if result.outcome != "succeeded"]
+    if not bad:
+        return
+    first = bad[0]
+    message = f"{len(bad)} of {len(results)} runs did not succeed; the first one: {first.error}"
+    if all(result.outcome == "unsupported" for result in results):
+        error: FerryError = Unsupported(message, hint=first.hint)
+        error.already_printed = True  # type: ignore[attr-defined]  # read by cli.support.report
+        raise error
+    raise SomeFailed(message, hint=first.hint)
+
+
+@click.command()
+@click.option(
+    "--strategy",
+    "strategies",
+    type=click.Choice([str(strategy) for strategy in Strategy]),
+    multiple=True,
+    help="A strategy to compare; may be given several times.  [default: all]",
+)
+@click.option(
+    "--engine",
+    "engines",
+    type=click.Choice(list(ENGINES)),
+    multiple=True,
+    help="An engine to compare; may be given several times.  [default: all]",
+)
+@click.option("--repetitions", type=click.IntRange(1, 10_000), default=1, show_default=True)
+@click.option(
+    "--scenario",
+    "scenario_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Take everything from a scenario file instead (see scenarios/).",
+)
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Also write a self-contained HTML page to this file.",
+)
+@axis_options
+@json_option
+def compare(
+    strategies: tuple[str, ...],
+    engines: tuple[str, ...],
+    repetitions: int,
+    scenario_file: Path | None,
+    report: Path | None,
+    runs_root: Path | None,
+    as_json: bool,
+    **axes: Any,
+) -> None:
+    """Run every strategy with every engine, and print medians with 95 % confidence intervals.
+
+    Runs are interleaved, one repetition of all cells before the next, and the cells of one
+    repetition share a seed. With --json each run is one line as soon as it is done.
+    """
+    if scenario_file is not None:
+        scenario = read_scenario(scenario_file)
+    else:
+        to_asked(axes)
+        scenario = Scenario(
+            title="compare",
+            repetitions=repetitions,
+            run=axes,
+            sweep={
+                "engine": list(engines or ENGINES),
+                "strategy": list(strategies or (str(strategy) for strategy in Strategy)),
+            },
+        )
+    results = perform_all(list(scenario.runs()), runs_root, print_json if as_json else None)
+    if not as_json:
+        show(results, report)
+    elif report is not None:
+        from quicferry.analysis.report import write_report
+
+        write_report([Path(result.run_dir) for result in results if result.run_dir], report)
+    raise_for(results)

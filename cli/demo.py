@@ -1,0 +1,47 @@
+"""``quicferry demo``: the server moves once with each strategy and each engine; then look at it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.compare import raise_for, show
+from cli.perform import perform_all
+from cli.support import ask_for_root, say
+from quicferry.experiment.scenario import Scenario
+from quicferry.experiment.store import RunStore
+from quicferry.strategies import Strategy
+
+ENGINES = ("handoff", "criu-cold")
+
+
+@click.command()
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Where the HTML page goes.  [default: demo.html among the runs]",
+)
+@click.option(
+    "--runs",
+    "runs_root",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Where run directories go.  [default: runs/ in the checkout, or $QUICFERRY_RUNS]",
+)
+def demo(report: Path | None, runs_root: Path | None) -> None:
+    """Move the server once with each strategy, by CRIU and by hand-off, and show the result.
+
+    Two emulated edges, 18 ms round-trip time, a request every 10 ms. Takes a minute or two.
+    """
+    ask_for_root("the demo")
+    scenario = Scenario(
+        title="demo",
+        sweep={"engine": list(ENGINES), "strategy": [str(strategy) for strategy in Strategy]},
+    )
+    results = perform_all(list(scenario.runs()), runs_root)
+    store = RunStore(runs_root)
+    show(results, report or store.root / "demo.html")
+    say(f"run directories: {store.root}  (`bin/quicferry runs list`)")
+    raise_for(results)

@@ -1,0 +1,42 @@
+"""The process inside the private root: plays the run whose directory it is given.
+
+    python -m cli.inside DIRECTORY
+
+Its stdout is the events of the run, as JSON lines, for whoever watches.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from apps.cast import make_cast
+from quicferry.emulation.mininet_backend import MininetEmulator
+from quicferry.events import Event
+from quicferry.experiment.run import perform
+from quicferry.record import RunPaths, read_manifest
+
+
+def show(event: Event) -> None:
+    """One event as a line on stdout."""
+    sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    """The process's entry."""
+    paths = RunPaths(Path(sys.argv[1]))
+    manifest = read_manifest(paths.root)
+    backend = manifest.asked.link_backend
+    emulator = MininetEmulator(
+        paths.root / "links",
+        seed=manifest.asked.seed,
+        backend=None if backend == "auto" else backend,
+    )
+    perform(manifest, paths, emulator, make_cast, show)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""From what was asked to results on the screen: runs, their analysis, and progress meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from cli.axes import build_topology
+from cli.support import stderr_console
+from quicferry.analysis.metrics import analyse
+from quicferry.errors import FerryError
+from quicferry.events import Event
+from quicferry.experiment.launch import launch, needed_probes
+from quicferry.experiment.preflight import check as ask_machine
+from quicferry.experiment.store import RunStore
+from quicferry.record import Asked, RunResult
+
+#: event -> what a watcher is told
+_SHOWN = {
+    "run.deploy.started": "building the network",
+    "run.calibrate.started": "measuring every link",
+    "run.start.started": "starting captures, agents, server and client",
+    "client.connected": "the client is connected",
+    "run.load.started": "the client talks to the server",
+    "migration.ordered": "moving the server",
+    "migration.notice.started": "telling the clients",
+    "server.frozen": "the server is frozen",
+    "migration.transfer.started": "its state crosses the network",
+    "migration.restore.started": "bringing it back",
+    "server.resumed": "the server runs at the destination",
+    "client.switched": "the client has switched",
+    "run.collect.started": "collecting",
+    "run.analyse.started": "reading the captures",
+}
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Callable[[str, str, int], None]]:
+    """A bar over ``total`` runs on stderr with the step of the current one.
+
+    Yields ``show(title, step, done)``. Without a terminal, one line per run is printed.
+    """
+    console = stderr_console()
+    if not console.is_terminal:
+        last = ""
+
+        def plain(title: str, _step: str, done: int) -> None:
+            nonlocal last
+            if title != last:
+                console.print(f"[{done + 1}/{total}] {title}")
+                last = title
+
+        yield plain
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("[bold]{task.description}[/]"),
+        TextColumn("{task.fields[step]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total, step="")
+
+        def show(title: str, step: str, done: int) -> None:
+            bar.update(task, description=title, step=step, completed=done)
+
+        yield show
+
+
+def title(asked: Asked) -> str:
+    """What a run is called on the screen."""
+    return f"{asked.strategy}{' server-first' if asked.server_first else ''} · {asked.engine}"
+
+
+def failure(asked: Asked, error: FerryError) -> RunResult:
+    """The result of a run that could not even begin."""
+    return RunResult(
+        outcome=error.outcome,
+        strategy=str(asked.strategy),
+        engine=asked.engine,
+        seed=asked.seed,
+        topology=asked.topology,
+        server_first=asked.server_first,
+        pool=asked.pool,
+        memory_mib=asked.memory_mib,
+        loss_percent=asked.loss_percent,
+        rtt_asked_ms=asked.rtt_ms,
+        error=str(error),
+        hint=error.hint,
+    )
+
+
+def perform_all(
+    wanted: Sequence[Asked],
+    runs_root: Path | None,
+    on_result: Callable[[RunResult], None] | None = None,
+) -> list[RunResult]:
+    """Perform runs one after another and analyse each; a run that fails does not stop the next.
+
+    Raises ``InvalidInput`` before the first one when any of them cannot be meant, and
+    ``Unsupported`` when this machine can do none of them.
+    """
+    plans = [(asked, build_topology(asked)) for asked in wanted]
+    store = RunStore(runs_root)
+    refusals: dict[str, FerryError] = {}
+    for name in sorted({probe for asked in wanted for probe in needed_probes(asked)}):
+        try:
+            ask_machine([name])
+        except FerryError as error:
+            refusals[name] = error
+    if all(any(probe in refusals for probe in needed_probes(asked)) for asked in wanted):
+        raise next(iter(refusals.values()))
+    results: list[RunResult] = []
+    with progress(len(plans)) as show:
+        for done, (asked, topology) in enumerate(plans):
+            missing = [probe for probe in needed_probes(asked) if probe in refusals]
+            if missing:
+                result = failure(asked, refusals[missing[0]])
+            else:
+
+                def on_event(event: Event, asked: Asked = asked, done: int = done) -> None:
+                    if event.name in _SHOWN:
+                        show(title(asked), _SHOWN[event.name], done)
+
+                show(title(asked), "", done)
+                paths = launch(asked, topology, store, "cli.inside", on_event, checked=True)
+                show(title(asked), _SHOWN["run.analyse.started"], done)
+                result = analyse(paths.root)
+            results.append(result)
+            if on_result is not None:
+                on_result(result)
+    return results

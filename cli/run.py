@@ -1,0 +1,68 @@
+"""``quicferry run``: one move, measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.axes import axis_options
+from cli.perform import failure, perform_all
+from cli.support import json_option, print_json, say, stdout_console
+from quicferry.errors import FerryError
+from quicferry.experiment.scenario import check, to_asked
+from quicferry.migration.engines.base import ENGINES
+from quicferry.record import RunResult
+from quicferry.strategies import Strategy
+
+
+class RunFailed(FerryError):
+    """A run was performed and did not succeed; its result has been printed."""
+
+    already_printed = True
+
+    def __init__(self, result: RunResult) -> None:
+        super().__init__(f"the run {result.outcome}: {result.error}", hint=result.hint)
+        self.exit_code = {"unsupported": 127, "invalid": 2}.get(result.outcome, 1)
+
+
+@click.command()
+@click.option(
+    "--strategy",
+    type=click.Choice([str(strategy) for strategy in Strategy]),
+    default=str(Strategy.PROACTIVE_EXPLICIT),
+    show_default=True,
+    help="How client and server find each other again.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(list(ENGINES)),
+    default="handoff",
+    show_default=True,
+    help="How the server's process moves.",
+)
+@axis_options
+@json_option
+def run(strategy: str, engine: str, runs_root: Path | None, as_json: bool, **axes: Any) -> None:
+    """Move a live QUIC server from one edge to another, once, and measure how long it was gone."""
+    asked = to_asked({"strategy": strategy, "engine": engine, **axes})
+    try:
+        check(asked)
+        result = perform_all([asked], runs_root)[0]
+    except FerryError as error:
+        if as_json:
+            print_json(failure(asked, error))
+        error.already_printed = True  # type: ignore[attr-defined]  # read by cli.support.report
+        raise
+    if as_json:
+        print_json(result)
+    else:
+        from quicferry.analysis.tables import result_table
+
+        stdout_console().print(result_table([result]))
+        for warning in result.warnings:
+            say(f"warning: {warning}")
+        say(f"run directory: {result.run_dir}")
+    if result.outcome != "succeeded":
+        raise RunFailed(result)

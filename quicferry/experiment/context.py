@@ -1,0 +1,185 @@
+"""What every part of one run is given, and the interfaces of the parts.
+
+A run knows nothing of QUIC, DNS or MPTCP. It plays a *cast*: services that are started in order,
+the client last, and a way to move the server. Applications and baselines make casts.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import msgspec
+
+from quicferry.emulation.emulator import Emulator
+from quicferry.errors import FerryError
+from quicferry.events import Event, EventLog
+from quicferry.model import Endpoint, Topology
+from quicferry.process import PIPE, Popen, stop
+from quicferry.record import Asked, RunPaths
+
+SERVICE_PORT = 4433
+OnLine = Callable[[bytes], None]
+
+
+class Service(Protocol):
+    """A part of the cast: one process or several that belong together."""
+
+    name: str
+
+    def start(self) -> None:
+        """Start the processes and return at once. Raises ``FerryError``."""
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until others can rely on it. Raises ``FerryError`` when it ends or the time is over."""
+
+    def stop(self) -> None:
+        """End it in good order and gather what it knows. Called also after a failure."""
+
+
+class Cast(Protocol):
+    """Who plays in a run. ``services`` are started in order; the last one is the client."""
+
+    services: Sequence[Service]
+
+    def move(self) -> dict[str, Any]:
+        """Move the server once; returns when it serves at the destination or again at the source.
+
+        Raises ``MigrationError`` when it did not come to the destination.
+        """
+
+
+class Program:
+    """One process of a run: its stdin, its lines, and the end of its log when it fails."""
+
+    def __init__(self, name: str, process: Popen[bytes], log: Path, on_line: OnLine) -> None:
+        self.name = name
+        self.process = process
+        self.log = log
+        self._reader = threading.Thread(
+            target=self._read, args=(process.stdout, on_line), name=f"read-{name}", daemon=True
+        )
+        self._reader.start()
+
+    def _read(self, stream: IO[bytes] | None, on_line: OnLine) -> None:
+        if stream is None:
+            return
+        with stream:
+            for line in stream:
+                on_line(line)
+
+    def tell(self, line: bytes) -> None:
+        """Write a line to its stdin; nothing happens when it has gone."""
+        stdin = self.process.stdin
+        if stdin is None:
+            return
+        try:
+            stdin.write(line + b"\n")
+            stdin.flush()
+        except (BrokenPipeError, ValueError):
+            pass  # it has ended: whoever waits for its answer finds that out
+
+    def last_words(self) -> str:
+        """The last line of its log."""
+        try:
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return lines[-1] if lines else "it left no message"
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for its end and for its last line. Raises ``TimeoutExpired``."""
+        status = self.process.wait(timeout_s)
+        self._reader.join(timeout_s)
+        return status
+
+    def end(self, grace_s: float = 2.0) -> None:
+        """End it by signal if it still runs."""
+        stop(self.process, grace_s=grace_s)
+        self._reader.join(1.0)
+
+
+class RunContext:
+    """One run: what was asked, where it is written, and the emulated network it plays in."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        topology: Topology,
+        paths: RunPaths,
+        emulator: Emulator,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.asked = asked
+        self.topology = topology
+        self.paths = paths
+        self.emulator = emulator
+        self.events = EventLog("run", sink=self.collect)
+        self._on_event = on_event
+        self.warnings: list[str] = []
+        self.configs = paths.root / "configs"
+        self.configs.mkdir(exist_ok=True)
+        self._collected: list[Event] = []
+        self._lock = threading.Lock()
+
+    def part(self, name: str) -> str:
+        """The host that plays a part (client, source, destination, orchestrator, dns)."""
+        try:
+            return self.topology.parts[name]
+        except KeyError as error:
+            raise FerryError(
+                f"the topology {self.topology.name} has no {name}",
+                hint="choose one that has: `quicferry topo list`",
+            ) from error
+
+    def service_endpoint(self, edge: str) -> Endpoint:
+        """Where clients reach a server at that edge."""
+        return Endpoint(self.topology.service_addresses[edge], SERVICE_PORT)
+
+    def collect(self, event: Event) -> None:
+        """Take in an event that a process has told."""
+        with self._lock:
+            self._collected.append(event)
+            if self._on_event is not None:
+                self._on_event(event)
+
+    def collect_line(self, line: bytes) -> Event | None:
+        """Take in a line of a process if it is an event; returns it."""
+        try:
+            event = msgspec.json.decode(line, type=Event)
+        except msgspec.DecodeError:
+            return None
+        self.collect(event)
+        return event
+
+    def collected(self) -> list[Event]:
+        """All events so far, sorted by time."""
+        with self._lock:
+            return sorted(self._collected, key=lambda event: event.t_ns)
+
+    def write_config(self, name: str, config: msgspec.Struct) -> Path:
+        """Write the configuration of a process; returns its file."""
+        path = self.configs / f"{name}.json"
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
+        return path
+
+    def module(self, module: str, config: Path) -> list[str]:
+        """The argument vector that runs one of our modules with a configuration."""
+        return [sys.executable, "-m", module, "--config", str(config)]
+
+    def start(
+        self,
+        name: str,
+        host: str,
+        argv: Sequence[str],
+        on_line: OnLine,
+        env: Mapping[str, str] | None = None,
+    ) -> Program:
+        """Start a process on a host; its stdout is read line by line, its stderr kept as a log."""
+        log = self.paths.logs / f"{name}.log"
+        with log.open("wb") as stderr:
+            process = self.emulator.spawn(host, list(argv), env=env, stdin=PIPE, stdout=PIPE, stderr=stderr)
+        return Program(name, process, log, on_line)

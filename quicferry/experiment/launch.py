@@ -1,0 +1,85 @@
+"""Starting a run from outside: validate, preflight, private root, and the directory it leaves.
+
+The run itself happens in another process, in namespaces of its own; this side watches its events,
+and whatever becomes of it, a complete run directory with an outcome is left.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from quicferry.emulation import private_root
+from quicferry.events import Event
+from quicferry.experiment import preflight
+from quicferry.experiment.scenario import check
+from quicferry.experiment.store import RunStore
+from quicferry.model import Topology
+from quicferry.process import PIPE
+from quicferry.record import Asked, Manifest, RunPaths, read_manifest, write_json
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+OnEvent = Callable[[Event], None]
+
+
+def needed_probes(asked: Asked) -> list[str]:
+    """What this run needs of the machine."""
+    needed = ["root", "mininet", "tcpdump"]
+    if asked.engine.startswith("criu"):
+        needed.append("criu")
+    if asked.link_backend == "netem":
+        needed.append("netem")
+    return needed
+
+
+def launch(
+    asked: Asked,
+    topology: Topology,
+    store: RunStore,
+    inside: str,
+    on_event: OnEvent | None = None,
+    *,
+    checked: bool = False,
+) -> RunPaths:
+    """Perform one run and return its complete directory; the outcome is in the manifest.
+
+    ``inside`` is the module that plays the run within the private root. With ``checked`` the
+    machine is not asked again whether it can.
+
+    Raises ``InvalidInput`` and ``Unsupported`` before anything is built.
+    """
+    check(asked)
+    if not checked:
+        preflight.check(needed_probes(asked))
+    run_id, paths = store.begin(asked)
+    manifest = Manifest(
+        id=run_id,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        asked=asked,
+        topology=topology,
+    )
+    write_json(paths.manifest, manifest)
+    argv = [sys.executable, "-m", inside, str(paths.root)]
+    log = paths.logs / "run.log"
+    with log.open("wb") as stderr:
+        root = private_root.start(argv, run_id=run_id, stdout=PIPE, stderr=stderr, cwd=CHECKOUT)
+    with root:
+        assert root.process.stdout is not None
+        for line in root.process.stdout:
+            if on_event is not None:
+                try:
+                    on_event(msgspec.json.decode(line, type=Event))
+                except msgspec.DecodeError:
+                    continue  # not an event: a library's print
+        status = root.wait()
+    ended = read_manifest(paths.root)
+    if ended.outcome == "running":
+        words = log.read_text(errors="replace").strip().splitlines()
+        ended.outcome = "failed"
+        ended.error = f"the run ended early with status {status}: {words[-1] if words else 'no message'}"
+        write_json(paths.manifest, ended)
+    return store.complete(paths)

@@ -1,0 +1,121 @@
+"""One run, inside its private root: deploy, capture, start, load, move, load on, collect.
+
+Whatever happens, what there is gets collected and the manifest says how it ended.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+from quicferry import __version__
+from quicferry.capture.capture import CaptureSession
+from quicferry.capture.clock import realtime_minus_monotonic_ns
+from quicferry.emulation.emulator import Emulator
+from quicferry.errors import FerryError, MigrationError
+from quicferry.events import Event, write_events
+from quicferry.experiment.context import Cast, RunContext, Service
+from quicferry.model import LinkReading
+from quicferry.record import Clock, Manifest, RunPaths, write_json
+
+READY_S = 30.0
+PACKAGES = ("aioquic", "mininet", "cryptography", "grpcio", "pyroute2", "scapy", "polars", "msgspec")
+
+MakeCast = Callable[[RunContext], Cast]
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages whose behaviour shapes a result."""
+    return {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+def perform(
+    manifest: Manifest,
+    paths: RunPaths,
+    emulator: Emulator,
+    make_cast: MakeCast,
+    on_event: Callable[[Event], None] | None = None,
+) -> Manifest:
+    """Play one run and write all raw data; returns the manifest with the outcome.
+
+    ``on_event`` hears of every event as it comes. Never raises ``FerryError``: a failed run is data too.
+    """
+    context = RunContext(manifest.asked, manifest.topology, paths, emulator, on_event)
+    manifest.tool_version = __version__
+    manifest.kernel = f"{platform.system()} {platform.release()}"
+    manifest.versions |= package_versions()
+    start_offset_ns = realtime_minus_monotonic_ns()
+    try:
+        with emulator:
+            _play(manifest, context, make_cast)
+        manifest.outcome = "succeeded"
+    except FerryError as error:
+        manifest.outcome = error.outcome if error.outcome != "invalid" else "failed"
+        manifest.error = str(error) + (f" ({error.hint})" if error.hint else "")
+    finally:
+        manifest.warnings += context.warnings
+        manifest.clock = Clock(
+            realtime_minus_monotonic_start_ns=start_offset_ns,
+            realtime_minus_monotonic_end_ns=realtime_minus_monotonic_ns(),
+        )
+        write_events(paths.events, context.collected())
+        write_json(paths.manifest, manifest)
+    return manifest
+
+
+def _play(manifest: Manifest, context: RunContext, make_cast: MakeCast) -> None:
+    events, emulator, asked = context.events, context.emulator, context.asked
+    with events.phase("run.deploy"):
+        emulator.deploy(manifest.topology)
+    client, source, destination = (context.part(part) for part in ("client", "source", "destination"))
+    manifest.client_address = emulator.address(client)
+    manifest.source_endpoint = str(context.service_endpoint(source))
+    manifest.destination_endpoint = str(context.service_endpoint(destination))
+    if asked.calibrate:
+        with events.phase("run.calibrate"):
+            emulator.calibrate()
+    started: list[Service] = []
+    captures = CaptureSession(emulator, context.paths.captures)
+    try:
+        with events.phase("run.start"):
+            manifest.interfaces = captures.start([client, source, destination])
+            cast = make_cast(context)
+            for service in cast.services:
+                started.append(service)
+                service.start()
+                service.wait_ready(READY_S)
+        with events.phase("run.load"):
+            time.sleep(asked.before_s)
+        with events.phase("run.migrate") as outcome:
+            outcome |= cast.move()
+        time.sleep(asked.after_s)
+    finally:
+        with events.phase("run.collect"):
+            problems = _stop_all(started[::-1])
+            captures.stop()
+            manifest.links = emulator.link_readings()
+            manifest.link_backend = link_backend(manifest.links)
+            context.warnings += captures.warnings
+    if problems:
+        raise problems[0]
+
+
+def link_backend(readings: Sequence[LinkReading]) -> str:
+    """What shaped the links of a run: ``netem``, ``cable``, or ``plain`` when none was shaped."""
+    used = sorted({reading.backend for reading in readings} - {"plain"})
+    return "+".join(used) or "plain"
+
+
+def _stop_all(services: Sequence[Service]) -> list[FerryError]:
+    """Stop everything, the client first, even when one of them will not."""
+    problems: list[FerryError] = []
+    for service in services:
+        try:
+            service.stop()
+        except FerryError as error:
+            problems.append(error)
+        except OSError as error:
+            problems.append(MigrationError(f"{service.name} could not be stopped: {error}"))
+    return problems

@@ -1,0 +1,126 @@
+"""What an experiment asks for: one run, or a sweep over several axes, and whether it makes sense.
+
+A scenario file is TOML. ``[run]`` holds one value for each axis named there, ``[sweep]`` lists of
+values; every combination is run ``repetitions`` times. An axis is a field of ``record.Asked``:
+
+    title = "Five strategies"
+    repetitions = 3
+    [run]
+    engine = "handoff"
+    [sweep]
+    strategy = ["proactive-explicit", "symmetric"]
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from quicferry.errors import InvalidInput
+from quicferry.migration.engines.base import ENGINES
+from quicferry.record import Asked
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An experiment: base values, swept axes, repetitions."""
+
+    title: str = "untitled"
+    repetitions: int = 1
+    run: dict[str, Any] = {}
+    sweep: dict[str, list[Any]] = {}
+
+    def runs(self) -> Iterator[Asked]:
+        """Every run, interleaved: one repetition of all combinations before the next.
+
+        All combinations of one repetition share a seed, so that they meet the same network; a
+        machine that grows slower meanwhile slows all of them alike. Raises ``InvalidInput``.
+        """
+        axes = list(self.sweep)
+        for repetition in range(self.repetitions):
+            for values in itertools.product(*(self.sweep[axis] for axis in axes)):
+                wanted = {**self.run, **dict(zip(axes, values, strict=True))}
+                asked = to_asked(wanted)
+                yield check(msgspec.structs.replace(asked, seed=asked.seed + repetition))
+
+
+def to_asked(values: dict[str, Any]) -> Asked:
+    """One run from plain values. Raises ``InvalidInput`` for unknown axes and values of a wrong kind."""
+    known = set(Asked.__struct_fields__)
+    for axis in values:
+        if axis not in known:
+            raise InvalidInput(f"there is no axis {axis!r}", hint="the axes are " + ", ".join(sorted(known)))
+    try:
+        return msgspec.convert(values, Asked)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"a value does not fit its axis: {error}", hint="see docs/axes.md") from error
+
+
+def read_scenario(path: Path) -> Scenario:
+    """Read a scenario file; all its runs are checked. Raises ``InvalidInput``."""
+    try:
+        with path.open("rb") as file:
+            scenario = msgspec.convert(tomllib.load(file), Scenario)
+    except OSError as error:
+        raise InvalidInput(f"cannot read the scenario {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InvalidInput(f"{path}: {error}", hint="see scenarios/ for examples") from error
+    if not 1 <= scenario.repetitions <= 10_000:
+        raise InvalidInput(f"{path}: {scenario.repetitions} repetitions", hint="give 1 to 10000")
+    for axis, values in scenario.sweep.items():
+        if not values:
+            raise InvalidInput(f"{path}: the axis {axis} is swept over no value at all")
+    list(scenario.runs())
+    return scenario
+
+
+#: axis -> smallest and largest value that makes sense, and its unit
+LIMITS: dict[str, tuple[float, float, str]] = {
+    "pool": (1, 7, "addresses"),
+    "memory_mib": (0, 4096, "MiB"),
+    "interval_ms": (0, 60_000, "ms"),
+    "request_bytes": (0, 1 << 20, "bytes"),
+    "response_bytes": (0, 1 << 20, "bytes"),
+    "download_mib": (0, 4096, "MiB"),
+    "upload_mib": (0, 4096, "MiB"),
+    "before_s": (0.1, 600, "s"),
+    "after_s": (0.1, 600, "s"),
+    "rtt_ms": (0, 4000, "ms"),
+    "source_rtt_ms": (0, 4000, "ms"),
+    "jitter_ms": (0, 1000, "ms"),
+    "loss_percent": (0, 100, "%"),
+    "rate_mbps": (0.001, 100_000, "Mbit/s"),
+    "inter_edge_mbps": (0.001, 100_000, "Mbit/s"),
+    "seed": (0, 2**53, ""),
+}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "forwarding": ("auto", "on", "off"),
+    "link_backend": ("auto", "netem", "cable"),
+}
+
+
+def check(asked: Asked) -> Asked:
+    """Return ``asked`` if it makes sense; raises ``InvalidInput`` with what to give instead."""
+    for axis, (least, most, unit) in LIMITS.items():
+        value = getattr(asked, axis)
+        if value is None:
+            continue
+        if not (math.isfinite(value) and least <= value <= most):
+            raise InvalidInput(
+                f"{axis} cannot be {value:g}{' ' + unit if unit else ''}",
+                hint=f"give {least:g} to {most:g}{' ' + unit if unit else ''}",
+            )
+    for axis, choices in CHOICES.items():
+        if getattr(asked, axis) not in choices:
+            raise InvalidInput(
+                f"{axis} cannot be {getattr(asked, axis)!r}", hint="choose from " + ", ".join(choices)
+            )
+    if asked.engine not in ENGINES:
+        raise InvalidInput(f"there is no engine {asked.engine!r}", hint="choose from " + ", ".join(ENGINES))
+    return asked

@@ -1,0 +1,71 @@
+"""Where runs are kept: one directory each, written under ``<id>.partial`` and renamed when complete."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+from pathlib import Path
+
+from quicferry.emulation.ownership import PARTIAL_SUFFIX
+from quicferry.errors import StoreError
+from quicferry.record import Asked, RunPaths
+
+#: The ``runs`` folder of the checkout, unless the environment names another.
+DEFAULT_ROOT = Path(__file__).resolve().parents[2] / "runs"
+ROOT_VARIABLE = "QUICFERRY_RUNS"
+
+
+class RunStore:
+    """A folder of runs. ``root`` is made when the first run begins."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (root or Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)).resolve()
+
+    def begin(self, asked: Asked) -> tuple[str, RunPaths]:
+        """A new, empty, partial run directory and its id. Raises ``StoreError``."""
+        stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+        name = f"{stamp}-{asked.strategy}-{asked.engine}-{secrets.token_hex(3)}"
+        paths = RunPaths(self.root / f"{name}{PARTIAL_SUFFIX}")
+        try:
+            paths.root.mkdir(parents=True)
+            for folder in (paths.captures, paths.logs, paths.derived):
+                folder.mkdir()
+            paths.secrets.mkdir(mode=0o700)
+        except OSError as error:
+            raise StoreError(
+                f"cannot make the run directory {paths.root}: {error.strerror}",
+                hint="give a folder that can be written to with --runs",
+            ) from error
+        return name, paths
+
+    def complete(self, paths: RunPaths) -> RunPaths:
+        """Give a partial run its final name; whatever its outcome, it is kept."""
+        final = paths.root.with_name(paths.root.name.removesuffix(PARTIAL_SUFFIX))
+        paths.root.rename(final)
+        return RunPaths(final)
+
+    def all(self) -> list[Path]:
+        """The complete runs, oldest first."""
+        if not self.root.is_dir():
+            return []
+        return sorted(
+            path
+            for path in self.root.iterdir()
+            if not path.name.endswith(PARTIAL_SUFFIX) and (path / "manifest.json").is_file()
+        )
+
+    def find(self, name: str) -> Path:
+        """The run of that id, or the only one whose id contains ``name``. Raises ``StoreError``."""
+        runs = self.all()
+        exact = [path for path in runs if path.name == name]
+        some = exact or [path for path in runs if name in path.name]
+        if len(some) == 1:
+            return some[0]
+        if not some:
+            raise StoreError(
+                f"no run {name!r} in {self.root}", hint="`quicferry runs list` shows what there is"
+            )
+        raise StoreError(
+            f"{name!r} may be any of {len(some)} runs", hint=f"give more of the id, e.g. {some[-1].name}"
+        )
