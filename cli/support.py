@@ -69,11 +69,8 @@ def say_error(message: str, *, hint: str | None = None) -> None:
 
 
 def report(error: FerryError, *, as_json: bool) -> None:
-    """Tell of an error on stderr; with ``as_json`` also as one object on stdout.
-
-    ``already_printed`` on the error means that the command has printed its one object itself.
-    """
-    if as_json and not getattr(error, "already_printed", False):
+    """Tell of an error on stderr; with ``as_json`` also as one object on stdout, if none told of it yet."""
+    if as_json and not error.already_printed:
         print_json({"outcome": error.outcome, "error": str(error), "hint": error.hint})
     say_error(str(error), hint=error.hint)
 

@@ -64,7 +64,7 @@ command -v apt-get >/dev/null ||
   die "this machine has no apt-get" "use Debian 12 or 13 or Ubuntu 24.04, or the Vagrantfile" 127
 case $(. /etc/os-release && echo "$ID-${VERSION_ID:-}") in
   debian-12 | debian-13 | ubuntu-24.04) ;;
-  *) say "tried on Debian 12, Debian 13 and Ubuntu 24.04 only; going on with $(. /etc/os-release && echo "$PRETTY_NAME")" ;;
+  *) say "made for Debian 12, Debian 13 and Ubuntu 24.04; going on with $(. /etc/os-release && echo "$PRETTY_NAME")" ;;
 esac
 
 # ---- 1. packages -------------------------------------------------------------------------------
@@ -79,41 +79,42 @@ done
 POLICY=/usr/sbin/policy-rc.d
 own_policy=no
 restore_policy() { if [ "$own_policy" = yes ]; then rm -f "$POLICY"; fi; }
-trap restore_policy EXIT
-
+LOG=$(mktemp "${TMPDIR:-/tmp}/quicferry-setup.XXXXXX")
+trap 'restore_policy; rm -f "$LOG"' EXIT
+apt() { apt-get --quiet -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null >"$LOG" 2>&1; }
 install_packages() {
-  apt-get install --yes --quiet --no-install-recommends \
-    -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 "${missing[@]}" </dev/null >&2
+  apt install --yes --no-install-recommends -o Dpkg::Options::=--force-confold "${missing[@]}"
 }
 
 if [ ${#missing[@]} -gt 0 ]; then
-  say "installing with apt: ${missing[*]}"
+  say "installing with apt, a minute or so: ${missing[*]}"
   # A DNS server or a switch that the package would start has no business on the host: every run
-  # starts its own, in its own namespaces. invoke-rc.d asks this script; systemd's presets do not,
-  # so units that came with this installation are disabled below.
+  # starts its own, in its own namespaces. This script keeps it from being started now; what would
+  # start with the next boot is disabled below.
   if [ ! -e "$POLICY" ]; then
     own_policy=yes
     printf '#!/bin/sh\nexit 101\n' >"$POLICY"
     chmod 755 "$POLICY"
   fi
-  # dumpcap stays for root alone; asked by a dialogue otherwise
+  # dumpcap stays for root alone; the package would ask by a dialogue
   echo 'wireshark-common wireshark-common/install-setuid boolean false' | debconf-set-selections
   if ! install_packages; then
     say "that failed; once more with fresh package lists"
-    apt-get update --quiet -o DPkg::Lock::Timeout=300 </dev/null >&2
-    install_packages || die "apt-get could not install: ${missing[*]}" \
-      "look at its messages above; on Ubuntu the component \`universe\` must be enabled"
+    if ! apt update || ! install_packages; then
+      cat "$LOG" >&2
+      die "apt-get could not install the packages" \
+        "its messages are above; on Ubuntu the component \`universe\` must be enabled"
+    fi
   fi
   restore_policy
   own_policy=no
   if [ -d /run/systemd/system ]; then
-    for package in "${missing[@]}"; do
-      # iperf3 and mininet may bring units too, but neither enables them
-      if [ "$package" = bind9 ]; then
-        say "disabling named.service, which bind9 brought: runs start their own"
+    case " ${missing[*]} " in
+      *" bind9 "*) # the other packages have no unit that is enabled on installation
+        say "disabling named.service, which came with bind9: runs start their own named"
         systemctl disable --quiet named.service || true
-      fi
-    done
+        ;;
+    esac
   fi
 else
   say "all packages are installed"

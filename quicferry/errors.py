@@ -14,6 +14,7 @@ class FerryError(Exception):
 
     exit_code = 1
     outcome = "failed"
+    already_printed = False  # true once a command has printed the JSON object that tells of it
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
