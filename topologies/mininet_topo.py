@@ -1,8 +1,8 @@
 """A topology as stock Mininet knows it: ``mn --custom topologies/two_edges.py --topo two_edges``.
 
-Each topology module offers ``topos`` (``Family.mininet_topos``). Delay, jitter, rate, loss and queue become parameters of
-Mininet's ``TCLink``, which needs netem and sets it on the hosts' own interfaces: a capture there sees
-packets before their delay. Routes are set by the node itself, as stock Mininet has none.
+Each topology module offers ``topos`` (``Family.mininet_topos``). Delay, jitter, rate, loss and queue
+become parameters of Mininet's ``TCLink``, which needs netem and sets it on the hosts' own interfaces: a
+capture there sees packets before their delay. Routes are set by the node itself, as stock Mininet has none.
 """
 
 from __future__ import annotations

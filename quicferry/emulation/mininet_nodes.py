@@ -40,7 +40,7 @@ class FerryBridge(Switch):  # type: ignore[misc]  # Mininet has no types
     """A Linux bridge, alone in a network namespace: no spanning tree, so it forwards from the start."""
 
     def __init__(self, name: str, **params: Any) -> None:
-        super().__init__(name, inNamespace=True, **params)
+        super().__init__(name, **{**params, "inNamespace": True})
 
     @classmethod
     def setup(cls) -> None:

@@ -1,0 +1,52 @@
+"""``quicferry clean``: end what runs of dead tools left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli import support
+from quicferry.emulation import ownership
+
+RUNS = Path(__file__).resolve().parents[1] / "runs"
+
+
+@click.command()
+@click.option("--partial", is_flag=True, help="Also remove the directories of runs that did not get done.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+@click.option(
+    "--runs",
+    "runs_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=RUNS,
+    show_default="runs/ of this checkout",
+    help="Where the run directories are.",
+)
+@support.json_option
+@click.pass_context
+def clean(ctx: click.Context, partial: bool, dry_run: bool, runs_dir: Path, as_json: bool) -> None:
+    """Remove what interrupted runs left behind.
+
+    A run's processes, interfaces and mounts go with its private root, so there is hardly ever
+    something to end. Processes are ended by their process id, and only those that carry the tag of a
+    run whose tool is gone. Directories of complete runs are never touched.
+    """
+    report = ownership.clean(runs_dir, partial=partial, dry_run=dry_run)
+    if as_json:
+        support.print_json(report)
+    else:
+        done, removed = ("would end", "would remove") if dry_run else ("ended", "removed")
+        for process in report.ended:
+            click.echo(f"{done} process {process.pid} of run {process.run_id}: {process.command}")
+        for directory in report.removed:
+            click.echo(f"{removed} {directory}")
+        for directory in report.kept:
+            click.echo(f"left {directory}" + ("" if partial else " (incomplete; --partial removes it)"))
+        for run in report.living_runs:
+            click.echo(f"run {run} is going on: left alone")
+        for failure in report.failed:
+            support.say_error(failure)
+        if not (report.ended or report.removed or report.kept or report.failed):
+            click.echo("nothing to clean")
+    ctx.exit(1 if report.failed else 0)
