@@ -251,7 +251,9 @@ class Container:
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """The argument vector that runs ``argv`` inside this container's namespaces."""
-        return ["nsenter", "-t", str(self._init_pid), "-n", "-m", "-p", "--", *argv]
+        enter = ["nsenter", "-t", str(self._init_pid), "-n", "-m", "-p", "--"]
+        # nsenter has a child in the namespace: killing the one must not leave the other running
+        return [*enter, "setpriv", "--pdeathsig", "KILL", *argv]
 
     async def run(self, argv: Sequence[str], *, timeout_s: float = 60.0) -> Completed:
         """Run a program inside to its end. Raises ``MigrationError`` when that takes longer.

@@ -31,11 +31,18 @@ INSTALL_HINT = "run `provision/criu.sh` as root (`make setup` does); `quicferry 
 #: machine; reading the build IDs of every mapped library takes longer. ``-v1``: errors only.
 COMMON = ("--tcp-close", "--network-lock", "skip", "--file-validation", "filesize", "-v1")
 
+#: Said in every run without CAP_SYS_RESOURCE, and of no consequence.
+HARMLESS = "Can't setup RLIMIT_NOFILE"
+
 #: What CRIU says -> what it means for the reader. The first that is found is given.
 HINTS: tuple[tuple[str, str], ...] = (
+    (r"Network is unreachable", "the loopback interface of this host is down"),
     (r"Unsupported proto 262", "the process holds an MPTCP socket; CRIU cannot move those"),
     (r"Can't lookup mount", "the process has a file open from outside its container, perhaps its stdio"),
-    (r"has bad size|Can't open file|Can't stat", "a file that the process has open differs at this host"),
+    (
+        r"has bad (size|mode)|Can't open file|Can't stat",
+        "a file that the process has open differs at this host",
+    ),
     (r"(fork|clone).*File exists|Pid \d+ .*(taken|exists|busy)", "the PID is in use in this container"),
     (r"EADDRINUSE|Address already in use|Can't bind", "another process holds the port at this host"),
     (r"Cannot assign requested address", "the process is bound to an address this host does not have"),
@@ -69,6 +76,7 @@ def find_criu() -> Path:
 def explain(step: str, done: Completed, log: str) -> MigrationError:
     """The error for a CRIU run that failed: its last words, and what they mean."""
     errors = [match[1].strip() for match in re.finditer(r"Error \([^)]*\): (.*)", log)]
+    errors = [error for error in errors if not re.search(HARMLESS, error)]
     words = errors or (done.stderr or done.stdout or log).strip().splitlines() or ["it left no message"]
     # The first errors name the cause, the last is only "Dumping FAILED."
     told = "; ".join(dict.fromkeys(word for word in words[:4] if not word.endswith("FAILED.")))

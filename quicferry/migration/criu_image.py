@@ -43,6 +43,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     kind: Kind
     name: str
     size: int
+    mode: int = 0o600  # permission bits; CRIU refuses an open file whose mode has changed
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,9 +55,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: list[str]  # regular files under /run that the process holds open
 
 
-def record(kind: Kind, name: str, data: bytes) -> bytes:
+def record(kind: Kind, name: str, data: bytes, mode: int = 0o600) -> bytes:
     """One record as bytes."""
-    header = msgspec.msgpack.encode(Header(kind, name, len(data)))
+    header = msgspec.msgpack.encode(Header(kind, name, len(data), mode))
     return b"".join((LENGTH.pack(len(header)), header, data))
 
 
@@ -157,6 +158,8 @@ class Unpacker:
             self._seen.add(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
+            path.touch()
+            path.chmod(header.mode & 0o777)
         with path.open("ab", buffering=0) as file:
             written = 0
             while written < len(piece):
