@@ -156,6 +156,11 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     bytes_verified: int | None = None
     state_ok: bool | None = None
     phases_ms: dict[str, float] = {}  # notice, checkpoint, transfer, restore, first_packet, validated, useful
+    moments_ms: dict[str, float] = {}  # the same and more as moments, relative to server.frozen
+    rtt_method: str | None = None  # how rtt_ms was measured
+    inter_edge_bytes: int | None = None  # seen on the wire between the edges: the check of transferred_bytes
+    packets_undecrypted: int | None = None  # in the client's capture
+    run_id: str | None = None
     warnings: list[str] = []
     error: str | None = None
     hint: str | None = None

@@ -1,0 +1,1 @@
+"""What the recorded runs mean: metrics, statistics, tables, pictures and the report."""

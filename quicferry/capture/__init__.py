@@ -1,0 +1,1 @@
+"""Recording what crosses the interfaces, and reading it again: captures, decryption, timeline."""

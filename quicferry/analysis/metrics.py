@@ -1,0 +1,290 @@
+"""From a run directory to its result: reads what is raw, writes only to ``derived/``.
+
+``derived/`` can be thrown away and made again at any time, years later and without root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import polars as pl
+
+from quicferry.analysis.move import Metrics, inter_edge_bytes, measure
+from quicferry.capture import timeline
+from quicferry.capture.clock import ClockConversion, clock_warning
+from quicferry.capture.pcap import read_datagrams
+from quicferry.capture.quic import Decryptor, TrafficTable, read_keylog
+from quicferry.capture.quic.table import SCHEMA, tabulate
+from quicferry.errors import CaptureError, FerryError, StoreError
+from quicferry.events import Event, read_events
+from quicferry.record import ClientSummary, Manifest, RunPaths, RunResult, read_manifest, write_json
+
+
+class Analysis(NamedTuple):
+    """A result with what it was made of, for pictures and reports."""
+
+    manifest: Manifest
+    result: RunResult
+    metrics: Metrics | None
+    events: list[Event]
+    packets: pl.DataFrame  # of the client's capture, one row each
+
+
+def analyse(run_dir: Path) -> RunResult:
+    """Analyse a run and write ``derived/``: result.json, timeline.parquet, timeline.svg and .png.
+
+    A run that failed gives a result that says so. Raises ``StoreError`` only when there is no
+    readable manifest.
+    """
+    analysis = study(run_dir)
+    paths = RunPaths(run_dir)
+    paths.derived.mkdir(exist_ok=True)
+    write_json(paths.result, analysis.result)
+    if analysis.metrics is not None:
+        from quicferry.analysis.plots import save_timeline  # matplotlib takes half a second to load
+
+        zero = analysis.metrics.frozen_ns or (analysis.events[0].t_ns if analysis.events else 0)
+        table = timeline.as_table(analysis.metrics.moments(), analysis.events, analysis.packets, zero)
+        table.write_parquet(paths.derived / "timeline.parquet")
+        save_timeline(analysis, paths.derived)
+    return analysis.result
+
+
+def read_result(run_dir: Path) -> RunResult:
+    """The result of a run as it was written, or made now when there is none yet.
+
+    Raises ``StoreError`` for a result of another version that cannot be made again.
+    """
+    path = RunPaths(run_dir).result
+    try:
+        result = msgspec.json.decode(path.read_bytes(), type=RunResult)
+    except (OSError, msgspec.DecodeError):
+        return analyse(run_dir)
+    result.run_dir = str(run_dir)
+    return result
+
+
+def study(run_dir: Path) -> Analysis:
+    """As ``analyse``, but writes nothing."""
+    manifest = read_manifest(run_dir)
+    paths = RunPaths(run_dir)
+    result = _empty_result(run_dir, manifest)
+    events = _events(paths, result)
+    _add_client_summary(paths, result)
+    metrics: Metrics | None = None
+    packets = timeline.packets(pl.DataFrame(schema=SCHEMA))
+    try:
+        convert = _clock(manifest, events, result)
+        traffic = _client_traffic(paths, manifest, convert)
+        packets = timeline.packets(traffic.frame)
+        metrics = measure(traffic.frame, events, manifest.source_endpoint, manifest.destination_endpoint)
+        _add_metrics(result, metrics, manifest)
+        result.packets_undecrypted = traffic.undecrypted
+        if traffic.undecrypted:
+            result.warnings.append(
+                f"{traffic.undecrypted} packets of the client's capture could not be decrypted"
+            )
+        _check_edges(paths, manifest, traffic, convert, result)
+    except FerryError as error:
+        _fail(result, str(error), error.hint)
+    return Analysis(manifest, result, metrics, events, packets)
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """Run directories below ``root``, the oldest first; those being written are left out."""
+    if root.is_dir():
+        for path in sorted(root.iterdir()):
+            if path.suffix != ".partial" and (path / "manifest.json").is_file():
+                yield path
+
+
+def find_run(root: Path, run_id: str) -> Path:
+    """The run of that ID, or of the only ID that begins so, or the directory of that name.
+
+    Raises ``StoreError``.
+    """
+    direct = Path(run_id)
+    if (direct / "manifest.json").is_file():
+        return direct
+    runs = list(find_runs(root))
+    matches = [path for path in runs if path.name == run_id] or [
+        path for path in runs if path.name.startswith(run_id)
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise StoreError(
+            f"{run_id!r} is the beginning of {len(matches)} runs",
+            hint="give more of it: " + ", ".join(path.name for path in matches[:5]),
+        )
+    raise StoreError(f"no run {run_id!r} in {root}", hint="`quicferry runs list` shows what there is")
+
+
+def _empty_result(run_dir: Path, manifest: Manifest) -> RunResult:
+    asked = manifest.asked
+    outcome = manifest.outcome
+    result = RunResult(
+        outcome=outcome,
+        strategy=asked.strategy.value,
+        engine=asked.engine,
+        seed=asked.seed,
+        topology=asked.topology,
+        server_first=asked.server_first,
+        pool=asked.pool,
+        memory_mib=asked.memory_mib,
+        loss_percent=asked.loss_percent,
+        link_backend=manifest.link_backend or None,
+        rtt_asked_ms=asked.rtt_ms,
+        warnings=list(manifest.warnings),
+        error=manifest.error,
+        run_dir=str(run_dir),
+        run_id=manifest.id,
+    )
+    if outcome == "running":
+        _fail(result, "the run was interrupted", "`quicferry clean` removes what it left behind")
+    return result
+
+
+def _events(paths: RunPaths, result: RunResult) -> list[Event]:
+    try:
+        return sorted(read_events(paths.events), key=lambda event: event.t_ns)
+    except OSError:
+        _fail(
+            result, "the run has no events", "its processes did not come up: see logs/ in the run directory"
+        )
+        return []
+
+
+def _add_client_summary(paths: RunPaths, result: RunResult) -> None:
+    try:
+        summary = msgspec.json.decode(paths.client.read_bytes(), type=ClientSummary)
+    except (OSError, msgspec.DecodeError) as error:
+        result.warnings.append(f"the client left no summary: {error}")
+        return
+    result.requests_sent = summary.requests_sent
+    result.requests_lost = summary.requests_lost
+    result.requests_duplicated = summary.requests_duplicated
+    result.bytes_verified = summary.bytes_verified
+    result.state_ok = summary.state_ok
+    if summary.requests_lost:
+        result.warnings.append(f"{summary.requests_lost} requests were never answered")
+    if summary.requests_duplicated:
+        result.warnings.append(f"{summary.requests_duplicated} requests were obeyed twice")
+    if not summary.state_ok:
+        result.warnings.append(f"the service's state did not survive: {summary.state_detail or 'no detail'}")
+    if summary.closed is not None:
+        result.warnings.append(f"the connection ended before its time: {summary.closed}")
+    for transfer in summary.transfers:
+        if not transfer.verified:
+            result.warnings.append(
+                f"{transfer.kind}: {transfer.done_bytes} of {transfer.size_bytes} bytes, not verified"
+            )
+
+
+def _clock(manifest: Manifest, events: list[Event], result: RunResult) -> ClockConversion:
+    begin, end = (events[0].t_ns, events[-1].t_ns) if events else (0, 0)
+    warning = clock_warning(manifest.clock, end - begin)
+    if warning is not None:
+        result.warnings.append(warning)
+    return ClockConversion(manifest.clock, begin, end)
+
+
+def _port(manifest: Manifest) -> int | None:
+    port = manifest.source_endpoint.rpartition(":")[2]
+    return int(port) if port.isdigit() else None
+
+
+def _part(manifest: Manifest, part: str) -> str:
+    return manifest.topology.parts.get(part, part)
+
+
+def _client_traffic(paths: RunPaths, manifest: Manifest, convert: ClockConversion) -> TrafficTable:
+    capture = paths.captures / f"{_part(manifest, 'client')}.pcapng"
+    if not capture.is_file():
+        raise CaptureError(f"there is no capture {capture.name}", hint="the run ended before it began")
+    keylog = read_keylog(paths.keys)
+    traffic = tabulate(
+        read_datagrams(capture, convert.to_monotonic_ns), Decryptor(keylog), port=_port(manifest)
+    )
+    if traffic.datagrams and traffic.frame["frame"].is_null().all():
+        raise CaptureError(
+            "nothing in the client's capture can be decrypted",
+            hint="the key log in secrets/ does not belong to this run",
+        )
+    return traffic
+
+
+def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest) -> None:
+    def rounded(value: float | None) -> float | None:
+        return None if value is None else round(value, 6)
+
+    result.warnings += metrics.warnings
+    if metrics.gap is not None:
+        result.service_migration_time_ms = rounded(metrics.gap.length_ns / 1e6)
+    if metrics.logged_gap is not None:
+        result.log_service_migration_time_ms = rounded(metrics.logged_gap.length_ns / 1e6)
+    if metrics.round_trip is not None:
+        result.rtt_ms = rounded(metrics.round_trip.median_ns / 1e6)
+        result.rtt_method = f"{metrics.round_trip.method}, median of {metrics.round_trip.samples}"
+    result.container_downtime_ms = rounded(metrics.downtime_ms)
+    result.connection_overhead_ms = rounded(metrics.overhead_ms)
+    result.pto_ms = metrics.pto_ms
+    result.transferred_bytes = metrics.transferred_bytes
+    result.phases_ms = metrics.phases_ms()
+    result.moments_ms = metrics.moments_ms()
+    if result.outcome == "succeeded" and metrics.gap is None:
+        _fail(
+            result,
+            f"the client got no useful service from {manifest.destination_endpoint or 'the new address'}",
+            "the timeline shows how far the move came",
+        )
+
+
+def _check_edges(
+    paths: RunPaths, manifest: Manifest, traffic: TrafficTable, convert: ClockConversion, result: RunResult
+) -> None:
+    """What only the edges saw: packets that never arrived, and the image on its way."""
+    reused = int(traffic.frame["nonce_reused"].sum())
+    crossed = 0
+    own = {
+        part: [address.partition("/")[0] for address in manifest.topology.addresses_of(_part(manifest, part))]
+        for part in ("source", "destination")
+        if any(node.name == _part(manifest, part) for node in manifest.topology.nodes)
+    }
+    decryptor = traffic.decryptor
+    for part in ("source", "destination"):
+        capture = paths.captures / f"{_part(manifest, part)}.pcapng"
+        if not capture.is_file():
+            result.warnings.append(f"there is no capture of the {part} edge")
+            continue
+        datagrams = read_datagrams(capture, convert.to_monotonic_ns)
+        crossed = max(crossed, inter_edge_bytes(datagrams, own.get("source", ()), own.get("destination", ())))
+        decryptor = decryptor.other_vantage()
+        seen = tabulate(datagrams, decryptor, port=_port(manifest))
+        reused += int(seen.frame["nonce_reused"].sum())
+    if crossed:
+        result.inter_edge_bytes = crossed
+        if result.transferred_bytes is not None and crossed < result.transferred_bytes:
+            result.warnings.append(
+                f"{result.transferred_bytes} bytes were moved, but only {crossed} crossed the link between "
+                "the edges"
+            )
+    if reused:
+        _fail(
+            result,
+            f"{reused} packets used a key and packet number that another packet had used before",
+            "two servers held the keys at one time; do not use this build for anything but finding out why",
+        )
+
+
+def _fail(result: RunResult, error: str, hint: str | None) -> None:
+    """Mark the result failed; the first error stays the error, later ones become warnings."""
+    if result.error is None:
+        result.error, result.hint = error, hint
+    else:
+        result.warnings.append(error)
+    if result.outcome in ("succeeded", "running"):
+        result.outcome = "failed"

@@ -1,0 +1,25 @@
+"""Reading QUIC from a capture: the run's own, independent decryption.
+
+``keys`` derives packet protection from the NSS key log, ``frames`` takes payloads apart,
+``decrypt`` follows connections through connection IDs, addresses and key updates, ``table`` makes
+a data frame of it. Nothing here uses the QUIC stack that sent the packets: a mistake of that stack
+must not be able to hide itself.
+"""
+
+from quicferry.capture.quic.decrypt import Decryptor, Direction, Packet
+from quicferry.capture.quic.frames import Frame, parse_frames
+from quicferry.capture.quic.keys import KeyLog, read_keylog
+from quicferry.capture.quic.table import SCHEMA, TrafficTable, read_traffic
+
+__all__ = [
+    "SCHEMA",
+    "Decryptor",
+    "Direction",
+    "Frame",
+    "KeyLog",
+    "Packet",
+    "TrafficTable",
+    "parse_frames",
+    "read_keylog",
+    "read_traffic",
+]

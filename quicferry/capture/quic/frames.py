@@ -1,0 +1,213 @@
+"""Taking a decrypted payload apart: every frame of RFC 9000 §19, DATAGRAM (RFC 9221) and the extension's.
+
+The extension's frames and the two of the alternative-server-address draft are read by their
+published layout; ``docs/wire-format.md`` is the authority for the former.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from quicferry.errors import CaptureError
+
+
+class Frame(NamedTuple):
+    """One frame. Fields that its type does not have are None."""
+
+    name: str
+    stream_id: int | None = None
+    offset: int | None = None
+    length: int | None = None  # bytes of data it carries
+    fin: bool | None = None
+    largest_acked: int | None = None
+    ack_delay_us: int | None = None  # with the default exponent of 3 (RFC 9000 §18.2)
+    epoch: int | None = None  # of the extension's frames
+    address: str | None = None  # "10.0.2.2:4433" of an announcement
+    data: bytes = b""  # path challenge, connection ID, crypto or stream data
+
+
+SM_ADDRESS = 0x1F3A7C10
+SM_PREPARE = 0x1F3A7C11
+SM_READY = 0x1F3A7C12
+SM_MIGRATED = 0x1F3A7C13
+SM_ABORT = 0x1F3A7C14
+ALTERNATIVE_V4 = 0x1D5845E2
+ALTERNATIVE_V6 = 0x1D5845E3
+
+#: types that are just a name and integers
+_NUMBERS: dict[int, tuple[str, int]] = {
+    0x01: ("PING", 0),
+    0x10: ("MAX_DATA", 1),
+    0x12: ("MAX_STREAMS", 1),
+    0x13: ("MAX_STREAMS", 1),
+    0x14: ("DATA_BLOCKED", 1),
+    0x16: ("STREAMS_BLOCKED", 1),
+    0x17: ("STREAMS_BLOCKED", 1),
+    0x19: ("RETIRE_CONNECTION_ID", 1),
+    0x1E: ("HANDSHAKE_DONE", 0),
+}
+#: types that begin with a stream ID
+_STREAM_NUMBERS: dict[int, tuple[str, int]] = {
+    0x04: ("RESET_STREAM", 2),
+    0x05: ("STOP_SENDING", 1),
+    0x11: ("MAX_STREAM_DATA", 1),
+    0x15: ("STREAM_DATA_BLOCKED", 1),
+}
+#: a packet with one of these is not only acknowledgements (RFC 9000 §13.2)
+NOT_ACK_ELICITING = frozenset({"PADDING", "ACK", "CONNECTION_CLOSE"})
+#: what a probing packet may carry (RFC 9000 §9.1)
+PROBING = frozenset({"PATH_CHALLENGE", "PATH_RESPONSE", "NEW_CONNECTION_ID", "PADDING"})
+
+
+class _Cursor:
+    """Reads integers and bytes; raises ``IndexError`` at the end."""
+
+    __slots__ = ("at", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def varint(self) -> int:
+        """A variable-length integer (RFC 9000 §16)."""
+        data, at = self.data, self.at
+        first = data[at]
+        kind = first >> 6
+        if kind == 0:
+            self.at = at + 1
+            return first
+        length = 1 << kind
+        if at + length > len(data):
+            raise IndexError
+        self.at = at + length
+        return int.from_bytes(data[at : at + length], "big") & ((1 << (8 * length - 2)) - 1)
+
+    def take(self, length: int) -> bytes:
+        end = self.at + length
+        if end > len(self.data):
+            raise IndexError
+        part = self.data[self.at : end]
+        self.at = end
+        return part
+
+
+def _address(cursor: _Cursor, v4: bool, v6: bool) -> str | None:
+    found = []
+    if v4:
+        host = str(IPv4Address(cursor.take(4)))
+        found.append(f"{host}:{int.from_bytes(cursor.take(2), 'big')}")
+    if v6:
+        host = str(IPv6Address(cursor.take(16)))
+        found.append(f"[{host}]:{int.from_bytes(cursor.take(2), 'big')}")
+    return " ".join(found) or None
+
+
+def _extension(kind: int, cursor: _Cursor) -> Frame:
+    if kind == SM_ADDRESS:
+        cursor.varint()
+        flags = cursor.take(1)[0]
+        return Frame("SM_ADDRESS", address=_address(cursor, bool(flags & 1), bool(flags & 2)))
+    if kind == SM_PREPARE:
+        epoch = cursor.varint()
+        cursor.varint()
+        for _ in range(cursor.varint()):
+            cursor.varint()
+        cursor.varint()
+        cursor.varint()
+        cursor.take(1)
+        return Frame("SM_PREPARE", epoch=epoch)
+    if kind == SM_MIGRATED:
+        return Frame("SM_MIGRATED", epoch=cursor.varint())
+    if kind in (SM_READY, SM_ABORT):
+        epoch = cursor.varint()
+        cursor.varint()
+        return Frame("SM_READY" if kind == SM_READY else "SM_ABORT", epoch=epoch)
+    if kind in (ALTERNATIVE_V4, ALTERNATIVE_V6):
+        cursor.take(1)
+        cursor.varint()
+        v4 = kind == ALTERNATIVE_V4
+        return Frame("ALTERNATIVE_SERVER_ADDRESS", address=_address(cursor, v4, not v4))
+    raise CaptureError(f"unknown frame type 0x{kind:x}")
+
+
+def _acknowledgement(kind: int, cursor: _Cursor) -> Frame:
+    largest = cursor.varint()
+    delay_us = cursor.varint() << 3
+    ranges = cursor.varint()
+    cursor.varint()
+    for _ in range(2 * ranges):
+        cursor.varint()
+    if kind == 0x03:  # ECN counts
+        for _ in range(3):
+            cursor.varint()
+    return Frame("ACK", largest_acked=largest, ack_delay_us=delay_us)
+
+
+def _close(kind: int, cursor: _Cursor) -> Frame:
+    cursor.varint()
+    if kind == 0x1C:
+        cursor.varint()
+    return Frame("CONNECTION_CLOSE", data=cursor.take(cursor.varint()))
+
+
+def parse_frames(payload: bytes) -> list[Frame]:
+    """All frames of a payload in order; padding is left out.
+
+    Raises ``CaptureError`` for a type that nobody knows or a frame that is cut off: after it,
+    nothing in the packet can be understood.
+    """
+    cursor = _Cursor(payload)
+    frames: list[Frame] = []
+    end = len(payload)
+    try:
+        while cursor.at < end:
+            if payload[cursor.at] == 0:
+                cursor.at = end - len(payload[cursor.at :].lstrip(b"\0"))
+                continue
+            frames.append(_frame(cursor.varint(), cursor))
+    except IndexError as error:
+        raise CaptureError("a frame is cut off") from error
+    return frames
+
+
+def _frame(kind: int, cursor: _Cursor) -> Frame:
+    if 0x08 <= kind <= 0x0F:
+        stream_id = cursor.varint()
+        offset = cursor.varint() if kind & 0x04 else 0
+        length = cursor.varint() if kind & 0x02 else len(cursor.data) - cursor.at
+        data = cursor.take(length)
+        return Frame("STREAM", stream_id, offset, length, bool(kind & 0x01), data=data)
+    if kind in (0x02, 0x03):
+        return _acknowledgement(kind, cursor)
+    if kind in _NUMBERS:
+        name, count = _NUMBERS[kind]
+        for _ in range(count):
+            cursor.varint()
+        return Frame(name)
+    if kind in _STREAM_NUMBERS:
+        name, count = _STREAM_NUMBERS[kind]
+        stream_id = cursor.varint()
+        for _ in range(count):
+            cursor.varint()
+        return Frame(name, stream_id)
+    if kind == 0x06:
+        offset = cursor.varint()
+        length = cursor.varint()
+        return Frame("CRYPTO", offset=offset, length=length, data=cursor.take(length))
+    if kind == 0x07:
+        return Frame("NEW_TOKEN", data=cursor.take(cursor.varint()))
+    if kind == 0x18:
+        cursor.varint()
+        cursor.varint()
+        connection_id = cursor.take(cursor.take(1)[0])
+        cursor.take(16)
+        return Frame("NEW_CONNECTION_ID", data=connection_id)
+    if kind in (0x1A, 0x1B):
+        return Frame("PATH_CHALLENGE" if kind == 0x1A else "PATH_RESPONSE", data=cursor.take(8))
+    if kind in (0x1C, 0x1D):
+        return _close(kind, cursor)
+    if kind in (0x30, 0x31):
+        length = cursor.varint() if kind & 1 else len(cursor.data) - cursor.at
+        return Frame("DATAGRAM", length=length, data=cursor.take(length))
+    return _extension(kind, cursor)

@@ -1,0 +1,192 @@
+"""Packet protection from traffic secrets (RFC 9001 §5 and §6; RFC 9369 for version 2).
+
+Reads the NSS key log format that every QUIC stack writes (``SSLKEYLOGFILE``): a label, the
+client's random and the secret, in hexadecimal, one per line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from quicferry.errors import CaptureError
+
+VERSION_1 = 0x00000001
+VERSION_2 = 0x6B3343CF
+
+#: TLS cipher suite -> hash, AEAD key length in bytes, and whether it is ChaCha20 (RFC 8446 §B.4)
+SUITES: dict[int, tuple[str, int, bool]] = {
+    0x1301: ("sha256", 16, False),  # TLS_AES_128_GCM_SHA256
+    0x1302: ("sha384", 32, False),  # TLS_AES_256_GCM_SHA384
+    0x1303: ("sha256", 32, True),  # TLS_CHACHA20_POLY1305_SHA256
+}
+INITIAL_SUITE = 0x1301  # RFC 9001 §5.2
+
+INITIAL_SALT = {
+    VERSION_1: bytes.fromhex("38762cf7f55934b34d179ae6a4c80cadccbb7f0a"),  # RFC 9001 §5.2
+    VERSION_2: bytes.fromhex("0dede3def700a6db819381be6e269dcbf9bd2ed9"),  # RFC 9369 §3.3.1
+}
+LABEL_PREFIX = {VERSION_1: b"quic", VERSION_2: b"quicv2"}  # RFC 9369 §3.3.2
+
+KeyLog = dict[bytes, dict[str, bytes]]
+"""Client random -> label (``CLIENT_TRAFFIC_SECRET_0`` …) -> secret."""
+
+
+def read_keylog(path: Path) -> KeyLog:
+    """Read an NSS key log; comments and lines that are cut off are left out.
+
+    Raises ``CaptureError`` when there is no such file.
+    """
+    try:
+        text = path.read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise CaptureError(
+            f"no key log at {path}", hint="without the run's secrets its captures cannot be decrypted"
+        ) from error
+    found: KeyLog = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) != 3 or line.startswith("#"):
+            continue
+        try:
+            random, secret = bytes.fromhex(words[1]), bytes.fromhex(words[2])
+        except ValueError:
+            continue
+        if len(random) == 32 and len(secret) in (32, 48):
+            found.setdefault(random, {})[words[0]] = secret
+    return found
+
+
+def expand_label(algorithm: str, secret: bytes, label: bytes, length: int) -> bytes:
+    """HKDF-Expand-Label with an empty context (RFC 8446 §7.1)."""
+    full = b"tls13 " + label
+    info = length.to_bytes(2, "big") + bytes([len(full)]) + full + b"\0"
+    block, output = b"", b""
+    for counter in range(1, 256):
+        if len(output) >= length:
+            break
+        block = hmac.new(secret, block + info + bytes([counter]), algorithm).digest()
+        output += block
+    return output[:length]
+
+
+def initial_secrets(version: int, destination_cid: bytes) -> tuple[bytes, bytes]:
+    """The client's and the server's Initial secrets. Raises ``KeyError`` for an unknown version."""
+    common = hmac.new(INITIAL_SALT[version], destination_cid, hashlib.sha256).digest()
+    return (
+        expand_label("sha256", common, b"client in", 32),
+        expand_label("sha256", common, b"server in", 32),
+    )
+
+
+class Opened(NamedTuple):
+    """A packet whose protection is taken off."""
+
+    packet_number: int
+    generation: int  # 0 before the first key update
+    payload: bytes
+
+
+def decode_packet_number(truncated: int, length_bytes: int, expected: int) -> int:
+    """The full packet number that is nearest to ``expected`` (RFC 9000 §A.3)."""
+    window = 1 << (8 * length_bytes)
+    candidate = (expected & ~(window - 1)) | truncated
+    if candidate <= expected - window // 2 and candidate < (1 << 62) - window:
+        return candidate + window
+    if candidate > expected + window // 2 and candidate >= window:
+        return candidate - window
+    return candidate
+
+
+class PacketProtection:
+    """Takes the protection off the packets of one direction and one packet number space.
+
+    Header protection keys stay for the connection's life; AEAD keys change with each key update
+    (RFC 9001 §6). All generations are kept, so that packets that come late open too.
+    """
+
+    def __init__(self, suite: int, secret: bytes, version: int) -> None:
+        self._hash, self._key_length, self._is_chacha = SUITES[suite]
+        self._prefix = LABEL_PREFIX[version]
+        self._next_secret = secret
+        self._generations: list[tuple[AESGCM | ChaCha20Poly1305, int]] = []
+        self._add_generation()
+        self._header_key = expand_label(self._hash, secret, self._prefix + b" hp", self._key_length)
+        # ECB of one block is what RFC 9001 §5.4.3 asks for; nothing is kept secret by it here
+        self._header_cipher = (
+            None if self._is_chacha else Cipher(algorithms.AES(self._header_key), modes.ECB()).encryptor()  # noqa: S305 - RFC 9001
+        )
+        self.expected = 0  # largest packet number seen, plus one
+        self.current = 0  # generation of the newest packet
+        #: other places where numbers may begin, for a capture that joins the connection late
+        self.hints: tuple[int, ...] = ()
+
+    def _add_generation(self) -> None:
+        secret = self._next_secret
+        key = expand_label(self._hash, secret, self._prefix + b" key", self._key_length)
+        iv = expand_label(self._hash, secret, self._prefix + b" iv", 12)
+        aead = ChaCha20Poly1305(key) if self._is_chacha else AESGCM(key)
+        self._generations.append((aead, int.from_bytes(iv, "big")))
+        self._next_secret = expand_label(self._hash, secret, self._prefix + b" ku", len(secret))
+
+    def _mask(self, sample: bytes) -> bytes:
+        if self._header_cipher is not None:
+            return self._header_cipher.update(sample)
+        cipher = Cipher(algorithms.ChaCha20(self._header_key, sample), mode=None)
+        return cipher.encryptor().update(bytes(5))
+
+    def open(self, packet: bytes, number_offset: int) -> Opened | None:
+        """Open one packet; None when it does not belong to these keys.
+
+        ``number_offset`` is where the packet number begins; ``packet`` ends with its AEAD tag.
+        """
+        sample = packet[number_offset + 4 : number_offset + 20]
+        if len(sample) < 16:
+            return None
+        mask = self._mask(sample)
+        is_long = packet[0] & 0x80
+        first = packet[0] ^ (mask[0] & (0x0F if is_long else 0x1F))
+        length = (first & 0x03) + 1
+        end = number_offset + length
+        protected = int.from_bytes(packet[number_offset:end], "big")
+        truncated = protected ^ int.from_bytes(mask[1 : 1 + length], "big")
+        header = bytes([first]) + packet[1:number_offset] + truncated.to_bytes(length, "big")
+        sealed = packet[end:]
+        tried: set[int] = set()
+        for expected in (self.expected, *self.hints):
+            number = decode_packet_number(truncated, length, expected)
+            if number in tried:
+                continue
+            tried.add(number)
+            for generation in self._candidates(first, bool(is_long)):
+                while generation >= len(self._generations):
+                    self._add_generation()
+                aead, iv = self._generations[generation]
+                try:
+                    payload = aead.decrypt((iv ^ number).to_bytes(12, "big"), sealed, header)
+                except InvalidTag:
+                    continue
+                self.expected = max(self.expected, number + 1)
+                self.current = max(self.current, generation)
+                return Opened(number, generation, payload)
+        return None
+
+    def _candidates(self, first: int, is_long: bool) -> tuple[int, ...]:
+        """Generations that the key phase bit allows, the likeliest first.
+
+        The capture may have missed a whole generation, hence the one three ahead as well.
+        """
+        if is_long:
+            return (0,)
+        phase = (first >> 2) & 1
+        if phase == self.current & 1:
+            around = (self.current, self.current - 2, self.current + 2)
+        else:
+            around = (self.current + 1, self.current - 1, self.current + 3)
+        return tuple(generation for generation in around if generation >= 0)

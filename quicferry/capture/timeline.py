@@ -1,0 +1,224 @@
+"""The timeline of a run: what the captures and the events say, on one clock.
+
+**Useful service** is stream data that the client had not received before: a STREAM frame in a
+packet to the client of which at least one byte (stream ID, offset range) is new in the client's
+capture. Acknowledgements, path validation, control frames, retransmissions of what had arrived
+and empty FINs are not useful service: they serve the connection, not its user.
+
+**Service-migration time** is the time from the last useful packet from the old address before, to
+the first useful packet from the new address; both stamps are taken by the kernel at the client's
+interface.
+
+Other transports can use the same definitions: ``service_gap`` only wants to know when how many new
+bytes came from whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+from typing import NamedTuple
+
+import polars as pl
+
+from quicferry.capture.quic.decrypt import Direction
+from quicferry.capture.quic.frames import NOT_ACK_ELICITING
+from quicferry.events import Event
+from quicferry.units import NS_PER_MS, NS_PER_US
+
+#: What ``arrivals`` returns and ``service_gap`` takes.
+ARRIVALS = {"t_ns": pl.Int64, "server": pl.String, "new_bytes": pl.Int64}
+
+RTT_SAMPLES_WANTED = 3
+_BY_ACK = "request to acknowledgement less its stated delay"
+
+
+class ServiceGap(NamedTuple):
+    """The time without useful service."""
+
+    last_old_ns: int
+    first_new_ns: int
+    late_old_bytes: int  # new bytes from the old address after the first from the new one
+
+    @property
+    def length_ns(self) -> int:
+        """The service-migration time."""
+        return self.first_new_ns - self.last_old_ns
+
+
+class RoundTrip(NamedTuple):
+    """A round-trip time between client and destination, as the client's interface saw it."""
+
+    median_ns: int
+    samples: int
+    method: str
+
+
+class Moment(NamedTuple):
+    """Something that happened; ``origin`` is ``capture`` or ``event``."""
+
+    t_ns: int
+    vantage: str
+    name: str
+    origin: str
+
+
+def host_of(endpoint: str) -> str:
+    """``10.0.1.2:4433`` -> ``10.0.1.2``."""
+    return endpoint.rpartition(":")[0].strip("[]")
+
+
+def arrivals(traffic: pl.DataFrame) -> pl.DataFrame:
+    """Useful service in a decrypted capture: columns as in ARRIVALS, sorted by time."""
+    return (
+        traffic.lazy()
+        .filter(
+            (pl.col("direction") == Direction.TO_CLIENT.value)
+            & (pl.col("frame") == "STREAM")
+            & (pl.col("new_bytes") > 0)
+        )
+        .select("t_ns", pl.col("source").alias("server"), "new_bytes")
+        .sort("t_ns")
+        .collect()
+    )
+
+
+def logged_arrivals(events: Iterable[Event]) -> pl.DataFrame:
+    """Useful service by the client's own log: complete responses and download data."""
+    rows = [
+        (event.t_ns, str(event.detail["server"]), 1)
+        for event in events
+        if event.name in ("client.response.received", "client.download.data") and event.detail.get("server")
+    ]
+    return pl.DataFrame(rows, schema=ARRIVALS, orient="row").sort("t_ns")
+
+
+def service_gap(useful: pl.DataFrame, old: str, new: str) -> ServiceGap | None:
+    """The gap between service from ``old`` and service from ``new``; None when either never came."""
+    from_new = useful.filter(pl.col("server") == new)
+    if from_new.is_empty():
+        return None
+    first_new = int(from_new["t_ns"][0])
+    from_old = useful.filter(pl.col("server") == old)
+    before = from_old.filter(pl.col("t_ns") <= first_new)
+    if before.is_empty():
+        return None
+    late = from_old.filter(pl.col("t_ns") > first_new)
+    return ServiceGap(int(before["t_ns"][-1]), first_new, int(late["new_bytes"].sum()))
+
+
+def first_packet_from(traffic: pl.DataFrame, server: str) -> int | None:
+    """When the first authentic packet from that address came to the client."""
+    found = traffic.filter(
+        (pl.col("source") == server)
+        & (pl.col("direction") == Direction.TO_CLIENT.value)
+        & pl.col("packet_number").is_not_null()
+    )
+    return int(found["t_ns"].min()) if not found.is_empty() else None  # type: ignore[arg-type] # Int64 column
+
+
+class _Challenge(NamedTuple):
+    sent_ns: int
+    answered_ns: int
+
+
+def _challenges(traffic: pl.DataFrame, server: str) -> list[_Challenge]:
+    """The client's PATH_CHALLENGEs to an address that were answered from there, in order."""
+    sent: dict[str, int] = {}
+    answered: list[_Challenge] = []
+    frames = traffic.filter(pl.col("frame").is_in(["PATH_CHALLENGE", "PATH_RESPONSE"]))
+    for row in frames.select("t_ns", "frame", "direction", "source", "destination", "data").iter_rows(
+        named=True
+    ):
+        to_server = row["direction"] == Direction.TO_SERVER.value
+        if row["frame"] == "PATH_CHALLENGE" and to_server and row["destination"] == server:
+            sent.setdefault(row["data"], row["t_ns"])
+        elif row["frame"] == "PATH_RESPONSE" and not to_server and row["source"] == server:
+            at = sent.pop(row["data"], None)
+            if at is not None:
+                answered.append(_Challenge(at, row["t_ns"]))
+    return answered
+
+
+def path_validated(traffic: pl.DataFrame, server: str) -> int | None:
+    """When the client's first PATH_CHALLENGE to that address was answered (RFC 9000 §8.2)."""
+    answered = _challenges(traffic, server)
+    return answered[0].answered_ns if answered else None
+
+
+def round_trip(traffic: pl.DataFrame, server: str, after_ns: int) -> RoundTrip | None:
+    """The round-trip time to an address, from packets sent to it after ``after_ns``.
+
+    Best are requests and the acknowledgements that name them as the largest received, less the delay
+    that the acknowledgement states (RFC 9002 §5.3). When there are too few, answered PATH_CHALLENGEs
+    are taken.
+    """
+    later = traffic.filter(pl.col("space") == "1-rtt")
+    sent = later.filter(
+        (pl.col("destination") == server) & (pl.col("frame") == "STREAM") & (pl.col("t_ns") >= after_ns)
+    )
+    sent_at = dict(sent.group_by("packet_number").agg(pl.col("t_ns").min()).iter_rows())
+    acks = later.filter((pl.col("source") == server) & (pl.col("frame") == "ACK"))
+    samples = []
+    for t_ns, largest, delay_us in acks.select("t_ns", "largest_acked", "ack_delay_us").iter_rows():
+        begun = sent_at.pop(largest, None)
+        if begun is not None:
+            samples.append(t_ns - begun - delay_us * NS_PER_US)
+    if len(samples) >= RTT_SAMPLES_WANTED:
+        return RoundTrip(round(median(samples)), len(samples), _BY_ACK)
+    probes = [c.answered_ns - c.sent_ns for c in _challenges(traffic, server) if c.sent_ns >= after_ns]
+    if probes:
+        return RoundTrip(round(median(probes)), len(probes), "PATH_CHALLENGE to PATH_RESPONSE")
+    if samples:
+        return RoundTrip(round(median(samples)), len(samples), _BY_ACK)
+    return None
+
+
+def packets(traffic: pl.DataFrame) -> pl.DataFrame:
+    """One row per packet of a frame-wise table, with the names of its frames and its useful bytes."""
+    keys = [
+        "t_ns",
+        "connection",
+        "source",
+        "destination",
+        "direction",
+        "space",
+        "packet_number",
+        "generation",
+    ]
+    return (
+        traffic.lazy()
+        .group_by(keys, maintain_order=True)
+        .agg(
+            pl.col("packet_bytes").first(),
+            pl.col("frame").drop_nulls().unique(maintain_order=True).str.join(" ").alias("frames"),
+            pl.col("new_bytes").sum(),
+            pl.col("repeated").any(),
+            (~pl.col("frame").is_in(list(NOT_ACK_ELICITING)) & pl.col("frame").is_not_null())
+            .any()
+            .alias("ack_eliciting"),
+        )
+        .sort("t_ns", maintain_order=True)
+        .collect()
+    )
+
+
+def as_table(
+    moments: Iterable[Moment], events: Iterable[Event], wire: pl.DataFrame, zero_ns: int
+) -> pl.DataFrame:
+    """Everything of a run in one table, sorted by time; ``t_ms`` is relative to ``zero_ns``."""
+    words = [(m.t_ns, m.origin, m.vantage, m.name) for m in moments]
+    words += [(event.t_ns, "event", event.vantage, event.name) for event in events]
+    named = pl.DataFrame(
+        words,
+        schema={"t_ns": pl.Int64, "kind": pl.String, "vantage": pl.String, "name": pl.String},
+        orient="row",
+    )
+    seen = wire.with_columns(
+        pl.lit("packet").alias("kind"), pl.lit("client").alias("vantage"), pl.col("frames").alias("name")
+    ).drop("frames")
+    return (
+        pl.concat([named, seen], how="diagonal")
+        .sort("t_ns", maintain_order=True)
+        .with_columns(((pl.col("t_ns") - zero_ns) / NS_PER_MS).alias("t_ms"))
+    )
