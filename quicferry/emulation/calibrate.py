@@ -60,8 +60,11 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     rate_mbps: float | None  # Ethernet bytes; only where a rate was asked for
 
 
-class _End:
-    """One end of a link: a socket on the host's interface, for calibration frames only."""
+class LinkEnd:
+    """One end of a link: a socket on the host's interface, for calibration frames only.
+
+    Raises ``EmulationError`` when the interface is missing or down.
+    """
 
     def __init__(self, pid: int, interface: str) -> None:
         try:
@@ -98,7 +101,13 @@ class _End:
         self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
         self.socket.bind((interface, ETH_P_ALL))
 
-    def send(self, other: _End, kind: int, number: int, length_bytes: int) -> int | None:
+    def __enter__(self) -> LinkEnd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, other: LinkEnd, kind: int, number: int, length_bytes: int) -> int | None:
         """Send one frame; the time just before (CLOCK_REALTIME ns), None when the socket is full."""
         head = other.hardware_address + self.hardware_address + struct.pack("!H", ETHERTYPE)
         frame = (head + _BODY.pack(kind, number)).ljust(length_bytes, b"\0")
@@ -166,22 +175,18 @@ def calibrate(layer: LinkLayer, *, pings: int = 100) -> list[LinkReading]:
 def calibrate_link(made: MadeLink, *, pings: int = 100) -> tuple[Measured, Measured]:
     """Measure one link: from ``a`` to ``b``, and back. Raises ``EmulationError``."""
     link = made.link
-    a, b = _End(made.a_pid, made.a_interface), _End(made.b_pid, made.b_interface)
-    try:
+    with LinkEnd(made.a_pid, made.a_interface) as a, LinkEnd(made.b_pid, made.b_interface) as b:
         longest_ms = sum(shape.delay_ms + 6 * shape.jitter_ms for shape in (link.a_to_b, link.b_to_a))
-        there, back, rtts = _ping(a, b, pings, longest_ms)
+        there, back, rtts = ping_train(a, b, pings, longest_ms)
         return (
             _measure(a, b, link.a_to_b, link.mtu_bytes, pings, there, rtts),
             _measure(b, a, link.b_to_a, link.mtu_bytes, len(there), back, rtts),
         )
-    finally:
-        a.socket.close()
-        b.socket.close()
 
 
 def _measure(
-    sender: _End,
-    receiver: _End,
+    sender: LinkEnd,
+    receiver: LinkEnd,
     shape: Shape,
     mtu_bytes: int,
     pinged: int,
@@ -201,7 +206,9 @@ def _measure(
     )
 
 
-def _ping(a: _End, b: _End, count: int, longest_ms: float) -> tuple[list[float], list[float], list[float]]:
+def ping_train(
+    a: LinkEnd, b: LinkEnd, count: int, longest_ms: float
+) -> tuple[list[float], list[float], list[float]]:
     """Delays there, delays back and round-trip times, in milliseconds."""
     sent: dict[int, int] = {}
     echoed: dict[int, int] = {}
@@ -234,8 +241,13 @@ def _ping(a: _End, b: _End, count: int, longest_ms: float) -> tuple[list[float],
     )
 
 
-def _train(
-    sender: _End, receiver: _End, frame_bytes: int, frames_per_s: float, duration_s: float, wait_s: float
+def frame_train(
+    sender: LinkEnd,
+    receiver: LinkEnd,
+    frame_bytes: int,
+    frames_per_s: float,
+    duration_s: float,
+    wait_s: float,
 ) -> tuple[int, list[int]]:
     """Send equal frames at a pace. How many were sent, and the stamps of those that arrived."""
     receiver.receive()
@@ -258,7 +270,7 @@ def _train(
     return sent, stamps
 
 
-def _loss(sender: _End, receiver: _End, shape: Shape) -> float:
+def _loss(sender: LinkEnd, receiver: LinkEnd, shape: Shape) -> float:
     """The loss in percent of small frames, at no more than half the rate."""
     frames_per_s = float(LOSS_TRAIN_FRAMES_PER_S)
     if shape.rate_mbps is not None:
@@ -266,16 +278,16 @@ def _loss(sender: _End, receiver: _End, shape: Shape) -> float:
     if shape.delay_ms and shape.queue_packets is not None:
         frames_per_s = min(frames_per_s, shape.queue_packets / (shape.delay_ms / 1e3) / 2)
     wait_s = (shape.delay_ms + 6 * shape.jitter_ms) / 1e3 + 0.2
-    sent, stamps = _train(sender, receiver, SMALL_FRAME_BYTES, frames_per_s, LOSS_TRAIN_S, wait_s)
+    sent, stamps = frame_train(sender, receiver, SMALL_FRAME_BYTES, frames_per_s, LOSS_TRAIN_S, wait_s)
     return 100 * (1 - len(stamps) / sent)
 
 
-def _burst(sender: _End, receiver: _End, shape: Shape, mtu_bytes: int) -> float | None:
+def _burst(sender: LinkEnd, receiver: LinkEnd, shape: Shape, mtu_bytes: int) -> float | None:
     """The rate in Mbit/s of full frames that are offered faster than it."""
     assert shape.rate_mbps is not None
     frame_bytes = mtu_bytes + _HEADER_BYTES
     frames_per_s = shape.rate_mbps * 1e6 / (8 * frame_bytes) * _OVERLOAD
     queued_s = shape.queue_limit(mtu_bytes) * frame_bytes * 8 / (shape.rate_mbps * 1e6)
     wait_s = min(queued_s, BURST_S * _OVERLOAD + 1) + (shape.delay_ms + 6 * shape.jitter_ms) / 1e3 + 0.2
-    _, stamps = _train(sender, receiver, frame_bytes, frames_per_s, BURST_S, wait_s)
+    _, stamps = frame_train(sender, receiver, frame_bytes, frames_per_s, BURST_S, wait_s)
     return rate_of(stamps, frame_bytes)
