@@ -15,8 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from quicferry.emulation import plain_links as links
-from quicferry.emulation import routing
+from quicferry.emulation import links, routing
 from quicferry.emulation.emulator import DeployPhase, Progress
 from quicferry.emulation.mininet_nodes import (
     FerryBridge,
@@ -134,7 +133,8 @@ class MininetEmulator:
         self._network.built = True  # build() would look for interfaces that are not there yet, and warn
 
     def _make_links(self) -> None:
-        backend = self._backend if self._backend is not None else links.choose_backend()
+        backend = links.choose_backend() if self._backend is None else links.choose_backend(self._backend)
+        self._work_dir.mkdir(parents=True, exist_ok=True)
         self._links = links.LinkLayer(backend, self._seed, self._work_dir)
         for link in self.topology.links:
             a, b = self._ends[link.a, link.name], self._ends[link.b, link.name]
@@ -278,7 +278,7 @@ class MininetEmulator:
         self._children, self._ends = [], {}
         try:
             if layer is not None:
-                layer.stop()
+                layer.stop(remove_interfaces=False)  # they go with the namespaces
         finally:
             # Everybody in the nodes' networks, also what programs left behind; only the private
             # root's processes can be seen here.
