@@ -1,0 +1,258 @@
+"""``QuicConnection`` with hooks: where the extension is called by aioquic.
+
+Each override calls the original and adds to it; none copies upstream code. Without hooks (``_ferry`` is
+None) every override is the original and nothing more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aioquic import tls
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
+from aioquic.quic.connection import (
+    END_STATES,
+    EPOCHS,
+    NetworkAddress,
+    QuicConnection,
+    QuicConnectionError,
+    QuicNetworkPath,
+    QuicReceiveContext,
+)
+from aioquic.quic.packet import QuicFrameType
+
+from quicferry.quic.errors import PeerError
+from quicferry.quic.wire import Frame, FrameType, find_parameter, pull_frame
+from quicferry.strategies import Strategy
+
+Datagrams = list[tuple[bytes, NetworkAddress]]
+
+
+@dataclass
+class Receipt:
+    """What one datagram brought: it held at least one 1-RTT packet that was authentic and new."""
+
+    address: NetworkAddress
+    host_cid: bytes  # the connection ID it was sent to
+    non_probing: bool = False  # RFC 9000 §9.1
+    newest: bool = False  # it raised the largest packet number received
+
+
+class Hooks(Protocol):
+    """What the extension does when aioquic calls. Implemented by the client's and the server's role."""
+
+    held: bool
+    mute: bool
+    negotiated: frozenset[Strategy]
+
+    def own_parameter(self) -> bytes:
+        """The encoded transport parameter to append to our list; empty for none."""
+
+    def peer_parameter(self, value: bytes | None) -> bool:
+        """The peer's parameter, None when it sent none. Returns whether the extension is negotiated."""
+
+    def admits(self, address: NetworkAddress) -> bool:
+        """Client: whether a packet from a server address that is not an active path is to be decrypted."""
+
+    def frame(self, frame: Frame, address: NetworkAddress, now: float) -> None:
+        """A frame of the extension. May raise ``PeerError``."""
+
+    def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
+        """A PATH_CHALLENGE. Returns whether the extension answers it."""
+
+    def response(self, data: bytes) -> bool:
+        """A PATH_RESPONSE. Returns whether it was for the extension."""
+
+    def received(self, receipt: Receipt, now: float) -> None:
+        """A datagram with news was processed."""
+
+    def retire_prior_to(self, sequence_number: int) -> None:
+        """The peer wants connection IDs below this retired."""
+
+    def before_send(self, now: float) -> Datagrams:
+        """Datagrams of the extension, to leave before all others."""
+
+    def after_send(self, *, awaits_answer: bool, now: float) -> None:
+        """Everything was sent; ``awaits_answer``: something ack-eliciting left since the last receipt."""
+
+    def timer(self) -> float | None:
+        """When ``on_timer`` wants to be called."""
+
+    def on_timer(self, now: float) -> None:
+        """It may be called at any time."""
+
+    @property
+    def recovery_suspended(self) -> bool:
+        """Whether the loss detection timer is off."""
+
+    def control_lost(self, encoded: bytes) -> None:
+        """A frame of the extension was in a packet that was lost."""
+
+
+class HookedConnection(QuicConnection):
+    """A connection that tells its hooks what happens."""
+
+    _ferry: Hooks | None = None
+    _ferry_receipt: Receipt | None = None
+
+    # ------------------------------------------------------------------ negotiation
+
+    def _serialize_transport_parameters(self) -> bytes:
+        parameters = super()._serialize_transport_parameters()
+        return parameters if self._ferry is None else parameters + self._ferry.own_parameter()
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        super()._parse_transport_parameters(data, from_session_ticket)
+        if self._ferry is None or from_session_ticket:  # RFC 9000 §7.4.1: not remembered for 0-RTT
+            return
+        try:
+            negotiated = self._ferry.peer_parameter(find_parameter(data))
+        except PeerError as error:
+            raise QuicConnectionError(
+                error_code=error.code, frame_type=QuicFrameType.CRYPTO, reason_phrase=str(error)
+            ) from error
+        if not negotiated:
+            return
+        self.rebuild_frame_handlers()
+        if not self._is_client:
+            # The server's parameters were serialized before the client's were known. They leave with
+            # EncryptedExtensions, which TLS writes after this call.
+            self.tls.handshake_extensions = [
+                (tls.ExtensionType.QUIC_TRANSPORT_PARAMETERS, self._serialize_transport_parameters())
+            ]
+
+    def rebuild_frame_handlers(self) -> None:
+        """Enters the extension's frames into the table of handlers, once it is negotiated."""
+        handlers = self._QuicConnection__frame_handlers  # type: ignore[attr-defined]  # name mangling
+        if self._ferry is not None and self._ferry.negotiated:
+            for frame_type in FrameType:
+                handlers[int(frame_type)] = (self._handle_sm_frame, EPOCHS("1"))
+
+    # ------------------------------------------------------------------ frames
+
+    def _handle_sm_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        assert self._ferry is not None
+        try:
+            frame = pull_frame(frame_type, buf)
+            if self._quic_logger is not None and context.quic_logger_frames is not None:
+                context.quic_logger_frames.append({"frame_type": frame.frame_type.name.lower()})
+            self._ferry.frame(frame, context.network_path.addr, context.time)
+        except PeerError as error:
+            raise QuicConnectionError(
+                error_code=error.code, frame_type=frame_type, reason_phrase=str(error)
+            ) from error
+
+    def _handle_path_challenge_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        path = context.network_path
+        before = len(path.remote_challenges)
+        super()._handle_path_challenge_frame(context, frame_type, buf)
+        if self._ferry is None or len(path.remote_challenges) == before:
+            return
+        active = path is self._network_paths[0] and path.is_validated
+        if self._ferry.challenge(path.addr, path.remote_challenges[-1], on_active_path=active):
+            path.remote_challenges.pop()
+
+    def _handle_path_response_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        at = buf.tell()
+        super()._handle_path_response_frame(context, frame_type, buf)
+        if self._ferry is not None:
+            self._ferry.response(buf.data_slice(at, at + 8))
+
+    def _handle_new_connection_id_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        super()._handle_new_connection_id_frame(context, frame_type, buf)
+        if self._ferry is not None:
+            self._ferry.retire_prior_to(self._peer_retire_prior_to)
+
+    def _payload_received(
+        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
+    ) -> tuple[bool, bool]:
+        is_ack_eliciting, is_probing = super()._payload_received(
+            context, plain, crypto_frame_required=crypto_frame_required
+        )
+        if self._ferry is not None and context.epoch == tls.Epoch.ONE_RTT:
+            if self._ferry_receipt is None:
+                self._ferry_receipt = Receipt(context.network_path.addr, context.host_cid)
+            self._ferry_receipt.host_cid = context.host_cid
+            self._ferry_receipt.non_probing |= not is_probing
+        return is_ack_eliciting, is_probing
+
+    # ------------------------------------------------------------------ in and out
+
+    def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
+        if self._ferry is None:
+            super().receive_datagram(data, addr, now)
+            return
+        if self._ferry.held:
+            return
+        provisional: QuicNetworkPath | None = None
+        if (
+            self._is_client
+            and all(path.addr != addr for path in self._network_paths)
+            and self._ferry.admits(addr)
+        ):
+            # Upstream drops what comes from an address that is no path (RFC 9000 §9). The address is one
+            # for the length of this call. Upstream must not probe it: challenges are the extension's.
+            provisional = QuicNetworkPath(addr)
+            provisional.local_challenge_sent = True
+            self._network_paths.append(provisional)
+        space = self._spaces.get(tls.Epoch.ONE_RTT)
+        largest = space.largest_received_packet if space is not None else -1
+        self._ferry_receipt = None
+        try:
+            super().receive_datagram(data, addr, now)
+        finally:
+            if provisional is not None and provisional in self._network_paths:
+                self._network_paths.remove(provisional)
+        receipt = self._take_receipt()
+        if receipt is None or self._state in END_STATES or self._close_pending:
+            return
+        receipt.newest = self._spaces[tls.Epoch.ONE_RTT].largest_received_packet > largest
+        self._ferry.received(receipt, now)
+
+    def _take_receipt(self) -> Receipt | None:
+        receipt, self._ferry_receipt = self._ferry_receipt, None
+        return receipt
+
+    def datagrams_to_send(self, now: float) -> Datagrams:
+        if self._ferry is None:
+            return super().datagrams_to_send(now)
+        if self._ferry.held or self._ferry.mute:
+            return []
+        datagrams: Datagrams = []
+        if self._handshake_confirmed and self._state not in END_STATES and not self._close_pending:
+            datagrams = self._ferry.before_send(now)
+        datagrams += super().datagrams_to_send(now)
+        self._ferry.after_send(awaits_answer=self._ack_eliciting_sent_since_receipt, now=now)
+        return datagrams
+
+    def get_timer(self) -> float | None:
+        if self._ferry is None:
+            return super().get_timer()
+        if self._ferry.held:
+            return None
+        timer = super().get_timer()
+        if self._state in END_STATES:
+            return timer
+        if self._ferry.mute:
+            self._loss_at = None
+            return self._close_at
+        if self._ferry.recovery_suspended:
+            self._loss_at = None
+            timer = _earliest(self._close_at, self._pacing_at, *(space.ack_at for space in self._loss.spaces))
+        return _earliest(timer, self._ferry.timer())
+
+    def handle_timer(self, now: float) -> None:
+        if self._ferry is not None:
+            if self._ferry.held:
+                return
+            if self._state not in END_STATES:
+                self._ferry.on_timer(now)
+        super().handle_timer(now)
+
+
+def _earliest(*times: Any) -> float | None:
+    known = [time for time in times if time is not None]
+    return min(known) if known else None

@@ -1,0 +1,299 @@
+"""What the extension may ask of a connection: connection IDs, paths, recovery, packets."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Callable, Sequence
+
+from aioquic import tls
+from aioquic.buffer import Buffer, size_uint_var  # type: ignore[attr-defined]  # re-exported without saying so
+from aioquic.quic.congestion.base import create_congestion_control
+from aioquic.quic.connection import (
+    END_STATES,
+    NetworkAddress,
+    QuicConnection,
+    QuicConnectionId,
+    QuicNetworkPath,
+)
+from aioquic.quic.events import QuicEvent
+from aioquic.quic.packet import QuicFrameType, QuicPacketType
+from aioquic.quic.packet_builder import (
+    QuicDeliveryState,
+    QuicPacketBuilder,
+    QuicPacketBuilderStop,
+    QuicSentPacket,
+)
+from aioquic.quic.recovery import QuicPacketPacer
+
+from quicferry.quic.wire import Address, FrameType
+
+PROBE_DATAGRAM_BYTES = 1200  # RFC 9000 §8.2.1: a challenge also shows that the path carries this much
+_CHALLENGE_BYTES = 8
+
+
+def pto_s(connection: QuicConnection) -> float:
+    """The connection's current PTO in seconds, without backoff (RFC 9002 §6.2.1)."""
+    return connection._loss.get_probe_timeout()
+
+
+def unsent_bytes(connection: QuicConnection, stream_id: int) -> int:
+    """Bytes of a stream that were written but have not been sent, or were lost and not yet sent again."""
+    stream = connection._streams.get(stream_id)
+    if stream is None:
+        return 0
+    return sum(r.stop - r.start for r in stream.sender._pending)
+
+
+class Seam:
+    """One connection, as the roles see it. Times are in seconds on the clock of ``now``."""
+
+    def __init__(self, connection: QuicConnection) -> None:
+        self._quic = connection
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def handshake_confirmed(self) -> bool:
+        """RFC 9001 §4.1.2."""
+        return self._quic._handshake_confirmed
+
+    @property
+    def has_ended(self) -> bool:
+        """Closing, draining or terminated."""
+        return self._quic._state in END_STATES
+
+    @property
+    def network_address(self) -> NetworkAddress:
+        """The address of the active path, in the form the socket uses."""
+        return self._quic._network_paths[0].addr
+
+    @property
+    def address(self) -> Address:
+        """The address of the active path."""
+        return plain_address(self.network_address)
+
+    @property
+    def host_cid(self) -> bytes:
+        """The connection ID the peer uses for us."""
+        return self._quic.host_cid
+
+    @property
+    def pto_s(self) -> float:
+        """See ``pto_s``."""
+        return pto_s(self._quic)
+
+    @property
+    def idle_timeout_s(self) -> float:
+        """The idle timeout in effect (RFC 9000 §10.1)."""
+        return self._quic._idle_timeout()
+
+    def socket_form(self, address: Address) -> NetworkAddress:
+        """``address`` in the form the active path's has (IPv4-mapped, with flow and scope)."""
+        current = self.network_address
+        host = address[0]
+        if current[0].startswith("::ffff:") and ipaddress.ip_address(host).version == 4:
+            host = f"::ffff:{host}"
+        return (host, address[1], 0, 0) if len(current) == 4 else (host, address[1])
+
+    def emit(self, event: QuicEvent) -> None:
+        """Hands an event to the application."""
+        self._quic._events.append(event)
+
+    # ------------------------------------------------------------------ connection IDs (RFC 9000 §5.1)
+
+    @property
+    def free_cids(self) -> int:
+        """Connection IDs of the peer that were never used."""
+        return len(self._quic._peer_cid_available)
+
+    def take_cid(self) -> QuicConnectionId | None:
+        """A connection ID for a new path (RFC 9000 §9.5), None when the peer has not given enough."""
+        return self._quic._peer_cid_available.pop(0) if self._quic._peer_cid_available else None
+
+    def retire_cid(self, cid: QuicConnectionId) -> None:
+        """RETIRE_CONNECTION_ID for one that ``take_cid`` gave."""
+        self._quic._retire_peer_cid(cid)
+
+    def change_cid(self) -> None:
+        """A new connection ID on the active path, if the peer has given one."""
+        self._quic.change_connection_id()
+
+    # ------------------------------------------------------------------ paths and recovery
+
+    def adopt(self, address: NetworkAddress, cid: QuicConnectionId, rtt_s: float, now: float) -> None:
+        """Makes a validated path the active one; what was on its way on the old one is sent again."""
+        quic = self._quic
+        quic._retire_peer_cid(quic._peer_cid)
+        quic._peer_cid = cid
+        quic._spin_bit = False  # RFC 9000 §17.4
+        quic._network_paths[:] = [QuicNetworkPath(address, is_validated=True)]
+        self.restart_recovery(rtt_s, now)
+
+    def expire_in_flight(self, now: float) -> None:
+        """All data in flight is to be sent again at once; it is no sign of congestion."""
+        quic = self._quic
+        space = quic._spaces[tls.Epoch.ONE_RTT]
+        quic._loss._on_packets_lost(
+            congestion_event=False, now=now, packets=list(space.sent_packets.values()), space=space
+        )
+        space.loss_time = None
+        quic._loss._pto_count = 0
+        quic._pacing_at = None
+
+    def restart_recovery(self, rtt_s: float | None, now: float) -> None:
+        """Congestion control and RTT as on a new path (RFC 9000 §9.4, RFC 9002 §7 and §6.2.2).
+
+        Without a sample the RTT is unknown; the initial estimate is the configured one or the old path's
+        smoothed RTT, whichever is less.
+        """
+        self.expire_in_flight(now)
+        loss = self._quic._loss
+        configuration = self._quic.configuration
+        size = self._quic._max_datagram_size
+        loss._cc = create_congestion_control(
+            configuration.congestion_control_algorithm, max_datagram_size=size
+        )
+        loss._pacer = QuicPacketPacer(max_datagram_size=size)
+        if rtt_s is None:
+            if loss._rtt_initialized:
+                loss._rtt_initial = min(configuration.initial_rtt, loss._rtt_smoothed)
+            loss._rtt_initialized = False
+            loss._rtt_latest = loss._rtt_smoothed = loss._rtt_variance = 0.0
+            loss._rtt_min = math.inf
+            return
+        rtt_s = max(rtt_s, 0.001)
+        loss._rtt_initialized = True
+        loss._rtt_first_sample_time = now
+        loss._rtt_latest = loss._rtt_min = loss._rtt_smoothed = rtt_s
+        loss._rtt_variance = rtt_s / 2
+        loss._pacer.update_rate(congestion_window=loss.congestion_window, smoothed_rtt=rtt_s)
+
+    def restart_idle_timer(self, now: float) -> None:
+        """A full idle timeout from now on: the time a frozen connection slept does not count."""
+        self._quic._close_at = now + self._quic._idle_timeout()
+
+    # ------------------------------------------------------------------ packets
+
+    def probe(
+        self,
+        address: NetworkAddress,
+        cid: QuicConnectionId | None,
+        challenge: bytes | None,
+        responses: Sequence[bytes],
+    ) -> tuple[bytes, NetworkAddress]:
+        """One datagram of probing frames, outside loss recovery and congestion control.
+
+        A challenge is repeated by its own clock and a response never (RFC 9000 §13.3), so recovery has
+        nothing to do for them; kept in its books, probes to dead addresses would shrink the window.
+        Without ``cid`` the active one is used.
+        """
+        quic = self._quic
+        peer_cid = quic._peer_cid.cid if cid is None else cid.cid
+        builder = QuicPacketBuilder(
+            host_cid=quic.host_cid,
+            is_client=quic._is_client,
+            max_datagram_size=PROBE_DATAGRAM_BYTES,
+            packet_number=quic._packet_number,
+            peer_cid=peer_cid,
+            quic_logger=quic._quic_logger,
+            version=_version(quic),
+        )
+        builder.start_packet(QuicPacketType.ONE_RTT, quic._cryptos[tls.Epoch.ONE_RTT])
+        if challenge is not None:
+            buf = builder.start_frame(QuicFrameType.PATH_CHALLENGE, capacity=1 + _CHALLENGE_BYTES)
+            buf.push_bytes(challenge)
+        for response in responses:
+            buf = builder.start_frame(QuicFrameType.PATH_RESPONSE, capacity=1 + _CHALLENGE_BYTES)
+            buf.push_bytes(response)
+        datagrams, packets = builder.flush()
+        quic._packet_number = builder.packet_number
+        self._log_sent(packets, peer_cid)
+        return datagrams[0], address
+
+    def control_packet(
+        self, frames: Sequence[bytes], on_lost: Callable[[bytes], None], now: float
+    ) -> tuple[list[tuple[bytes, NetworkAddress]], int]:
+        """One packet of the extension's own frames on the active path, inside loss recovery.
+
+        They have a packet of their own, with only an ACK before them: a dissector stops at a frame type it
+        does not know. Returns the datagrams and how many frames they hold; congestion control or the size
+        may leave some or all for later.
+        """
+        quic = self._quic
+        path = quic._network_paths[0]
+        builder = QuicPacketBuilder(
+            host_cid=quic.host_cid,
+            is_client=quic._is_client,
+            max_datagram_size=quic._max_datagram_size,
+            packet_number=quic._packet_number,
+            peer_cid=quic._peer_cid.cid,
+            quic_logger=quic._quic_logger,
+            spin_bit=quic._spin_bit,
+            version=_version(quic),
+        )
+        builder.max_flight_bytes = quic._loss.congestion_window - quic._loss.bytes_in_flight
+        if not path.is_validated:
+            builder.max_total_bytes = path.bytes_received * 3 - path.bytes_sent  # RFC 9000 §8.1
+        space = quic._spaces[tls.Epoch.ONE_RTT]
+        written = 0
+        try:
+            builder.start_packet(QuicPacketType.ONE_RTT, quic._cryptos[tls.Epoch.ONE_RTT])
+            if space.ack_at is not None:
+                quic._write_ack_frame(builder=builder, space=space, now=now)
+            for encoded in frames:
+                frame_type = Buffer(data=encoded).pull_uint_var()
+                buf = builder.start_frame(
+                    frame_type,
+                    capacity=len(encoded),
+                    handler=_on_control_delivery,
+                    handler_args=(on_lost, encoded),
+                )
+                buf.push_bytes(encoded[size_uint_var(frame_type) :])
+                written += 1
+                if builder.quic_logger_frames is not None:
+                    builder.quic_logger_frames.append({"frame_type": FrameType(frame_type).name.lower()})
+        except QuicPacketBuilderStop:
+            pass  # the rest waits for room
+        datagrams = quic._flush_builder(
+            builder=builder, network_path=path, peer_cid=quic._peer_cid.cid, now=now
+        )
+        return datagrams, written
+
+    def _log_sent(self, packets: Sequence[QuicSentPacket], peer_cid: bytes) -> None:
+        trace = self._quic._quic_logger
+        if trace is None:
+            return
+        for packet in packets:
+            trace.log_event(
+                category="transport",
+                event="packet_sent",
+                data={
+                    "frames": packet.quic_logger_frames,
+                    "header": {
+                        "packet_number": packet.packet_number,
+                        "packet_type": trace.packet_type(packet.packet_type),
+                        "scid": "",
+                        "dcid": peer_cid.hex(),
+                    },
+                    "raw": {"length": packet.sent_bytes},
+                },
+            )
+
+
+def plain_address(address: NetworkAddress) -> Address:
+    """(host, port) of a socket's address; an IPv4-mapped host as plain IPv4."""
+    host = str(address[0])
+    return (host.removeprefix("::ffff:") if "." in host else host), int(address[1])
+
+
+def _version(quic: QuicConnection) -> int:
+    assert quic._version is not None  # set before any key exists
+    return quic._version
+
+
+def _on_control_delivery(
+    delivery: QuicDeliveryState, on_lost: Callable[[bytes], None], encoded: bytes
+) -> None:
+    if delivery is not QuicDeliveryState.ACKED:
+        on_lost(encoded)

@@ -1,0 +1,58 @@
+"""What an endpoint offers and how patient it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quicferry.errors import InvalidInput
+from quicferry.quic.policy import AddressPolicy
+from quicferry.quic.wire import MAX_ADDRESSES
+from quicferry.strategies import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Times in seconds, all the client's unless it says otherwise."""
+
+    #: between two challenges to one candidate while the downtime is expected to run, at the least: a late
+    #: probe is a late switch, so it is less than the RTT of a near edge
+    probe_interval_s: float = 0.010
+    #: ... and a downtime is covered by about this many probes, so that a long one costs no more
+    probes_per_downtime: int = 100
+    #: afterwards each interval is this many times the one before, up to ``probe_interval_max_s``
+    probe_backoff: float = 1.25
+    probe_interval_max_s: float = 0.250
+    #: the downtime that is expected when nothing was announced
+    unannounced_downtime_s: float = 2.0
+    #: patience beyond the downtime; half the idle timeout when that is sooner
+    give_up_s: float = 30.0
+    #: the first probes leave after a random time up to this; spreads the load of many clients
+    start_delay_max_s: float = 0.0
+    #: two announcements that are closer than this: the second is answered with ``busy``
+    epoch_interval_s: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtensionConfig:
+    """The extension at one endpoint. Raises ``InvalidInput`` for values out of range."""
+
+    strategies: frozenset[Strategy] = field(default_factory=lambda: frozenset(Strategy))
+    max_addresses: int = MAX_ADDRESSES  # 1..7: the candidates of one race
+    max_known_addresses: int = 16  # that a server may have named and not retired
+    max_probes: int = 512  # per candidate
+    allowed_networks: tuple[str, ...] | None = None  # CIDR; None: no allow-list
+    accept_moves: bool = True  # client: False answers every announcement with ``refused``
+    timings: Timings = field(default_factory=Timings)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_addresses <= MAX_ADDRESSES:
+            raise InvalidInput(f"max_addresses is {self.max_addresses}", hint=f"give 1 to {MAX_ADDRESSES}")
+        try:
+            AddressPolicy.of(self.allowed_networks)
+        except ValueError as error:
+            raise InvalidInput(f"allowed_networks: {error}", hint="write them like 10.0.0.0/8") from error
+
+    @property
+    def policy(self) -> AddressPolicy:
+        """The rules for addresses."""
+        return AddressPolicy.of(self.allowed_networks)

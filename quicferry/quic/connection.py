@@ -1,0 +1,122 @@
+"""``MigratableConnection``: a QUIC connection whose server may move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aioquic.quic.configuration import QuicConfiguration
+
+from quicferry.quic._aioquic import seam
+from quicferry.quic._aioquic.connection import HookedConnection
+from quicferry.quic.client import ClientRole
+from quicferry.quic.config import ExtensionConfig
+from quicferry.quic.errors import LocalError
+from quicferry.quic.server import ServerRole
+from quicferry.quic.tables import ClientState, ServerState
+from quicferry.quic.wire import Address
+from quicferry.strategies import Strategy
+
+
+class MigratableConnection(HookedConnection):
+    """``aioquic.quic.connection.QuicConnection`` with the extension.
+
+    Sans-IO as its base: bytes and ``now`` (seconds, monotonic) go in, datagrams and events come out. After
+    every call that may have changed something, send ``datagrams_to_send(now)`` and ask ``get_timer()``.
+    With ``extension`` None, or a peer that does not know the extension, it is aioquic's connection.
+    """
+
+    def __init__(
+        self,
+        *,
+        configuration: QuicConfiguration,
+        extension: ExtensionConfig | None = None,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(configuration=configuration, **keywords)
+        self._role: ClientRole | ServerRole | None = None
+        if extension is not None:
+            role = ClientRole if configuration.is_client else ServerRole
+            self._role = role(seam.Seam(self), extension)
+            self._ferry = self._role
+
+    @property
+    def negotiated(self) -> frozenset[Strategy]:
+        """The strategies both ends can do; empty before the handshake and with a stock peer."""
+        return frozenset() if self._role is None else self._role.negotiated
+
+    @property
+    def migration_state(self) -> ClientState | ServerState | None:
+        """Where this end is in the server's move; None without the extension."""
+        return None if self._role is None else self._role.state
+
+    def unsent_bytes(self, stream_id: int) -> int:
+        """Bytes of a stream that wait to be sent: the application's measure for back-pressure."""
+        return seam.unsent_bytes(self, stream_id)
+
+    # ------------------------------------------------------------------ the server's orders
+
+    def offer_addresses(self, addresses: list[Address], now: float) -> None:
+        """Names the pool to the client, now or when the handshake is confirmed.
+
+        Raises ``InvalidInput`` when there are too many, ``LocalError`` at a client or without the extension.
+        """
+        self._server().offer_addresses(addresses)
+
+    def prepare_migration(
+        self,
+        epoch: int,
+        strategy: Strategy,
+        addresses: list[Address],
+        downtime_ms: float,
+        server_first: bool,
+        now: float,
+    ) -> None:
+        """Tells the client of the move, where the strategy has notice. ``MigrationReady`` follows.
+
+        ``epoch`` numbers the moves of this connection upwards from 1; ``addresses`` is the destination in
+        the explicit strategies, else empty; ``downtime_ms`` is an estimate. Raises ``LocalError``.
+        """
+        self._server().prepare(epoch, strategy, addresses, downtime_ms, server_first=server_first)
+
+    def hold(self) -> None:
+        """From now on nothing is sent, read or timed. Raises ``LocalError`` at a client."""
+        self._server().hold()
+
+    def resume(self, epoch: int, strategy: Strategy, speak_first: bool, now: float) -> None:
+        """At the destination, after ``hold``. Raises ``LocalError``.
+
+        With ``speak_first`` the next ``datagrams_to_send`` has SM_MIGRATED and all that was pending or on
+        its way; else the connection is mute until an authentic packet of the client has come.
+        """
+        self._server().resume(epoch, speak_first=speak_first, now=now)
+
+    def abort_migration(self, epoch: int, reason: str, now: float) -> None:
+        """At the source: goes on where ``hold`` stopped and tells the client (SM_ABORT).
+
+        ``reason`` is the name of a ``wire.AbortReason``; another text counts as unspecified. Whoever has
+        exported this connection's keys must have raised its packet number above the lease before.
+        """
+        self._server().abort(epoch, reason, now)
+
+    # ------------------------------------------------------------------ moving to another process
+
+    def extension_state(self) -> dict[str, Any]:
+        """The extension's state as plain values (int, bytes, str, list, dict, bool, None); no times in it.
+
+        Frames that are in flight are not in it: let recovery declare them lost first, and they are queued.
+        Raises ``LocalError`` at a client and without the extension.
+        """
+        return self._server().dump()
+
+    def restore_extension_state(self, values: dict[str, Any]) -> None:
+        """Takes over what ``extension_state`` gave elsewhere. Raises ``LocalError``."""
+        self._server().load(values)
+        self.rebuild_frame_handlers()
+
+    def _server(self) -> ServerRole:
+        if not isinstance(self._role, ServerRole):
+            raise LocalError(
+                "this connection cannot move",
+                hint="only a server's connection that was made with an ExtensionConfig can",
+            )
+        return self._role

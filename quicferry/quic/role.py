@@ -1,0 +1,70 @@
+"""What both roles have: negotiation and the queue of control frames."""
+
+from __future__ import annotations
+
+from aioquic.quic.connection import NetworkAddress
+
+from quicferry.quic._aioquic.connection import Datagrams
+from quicferry.quic._aioquic.seam import Seam
+from quicferry.quic.config import ExtensionConfig
+from quicferry.quic.wire import Frame
+from quicferry.strategies import Strategy
+
+
+class Role:
+    """One end of the extension. Until it is negotiated it does nothing."""
+
+    def __init__(self, seam: Seam, config: ExtensionConfig) -> None:
+        self._seam = seam
+        self._config = config
+        self._control: list[bytes] = []  # encoded frames to send, in order
+        self.negotiated: frozenset[Strategy] = frozenset()
+        self.max_addresses = config.max_addresses
+        self.held = False
+        self.mute = False
+
+    @property
+    def recovery_suspended(self) -> bool:
+        """Whether the loss detection timer is off."""
+        return False
+
+    def admits(self, address: NetworkAddress) -> bool:
+        """A server takes packets from everywhere: upstream's business."""
+        return False
+
+    def retire_prior_to(self, sequence_number: int) -> None:
+        """Only connection IDs that upstream does not know of are ours to retire."""
+
+    def response(self, data: bytes) -> bool:
+        """Only a client challenges."""
+        return False
+
+    def timer(self) -> float | None:
+        """No timer of its own."""
+        return None
+
+    def on_timer(self, now: float) -> None:
+        """No timer of its own."""
+
+    def after_send(self, *, awaits_answer: bool, now: float) -> None:
+        """Nothing to note."""
+
+    def send_control(self, frame: Frame) -> None:
+        """Queues a frame; it is repeated until it is acknowledged or stale."""
+        self._control.append(frame.encode())
+
+    def control_lost(self, encoded: bytes) -> None:
+        """Queues a lost frame again unless it is stale by now."""
+        if self.is_current(encoded):
+            self._control.append(encoded)
+
+    def is_current(self, encoded: bytes) -> bool:
+        """Whether a control frame still means something."""
+        return True
+
+    def _control_datagrams(self, now: float) -> Datagrams:
+        if not self._control:
+            return []
+        datagrams, written = self._seam.control_packet(self._control, self.control_lost, now)
+        del self._control[:written]
+        return datagrams

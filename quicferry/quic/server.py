@@ -1,0 +1,295 @@
+"""The server: it tells its client that it moves, is silent while it moves, and speaks or waits after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aioquic.quic.connection import NetworkAddress
+
+from quicferry.errors import InvalidInput
+from quicferry.quic import events
+from quicferry.quic._aioquic.connection import Datagrams, Receipt
+from quicferry.quic._aioquic.seam import Seam
+from quicferry.quic.config import ExtensionConfig
+from quicferry.quic.errors import ErrorCode, LocalError, PeerError
+from quicferry.quic.role import Role
+from quicferry.quic.tables import SERVER, Machine, ServerInput, ServerState
+from quicferry.quic.wire import (
+    VERSION,
+    AbortReason,
+    Address,
+    Frame,
+    Parameter,
+    Result,
+    SmAbort,
+    SmAddress,
+    SmMigrated,
+    SmPrepare,
+    SmReady,
+    decode_frame,
+)
+from quicferry.strategies import RULES, Strategy
+
+_RESPONSES_PER_DATAGRAM = 100  # 9 bytes each in a datagram of 1200
+_STATE_VERSION = 1
+
+
+class ServerRole(Role):
+    """The server's end of the extension."""
+
+    def __init__(self, seam: Seam, config: ExtensionConfig) -> None:
+        super().__init__(seam, config)
+        self._machine: Machine[ServerState, ServerInput] = Machine(SERVER, ServerState.IDLE)
+        self._epoch = 0
+        self._offered: list[Address] = []  # to be named as soon as the handshake is confirmed
+        self._named: dict[int, SmAddress] = {}  # what the client was told, by sequence number
+        self._next_sequence = 1
+        self._answer: Result | None = None
+        self._challenges: list[tuple[NetworkAddress, bytes]] = []
+        self._cid_before_move = b""
+
+    @property
+    def state(self) -> ServerState:
+        """Where it is in its move."""
+        return self._machine.state
+
+    # ------------------------------------------------------------------ negotiation
+
+    def own_parameter(self) -> bytes:
+        """The answer; a server sends none before it has seen an offer."""
+        if not self.negotiated:
+            return b""
+        return Parameter(strategies=self.negotiated, max_addresses=self.max_addresses).encode()
+
+    def peer_parameter(self, value: bytes | None) -> bool:
+        """The client's offer: what both can do is answered; nothing in common is no answer."""
+        if value is None:
+            return False
+        offer = Parameter.decode(value)
+        if offer.version != VERSION:
+            return False
+        self.negotiated = offer.strategies & self._config.strategies
+        self.max_addresses = min(offer.max_addresses, self._config.max_addresses)
+        return bool(self.negotiated)
+
+    # ------------------------------------------------------------------ the application's orders
+
+    def offer_addresses(self, addresses: list[Address]) -> None:
+        """The pool. Named to the client at once, or when the handshake is confirmed.
+
+        Raises ``InvalidInput`` for more than ``max_addresses`` of the configuration. A client that takes
+        fewer is told the first ones.
+        """
+        if len(addresses) > self._config.max_addresses:
+            raise InvalidInput(
+                f"a pool of {len(addresses)} addresses", hint=f"at most {self._config.max_addresses}"
+            )
+        self._offered = list(addresses)
+
+    def prepare(
+        self,
+        epoch: int,
+        strategy: Strategy,
+        addresses: list[Address],
+        downtime_ms: float,
+        *,
+        server_first: bool,
+    ) -> None:
+        """Tells the client if the strategy has notice. ``MigrationReady`` follows in every case."""
+        if not self.negotiated or strategy not in self.negotiated:
+            self._seam.emit(events.MigrationReady(epoch, Result.NOT_NEGOTIATED))
+            return
+        if not self._seam.handshake_confirmed:
+            self._seam.emit(events.MigrationReady(epoch, Result.NOT_CONFIRMED))
+            return
+        rules = RULES[strategy]
+        if epoch <= self._epoch:
+            raise LocalError(f"epoch {epoch} is not above {self._epoch}", hint="number the moves upwards")
+        if rules.carries_address and not addresses:
+            raise LocalError(f"{rules.title} needs the destination's address")
+        self._machine.feed(ServerInput.PREPARE if rules.notice else ServerInput.NO_NOTICE)
+        self._epoch = epoch
+        self._answer = None
+        if not rules.notice:
+            self._seam.emit(events.MigrationReady(epoch, Result.OK))
+            return
+        sequences: tuple[int, ...] = ()
+        if rules.carries_address:
+            sequences = tuple(self._name(a, pool=False) for a in addresses[: self.max_addresses])
+        self.send_control(
+            SmPrepare(
+                epoch=epoch,
+                strategy=strategy,
+                sequences=sequences,
+                downtime_ms=max(0, round(downtime_ms)),
+                probe_interval_ms=max(1, round(self._config.timings.probe_interval_s * 1000)),
+                server_first=server_first,
+            )
+        )
+
+    def hold(self) -> None:
+        """Silence, from now: the connection may be checkpointed."""
+        if self._machine.allows(ServerInput.HOLD):
+            self._machine.feed(ServerInput.HOLD)
+            self._cid_before_move = self._seam.host_cid
+        self.held = True
+
+    def resume(self, epoch: int, *, speak_first: bool, now: float) -> None:
+        """At the destination. Everything in flight is sent again; the path is new (RFC 9000 §9.4)."""
+        if not self.held:
+            raise LocalError("resume without hold")
+        self._machine.feed(ServerInput.RESUME)
+        self.held = False
+        self._epoch = max(epoch, self._epoch)
+        self._challenges.clear()
+        self._seam.restart_idle_timer(now)
+        self._seam.restart_recovery(None, now)
+        if not self.negotiated:
+            return
+        self._control = [encoded for encoded in self._control if self.is_current(encoded)]
+        self.send_control(SmMigrated(epoch=self._epoch))
+        self._seam.change_cid()  # RFC 9000 §9.5: not the same one from two addresses
+        self.mute = not speak_first
+
+    def abort(self, epoch: int, reason: str, now: float) -> None:
+        """At the source: the move is off. Everything in flight is sent again."""
+        was_held, self.held = self.held, False
+        if self._machine.allows(ServerInput.ABORT):
+            self._machine.feed(ServerInput.ABORT)
+        elif self.state is not ServerState.IDLE:
+            raise LocalError(f"abort in the state {self.state}", hint="the move is over already")
+        self._epoch = max(epoch, self._epoch)
+        if was_held:
+            self._seam.restart_idle_timer(now)
+            self._seam.expire_in_flight(now)
+        if self.negotiated and self._seam.handshake_confirmed:
+            self._control = [encoded for encoded in self._control if self.is_current(encoded)]
+            self.send_control(SmAbort(epoch=self._epoch, reason=AbortReason.named(reason)))
+
+    def _name(self, address: Address, *, pool: bool) -> int:
+        """The sequence number of an address the client knows, or is told now."""
+        for sequence, frame in self._named.items():
+            if address in (frame.ipv4, frame.ipv6) and (frame.pool or not pool):
+                return sequence
+        if len(self._named) >= self._config.max_known_addresses:
+            self._retire_oldest()
+        sequence, self._next_sequence = self._next_sequence, self._next_sequence + 1
+        frame = SmAddress.of(sequence, address, pool=pool)
+        self._named[sequence] = frame
+        self.send_control(frame)
+        return sequence
+
+    def _retire_oldest(self) -> None:
+        for sequence, frame in self._named.items():
+            if not frame.pool:
+                del self._named[sequence]
+                self.send_control(SmAddress(sequence=sequence, ipv4=frame.ipv4, ipv6=frame.ipv6, retire=True))
+                return
+        raise LocalError("the client knows as many pool addresses as it will take")
+
+    # ------------------------------------------------------------------ frames and packets
+
+    def frame(self, frame: Frame, address: NetworkAddress, now: float) -> None:
+        """A frame of the client: only SM_READY may come."""
+        if not isinstance(frame, SmReady):
+            raise PeerError(ErrorCode.PROTOCOL_VIOLATION, f"{frame.frame_type.name} from a client")
+        if frame.epoch > self._epoch:
+            raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_READY for an epoch that was not announced")
+        if frame.epoch < self._epoch:
+            return
+        if self._answer is not None and self._answer is not frame.result:
+            raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_READY: one epoch, two answers")
+        if self.state is not ServerState.PREPARING:
+            return
+        self._answer = frame.result
+        ok = frame.result is Result.OK
+        self._machine.feed(ServerInput.ANSWER_OK if ok else ServerInput.ANSWER_REFUSED)
+        self._seam.emit(events.MigrationReady(frame.epoch, frame.result))
+
+    def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
+        """A probe of the client, from its known address: answered at once, in a datagram of its own."""
+        if not on_active_path:
+            return False  # the client's address changed too: upstream validates it
+        self._challenges.append((address, data))
+        return True
+
+    def received(self, receipt: Receipt, now: float) -> None:
+        """An authentic packet of the client ends muteness; one that is no probe commits the move."""
+        self.mute = False
+        if (
+            self.state is ServerState.RESTORED
+            and receipt.non_probing
+            # A late packet to the old address, handed on by the source, is on the old connection ID.
+            and receipt.host_cid != self._cid_before_move
+        ):
+            self._machine.feed(ServerInput.COMMIT)
+            self._seam.emit(events.MigrationCommitted(self._epoch))
+
+    # ------------------------------------------------------------------ sending
+
+    def before_send(self, now: float) -> Datagrams:
+        """Answers to probes first, then our own frames."""
+        if not self.negotiated:
+            return []
+        datagrams: Datagrams = []
+        by_address: dict[NetworkAddress, list[bytes]] = {}
+        # The newest first: its age is nearest to the RTT, which the client takes from it.
+        for address, data in reversed(self._challenges):
+            by_address.setdefault(address, []).append(data)
+        self._challenges.clear()
+        for address, responses in by_address.items():
+            datagrams.append(self._seam.probe(address, None, None, responses[:_RESPONSES_PER_DATAGRAM]))
+        if self._offered and Strategy.POOL in self.negotiated:
+            for address in self._offered[: self.max_addresses]:
+                self._name(address, pool=True)
+        self._offered = []
+        return datagrams + self._control_datagrams(now)
+
+    def is_current(self, encoded: bytes) -> bool:
+        """Whether a control frame still means something to the client."""
+        frame = decode_frame(encoded)
+        if isinstance(frame, SmPrepare):
+            return self.state is ServerState.PREPARING and frame.epoch == self._epoch
+        if isinstance(frame, SmMigrated | SmAbort):
+            return frame.epoch == self._epoch
+        if isinstance(frame, SmAddress):
+            return frame.retire or frame.sequence in self._named
+        return True
+
+    # ------------------------------------------------------------------ moving to another process
+
+    def dump(self) -> dict[str, Any]:
+        """The role as plain values."""
+        return {
+            "version": _STATE_VERSION,
+            "negotiated": sorted(str(strategy) for strategy in self.negotiated),
+            "max_addresses": self.max_addresses,
+            "state": str(self.state),
+            "epoch": self._epoch,
+            "offered": [list(address) for address in self._offered],
+            "named": [frame.encode() for frame in self._named.values()],
+            "next_sequence": self._next_sequence,
+            "control": list(self._control),
+            "answer": None if self._answer is None else str(self._answer),
+            "cid_before_move": self._cid_before_move,
+            "held": self.held,
+            "mute": self.mute,
+        }
+
+    def load(self, values: dict[str, Any]) -> None:
+        """Takes over what ``dump`` gave. Raises ``LocalError`` for another version's."""
+        if values.get("version") != _STATE_VERSION:
+            raise LocalError(f"extension state of version {values.get('version')!r}")
+        self.negotiated = frozenset(Strategy(name) for name in values["negotiated"])
+        self.max_addresses = values["max_addresses"]
+        self._machine.state = ServerState(values["state"])
+        self._epoch = values["epoch"]
+        self._offered = [(str(host), int(port)) for host, port in values["offered"]]
+        frames = [decode_frame(encoded) for encoded in values["named"]]
+        self._named = {frame.sequence: frame for frame in frames if isinstance(frame, SmAddress)}
+        self._next_sequence = values["next_sequence"]
+        self._control = list(values["control"])
+        self._answer = None if values["answer"] is None else Result(values["answer"])
+        self._cid_before_move = values["cid_before_move"]
+        self.held = values["held"]
+        self.mute = values["mute"]

@@ -1,0 +1,374 @@
+"""The bytes of the extension: one transport parameter and five frames.
+
+``docs/wire-format.md`` is the specification. This module only encodes and decodes; whether a frame may
+come at all is decided in ``client.py`` and ``server.py``.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+from aioquic.buffer import Buffer, BufferReadError  # type: ignore[attr-defined]  # re-exported without saying so
+
+from quicferry.quic.errors import ErrorCode, PeerError
+from quicferry.strategies import Strategy
+
+#: (host, port): an IPv4 or IPv6 address in its canonical text form, and a UDP port.
+Address: TypeAlias = tuple[str, int]
+
+TRANSPORT_PARAMETER_ID = 0x29F5C3A17B
+VERSION = 1
+MAX_ADDRESSES = 7  # 8 connection IDs (RFC 9000 §5.1.1), one of which is in use on the old path
+VARINT_MAX = (1 << 62) - 1
+
+#: One bit per strategy in the transport parameter; the number of a strategy in SM_PREPARE is its bit.
+STRATEGY_BITS: dict[Strategy, int] = {
+    Strategy.PROACTIVE_EXPLICIT: 0x01,
+    Strategy.REACTIVE_EXPLICIT: 0x02,
+    Strategy.POOL: 0x04,
+    Strategy.SYMMETRIC: 0x08,
+    Strategy.SYNCHRONIZED_SYMMETRIC: 0x10,
+}
+_STRATEGY_OF_BIT = {bit: strategy for strategy, bit in STRATEGY_BITS.items()}
+
+
+class FrameType(enum.IntEnum):
+    """Frame types, of the range RFC 9000 §22.1.1 leaves to private use. All are ack-eliciting."""
+
+    SM_ADDRESS = 0x1F3A7C10
+    SM_PREPARE = 0x1F3A7C11
+    SM_READY = 0x1F3A7C12
+    SM_MIGRATED = 0x1F3A7C13
+    SM_ABORT = 0x1F3A7C14
+
+
+class Result(enum.StrEnum):
+    """What became of SM_PREPARE. The last two never cross the wire: nobody was asked."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    ADDRESS_FILTERED = "address-filtered"
+    NO_CID = "no-cid"
+    BUSY = "busy"
+    NOT_NEGOTIATED = "not-negotiated"
+    NOT_CONFIRMED = "not-confirmed"
+
+
+_RESULT_NUMBERS: dict[Result, int] = {
+    Result.OK: 0,
+    Result.REFUSED: 1,
+    Result.ADDRESS_FILTERED: 2,
+    Result.NO_CID: 3,
+    Result.BUSY: 4,
+}
+_RESULT_OF_NUMBER = {number: result for result, number in _RESULT_NUMBERS.items()}
+
+
+class AbortReason(enum.IntEnum):
+    """Why the server stays where it is."""
+
+    UNSPECIFIED = 0
+    TRANSFER_FAILED = 1
+    RESTORE_FAILED = 2
+    DEADLINE = 3
+    OPERATOR = 4
+
+    @classmethod
+    def named(cls, text: str) -> AbortReason:
+        """The reason of that name (``transfer-failed``), or UNSPECIFIED for any other text."""
+        return cls.__members__.get(text.upper().replace("-", "_"), cls.UNSPECIFIED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """The value of the transport parameter ``server_migration``."""
+
+    strategies: frozenset[Strategy]
+    max_addresses: int = MAX_ADDRESSES
+    version: int = VERSION
+    flags: int = 0
+
+    def encode(self) -> bytes:
+        """The whole parameter: identifier, length and value (RFC 9000 §18)."""
+        value = Buffer(capacity=64)
+        value.push_uint_var(self.version)
+        value.push_uint_var(sum(STRATEGY_BITS[strategy] for strategy in self.strategies))
+        value.push_uint_var(self.max_addresses)
+        value.push_uint_var(self.flags)
+        buf = Buffer(capacity=96)
+        buf.push_uint_var(TRANSPORT_PARAMETER_ID)
+        buf.push_uint_var(value.tell())
+        buf.push_bytes(value.data)
+        return buf.data
+
+    @classmethod
+    def decode(cls, value: bytes) -> Parameter:
+        """Reads the value. Bits of unknown strategies and flags are ignored.
+
+        Raises ``PeerError`` (TRANSPORT_PARAMETER_ERROR) when it is malformed.
+        """
+        buf = Buffer(data=value)
+        try:
+            version = buf.pull_uint_var()
+            bits = buf.pull_uint_var()
+            max_addresses = buf.pull_uint_var()
+            flags = buf.pull_uint_var()
+        except BufferReadError as error:
+            raise _bad_parameter("it is too short") from error
+        if not 1 <= max_addresses <= MAX_ADDRESSES:
+            raise _bad_parameter(f"max_addresses is {max_addresses}")
+        if version == VERSION and not buf.eof():
+            raise _bad_parameter("it is too long")
+        strategies = frozenset(strategy for bit, strategy in _STRATEGY_OF_BIT.items() if bits & bit)
+        return cls(strategies=strategies, max_addresses=max_addresses, version=version, flags=flags)
+
+
+def find_parameter(transport_parameters: bytes) -> bytes | None:
+    """The value of ``server_migration`` among encoded transport parameters, or None.
+
+    Raises ``PeerError`` when it is there twice (RFC 9000 §7.4).
+    """
+    buf = Buffer(data=transport_parameters)
+    found: bytes | None = None
+    try:
+        while not buf.eof():
+            identifier = buf.pull_uint_var()
+            value = buf.pull_bytes(buf.pull_uint_var())
+            if identifier == TRANSPORT_PARAMETER_ID:
+                if found is not None:
+                    raise _bad_parameter("it is there twice")
+                found = value
+    except BufferReadError as error:
+        raise _bad_parameter("the list of transport parameters is cut off") from error
+    return found
+
+
+_IPV4 = 0x01
+_IPV6 = 0x02
+_POOL = 0x04
+_RETIRE = 0x08
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmAddress:
+    """One place the server may move to, or (``retire``) one it will not move to any more.
+
+    ``pool`` marks a member of the pool, which a client may probe on its own when the server falls silent.
+    """
+
+    frame_type: ClassVar[FrameType] = FrameType.SM_ADDRESS
+
+    sequence: int
+    ipv4: Address | None = None
+    ipv6: Address | None = None
+    pool: bool = False
+    retire: bool = False
+
+    @classmethod
+    def of(cls, sequence: int, address: Address, *, pool: bool = False, retire: bool = False) -> SmAddress:
+        """A frame for one address of either family."""
+        if ipaddress.ip_address(address[0]).version == 4:
+            return cls(sequence=sequence, ipv4=address, pool=pool, retire=retire)
+        return cls(sequence=sequence, ipv6=address, pool=pool, retire=retire)
+
+    def encode(self) -> bytes:
+        """The whole frame."""
+        buf = _started(self.frame_type)
+        buf.push_uint_var(self.sequence)
+        flags = _IPV4 * (self.ipv4 is not None) | _IPV6 * (self.ipv6 is not None)
+        buf.push_uint8(flags | _POOL * self.pool | _RETIRE * self.retire)
+        if self.ipv4 is not None:
+            buf.push_bytes(ipaddress.IPv4Address(self.ipv4[0]).packed)
+            buf.push_uint16(self.ipv4[1])
+        if self.ipv6 is not None:
+            buf.push_bytes(ipaddress.IPv6Address(self.ipv6[0]).packed)
+            buf.push_uint16(self.ipv6[1])
+        return buf.data
+
+    @classmethod
+    def pull(cls, buf: Buffer) -> SmAddress:
+        """Reads what follows the type."""
+        sequence = buf.pull_uint_var()
+        flags = buf.pull_uint8()
+        if not flags & (_IPV4 | _IPV6):
+            raise _bad_frame("SM_ADDRESS without an address")
+        ipv4 = ipv6 = None
+        if flags & _IPV4:
+            ipv4 = (str(ipaddress.IPv4Address(buf.pull_bytes(4))), buf.pull_uint16())
+        if flags & _IPV6:
+            ipv6 = (str(ipaddress.IPv6Address(buf.pull_bytes(16))), buf.pull_uint16())
+        return cls(
+            sequence=sequence,
+            ipv4=ipv4,
+            ipv6=ipv6,
+            pool=bool(flags & _POOL),
+            retire=bool(flags & _RETIRE),
+        )
+
+
+_SERVER_FIRST = 0x01
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmPrepare:
+    """The server is about to move. ``sequences`` name SM_ADDRESS frames; none for Synchronized Symmetric."""
+
+    frame_type: ClassVar[FrameType] = FrameType.SM_PREPARE
+
+    epoch: int
+    strategy: Strategy
+    sequences: tuple[int, ...] = ()
+    downtime_ms: int
+    probe_interval_ms: int
+    server_first: bool = False
+
+    def encode(self) -> bytes:
+        """The whole frame."""
+        buf = _started(self.frame_type)
+        buf.push_uint_var(self.epoch)
+        buf.push_uint_var(STRATEGY_BITS[self.strategy])
+        buf.push_uint_var(len(self.sequences))
+        for sequence in self.sequences:
+            buf.push_uint_var(sequence)
+        buf.push_uint_var(self.downtime_ms)
+        buf.push_uint_var(self.probe_interval_ms)
+        buf.push_uint8(_SERVER_FIRST * self.server_first)
+        return buf.data
+
+    @classmethod
+    def pull(cls, buf: Buffer) -> SmPrepare:
+        """Reads what follows the type."""
+        epoch = buf.pull_uint_var()
+        number = buf.pull_uint_var()
+        if number not in _STRATEGY_OF_BIT:
+            raise _bad_frame(f"SM_PREPARE with an unknown strategy {number:#x}")
+        count = buf.pull_uint_var()
+        if count > MAX_ADDRESSES:
+            raise _bad_frame(f"SM_PREPARE with {count} addresses")
+        return cls(
+            epoch=epoch,
+            strategy=_STRATEGY_OF_BIT[number],
+            sequences=tuple(buf.pull_uint_var() for _ in range(count)),
+            downtime_ms=buf.pull_uint_var(),
+            probe_interval_ms=buf.pull_uint_var(),
+            server_first=bool(buf.pull_uint8() & _SERVER_FIRST),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmReady:
+    """The client's answer to SM_PREPARE, on the old path."""
+
+    frame_type: ClassVar[FrameType] = FrameType.SM_READY
+
+    epoch: int
+    result: Result
+
+    def encode(self) -> bytes:
+        """The whole frame."""
+        buf = _started(self.frame_type)
+        buf.push_uint_var(self.epoch)
+        buf.push_uint_var(_RESULT_NUMBERS[self.result])
+        return buf.data
+
+    @classmethod
+    def pull(cls, buf: Buffer) -> SmReady:
+        """Reads what follows the type."""
+        epoch = buf.pull_uint_var()
+        number = buf.pull_uint_var()
+        if number not in _RESULT_OF_NUMBER:
+            raise _bad_frame(f"SM_READY with an unknown result {number}")
+        return cls(epoch=epoch, result=_RESULT_OF_NUMBER[number])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmMigrated:
+    """The server has moved; sent from the new address."""
+
+    frame_type: ClassVar[FrameType] = FrameType.SM_MIGRATED
+
+    epoch: int
+
+    def encode(self) -> bytes:
+        """The whole frame."""
+        buf = _started(self.frame_type)
+        buf.push_uint_var(self.epoch)
+        return buf.data
+
+    @classmethod
+    def pull(cls, buf: Buffer) -> SmMigrated:
+        """Reads what follows the type."""
+        return cls(epoch=buf.pull_uint_var())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmAbort:
+    """The server stays; sent from the old address."""
+
+    frame_type: ClassVar[FrameType] = FrameType.SM_ABORT
+
+    epoch: int
+    reason: int = AbortReason.UNSPECIFIED
+
+    def encode(self) -> bytes:
+        """The whole frame."""
+        buf = _started(self.frame_type)
+        buf.push_uint_var(self.epoch)
+        buf.push_uint_var(self.reason)
+        return buf.data
+
+    @classmethod
+    def pull(cls, buf: Buffer) -> SmAbort:
+        """Reads what follows the type."""
+        return cls(epoch=buf.pull_uint_var(), reason=buf.pull_uint_var())
+
+
+Frame: TypeAlias = SmAddress | SmPrepare | SmReady | SmMigrated | SmAbort
+
+_CLASSES: dict[int, type[SmAddress] | type[SmPrepare] | type[SmReady] | type[SmMigrated] | type[SmAbort]] = {
+    FrameType.SM_ADDRESS: SmAddress,
+    FrameType.SM_PREPARE: SmPrepare,
+    FrameType.SM_READY: SmReady,
+    FrameType.SM_MIGRATED: SmMigrated,
+    FrameType.SM_ABORT: SmAbort,
+}
+
+
+def pull_frame(frame_type: int, buf: Buffer) -> Frame:
+    """Reads the frame whose type was read already; ``buf`` stands behind it afterwards.
+
+    Raises ``PeerError`` (FRAME_ENCODING_ERROR) when it is malformed or cut off.
+    """
+    try:
+        return _CLASSES[frame_type].pull(buf)
+    except BufferReadError as error:
+        raise _bad_frame("a frame is cut off") from error
+
+
+def decode_frame(data: bytes) -> Frame:
+    """Reads one whole frame, as ``encode`` wrote it. Raises ``PeerError``."""
+    buf = Buffer(data=data)
+    try:
+        frame_type = buf.pull_uint_var()
+    except BufferReadError as error:
+        raise _bad_frame("a frame is cut off") from error
+    if frame_type not in _CLASSES:
+        raise _bad_frame(f"unknown frame type {frame_type:#x}")
+    return pull_frame(frame_type, buf)
+
+
+def _started(frame_type: FrameType) -> Buffer:
+    buf = Buffer(capacity=256)
+    buf.push_uint_var(frame_type)
+    return buf
+
+
+def _bad_frame(message: str) -> PeerError:
+    return PeerError(ErrorCode.FRAME_ENCODING_ERROR, message)
+
+
+def _bad_parameter(message: str) -> PeerError:
+    return PeerError(ErrorCode.TRANSPORT_PARAMETER_ERROR, f"server_migration: {message}")
