@@ -71,9 +71,12 @@ class PrepareDestination(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """The destination is ready; late datagrams may be sent to ``waiting_room``."""
+    """The destination is ready; late datagrams may be sent to ``waiting_room``, if it has one.
 
-    waiting_room: Endpoint
+    An unspecified address there (0.0.0.0) stands for the address at which its agent was called.
+    """
+
+    waiting_room: Endpoint | None
 
 
 class MoveRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,14 +118,18 @@ class Piece(msgspec.Struct, frozen=True, tag="piece", array_like=True):
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, tag="end", array_like=True):
-    """All has been sent: this much, with this digest."""
+    """All has been sent: this much, with this digest. From here on the destination may resume.
+
+    ``resume_before_ns`` is the lease that counts: at most the order's, as now less is left to do.
+    """
 
     size_bytes: int
     sha256: str
+    resume_before_ns: int
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit", array_like=True):
-    """The source will never serve again in this epoch."""
+    """The source serves no more in this epoch, unless the answer says that nobody serves here."""
 
     epoch: int
 
@@ -156,7 +163,10 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The destination's word, which it will not take back: it serves, or it never will in this epoch."""
+    """The destination's word: it serves (``resumed``), or it never will in this epoch (None).
+
+    None is final. ``resumed`` is final once the destination has heard of the commit, see ``states``.
+    """
 
     epoch: int
     resumed: Resumed | None
@@ -181,6 +191,6 @@ STOP_SERVICE = Unary("StopService", StopService, Stopped)
 PREPARE_DESTINATION = Unary("PrepareDestination", PrepareDestination, Prepared)
 MOVE = Unary("Move", MoveRequest, Outcome)
 ABORT = Unary("Abort", Abort, Verdict)
-COMMIT = Unary("Commit", Commit, Committed)
+COMMIT = Unary("Commit", Commit, Verdict)
 COLLECT_FILES = Unary("CollectFiles", CollectFiles, Files)
 RECEIVE: Duplex[ToDestination, ToSource] = Duplex("Receive", ToDestination, ToSource)

@@ -38,10 +38,10 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
 
     prepare_s: float = 20.0  # both sides get ready (a standby process starts in this time)
     notice_s: float = 1.0  # clients are told and answer; late ones are left out, it is not a failure
-    checkpoint_s: float = 30.0  # from the freeze to the first chunk
-    transfer_s: float = 120.0  # first to last chunk
-    restore_s: float = 30.0  # from the last chunk to the destination's word that the server runs
-    commit_s: float = 10.0  # the source gives up, or an abort is obeyed
+    checkpoint_s: float = 15.0  # from the freeze to the first chunk
+    transfer_s: float = 60.0  # first to last chunk
+    restore_s: float = 15.0  # from the last chunk to the destination's word that the server runs
+    commit_s: float = 5.0  # the source gives up, or an abort is obeyed
 
 
 class MoveOrder(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,86 @@
+"""The node agent of an edge host.
+
+    python -m apps.agent --config FILE        (quicferry.migration.node_agent.AgentConfig, JSON)
+
+Runs as root in the edge host's namespaces. Its stdout has one JSON object per line: ``{"ready":
+{"edge": …, "port": …}}`` once it serves, ``{"event": {…}}`` for its events when they go to no file,
+``{"outcome": {…}}`` for moves it ordered itself (SIGUSR1). SIGTERM ends it, and with it the
+container and the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from apps.config import read_config
+from quicferry.errors import FerryError
+from quicferry.events import Event, EventLog
+from quicferry.migration.node_agent import AgentConfig, NodeAgent
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what we raise
+
+
+def tell(kind: str, value: Any) -> None:
+    """One JSON line on stdout."""
+    sys.stdout.buffer.write(msgspec.json.encode({kind: value}) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def event_log(vantage: str, path: str | None) -> EventLog:
+    """Events go to the file, or to stdout when there is none."""
+
+    def sink(event: Event) -> None:
+        tell("event", event)
+
+    return EventLog(vantage, Path(path)) if path is not None else EventLog(vantage, None, sink)
+
+
+async def serve(config: AgentConfig) -> None:
+    """Run an agent until SIGTERM."""
+    agent = NodeAgent(config, event_log(config.edge, config.events))
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    moves: set[asyncio.Task[None]] = set()
+
+    async def move() -> None:
+        assert config.on_signal is not None
+        try:
+            tell("outcome", await agent.move_locally(config.on_signal))
+        except FerryError as error:
+            tell("outcome", {"outcome": "refused", "error": str(error), "hint": error.hint})
+
+    def on_usr1() -> None:
+        task = loop.create_task(move())
+        moves.add(task)
+        task.add_done_callback(moves.discard)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    if config.on_signal is not None:
+        loop.add_signal_handler(signal.SIGUSR1, on_usr1)
+    await agent.start()
+    try:
+        tell("ready", {"edge": config.edge, "port": agent.rpc.port, "init_pid": agent.container.init_pid})
+        await ended.wait()
+    finally:
+        await agent.close()
+
+
+def main() -> None:
+    """The process's entry."""
+    try:
+        asyncio.run(serve(read_config("apps.agent", AgentConfig)))
+    except FerryError as error:
+        sys.stderr.write(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        raise SystemExit(error.exit_code) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The orchestrator, a process on a host of the topology.
+
+    python -m apps.orchestrator --config FILE    (quicferry.migration.orchestrator.OrchestratorConfig)
+
+Reads orders as JSON lines on stdin (``{"type": "move", …}``, see ``MoveCommand``) and carries them
+out one after another. Its stdout has one JSON object per line: ``{"ready": {…}}`` once all agents
+are reached, ``{"event": {…}}`` for its events when they go to no file, and ``{"outcome": {…}}`` for
+every order. The end of stdin ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import msgspec
+
+from apps.agent import event_log, tell
+from apps.config import read_config
+from quicferry.errors import FerryError
+from quicferry.migration.orchestrator import MoveCommand, Orchestrator, OrchestratorConfig
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what we raise
+
+
+async def obey(orchestrator: Orchestrator, line: bytes) -> None:
+    """Carry out one line; the outcome goes to stdout, whatever it is."""
+    try:
+        tell("outcome", await orchestrator.move(msgspec.json.decode(line, type=MoveCommand)))
+    except msgspec.DecodeError as error:
+        tell("outcome", {"outcome": "invalid", "error": str(error), "hint": None})
+    except FerryError as error:
+        tell("outcome", {"outcome": "refused", "error": str(error), "hint": error.hint})
+
+
+async def serve(config: OrchestratorConfig) -> None:
+    """Obey stdin until its end."""
+    orchestrator = Orchestrator(config, event_log(config.name, config.events))
+    try:
+        await orchestrator.connect()
+        tell("ready", {"name": config.name})
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer
+        )
+        async for line in reader:
+            if line.strip():
+                await obey(orchestrator, line)
+        transport.close()
+    finally:
+        await orchestrator.close()
+
+
+def main() -> None:
+    """The process's entry."""
+    try:
+        asyncio.run(serve(read_config("apps.orchestrator", OrchestratorConfig)))
+    except FerryError as error:
+        sys.stderr.write(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        raise SystemExit(error.exit_code) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""The destination's side of a move: prepares, receives, resumes, and decides by ``states.DESTINATION``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+
+from quicferry.errors import FerryError, MigrationError
+from quicferry.migration.engines.base import MoveOrder
+from quicferry.migration.host import Host, fence_ns
+from quicferry.migration.orders import (
+    STATUS,
+    Begin,
+    Commit,
+    Committed,
+    End,
+    Piece,
+    Prepared,
+    Received,
+    Resumed,
+    StatusQuery,
+    ToDestination,
+    ToSource,
+    Verdict,
+)
+from quicferry.migration.rpc import Unreachable
+from quicferry.migration.source_side import describe
+from quicferry.migration.states import DESTINATION, Machine, Signal, Step
+from quicferry.migration.transfer import Inbox
+from quicferry.units import NS_PER_S, now_ns
+
+ASK_S = 1.0
+ASKS_BEFORE_FENCE = 4
+GONE_S = 0.5  # for one connection attempt to a source that may be gone
+
+Send = Callable[[ToSource], Awaitable[None]]
+
+
+class DestinationSide:
+    """Takes the server in on this host, one move at a time."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.machine = Machine(DESTINATION, f"destination {host.edge}")
+        self.order: MoveOrder | None = None
+        self._verdicts: dict[int, Resumed | None] = {}  # None is final, see states
+        self._preparing: asyncio.Task[None] | None = None
+        self._restoring: asyncio.Task[Resumed] | None = None
+        self._fencing: asyncio.Task[None] | None = None
+        self._inbox = Inbox()
+        self._lease_ns = 0
+        self._timeout: asyncio.Timeout | None = None
+
+    def _take(self, signal: Signal) -> Step:
+        before = self.machine.step
+        step = self.machine.take(signal)
+        if step is not before and self.order is not None:
+            self._host.journal.note(self.order.epoch, "destination", step)
+        return step
+
+    # --- prepare -----------------------------------------------------------------------------
+
+    async def prepare(self, order: MoveOrder) -> Prepared:
+        """Get ready for a move. The same epoch again: the same answer. Raises ``MigrationError``."""
+        if order.destination != self._host.edge:
+            raise MigrationError(f"{self._host.edge} is asked to be the destination {order.destination}")
+        if self.order is None or self.order.epoch != order.epoch:
+            if order.epoch in self._verdicts or self._host.journal.knows(order.epoch, "destination"):
+                raise MigrationError(f"epoch {order.epoch} is over at {order.destination}")
+            if self.machine.step in (Step.PREPARING, Step.READY) and self.order is not None:
+                # nobody came for what was prepared; a newer order takes its place
+                await self.abort(self.order.epoch, f"epoch {order.epoch} takes its place")
+            if not self.machine.is_over:
+                raise MigrationError(f"a move is in progress: step {self.machine.step}")
+            self.order = order
+            self._take(Signal.ORDERED)
+            self._preparing = asyncio.get_running_loop().create_task(self._prepare(order))
+        if self._preparing is not None:
+            await asyncio.shield(self._preparing)
+        if self.machine.step is not Step.READY:
+            raise MigrationError(f"epoch {order.epoch} is past its preparation: step {self.machine.step}")
+        room = self._host.room
+        return Prepared(waiting_room=room.address if room is not None else None)
+
+    async def _prepare(self, order: MoveOrder) -> None:
+        try:
+            async with asyncio.timeout(order.deadlines.prepare_s):
+                await self._host.engine(order.engine).prepare_destination(order)
+            if self._host.room is not None:
+                self._host.room.prepare()
+            self._take(Signal.PREPARED)
+        except BaseException as error:
+            await self._throw_away(Signal.FAILED, describe(error))
+            raise
+
+    # --- receive -----------------------------------------------------------------------------
+
+    async def receive(self, requests: AsyncIterator[ToDestination], send: Send, caller: str) -> None:
+        """Serve the stream of one move from the source. Raises ``MigrationError`` to the source."""
+        begin = await anext(requests, None)
+        if begin is None:  # opened in advance, not needed
+            return
+        if not isinstance(begin, Begin):
+            raise MigrationError(f"the transfer begins with {type(begin).__name__}")
+        order = begin.order
+        if self.order is None or order.epoch != self.order.epoch or caller != order.source:
+            raise MigrationError(f"epoch {order.epoch} from {caller} was not prepared at {self._host.edge}")
+        self._take(Signal.GO)
+        self.order = order
+        self._lease_ns = order.resume_before_ns
+        inbox = self._inbox = Inbox()
+        restoring = self._restoring = asyncio.get_running_loop().create_task(self._restore(order, inbox))
+        # its error is told by whoever awaits it; when nobody does, that is no warning
+        restoring.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            end = await self._fill(inbox, requests, restoring)
+            inbox.check(end)
+            self._take(Signal.SENT)
+            self._lease_ns = min(self._lease_ns, end.resume_before_ns)
+            if self._timeout is not None:
+                self._timeout.reschedule(self._lease_ns / NS_PER_S)
+            await inbox.close()
+            await send(Received(size_bytes=inbox.size_bytes, t_ns=now_ns()))
+            await send(await asyncio.shield(restoring))
+        except FerryError as error:
+            inbox.break_off(error)
+            raise
+        finally:
+            inbox.break_off(Unreachable(f"the transfer from {order.source} broke off"))
+        async for message in requests:
+            if isinstance(message, Commit):
+                verdict = await self.commit(message.epoch)
+                if verdict.resumed is None:
+                    raise MigrationError(f"{order.destination} serves no more in epoch {order.epoch}")
+                await send(Committed(epoch=message.epoch))
+
+    async def _fill(
+        self, inbox: Inbox, requests: AsyncIterator[ToDestination], restoring: asyncio.Task[Resumed]
+    ) -> End:
+        async for message in requests:
+            if isinstance(message, End):
+                return message
+            if not isinstance(message, Piece):
+                raise MigrationError(f"{type(message).__name__} in the middle of a transfer")
+            if not inbox.has_room:
+                # an engine that has failed does not read on: do not wait for it
+                putting = asyncio.ensure_future(inbox.put(message))
+                await asyncio.wait([putting, restoring], return_when=asyncio.FIRST_COMPLETED)
+                if not putting.done():
+                    putting.cancel()
+            else:
+                await inbox.put(message)
+            if restoring.done():
+                await restoring
+        raise Unreachable("the transfer broke off before its end")
+
+    async def _restore(self, order: MoveOrder, inbox: Inbox) -> Resumed:
+        """In a task of its own: a broken stream must not break off a restore that has all it needs."""
+        try:
+            async with asyncio.timeout_at(self._lease_ns / NS_PER_S) as self._timeout:
+                answer = await self._host.engine(order.engine).restore(order, inbox.chunks())
+            if not inbox.complete:
+                raise MigrationError("the engine resumed the server before it had all of its state")
+        except BaseException as error:
+            expired = isinstance(error, TimeoutError)
+            await self._throw_away(Signal.EXPIRED if expired else Signal.FAILED, describe(error))
+            if isinstance(error, (FerryError, asyncio.CancelledError)):
+                raise
+            raise MigrationError(f"the restore at {order.destination} failed: {describe(error)}") from error
+        finally:
+            self._timeout = None
+        # the server runs: what waits for it comes first, all book-keeping later
+        if self._host.room is not None:
+            self._host.room.open()
+        resumed = Resumed(epoch=order.epoch, t_ns=int(answer.get("t_ns", now_ns())), answer=answer)
+        self._verdicts[order.epoch] = resumed
+        self._take(Signal.RESUMED)
+        self._fencing = asyncio.get_running_loop().create_task(self._fence(order))
+        return resumed
+
+    # --- the two ends ------------------------------------------------------------------------
+
+    async def commit(self, epoch: int) -> Verdict:
+        """The source will not serve again if the answer says that this host does.
+
+        Raises ``MigrationError`` when this epoch has come to no verdict here.
+        """
+        if epoch not in self._verdicts:
+            raise MigrationError(f"epoch {epoch} cannot be committed at {self._host.edge}: nothing resumed")
+        if self.order is not None and epoch == self.order.epoch and self.machine.step is Step.COMMIT:
+            self._settle()
+        return Verdict(epoch=epoch, resumed=self._verdicts[epoch])
+
+    def _settle(self) -> None:
+        self._take(Signal.SETTLED)
+        if self._fencing is not None and self._fencing is not asyncio.current_task():
+            self._fencing.cancel()
+        if self._host.room is not None:
+            self._host.room.close_later(self._host.linger_s)
+
+    async def abort(self, epoch: int, reason: str) -> Verdict:
+        """Do not resume in this epoch, if that can still be; the answer is final."""
+        if epoch in self._verdicts:
+            return Verdict(epoch=epoch, resumed=self._verdicts[epoch])
+        if self.order is None or epoch != self.order.epoch:
+            # the order itself may still be on its way: it will be refused
+            self._verdicts[epoch] = None
+            return Verdict(epoch=epoch, resumed=None)
+        error = MigrationError(f"aborted: {reason}")
+        if self._restoring is not None and not self._restoring.done():
+            self._inbox.break_off(error)
+            self._restoring.cancel()
+            await asyncio.wait([self._restoring])
+        elif self._preparing is not None and not self._preparing.done():
+            self._preparing.cancel()
+            await asyncio.wait([self._preparing])
+        if self.machine.step not in (Step.COMMIT, Step.MOVED, Step.STAYED):
+            await self._throw_away(Signal.ABORTED, reason)
+        return Verdict(epoch=epoch, resumed=self._verdicts[epoch])
+
+    async def _throw_away(self, signal: Signal, reason: str, within_s: float | None = None) -> None:
+        """Make sure that nothing of this order serves here or will; then say so."""
+        order = self.order
+        assert order is not None
+        self._take(signal)
+        if self._host.room is not None:
+            self._host.room.close()
+        try:
+            async with asyncio.timeout(within_s or order.deadlines.commit_s):
+                await self._host.engine(order.engine).abandon_destination(order, reason)
+        except Exception:  # the engine cannot: what runs in the container is ended by force
+            await self._host.container.stop_service(grace_s=0.0)
+        self._verdicts[order.epoch] = None
+        self._take(Signal.SETTLED)
+
+    # --- the fence ---------------------------------------------------------------------------
+
+    async def _fence(self, order: MoveOrder) -> None:
+        """The server serves; find out that the source knows, or take the server down again in time."""
+        loop = asyncio.get_running_loop()
+        fence_s = fence_ns(self._lease_ns, order) / NS_PER_S
+        # the source may serve after the fence: be down by then
+        taking_down_s = order.deadlines.commit_s / 4
+        fence_s -= 2 * taking_down_s
+        while self.machine.step is Step.COMMIT and loop.time() < fence_s:
+            await asyncio.sleep(min(order.deadlines.commit_s / ASKS_BEFORE_FENCE, fence_s - loop.time()))
+            if self.machine.step is Step.COMMIT and await self._source_has_committed(order):
+                self._settle()
+        if self.machine.step is not Step.COMMIT:
+            return
+        if await self._source_is_gone(order):
+            self._settle()
+            return
+        await self._throw_away(Signal.EXPIRED, "the source did not commit before the fence", taking_down_s)
+
+    async def _source_has_committed(self, order: MoveOrder) -> bool:
+        try:
+            status = await self._host.peer(order.source).call(STATUS, StatusQuery(), timeout_s=ASK_S)
+        except FerryError:
+            return False
+        mine = status.part == "source" and status.epoch == order.epoch
+        return mine and status.step in (Step.COMMIT, Step.MOVED)
+
+    async def _source_is_gone(self, order: MoveOrder) -> bool:
+        """Whether the source's host answers, but its agent is not there: then its container is gone, too."""
+        endpoint = self._host.peer(order.source).endpoint
+        try:
+            async with asyncio.timeout(GONE_S):
+                _, writer = await asyncio.open_connection(*endpoint)
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # a timeout is an OSError, too: cut off, not gone
+            return False
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+        return False
+
+    async def close(self) -> None:
+        """End what runs in the background; used when the agent ends."""
+        for task in (self._preparing, self._restoring, self._fencing):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait([task])

@@ -1,0 +1,111 @@
+"""Hand-off: a warm server at the destination takes over connections and service state.
+
+Nothing of the process moves. The frozen server writes its live connections and its state to a file
+in its container's ``/run`` (mode 0600: it holds traffic secrets); the agents carry the bytes; the
+warm server reads them there. The files live as short as they can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from quicferry.errors import MigrationError
+from quicferry.migration import control
+from quicferry.migration.engines.base import CHUNK_BYTES, EngineContext, MoveOrder, check_lease
+
+
+class HandoffEngine:
+    """The engine ``handoff``; see ``base.Engine`` for what the methods promise."""
+
+    name = "handoff"
+    needs_standby = True
+
+    def __init__(self, context: EngineContext) -> None:
+        self._context = context
+
+    def _state(self, order: MoveOrder) -> tuple[str, Path]:
+        """The state file of a move: inside the container, and from here."""
+        inside = str(self._context.state_dir / f"handoff-{order.epoch}")
+        return inside, self._context.container.path(inside)
+
+    async def prepare_source(self, order: MoveOrder) -> None:
+        """Ask the server whether it is there: it must serve, not wait."""
+        status = await self._context.control.ask(control.Status(), order.deadlines.notice_s)
+        if status.get("standby"):
+            raise MigrationError(f"the server at {order.source} only waits for a hand-off itself")
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        await self._context.standby.start_standby(order.deadlines.prepare_s)
+
+    async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        inside, outside = self._state(order)
+        with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
+            answer = await self._context.control.ask(
+                control.Freeze(
+                    epoch=order.epoch,
+                    strategy=order.strategy,
+                    server_first=order.server_first,
+                    state_path=inside,
+                ),
+                order.deadlines.checkpoint_s,
+            )
+            state = outside.read_bytes()
+            outside.unlink()
+            if hashlib.sha256(state).hexdigest() != answer.get("sha256"):
+                raise MigrationError("the state is not what the server says it wrote")
+            detail["bytes"] = len(state)
+        for start in range(0, len(state), CHUNK_BYTES):
+            yield state[start : start + CHUNK_BYTES]
+
+    async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
+        inside, outside = self._state(order)
+        digest = hashlib.sha256()
+        with suppress(FileNotFoundError):
+            outside.unlink()
+        descriptor = os.open(outside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                async for chunk in chunks:
+                    file.write(chunk)
+                    digest.update(chunk)
+            with self._context.events.phase("migration.restore", epoch=order.epoch):
+                check_lease(order)
+                return await self._context.control.ask(
+                    control.Import(
+                        epoch=order.epoch,
+                        edge=order.destination,
+                        strategy=order.strategy,
+                        server_first=order.server_first,
+                        state_path=inside,
+                        sha256=digest.hexdigest(),
+                    ),
+                    order.deadlines.restore_s,
+                )
+        finally:
+            with suppress(FileNotFoundError):
+                outside.unlink()
+
+    async def give_up_source(self, order: MoveOrder) -> None:
+        with suppress(FileNotFoundError):
+            self._state(order)[1].unlink()
+        await self._context.container.stop_service()
+
+    async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
+        answer = await self._context.control.ask(
+            control.Abort(epoch=order.epoch, reason=reason), order.deadlines.restore_s
+        )
+        # a freeze that was too slow for us may have written it after all
+        with suppress(FileNotFoundError):
+            self._state(order)[1].unlink()
+        return answer
+
+    async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
+        # whether the import was obeyed cannot be known after a silence: the whole process goes
+        await self._context.container.stop_service(grace_s=0.0)
+        with suppress(FileNotFoundError):
+            self._state(order)[1].unlink()

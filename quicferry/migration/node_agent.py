@@ -1,0 +1,387 @@
+"""The node agent: one per edge host, serves orchestrator and other agents, keeps the host's container.
+
+It runs in the edge host's namespaces and owns what is there: the container with the server, the
+engines, the tap and the waiting room. Which side of a move it is on depends on the order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from quicferry.errors import CommandFailed, FerryError, InvalidInput, MigrationError, Unsupported
+from quicferry.events import EventLog
+from quicferry.migration import control
+from quicferry.migration.certificates import TlsFiles
+from quicferry.migration.destination_side import DestinationSide
+from quicferry.migration.engines.base import (
+    Deadlines,
+    Engine,
+    EngineContext,
+    MoveOrder,
+    ServiceContainer,
+    create,
+)
+from quicferry.migration.forwarding import Forwarder
+from quicferry.migration.host import Host
+from quicferry.migration.journal import Journal
+from quicferry.migration.orders import (
+    ABORT,
+    COLLECT_FILES,
+    COMMIT,
+    MOVE,
+    PREPARE_DESTINATION,
+    RECEIVE,
+    START_SERVICE,
+    STATUS,
+    STOP_SERVICE,
+    Abort,
+    AgentStatus,
+    CollectFiles,
+    Commit,
+    Files,
+    MoveRequest,
+    Outcome,
+    Prepared,
+    PrepareDestination,
+    Started,
+    StartService,
+    StatusQuery,
+    Stopped,
+    StopService,
+    Verdict,
+)
+from quicferry.migration.rpc import RpcClient, RpcServer
+from quicferry.migration.source_side import SourceSide
+from quicferry.migration.waiting_room import CAPACITY, WaitingRoom
+from quicferry.model import Endpoint
+from quicferry.process import run
+from quicferry.strategies import Strategy
+from quicferry.units import now_ns
+
+STATE_DIR = Path("/run/state")  # inside the container
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process is started in the container. ``env`` None: the agent's own environment."""
+
+    argv: list[str]
+    env: dict[str, str] | None = None
+
+
+class LocalMove(msgspec.Struct, frozen=True, kw_only=True):
+    """What SIGUSR1 sets off, for strategies that need no orchestrator. The epoch is the next one."""
+
+    strategy: Strategy
+    engine: str
+    destination: str
+    service: Endpoint  # where clients reach the server at the destination
+    server_first: bool = False
+    downtime_ms: float = 500.0
+    forwarding: bool = True
+    deadlines: Deadlines = Deadlines()
+
+    def order(self, source: str, epoch: int) -> MoveOrder:
+        """The order to move the server away from ``source``."""
+        return MoveOrder(
+            epoch=epoch,
+            strategy=self.strategy,
+            server_first=self.server_first,
+            engine=self.engine,
+            source=source,
+            destination=self.destination,
+            service=self.service,
+            downtime_ms=self.downtime_ms,
+            forwarding=self.forwarding,
+            deadlines=self.deadlines,
+        )
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All a node agent is told, as a JSON file."""
+
+    edge: str  # this host's name, also the name in its certificate
+    listen: Endpoint  # for RPC, reachable by orchestrator and other agents
+    peers: dict[str, Endpoint]  # edge name -> its agent's RPC endpoint, on the inter-edge link
+    tls: TlsFiles
+    service: Command  # the server
+    standby: Command | None = None  # the warm server, for engines that need one
+    control: Endpoint = Endpoint("127.0.0.1", 4434)  # the server's, see control.py
+    service_address: Endpoint | None = None  # where clients reach a server on this host
+    client_interfaces: list[str] = []  # where datagrams for the service arrive; none: no tap, no room
+    waiting_room: Endpoint = Endpoint("0.0.0.0", 4436)  # 0.0.0.0: at the address for RPC
+    waiting_room_capacity: int = CAPACITY
+    forward_from: list[str] = []  # addresses that other edges forward from; empty: the peers' addresses
+    linger_s: float = 2.0  # late datagrams are handed on this long after the commit
+    start_timeout_s: float = 20.0  # until a started server answers
+    collect: list[str] = []  # files inside the container that CollectFiles sends
+    events: str | None = None  # this agent's own event file; None: JSON lines on stdout
+    journal: str | None = None
+    on_signal: LocalMove | None = None
+
+
+class OwnedContainer(ServiceContainer, Protocol):
+    """A container that the agent also ends."""
+
+    async def close(self) -> None:
+        """End everything in it."""
+
+
+class NodeAgent:
+    """One edge host's agent. ``await start()``, then it serves until ``await close()``.
+
+    ``container`` and ``make_engine`` are for tests; the agent makes the real ones itself.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        events: EventLog,
+        *,
+        container: OwnedContainer | None = None,
+        make_engine: Callable[[str, EngineContext], Engine] = create,
+    ) -> None:
+        self.config = config
+        self.events = events
+        self._given_container = container
+        self._make_engine = make_engine
+        self._identity = config.tls.load()
+        self._engines: dict[str, Engine] = {}
+        self._peers: dict[str, RpcClient] = {}
+        self._starting = asyncio.Lock()
+        self.rpc = RpcServer(self._identity, config.listen)
+
+    async def start(self) -> None:
+        """Make the container and serve. Raises ``MigrationError`` or ``Unsupported``."""
+        config = self.config
+        if self._given_container is not None:
+            self.container: OwnedContainer = self._given_container
+        else:
+            # not at the top: a test on a fake container must not need what a real one needs
+            from quicferry.migration.container import Container
+
+            self.container = await Container.create(config.edge)
+        self.container.path(str(STATE_DIR)).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.control = await control.ControlClient.open(config.control)
+        self._forwarder, self._room = self._datagram_helpers()
+        if self._room is not None:
+            await self._silence_port_unreachable(config.service_address)
+        host = self.host = Host(
+            edge=config.edge,
+            events=self.events,
+            control=self.control,
+            container=self.container,
+            engine=self._engine,
+            peer=self._peer,
+            journal=Journal(Path(config.journal) if config.journal is not None else None),
+            forwarder=self._forwarder,
+            room=self._room,
+            linger_s=config.linger_s,
+        )
+        self.source = SourceSide(host)
+        self.destination = DestinationSide(host)
+        self._serve_methods()
+        await self.rpc.start()
+
+    def _datagram_helpers(self) -> tuple[Forwarder | None, WaitingRoom | None]:
+        config = self.config
+        if not config.client_interfaces:
+            return None, None
+        if config.service_address is None:
+            raise InvalidInput(
+                f"the agent of {config.edge} has client_interfaces but no service_address",
+                hint="give both or neither",
+            )
+        sources = config.forward_from or [endpoint.host for endpoint in config.peers.values()]
+        room = WaitingRoom(
+            config.waiting_room,
+            sources,
+            config.service_address,
+            config.client_interfaces,
+            capacity=config.waiting_room_capacity,
+        )
+        return Forwarder(config.client_interfaces, config.service_address.port), room
+
+    async def _silence_port_unreachable(self, service: Endpoint | None) -> None:
+        """No ICMP errors for datagrams that come while no server has its socket bound.
+
+        A server that is on its way is not a closed port. An unconnected client socket would not
+        notice, but a connected one gives up. Only errors about the service's port are held back.
+        """
+        assert service is not None
+        unreachable = "type destination-unreachable"
+        rules = [
+            "add table inet quicferry_agent",
+            "add chain inet quicferry_agent out { type filter hook output priority 0; }",
+            "flush chain inet quicferry_agent out",
+            # bits: 8 bytes of ICMP and the IP header (20 or 40 bytes) of the datagram that is
+            # complained about, then 2 bytes to its destination port
+            f"add rule inet quicferry_agent out icmp {unreachable} @th,240,16 {service.port} drop",
+            f"add rule inet quicferry_agent out icmpv6 {unreachable} @th,400,16 {service.port} drop",
+        ]
+        try:
+            await asyncio.to_thread(run, ["nft", "-f", "-"], stdin="\n".join(rules) + "\n")
+        except (CommandFailed, Unsupported) as error:
+            # clients here use unconnected sockets, which do not hear of ICMP errors
+            sys.stderr.write(f"agent {self.config.edge}: ICMP errors are not held back: {error}\n")
+
+    def _serve_methods(self) -> None:
+        self.rpc.unary(STATUS, self._status)
+        self.rpc.unary(START_SERVICE, self._start_service)
+        self.rpc.unary(STOP_SERVICE, self._stop_service)
+        self.rpc.unary(PREPARE_DESTINATION, self._prepare_destination)
+        self.rpc.unary(MOVE, self._move)
+        self.rpc.unary(ABORT, self._abort)
+        self.rpc.unary(COMMIT, self._commit)
+        self.rpc.unary(COLLECT_FILES, self._collect_files)
+        self.rpc.duplex(RECEIVE, self.destination.receive)
+
+    # --- what the sides look up ----------------------------------------------------------------
+
+    def _engine(self, name: str) -> Engine:
+        if name not in self._engines:
+            context = EngineContext(
+                edge=self.config.edge,
+                container=self.container,
+                control=self.control,
+                events=self.events,
+                state_dir=STATE_DIR,
+                standby=self,
+            )
+            self._engines[name] = self._make_engine(name, context)
+        return self._engines[name]
+
+    def _peer(self, name: str) -> RpcClient:
+        if name not in self._peers:
+            if name not in self.config.peers:
+                raise InvalidInput(
+                    f"the agent of {self.config.edge} knows no edge {name!r}",
+                    hint="it knows " + ", ".join(self.config.peers),
+                )
+            self._peers[name] = RpcClient(self._identity, name, self.config.peers[name])
+        return self._peers[name]
+
+    # --- the server's process ------------------------------------------------------------------
+
+    async def start_standby(self, timeout_s: float) -> None:
+        """Start the warm server and wait until it answers as one; see ``base.StandbyHooks``."""
+        if self.config.standby is None:
+            raise InvalidInput(
+                f"the agent of {self.config.edge} has no command for a standby server",
+                hint="set `standby` in its configuration",
+            )
+        if self.container.service_pid is not None:
+            status = await self.control.ask(control.Status(), timeout_s)
+            if not status.get("standby"):
+                raise MigrationError(f"a server already serves at {self.config.edge}")
+            return
+        status = await self._start(self.config.standby, timeout_s)
+        if not status.get("standby"):
+            raise MigrationError(f"the standby server at {self.config.edge} serves already")
+
+    async def _start(self, command: Command, timeout_s: float) -> dict[str, object]:
+        async with self._starting:
+            if self.container.service_pid is not None:
+                raise MigrationError(f"a server already runs at {self.config.edge}")
+            await self.container.start(command.argv, env=command.env)
+            asking = asyncio.ensure_future(self.control.ask(control.Status(), timeout_s))
+            while not asking.done():
+                await asyncio.wait([asking], timeout=0.1)
+                if not asking.done() and self.container.service_pid is None:
+                    asking.cancel()
+                    await asyncio.wait([asking])
+                    raise MigrationError(
+                        f"the server at {self.config.edge} ended at once",
+                        hint="look at its log: run its command by hand",
+                    )
+            return asking.result()
+
+    async def _start_service(self, request: StartService, caller: str) -> Started:
+        server = await self._start(self.config.service, self.config.start_timeout_s)
+        return Started(pid=self.container.service_pid or 0, t_ns=now_ns(), server=server)
+
+    async def _stop_service(self, request: StopService, caller: str) -> Stopped:
+        summary: dict[str, object] = {}
+        if self.container.service_pid is not None:
+            try:
+                summary = await self.control.ask(control.Stop(), request.timeout_s)
+            except FerryError as error:
+                summary = {"error": str(error)}
+            # it is on its way out; SIGTERM changes nothing for it
+            await self.container.stop_service(grace_s=request.timeout_s)
+        return Stopped(summary=summary)
+
+    # --- the other methods ---------------------------------------------------------------------
+
+    async def _status(self, request: StatusQuery, caller: str) -> AgentStatus:
+        latest = self.host.journal.latest
+        machine = self.destination.machine if latest and latest.part == "destination" else self.source.machine
+        server: dict[str, object] = {}
+        if request.ask_server:
+            try:
+                server = await self.control.ask(control.Status(), 0.5)
+            except FerryError as error:
+                server = {"error": str(error)}
+        return AgentStatus(
+            edge=self.config.edge,
+            service_pid=self.container.service_pid,
+            epoch=self.host.journal.epoch,
+            part=latest.part if latest is not None else None,
+            step=machine.step,
+            server=server,
+        )
+
+    async def _prepare_destination(self, request: PrepareDestination, caller: str) -> Prepared:
+        # opened here, so that the fence's questions to the source need no handshake later
+        self._peer(request.order.source)
+        return await self.destination.prepare(request.order)
+
+    async def _move(self, request: MoveRequest, caller: str) -> Outcome:
+        return await self.source.move(request.order)
+
+    async def move_locally(self, move: LocalMove) -> Outcome:
+        """Move the server by this host's own decision, without an orchestrator."""
+        order = move.order(self.config.edge, self.host.journal.epoch + 1)
+        self.events.emit(
+            "migration.ordered",
+            epoch=order.epoch,
+            strategy=order.strategy,
+            engine=order.engine,
+            source=order.source,
+            destination=order.destination,
+        )
+        return await self.source.move(order)
+
+    async def _abort(self, request: Abort, caller: str) -> Verdict:
+        return await self.destination.abort(request.epoch, request.reason)
+
+    async def _commit(self, request: Commit, caller: str) -> Verdict:
+        return await self.destination.commit(request.epoch)
+
+    async def _collect_files(self, request: CollectFiles, caller: str) -> Files:
+        files: dict[str, bytes] = {}
+        for name in self.config.collect:
+            try:
+                files[name] = self.container.path(name).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return Files(files=files)
+
+    async def close(self) -> None:
+        """End everything: moves, RPC, the container with the server."""
+        await self.source.close()
+        await self.destination.close()
+        await self.rpc.stop()
+        for peer in self._peers.values():
+            await peer.close()
+        if self._forwarder is not None:
+            self._forwarder.close()
+        if self._room is not None:
+            self._room.close()
+        self.control.close()
+        await self.container.close()

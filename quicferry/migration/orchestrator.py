@@ -1,0 +1,198 @@
+"""The orchestrator: decides on moves, tells the agents, and knows in the end where the server is.
+
+It is not on the critical path: once the source agent has its order, the two agents work directly
+with each other. When the source agent falls silent, the orchestrator asks both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from quicferry.errors import FerryError, InvalidInput, MigrationError
+from quicferry.events import EventLog
+from quicferry.migration.certificates import TlsFiles
+from quicferry.migration.engines.base import Deadlines, MoveOrder
+from quicferry.migration.orders import (
+    MOVE,
+    PREPARE_DESTINATION,
+    STATUS,
+    AgentStatus,
+    MoveRequest,
+    Outcome,
+    PrepareDestination,
+    StatusQuery,
+)
+from quicferry.migration.rpc import RpcClient, TooLate, Unreachable
+from quicferry.migration.states import ORCHESTRATOR, Machine, Signal, Step
+from quicferry.model import Endpoint
+from quicferry.strategies import Strategy
+
+CONNECT_S = 10.0
+ASK_S = 1.0
+ASK_AGAIN_S = 0.2
+
+
+class OrchestratorConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All an orchestrator is told, as a JSON file."""
+
+    name: str  # this host's name, also the name in its certificate
+    agents: dict[str, Endpoint]  # edge name -> RPC endpoint
+    tls: TlsFiles
+    events: str | None = None  # its event file; None: JSON lines on stdout
+
+
+class MoveCommand(msgspec.Struct, frozen=True, kw_only=True, tag="move"):
+    """A move, as one JSON line on the orchestrator's stdin. ``epoch`` None: the next one."""
+
+    strategy: Strategy
+    engine: str
+    source: str
+    destination: str
+    service: Endpoint  # where clients reach the server at the destination
+    server_first: bool = False
+    downtime_ms: float = 500.0
+    forwarding: bool = True
+    deadlines: Deadlines = Deadlines()
+    epoch: int | None = None
+
+
+class Orchestrator:
+    """Has a channel to every agent, opened in advance by ``connect``."""
+
+    def __init__(self, config: OrchestratorConfig, events: EventLog) -> None:
+        self._config = config
+        self._events = events
+        identity = config.tls.load()
+        self._agents = {edge: RpcClient(identity, edge, endpoint) for edge, endpoint in config.agents.items()}
+        self._epoch = 0
+        self.machine = Machine(ORCHESTRATOR, "orchestrator")
+
+    async def connect(self) -> None:
+        """Wait until every agent is reached. Raises ``MigrationError``."""
+        await asyncio.gather(*(agent.ready(CONNECT_S) for agent in self._agents.values()))
+
+    async def close(self) -> None:
+        """Close the channels."""
+        await asyncio.gather(*(agent.close() for agent in self._agents.values()))
+
+    def agent(self, edge: str) -> RpcClient:
+        """The channel to an edge's agent. Raises ``InvalidInput``."""
+        if edge not in self._agents:
+            raise InvalidInput(f"no agent on {edge!r}", hint="there are: " + ", ".join(self._agents))
+        return self._agents[edge]
+
+    async def move(self, command: MoveCommand) -> Outcome:
+        """Carry out one move; returns how it ended. Raises ``MigrationError`` when it cannot begin."""
+        source, destination = self.agent(command.source), self.agent(command.destination)
+        if source is destination:
+            raise InvalidInput("source and destination are the same edge", hint="name two edges")
+        self.machine.take(Signal.ORDERED)
+        try:
+            order = await self._order(command)
+            self._events.emit(
+                "migration.ordered",
+                epoch=order.epoch,
+                strategy=order.strategy,
+                engine=order.engine,
+                source=order.source,
+                destination=order.destination,
+            )
+            # the destination first: a standby takes its time, and the source finds it ready
+            await destination.call(
+                PREPARE_DESTINATION,
+                PrepareDestination(order=order),
+                timeout_s=order.deadlines.prepare_s,
+                wait=True,
+            )
+            self.machine.take(Signal.PREPARED)
+        except FerryError:
+            self.machine.take(Signal.FAILED)
+            self.machine.take(Signal.SETTLED)
+            raise
+        self.machine.take(Signal.GO)
+        return await self._follow(order)
+
+    async def _order(self, command: MoveCommand) -> MoveOrder:
+        epoch = command.epoch
+        if epoch is None:
+            answers = await asyncio.gather(
+                *(
+                    self.agent(edge).call(STATUS, StatusQuery(), timeout_s=ASK_S, wait=True)
+                    for edge in (command.source, command.destination)
+                )
+            )
+            epoch = max(self._epoch, *(answer.epoch for answer in answers)) + 1
+        self._epoch = max(self._epoch, epoch)
+        return MoveOrder(
+            epoch=epoch,
+            strategy=command.strategy,
+            server_first=command.server_first,
+            engine=command.engine,
+            source=command.source,
+            destination=command.destination,
+            service=command.service,
+            downtime_ms=command.downtime_ms,
+            forwarding=command.forwarding,
+            deadlines=command.deadlines,
+        )
+
+    async def _follow(self, order: MoveOrder) -> Outcome:
+        limits = order.deadlines
+        longest_s = (
+            limits.prepare_s
+            + limits.notice_s
+            + limits.checkpoint_s
+            + limits.transfer_s
+            + 2 * limits.restore_s
+            + 3 * limits.commit_s
+        )
+        deadline = asyncio.get_running_loop().time() + longest_s
+        request = MoveRequest(order=order, ordered_by=self._config.name)
+        try:
+            outcome = await self.agent(order.source).call(MOVE, request, timeout_s=longest_s)
+        except (TooLate, Unreachable) as error:
+            return await self._find_out(order, error, deadline)
+        except FerryError as error:
+            # the source agent refused: the server was not touched
+            self.machine.take(Signal.ABORTED)
+            return Outcome(
+                epoch=order.epoch,
+                outcome=Step.STAYED.value,
+                serves_at=order.source,
+                error=str(error),
+                hint=error.hint,
+            )
+        signals = {Step.MOVED.value: Signal.RESUMED, Step.STAYED.value: Signal.ABORTED}
+        self.machine.take(signals.get(outcome.outcome, Signal.EXPIRED))
+        return outcome
+
+    async def _find_out(self, order: MoveOrder, error: MigrationError, deadline: float) -> Outcome:
+        """The source agent does not answer: ask both until one knows, or the time is over."""
+        found: tuple[Signal, Step, str | None] = (Signal.EXPIRED, Step.LOST, None)
+        while asyncio.get_running_loop().time() < deadline:
+            answers = [await self._step_of(edge, order.epoch) for edge in (order.destination, order.source)]
+            if Step.MOVED.value in answers:
+                found = (Signal.RESUMED, Step.MOVED, order.destination)
+                break
+            if answers[1] == Step.STAYED.value:
+                found = (Signal.ABORTED, Step.STAYED, order.source)
+                break
+            await asyncio.sleep(ASK_AGAIN_S)
+        signal, step, edge = found
+        self.machine.take(signal)
+        return Outcome(
+            epoch=order.epoch,
+            outcome=step.value if edge is not None else "unknown",
+            serves_at=edge,
+            error=str(error),
+            hint=error.hint,
+        )
+
+    async def _step_of(self, edge: str, epoch: int) -> str | None:
+        try:
+            status: AgentStatus = await self.agent(edge).call(STATUS, StatusQuery(), timeout_s=ASK_S)
+        except FerryError:
+            return None
+        return status.step if status.epoch == epoch else None

@@ -1,0 +1,168 @@
+"""The steps of a move as tables: one for each side, and one for the orchestrator that looks on.
+
+Theory of operation. A move must end with the server at the source or at the destination: never at
+both, never at neither. Messages may be lost at any point, so neither side may guess:
+
+- Until the last message of the transfer (End) leaves the source, the destination has no digest and
+  cannot resume. The source may roll back on its own (CHECKPOINT, TRANSFER → ABORT).
+- From then on (RESTORE) a failure decides nothing. The source asks the destination, whose word is
+  final: "serves" (→ COMMIT) or "never will" (→ ABORT).
+- If no word comes, clocks decide. The order carries a lease (CLOCK_MONOTONIC): after it the
+  destination must not resume. A destination that has resumed must hear Commit before the *fence*,
+  which lies after the lease; if it does not, it takes its server down again. The source rolls back
+  only after the fence.
+- In COMMIT the source gives nothing up until the destination has heard of the commit, and never
+  serves again on its own account: only the destination's word that it took its server down at the
+  fence leads back (→ ABORT). A destination that knows of the commit is never fenced.
+
+So there are never two servers. There is none only while the source cannot reach a destination that
+it knows to have resumed; it asks until it can.
+
+A destination that finds at the fence that the source's agent is gone (connection refused) keeps
+serving: the source's container has died with its agent, so nobody else serves or will.
+
+The tables give an answer for every signal in every step: a next step, ``SAME`` (a repetition or a
+message that comes too late; nothing happens) or ``REFUSE`` (it cannot happen; the machine raises).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+from quicferry.errors import MigrationError
+
+
+class Step(enum.StrEnum):
+    """Where a move is, seen from one party."""
+
+    IDLE = "idle"
+    PREPARING = "preparing"
+    READY = "ready"  # source: clients are being told; destination: waits for the state
+    CHECKPOINT = "checkpoint"  # the server is frozen, its state is being taken
+    TRANSFER = "transfer"
+    RESTORE = "restore"  # the destination has all it needs to resume
+    COMMIT = "commit"  # the destination serves; the source gives up
+    ABORT = "abort"  # source: the server is being brought back; destination: all is being thrown away
+    MOVED = "moved"  # the end: the destination serves
+    STAYED = "stayed"  # the end: the source serves
+    LOST = "lost"  # the end: the source's server could not be brought back
+
+
+class Signal(enum.StrEnum):
+    """What makes a move go on."""
+
+    ORDERED = "ordered"  # an order with a new epoch
+    PREPARED = "prepared"
+    GO = "go"  # source: freeze; destination: Begin has come
+    TAKEN = "taken"  # the first chunk of the checkpoint is there
+    SENT = "sent"  # source: End is about to leave; destination: End has come and agrees
+    RESUMED = "resumed"  # the destination serves (at the source: it says so)
+    ABORTED = "aborted"  # the destination says: never in this epoch (to the destination: asked to abort)
+    FAILED = "failed"  # an error, a deadline or a broken connection
+    EXPIRED = "expired"  # source: the fence is over; destination: the lease (before RESUMED) or the fence
+    SETTLED = "settled"  # what the step had to do is done
+
+
+class Mark(enum.Enum):
+    """An answer of the table that is no step."""
+
+    SAME = "same"
+    REFUSE = "refuse"
+
+
+SAME, REFUSE = Mark.SAME, Mark.REFUSE
+Row = Mapping[Signal, "Step | Mark"]
+Table = Mapping[Step, Row]
+
+
+def _row(*, same: str = "", **goes: Step) -> Row:
+    """A row: the signals that lead on, those that change nothing; all others are refused."""
+    row: dict[Signal, Step | Mark] = dict.fromkeys(Signal, REFUSE)
+    row.update(dict.fromkeys(map(Signal, same.split()), SAME))
+    row.update({Signal(name): step for name, step in goes.items()})
+    return row
+
+
+_S = Step
+
+SOURCE: Table = {
+    _S.IDLE: _row(ordered=_S.PREPARING),
+    _S.PREPARING: _row(prepared=_S.READY, failed=_S.ABORT, aborted=_S.ABORT),
+    _S.READY: _row(same="prepared", go=_S.CHECKPOINT, failed=_S.ABORT, aborted=_S.ABORT),
+    _S.CHECKPOINT: _row(taken=_S.TRANSFER, failed=_S.ABORT, aborted=_S.ABORT),
+    _S.TRANSFER: _row(same="taken", sent=_S.RESTORE, failed=_S.ABORT, aborted=_S.ABORT),
+    # a failure decides nothing here: ask, or wait for the fence
+    _S.RESTORE: _row(same="failed", resumed=_S.COMMIT, aborted=_S.ABORT, expired=_S.ABORT),
+    # no clock and no failure leads back from here, only the destination's word
+    _S.COMMIT: _row(same="failed resumed", settled=_S.MOVED, aborted=_S.ABORT),
+    _S.ABORT: _row(same="aborted", settled=_S.STAYED, failed=_S.LOST),
+    _S.MOVED: _row(same="failed resumed settled", ordered=_S.PREPARING),
+    _S.STAYED: _row(same="failed aborted settled", ordered=_S.PREPARING),
+    _S.LOST: _row(same="failed aborted", ordered=_S.PREPARING),
+}
+
+DESTINATION: Table = {
+    # an abort may overtake the order it is about: it counts, and the order is refused when it comes
+    _S.IDLE: _row(ordered=_S.PREPARING, aborted=_S.STAYED),
+    _S.PREPARING: _row(prepared=_S.READY, failed=_S.ABORT, aborted=_S.ABORT),
+    _S.READY: _row(same="prepared", go=_S.TRANSFER, failed=_S.ABORT, aborted=_S.ABORT),
+    # unused: the destination takes no checkpoint
+    _S.CHECKPOINT: _row(),
+    _S.TRANSFER: _row(same="taken", sent=_S.RESTORE, failed=_S.ABORT, aborted=_S.ABORT, expired=_S.ABORT),
+    _S.RESTORE: _row(resumed=_S.COMMIT, failed=_S.ABORT, aborted=_S.ABORT, expired=_S.ABORT),
+    # it serves: a broken stream is no reason to stop, an abort is answered with "serves"
+    _S.COMMIT: _row(same="failed aborted resumed", settled=_S.MOVED, expired=_S.ABORT),
+    _S.ABORT: _row(same="aborted failed expired", settled=_S.STAYED),
+    _S.MOVED: _row(same="failed aborted settled expired", ordered=_S.PREPARING),
+    _S.STAYED: _row(same="failed aborted settled expired", ordered=_S.PREPARING),
+    # unused: what the destination throws away was never its own
+    _S.LOST: _row(),
+}
+
+ORCHESTRATOR: Table = {
+    _S.IDLE: _row(ordered=_S.PREPARING),
+    _S.PREPARING: _row(prepared=_S.READY, failed=_S.ABORT),
+    # one step for all that the source does: the orchestrator is not on the critical path
+    _S.READY: _row(go=_S.RESTORE, failed=_S.ABORT),
+    _S.CHECKPOINT: _row(),
+    _S.TRANSFER: _row(),
+    # the source does not answer: ask both until somebody knows
+    _S.RESTORE: _row(same="failed", resumed=_S.MOVED, aborted=_S.STAYED, expired=_S.LOST),
+    _S.COMMIT: _row(),
+    _S.ABORT: _row(same="failed", settled=_S.STAYED),
+    _S.MOVED: _row(ordered=_S.PREPARING),
+    _S.STAYED: _row(ordered=_S.PREPARING),
+    _S.LOST: _row(ordered=_S.PREPARING),
+}
+
+#: steps in which the server runs at that side, as far as that side is concerned
+SERVES_AT_SOURCE = frozenset({_S.IDLE, _S.PREPARING, _S.READY, _S.STAYED})
+SERVES_AT_DESTINATION = frozenset({_S.COMMIT, _S.MOVED})
+ENDS = frozenset({_S.MOVED, _S.STAYED, _S.LOST})
+
+
+class Machine:
+    """One party's walk through its table."""
+
+    def __init__(self, table: Table, party: str, step: Step = Step.IDLE) -> None:
+        self._table = table
+        self.party = party
+        self.step = step
+
+    def take(self, signal: Signal) -> Step:
+        """Go on and return the step that is reached. Raises ``MigrationError`` for a refused signal."""
+        answer = self._table[self.step][signal]
+        if answer is REFUSE:
+            raise MigrationError(
+                f"{self.party}: {signal} cannot happen in step {self.step}",
+                hint="a move is in progress or its messages came out of order; ask `Status`",
+            )
+        if isinstance(answer, Step):
+            self.step = answer
+        return self.step
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no move is in progress."""
+        return self.step is Step.IDLE or self.step in ENDS
