@@ -42,7 +42,8 @@ def clean(ctx: click.Context, partial: bool, dry_run: bool, runs_dir: Path, as_j
         for directory in report.removed:
             click.echo(f"{removed} {directory}")
         for directory in report.kept:
-            click.echo(f"left {directory}" + ("" if partial else " (incomplete; --partial removes it)"))
+            why = "the run lives, or did a moment ago" if partial else "--partial removes it"
+            click.echo(f"left {directory} ({why})")
         for run in report.living_runs:
             click.echo(f"run {run} is going on: left alone")
         for failure in report.failed:

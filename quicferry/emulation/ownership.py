@@ -1,10 +1,11 @@
 """Whose process is this? Tags in the environment, and the list of what a dead tool left behind.
 
 Every process of a run carries two variables: ``QUICFERRY_RUN``, the run's id, and
-``QUICFERRY_TOOL``, the process id and start time of the tool that began the run. A process whose
-tool is gone is an orphan. Orphans are not expected, as the private root dies with its tool
-(``private_root.py``); ``quicferry clean`` looks for them all the same, and ends these alone, each
-by its process id.
+``QUICFERRY_TOOL``, which names the tool that began the run: process id, start time, and the process
+namespace in which the id has a meaning. A process whose tool is gone is an orphan. Orphans are not
+expected, as the private root dies with its tool (``private_root.py``); ``quicferry clean`` looks for
+them all the same, and ends these alone, each by its process id. What cannot be judged, such as a run
+in another container, is left alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import msgspec
 RUN_TAG = "QUICFERRY_RUN"
 TOOL_TAG = "QUICFERRY_TOOL"
 PARTIAL_SUFFIX = ".partial"
+TOO_YOUNG_S = 10.0  # a directory changed so lately may be of a run that is about to start
 
 _PROC = Path("/proc")
 
@@ -30,7 +32,7 @@ class TaggedProcess(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int
     run_id: str
-    tool: str  # "<process id>:<start time in clock ticks since boot>"
+    tool: str  # as in ``tool_tag``
     command: str
     tool_is_gone: bool
     start_ticks: int = 0  # with ``pid``: which process this is, even if the number is given out again
@@ -58,9 +60,9 @@ def start_ticks(pid: int) -> int | None:
 
 
 def tool_tag(pid: int | None = None) -> str:
-    """What names a tool for good: its process id and its start time."""
+    """What names a tool for good: ``<process id>:<start in ticks since boot>:<process namespace>``."""
     number = os.getpid() if pid is None else pid
-    return f"{number}:{start_ticks(number) or 0}"
+    return f"{number}:{start_ticks(number) or 0}:{_process_namespace()}"
 
 
 def tags(run_id: str) -> dict[str, str]:
@@ -69,11 +71,12 @@ def tags(run_id: str) -> dict[str, str]:
 
 
 def tool_is_gone(tag: str) -> bool:
-    """Whether the process that a tool tag names has ended. A malformed tag names no process."""
-    number, _, begun = tag.partition(":")
-    if not number.isdigit() or not begun.isdigit():
-        return True
-    return start_ticks(int(number)) != int(begun)
+    """Whether the process that a tool tag names has certainly ended: it was one of this namespace."""
+    words = tag.split(":")
+    if len(words) != 3 or not all(word.isdigit() for word in words):
+        return False
+    pid, begun, namespace = map(int, words)
+    return namespace == _process_namespace() and start_ticks(pid) != begun
 
 
 def tagged_processes() -> list[TaggedProcess]:
@@ -134,7 +137,7 @@ def clean(runs: Path, *, partial: bool = False, dry_run: bool = False) -> CleanR
     """End orphans; with ``partial``, also remove the directories of incomplete runs that are dead.
 
     A directory ``<run id>.partial`` belongs to a dead run when no living process carries that run's
-    id with a tool that is alive. Nothing else is touched.
+    id with a tool that is alive, and nothing was added to it for ten seconds. Nothing else is touched.
     """
     failed = []
     seen = tagged_processes()
@@ -148,16 +151,19 @@ def clean(runs: Path, *, partial: bool = False, dry_run: bool = False) -> CleanR
             failed.append(f"process {process.pid} ({process.command}) could not be ended")
     removed, kept = [], []
     for directory in sorted(runs.glob(f"*{PARTIAL_SUFFIX}")) if runs.is_dir() else []:
-        if not partial or directory.name.removesuffix(PARTIAL_SUFFIX) in living or directory.is_symlink():
-            kept.append(str(directory))
-            continue
-        if not dry_run:
-            try:
-                shutil.rmtree(directory)
-            except OSError as error:
-                failed.append(f"{directory} could not be removed: {error.strerror}")
+        try:
+            idle_s = time.time() - directory.stat().st_mtime
+            lives = directory.name.removesuffix(PARTIAL_SUFFIX) in living or idle_s < TOO_YOUNG_S
+            if not partial or lives or directory.is_symlink() or not directory.is_dir():
+                kept.append(str(directory))
                 continue
-        removed.append(str(directory))
+            if not dry_run:
+                shutil.rmtree(directory)
+            removed.append(str(directory))
+        except FileNotFoundError:
+            continue  # the run got done meanwhile
+        except OSError as error:
+            failed.append(f"{directory} could not be removed: {error.strerror}")
     return CleanReport(
         dry_run=dry_run,
         ended=tuple(ended),
@@ -166,6 +172,10 @@ def clean(runs: Path, *, partial: bool = False, dry_run: bool = False) -> CleanR
         kept=tuple(kept),
         failed=tuple(failed),
     )
+
+
+def _process_namespace() -> int:
+    return (_PROC / "self" / "ns" / "pid").stat().st_ino
 
 
 def _pids() -> Iterator[int]:
