@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from quicferry.capture.clock import ClockConversion, clock_warning
 from quicferry.capture.pcap import read_datagrams
 from quicferry.capture.quic import Decryptor, TrafficTable, read_keylog
 from quicferry.capture.quic.table import SCHEMA, tabulate
-from quicferry.errors import CaptureError, FerryError, StoreError
+from quicferry.errors import CaptureError, FerryError
 from quicferry.events import Event, read_events
 from quicferry.record import ClientSummary, Manifest, RunPaths, RunResult, read_manifest, write_json
 
@@ -31,6 +30,13 @@ class Analysis(NamedTuple):
     metrics: Metrics | None
     events: list[Event]
     packets: pl.DataFrame  # of the client's capture, one row each
+
+    @property
+    def zero_ns(self) -> int:
+        """The moment the server froze; without one, the first event."""
+        if self.metrics is not None and self.metrics.frozen_ns is not None:
+            return self.metrics.frozen_ns
+        return self.events[0].t_ns if self.events else 0
 
 
 def analyse(run_dir: Path) -> RunResult:
@@ -46,8 +52,8 @@ def analyse(run_dir: Path) -> RunResult:
     if analysis.metrics is not None:
         from quicferry.analysis.plots import save_timeline  # matplotlib takes half a second to load
 
-        zero = analysis.metrics.frozen_ns or (analysis.events[0].t_ns if analysis.events else 0)
-        table = timeline.as_table(analysis.metrics.moments(), analysis.events, analysis.packets, zero)
+        moments = analysis.metrics.moments()
+        table = timeline.as_table(moments, analysis.events, analysis.packets, analysis.zero_ns)
         table.write_parquet(paths.derived / "timeline.parquet")
         save_timeline(analysis, paths.derived)
     return analysis.result
@@ -91,36 +97,6 @@ def study(run_dir: Path) -> Analysis:
     except FerryError as error:
         _fail(result, str(error), error.hint)
     return Analysis(manifest, result, metrics, events, packets)
-
-
-def find_runs(root: Path) -> Iterator[Path]:
-    """Run directories below ``root``, the oldest first; those being written are left out."""
-    if root.is_dir():
-        for path in sorted(root.iterdir()):
-            if path.suffix != ".partial" and (path / "manifest.json").is_file():
-                yield path
-
-
-def find_run(root: Path, run_id: str) -> Path:
-    """The run of that ID, or of the only ID that begins so, or the directory of that name.
-
-    Raises ``StoreError``.
-    """
-    direct = Path(run_id)
-    if (direct / "manifest.json").is_file():
-        return direct
-    runs = list(find_runs(root))
-    matches = [path for path in runs if path.name == run_id] or [
-        path for path in runs if path.name.startswith(run_id)
-    ]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise StoreError(
-            f"{run_id!r} is the beginning of {len(matches)} runs",
-            hint="give more of it: " + ", ".join(path.name for path in matches[:5]),
-        )
-    raise StoreError(f"no run {run_id!r} in {root}", hint="`quicferry runs list` shows what there is")
 
 
 def _empty_result(run_dir: Path, manifest: Manifest) -> RunResult:

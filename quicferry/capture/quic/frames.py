@@ -165,7 +165,11 @@ def parse_frames(payload: bytes) -> list[Frame]:
             if payload[cursor.at] == 0:
                 cursor.at = end - len(payload[cursor.at :].lstrip(b"\0"))
                 continue
-            frames.append(_frame(cursor.varint(), cursor))
+            begin = cursor.at
+            frame = _frame(cursor.varint(), cursor)
+            if frame.epoch is not None or frame.address is not None:
+                frame = frame._replace(data=payload[begin : cursor.at])  # the extension's: kept whole
+            frames.append(frame)
     except IndexError as error:
         raise CaptureError("a frame is cut off") from error
     return frames

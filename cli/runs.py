@@ -1,0 +1,116 @@
+"""``quicferry runs``: list and show what was recorded, and make the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cli.support import json_option, print_json, say, stdout_console
+from quicferry.errors import StoreError
+
+runs_root_option = click.option(
+    "--runs",
+    "runs_root",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="The folder of the runs.  [default: runs/ of the checkout, or $QUICFERRY_RUNS]",
+)
+
+
+@click.group()
+def runs() -> None:
+    """List and show the runs that were recorded, and make a report of them."""
+
+
+@runs.command(name="list")
+@runs_root_option
+@json_option
+def list_(runs_root: Path | None, as_json: bool) -> None:
+    """List all runs, the oldest first."""
+    from quicferry.analysis.metrics import read_result
+    from quicferry.analysis.tables import result_table
+    from quicferry.experiment.store import RunStore
+
+    store = RunStore(runs_root)
+    results = []
+    for path in store.all():
+        try:
+            results.append(read_result(path))
+        except StoreError as error:
+            say(f"left out: {error}")
+    if as_json:
+        for result in results:
+            print_json(result)
+    elif results:
+        stdout_console().print(result_table(results, with_id=True))
+    else:
+        say(f"no runs in {store.root}: `quicferry run` makes one")
+
+
+@runs.command()
+@click.argument("run_id", metavar="ID")
+@click.option("--events", is_flag=True, help="Print the events, one line each.")
+@click.option("--packets", is_flag=True, help="Print the client's decrypted packets, one line each.")
+@runs_root_option
+@json_option
+def show(run_id: str, events: bool, packets: bool, runs_root: Path | None, as_json: bool) -> None:
+    """Show one run. ID may be a part of the ID, or a directory.
+
+    The run is read again from its raw data; with --events or --packets, times are milliseconds after
+    the server froze.
+    """
+    from quicferry.analysis import show as words
+    from quicferry.analysis.metrics import study
+
+    analysis = study(_find(run_id, runs_root))
+    if events or packets:
+        for line in words.lines(analysis, events=events, packets=packets):
+            if as_json:
+                print_json(line)
+            else:
+                click.echo(words.as_text(line))
+    elif as_json:
+        print_json(analysis.result)
+    else:
+        console = stdout_console()
+        for part in words.overview(analysis):
+            console.print(part)
+
+
+@runs.command()
+@click.argument("run_ids", metavar="[ID]...", nargs=-1)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The HTML file to write.",
+)
+@runs_root_option
+def report(run_ids: tuple[str, ...], output: Path, runs_root: Path | None) -> None:
+    """Write a self-contained HTML page over these runs, or over all."""
+    from quicferry.analysis.report import write_report
+    from quicferry.experiment.store import RunStore
+
+    chosen = [_find(run_id, runs_root) for run_id in run_ids] or RunStore(runs_root).all()
+    write_report(chosen, output)
+    say(f"report: {output}")
+
+
+@runs.command()
+@click.argument("run_id", metavar="ID")
+@runs_root_option
+def merge(run_id: str, runs_root: Path | None) -> None:
+    """Merge the captures of a run into one file that Wireshark opens decrypted, and print its path."""
+    from quicferry.capture.merge import merge_captures
+
+    click.echo(merge_captures(_find(run_id, runs_root)))
+
+
+def _find(run_id: str, runs_root: Path | None) -> Path:
+    """A run by ID or directory. Raises ``StoreError``."""
+    from quicferry.experiment.store import RunStore
+
+    direct = Path(run_id)
+    return direct if (direct / "manifest.json").is_file() else RunStore(runs_root).find(run_id)

@@ -1,0 +1,148 @@
+"""Tables for people: results of single runs, and medians over many. Every heading names its unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from quicferry.analysis.statistics import summarise
+from quicferry.record import RunResult
+
+NOTHING = "–"  # noqa: RUF001 - the sign of a value that is not known
+_COLOURS = {"succeeded": "green", "failed": "bold red", "unsupported": "yellow", "invalid": "yellow"}
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with that many digits after the point, or a dash."""
+    return NOTHING if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
+
+
+def size(value: int | None) -> str:
+    """Bytes as B, kB or MB (powers of ten, as on a wire)."""
+    if value is None:
+        return NOTHING
+    for limit, unit in ((1_000_000, "MB"), (1_000, "kB")):
+        if value >= limit:
+            return f"{value / limit:.1f} {unit}"
+    return f"{value} B"
+
+
+def cell_name(result: RunResult) -> str:
+    """What tells the cells of an experiment apart: strategy, variant, pool."""
+    name = result.strategy
+    if result.pool > 1:
+        name += f" (pool of {result.pool})"
+    if result.server_first:
+        name += ", server first"
+    return name
+
+
+def overhead_in_rtt(result: RunResult) -> float | None:
+    """The connection overhead in round trips to the destination."""
+    if result.connection_overhead_ms is None or not result.rtt_ms:
+        return None
+    return result.connection_overhead_ms / result.rtt_ms
+
+
+def lost_requests(result: RunResult) -> str:
+    """``0 of 290``."""
+    if result.requests_lost is None:
+        return NOTHING
+    return f"{result.requests_lost} of {result.requests_sent if result.requests_sent is not None else '?'}"
+
+
+#: heading, justify, value
+_COLUMNS: list[tuple[str, str, Callable[[RunResult], str]]] = [
+    ("strategy", "left", cell_name),
+    ("engine", "left", lambda r: r.engine + (f" +{r.memory_mib} MiB" if r.memory_mib else "")),
+    ("service-migration\ntime, ms", "right", lambda r: number(r.service_migration_time_ms)),
+    ("container\ndowntime, ms", "right", lambda r: number(r.container_downtime_ms)),
+    ("connection\noverhead, ms", "right", lambda r: number(r.connection_overhead_ms)),
+    ("overhead,\nRTT", "right", lambda r: number(overhead_in_rtt(r), 2)),
+    ("RTT,\nms", "right", lambda r: number(r.rtt_ms)),
+    ("moved", "right", lambda r: size(r.transferred_bytes)),
+    ("requests\nlost", "right", lost_requests),
+]
+
+
+def result_table(results: Sequence[RunResult], *, with_id: bool = False) -> Table:
+    """One row per run."""
+    table = Table(header_style="bold", border_style="dim")
+    if with_id:
+        table.add_column("run", overflow="fold")
+    for heading, justify, _ in _COLUMNS:
+        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    for result in results:
+        cells: list[str | Text] = [result.run_id or NOTHING] if with_id else []
+        cells += [value(result) for _, _, value in _COLUMNS]
+        outcome = Text(result.outcome, style=_COLOURS.get(result.outcome, ""))
+        if result.outcome == "succeeded" and result.warnings:
+            outcome.append(" !", style="yellow")
+        table.add_row(*cells, outcome)
+    if any(result.outcome == "succeeded" and result.warnings for result in results):
+        table.caption = "! has warnings: see `quicferry runs show`"
+    return table
+
+
+Cell = tuple[str, str]
+
+
+def cells(results: Iterable[RunResult]) -> dict[Cell, list[RunResult]]:
+    """Runs of one kind together, in the order in which the kinds first appear."""
+    found: dict[Cell, list[RunResult]] = {}
+    for result in results:
+        engine = result.engine + (f" +{result.memory_mib} MiB" if result.memory_mib else "")
+        found.setdefault((cell_name(result), engine), []).append(result)
+    return found
+
+
+def median_and_interval(values: Sequence[float], digits: int = 1) -> str:
+    """``41.2 [39.8, 44.0]``; without the interval when there are too few values for one."""
+    if not values:
+        return NOTHING
+    summary = summarise(values)
+    text = number(summary.median, digits)
+    if summary.low is not None and summary.high is not None:
+        text += f" [{number(summary.low, digits)}, {number(summary.high, digits)}]"
+    return text
+
+
+def comparison_table(results: Sequence[RunResult]) -> Table:
+    """One row per strategy, variant and engine: medians with 95 % confidence intervals.
+
+    With one run per row this is ``result_table``. Failed runs count in the last columns only.
+    """
+    groups = cells(results)
+    if all(len(group) == 1 for group in groups.values()):
+        return result_table(results)
+    table = Table(
+        header_style="bold", border_style="dim", caption="median [its exact 95 % confidence interval]"
+    )
+    for heading in ("strategy", "engine"):
+        table.add_column(heading, no_wrap=True)
+    columns: list[tuple[str, int, Callable[[RunResult], float | None]]] = [
+        ("service-migration\ntime, ms", 1, lambda r: r.service_migration_time_ms),
+        ("container\ndowntime, ms", 1, lambda r: r.container_downtime_ms),
+        ("connection\noverhead, ms", 1, lambda r: r.connection_overhead_ms),
+        ("overhead,\nRTT", 2, overhead_in_rtt),
+        ("RTT,\nms", 1, lambda r: r.rtt_ms),
+    ]
+    for heading, _, _ in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("moved", "requests\nlost", "runs\nsucceeded"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for (strategy, engine), group in groups.items():
+        good = [result for result in group if result.outcome == "succeeded"]
+        row = [strategy, engine]
+        for _, digits, value in columns:
+            row.append(median_and_interval([v for r in good if (v := value(r)) is not None], digits))
+        moved = [r.transferred_bytes for r in good if r.transferred_bytes is not None]
+        row.append(size(round(summarise(moved).median)) if moved else NOTHING)
+        lost = sum(r.requests_lost or 0 for r in group)
+        row.append(f"{lost} of {sum(r.requests_sent or 0 for r in group)}")
+        style = "" if len(good) == len(group) else "bold red"
+        table.add_row(*row, Text(f"{len(good)} of {len(group)}", style=style))
+    return table

@@ -1,0 +1,230 @@
+"""Capturing on the hosts of an emulation: one dumpcap per host, over all interfaces that matter.
+
+Why dumpcap, measured with 4,000 packets in 0.1 s on a veth pair (Wireshark 4.0, libpcap 1.10,
+kernel 6.18):
+
+* both it and tcpdump catch every packet sent after the ready signal used here: the program's own
+  word that it captures *and* the kernel's that its socket runs, 20-30 ms after the start;
+* at the end, packets lie in kernel blocks that are handed over when full or after a timeout. Stopped
+  at once, both lose the last hundred; dumpcap has them all 0.3 s later, tcpdump needs 1.2 s.
+  tcpdump's immediate mode loses none, but pays a system call for each packet;
+* dumpcap writes pcapng with the interfaces' names, and tells at its end how many packets the
+  kernel dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol
+
+from quicferry.errors import CaptureError
+from quicferry.model import NodeKind, Topology
+from quicferry.process import Popen, TimeoutExpired
+
+BUFFER_MIB = 32
+READY_S = 10.0
+LINGER_S = 0.6  # dumpcap's read timeout is 0.25 s; see the measurement above
+STOP_S = 10.0
+POLL_S = 0.003
+#: Between edges the image itself is not kept, only that it passed: headers with all their options.
+HEADER_BYTES = 128
+
+
+class Spawn(Protocol):
+    """Starts a program in the network namespace of a host, as ``Emulator.spawn`` does."""
+
+    def __call__(
+        self, host: str, argv: Sequence[str | Path], *, stderr: int | IO[bytes] | None = None
+    ) -> Popen[bytes]: ...
+
+
+class Emulation(Protocol):
+    """What a capture session needs of an emulator."""
+
+    @property
+    def topology(self) -> Topology: ...
+
+    @property
+    def spawn(self) -> Spawn: ...
+
+    def interface(self, host: str, link_name: str) -> str:
+        """The name of the host's interface at a link."""
+
+
+class Interface(NamedTuple):
+    """An interface to capture on, and how many bytes of each frame to keep (0: all)."""
+
+    name: str
+    snapshot_bytes: int = 0
+
+
+class CaptureCounts(NamedTuple):
+    """What dumpcap said at its end."""
+
+    captured: int
+    dropped: int
+
+
+class Capture:
+    """One capturing process in one host. ``start``, ``wait_ready``, and later ``stop``."""
+
+    def __init__(self, spawn: Spawn, host: str, interfaces: Sequence[Interface], path: Path) -> None:
+        self.host = host
+        self.interfaces = tuple(interfaces)
+        self.path = path
+        self.log = path.with_suffix(".log")
+        self._spawn = spawn
+        self._process: Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start dumpcap. Raises ``Unsupported`` when there is none."""
+        argv: list[str | Path] = ["dumpcap", "-q", "-n", "-B", str(BUFFER_MIB)]
+        for interface in self.interfaces:
+            argv += ["-i", interface.name, "-s", str(interface.snapshot_bytes), "-B", str(BUFFER_MIB)]
+        with self.log.open("wb") as log:
+            self._process = self._spawn(self.host, [*argv, "-w", self.path], stderr=log)
+
+    def wait_ready(self, timeout_s: float = READY_S) -> None:
+        """Wait until the kernel hands packets to it. Raises ``CaptureError``."""
+        assert self._process is not None, "start comes first"
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            words = self._words()
+            if "File:" in words and running_packet_sockets(self._process.pid) >= len(self.interfaces):
+                return
+            time.sleep(POLL_S)
+        last = (self._words().strip().splitlines() or ["no message"])[-1]
+        self._end(signal.SIGKILL)
+        names = ", ".join(interface.name for interface in self.interfaces)
+        raise CaptureError(
+            f"the capture on {names} of {self.host} did not begin: {last}",
+            hint="`quicferry doctor` tries to capture",
+        )
+
+    def stop(self) -> list[str]:
+        """End it and return warnings: it had ended before, or packets were dropped.
+
+        All packets older than ``LINGER_S`` are in the file; wait that long before, once for all captures.
+        """
+        if self._process is None:
+            return []
+        warnings = []
+        if self._process.poll() is not None:
+            warnings.append(f"the capture of {self.host} ended early: {self._words().strip()[-200:]}")
+        else:
+            self._end(signal.SIGINT)
+        self._process = None
+        counts = read_counts(self._words())
+        if counts is None:
+            warnings.append(f"the capture of {self.host} did not say how many packets it lost")
+        elif counts.dropped:
+            warnings.append(f"the capture of {self.host} lost {counts.dropped} packets")
+        return warnings
+
+    def _end(self, number: signal.Signals) -> None:
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(STOP_S)
+        except TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _words(self) -> str:
+        with contextlib.suppress(OSError):
+            return self.log.read_text(errors="replace")
+        return ""
+
+
+class CaptureSession:
+    """The captures of a run: the client's and the edges', in ``folder``, one pcapng per host.
+
+    ``warnings`` is filled by ``stop``.
+    """
+
+    def __init__(self, emulator: Emulation, folder: Path) -> None:
+        self.warnings: list[str] = []
+        self._emulator = emulator
+        self._folder = folder
+        self._captures: list[Capture] = []
+
+    def start(self, hosts: Iterable[str]) -> dict[str, str]:
+        """Begin capturing on all interfaces of these hosts; returns their names by host.
+
+        Returns when every capture really runs. Raises ``CaptureError`` and leaves none behind.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        interfaces = {host: self._interfaces(host) for host in dict.fromkeys(hosts)}
+        try:
+            for host, found in interfaces.items():
+                capture = Capture(self._emulator.spawn, host, found, self._folder / f"{host}.pcapng")
+                self._captures.append(capture)
+                capture.start()
+            for capture in self._captures:
+                capture.wait_ready()
+        except BaseException:
+            self.stop(linger_s=0.0)
+            raise
+        return {host: " ".join(each.name for each in found) for host, found in interfaces.items()}
+
+    def stop(self, *, linger_s: float = LINGER_S) -> None:
+        """End all captures, after what was sent until now is in their files. May be called again."""
+        if self._captures and linger_s > 0:
+            time.sleep(linger_s)
+        while self._captures:
+            self.warnings += self._captures.pop().stop()
+
+    def _interfaces(self, host: str) -> list[Interface]:
+        topology = self._emulator.topology
+        found = []
+        for link in topology.links_of(host):
+            ends = {topology.node(end).kind for end in (link.a, link.b)}
+            between_edges = ends == {NodeKind.EDGE}
+            name = self._emulator.interface(host, link.name)
+            found.append(Interface(name, HEADER_BYTES if between_edges else 0))
+        return found
+
+
+def read_counts(words: str) -> CaptureCounts | None:
+    """The counts in what dumpcap printed at its end; None when it did not come to that."""
+    lines = re.findall(r"Packets received/dropped on interface '[^']*': (\d+)/(\d+)", words)
+    if not lines:
+        return None
+    return CaptureCounts(sum(int(got) for got, _ in lines), sum(int(lost) for _, lost in lines))
+
+
+def running_packet_sockets(pid: int) -> int:
+    """How many packet sockets of a process and its children the kernel feeds now (packet(7)).
+
+    0 when there is no such process any more.
+    """
+    inodes: set[str] = set()
+    table = ""
+    try:
+        for each in (pid, *_children(pid)):
+            for descriptor in Path(f"/proc/{each}/fd").iterdir():
+                with contextlib.suppress(OSError):  # closed in between
+                    target = str(descriptor.readlink())
+                    if target.startswith("socket:["):
+                        inodes.add(target[8:-1])
+            table = Path(f"/proc/{each}/net/packet").read_text()
+    except OSError:
+        return 0
+    rows = (line.split() for line in table.splitlines()[1:])
+    return sum(1 for row in rows if len(row) >= 9 and row[5] == "1" and row[8] in inodes)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []

@@ -1,0 +1,83 @@
+"""What capturing and reading captures needs of the machine, found out by doing it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+from quicferry import process
+from quicferry.capture.capture import running_packet_sockets
+from quicferry.capture.pcap import read_datagrams
+from quicferry.errors import Unsupported
+from quicferry.probe import Probe
+
+_MARK = b"quicferry probe"
+_HINT = "run `make setup`: it installs tshark, which brings dumpcap, and tcpdump"
+
+
+def _send_marks(count: int) -> None:
+    """Datagrams to ourselves: nothing leaves the machine."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
+        sink.bind(("127.0.0.1", 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+            for number in range(count):
+                source.sendto(_MARK + bytes([number]), sink.getsockname())
+
+
+def _capture_marks(argv: list[str | Path], path: Path, linger_s: float) -> int:
+    """Capture on lo, send three marks, stop, and say how many the file holds."""
+    running = process.spawn(argv)
+    try:
+        deadline = time.monotonic() + 5
+        while running_packet_sockets(running.pid) == 0:
+            if running.poll() is not None or time.monotonic() > deadline:
+                raise Unsupported(f"{argv[0]} does not capture", hint="it needs root, or CAP_NET_RAW")
+            time.sleep(0.01)
+        time.sleep(0.2)  # the file and the filter are made after the socket
+        _send_marks(3)
+        time.sleep(linger_s)
+        running.send_signal(signal.SIGINT)
+        running.wait(5)
+    except process.TimeoutExpired as error:
+        raise Unsupported(f"{argv[0]} does not end when it is told to") from error
+    finally:
+        process.stop(running)
+    return sum(1 for datagram in read_datagrams(path) if datagram.payload.startswith(_MARK))
+
+
+def _tcpdump() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.pcap"
+        # -Z root: else it gives up its rights and cannot write there
+        argv: list[str | Path] = ["tcpdump", "-i", "lo", "-U", "--immediate-mode", "--nano", "-Z", "root"]
+        seen = _capture_marks([*argv, "-w", path, "udp"], path, 0.1)
+    if seen != 3:
+        raise Unsupported(f"tcpdump caught {seen} of 3 packets on lo", hint=_HINT)
+    return "caught 3 of 3 packets on lo"
+
+
+def _tshark() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.pcapng"
+        argv: list[str | Path] = ["dumpcap", "-q", "-n", "-i", "lo", "-w", path]
+        seen = _capture_marks(argv, path, 0.6)
+        if seen != 3:
+            raise Unsupported(f"dumpcap caught {seen} of 3 packets on lo", hint=_HINT)
+        read = process.run(
+            ["tshark", "-n", "-r", path, "-Y", "udp", "-T", "fields", "-e", "udp.payload"], timeout_s=60
+        )
+        marks = sum(1 for line in read.stdout.splitlines() if line.strip().startswith(_MARK.hex()))
+        if marks != 3:
+            raise Unsupported(f"tshark read {marks} of 3 packets", hint=_HINT)
+    version = re.search(r"[0-9]+(\.[0-9]+)+", process.run(["tshark", "--version"]).stdout)
+    return f"dumpcap caught and tshark {version[0] if version else ''} read 3 of 3 packets on lo"
+
+
+PROBES = [
+    Probe(name="tcpdump", needed_for="a second opinion on what crossed an interface", ask=_tcpdump),
+    Probe(name="tshark", needed_for="the captures of a run, and Wireshark's view of them", ask=_tshark),
+]
