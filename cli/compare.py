@@ -45,7 +45,7 @@ def raise_for(results: Sequence[RunResult]) -> None:
     message = f"{len(bad)} of {len(results)} runs did not succeed; the first one: {first.error}"
     if all(result.outcome == "unsupported" for result in results):
         error: FerryError = Unsupported(message, hint=first.hint)
-        error.already_printed = True  # type: ignore[attr-defined]  # read by cli.support.report
+        error.already_printed = True
         raise error
     raise SomeFailed(message, hint=first.hint)
 
@@ -65,7 +65,13 @@ def raise_for(results: Sequence[RunResult]) -> None:
     multiple=True,
     help="An engine to compare; may be given several times.  [default: all]",
 )
-@click.option("--repetitions", type=click.IntRange(1, 10_000), default=1, show_default=True)
+@click.option(
+    "--repetitions",
+    type=click.IntRange(1, 10_000),
+    default=1,
+    show_default=True,
+    help="How often each cell is run.",
+)
 @click.option(
     "--scenario",
     "scenario_file",

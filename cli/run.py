@@ -53,7 +53,7 @@ def run(strategy: str, engine: str, runs_root: Path | None, as_json: bool, **axe
     except FerryError as error:
         if as_json:
             print_json(failure(asked, error))
-        error.already_printed = True  # type: ignore[attr-defined]  # read by cli.support.report
+        error.already_printed = True
         raise
     if as_json:
         print_json(result)
