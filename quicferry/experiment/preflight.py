@@ -5,18 +5,22 @@ The probes live beside what they are about; here they are only collected.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 
+from quicferry.capture import probes as capture_probes
+from quicferry.emulation import link_probes
+from quicferry.emulation import probes as emulation_probes
 from quicferry.errors import InvalidInput
+from quicferry.experiment import service_probes
+from quicferry.migration import criu_probes
 from quicferry.probe import Probe, ProbeResult, require
 
 _SOURCES = (
-    "quicferry.emulation.probes",
-    "quicferry.emulation.link_probes",
-    "quicferry.migration.criu_probes",
-    "quicferry.capture.probes",
-    "quicferry.experiment.service_probes",
+    emulation_probes.PROBES,
+    link_probes.PROBES,
+    criu_probes.PROBES,
+    capture_probes.PROBES,
+    service_probes.PROBES,
 )
 
 #: What ``quicferry demo`` cannot do without. netem is not among them: the cable stands in for it.
@@ -27,13 +31,7 @@ def probes() -> dict[str, Probe]:
     """Every probe by its name, in the order in which a doctor would ask."""
     found: dict[str, Probe] = {}
     for source in _SOURCES:
-        try:
-            module = importlib.import_module(source)
-        except ModuleNotFoundError as error:
-            if error.name != source:
-                raise
-            continue
-        for probe in module.PROBES:
+        for probe in source:
             assert probe.name not in found, f"two probes are named {probe.name}"
             found[probe.name] = probe
     return found
