@@ -288,10 +288,9 @@ class Container:
             # init leads to the end of all in its PID namespace, and with the last one the mounts go
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._init_pid, signal.SIGKILL)
-            await self._parent.wait()
         self._service_pid = None
-        if self._parent.stdin is not None:
-            self._parent.stdin.close()
+        # communicate() closes our ends of the pipes and waits
+        await self._parent.communicate()
 
 
 def _only_child(pid: int) -> int:

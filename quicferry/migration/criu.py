@@ -23,6 +23,7 @@ from quicferry.migration.criu_image import (
 )
 
 CHECKOUT = Path(__file__).parents[2]
+SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin")  # root's, not in every PATH
 INSTALL_HINT = "run `provision/criu.sh` as root (`make setup` does); `quicferry doctor` tries it out"
 
 #: Both ways. ``--tcp-close``: listeners live on, connections end, as their addresses do not move.
@@ -44,7 +45,7 @@ HINTS: tuple[tuple[str, str], ...] = (
         "a file that the process has open differs at this host",
     ),
     (r"(fork|clone).*File exists|Pid \d+ .*(taken|exists|busy)", "the PID is in use in this container"),
-    (r"EADDRINUSE|Address already in use|Can't bind", "another process holds the port at this host"),
+    (r"EADDRINUSE|Address already in use", "another process holds the port at this host"),
     (r"Cannot assign requested address", "the process is bound to an address this host does not have"),
     (r"unix.*(external|peer)|External socket", "the process holds a unix socket to one outside"),
     (r"tty|terminal", "the process has a terminal; start it with its stdio on files"),
@@ -66,7 +67,7 @@ def find_criu() -> Path:
     launcher = (Path(prefix) if prefix else CHECKOUT / ".cache" / "criu").resolve() / "bin" / "criu"
     if os.access(launcher, os.X_OK):
         return launcher
-    search = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
+    search = os.pathsep.join((os.environ.get("PATH", ""), *SYSTEM_DIRECTORIES))
     system = shutil.which("criu", path=search)
     if system is None:
         raise Unsupported(f"there is no criu, neither {launcher} nor on the PATH", hint=INSTALL_HINT)

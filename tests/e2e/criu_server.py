@@ -1,0 +1,74 @@
+"""The server that the CRIU tests move: stands for the real one, with the same sockets and a loop.
+
+``criu_server.py MIB [obstacle]``: holds MIB of random memory. Answers datagrams at port 4433 with
+JSON about itself, and orders at 127.0.0.1:4434. An obstacle is something that CRIU cannot dump.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+
+from quicferry.migration.control import Abort, ControlServer, Freeze, Order, Resume, Stop
+
+MIB = int(sys.argv[1])
+OBSTACLE = sys.argv[2] if len(sys.argv) > 2 else ""
+
+
+class Service(asyncio.DatagramProtocol):
+    def __init__(self) -> None:
+        self.memory = bytearray(os.urandom(MIB << 20))
+        self.requests = 0
+        self.latest = b""
+        self.ticks = 0
+        self.frozen = False
+        self.orders: list[str] = []
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def datagram_received(self, data, addr):
+        if self.frozen:
+            return
+        if data != self.latest:  # a repeated request is one request
+            self.requests, self.latest = self.requests + 1, data
+        answer = {
+            "pid": os.getpid(),
+            "requests": self.requests,
+            "ticks": self.ticks,
+            "t_ns": time.monotonic_ns(),
+            "loop_s": asyncio.get_running_loop().time(),
+            "orders": self.orders,
+            "sha256": hashlib.sha256(self.memory).hexdigest(),
+        }
+        self.transport.sendto(json.dumps(answer).encode(), addr)
+
+    async def obey(self, order: Order) -> dict[str, object]:
+        self.orders.append(type(order).__name__)
+        match order:
+            case Freeze():
+                self.frozen = True
+            case Resume() | Abort():
+                self.frozen = False
+            case Stop():
+                asyncio.get_running_loop().call_later(0.01, sys.exit)
+        return {"t_ns": time.monotonic_ns()}
+
+
+async def main() -> None:
+    loop = asyncio.get_running_loop()
+    service = Service()
+    await loop.create_datagram_endpoint(lambda: service, local_addr=("0.0.0.0", 4433))
+    await loop.create_datagram_endpoint(lambda: ControlServer(service.obey), local_addr=("127.0.0.1", 4434))
+    kept = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) if OBSTACLE == "mptcp" else None
+    sys.stdout.write(f"serving {kept}\n")
+    sys.stdout.flush()
+    while True:
+        await asyncio.sleep(0.01)
+        service.ticks += 1
+
+
+asyncio.run(main())

@@ -1,0 +1,130 @@
+"""Two edge hosts with a container and an engine each, for scripts that run in a private root."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from quicferry.events import Event, EventLog
+from quicferry.migration.container import Container
+from quicferry.migration.control import ControlClient
+from quicferry.migration.engines.base import EngineContext, MoveOrder
+from quicferry.migration.engines.criu_cold import CriuColdEngine
+from quicferry.model import Endpoint
+from quicferry.strategies import Strategy
+
+SERVER = Path(__file__).with_name("criu_server.py")
+OWN_NETWORK = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+
+
+class NoStandby:
+    async def start_standby(self, timeout_s: float) -> None:
+        raise AssertionError("this engine needs no standby")
+
+
+@contextlib.contextmanager
+def network_of(pid: int) -> Iterator[None]:
+    """Sockets made in this block belong to the network namespace of that process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/self/ns/net").open() as home, Path(f"/proc/{pid}/ns/net").open() as away:
+        assert libc.setns(away.fileno(), 0) == 0
+        try:
+            yield
+        finally:
+            assert libc.setns(home.fileno(), 0) == 0
+
+
+class Edge:
+    """One edge host: its own network namespace, its container, its engine."""
+
+    def __init__(self, name: str, container: Container) -> None:
+        self.name = name
+        self.container = container
+        self.seen: list[Event] = []
+
+    async def open(self) -> None:
+        with network_of(self.container.init_pid):
+            self.control = await ControlClient.open(Endpoint("127.0.0.1", 4434))
+        self.engine = CriuColdEngine(
+            EngineContext(
+                edge=self.name,
+                container=self.container,
+                control=self.control,
+                events=EventLog(self.name, sink=self.seen.append),
+                state_dir=Path("/run/state"),
+                standby=NoStandby(),
+            )
+        )
+
+    async def ask(self, timeout_s: float = 5.0) -> dict | None:
+        """What the service on this host says of itself; None when it is silent."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+
+        class Asker(asyncio.DatagramProtocol):
+            def datagram_received(self, data, addr):
+                if not answer.done():
+                    answer.set_result(data)
+
+        with network_of(self.container.init_pid):
+            transport, _ = await loop.create_datagram_endpoint(Asker, remote_addr=("127.0.0.1", 4433))
+        deadline = time.monotonic() + timeout_s
+        question = os.urandom(8)
+        try:
+            while not answer.done() and time.monotonic() < deadline:
+                transport.sendto(question)
+                await asyncio.wait([answer], timeout=0.05)
+            return json.loads(answer.result()) if answer.done() else None
+        finally:
+            transport.close()
+            answer.cancel()
+
+    async def start_server(self, *arguments: str) -> int:
+        pid = await self.container.start([sys.executable, str(SERVER), *arguments])
+        assert await self.ask(20.0) is not None, self.container.path(self.container.log_path(pid)).read_text()
+        return pid
+
+
+@contextlib.asynccontextmanager
+async def edges(*names: str) -> AsyncIterator[list[Edge]]:
+    async with contextlib.AsyncExitStack() as stack:
+        made = []
+        for name in names:
+            edge = Edge(
+                name, await stack.enter_async_context(await Container.create(name, enter=OWN_NETWORK))
+            )
+            await edge.open()
+            stack.callback(edge.control.close)
+            made.append(edge)
+        yield made
+
+
+def order(epoch: int, source: Edge, destination: Edge, **changes) -> MoveOrder:
+    return MoveOrder(
+        epoch=epoch,
+        strategy=Strategy.SYMMETRIC,
+        server_first=False,
+        engine="criu-cold",
+        source=source.name,
+        destination=destination.name,
+        service=Endpoint("10.0.2.2", 4433),
+        **changes,
+    )
+
+
+async def prepare(move: MoveOrder, source: Edge, destination: Edge) -> None:
+    await source.engine.prepare_source(move)
+    await destination.engine.prepare_destination(move)
+
+
+async def carry(move: MoveOrder, source: Edge, destination: Edge) -> dict:
+    """A whole move but for the commit."""
+    await prepare(move, source, destination)
+    return await destination.engine.restore(move, source.engine.checkpoint(move))

@@ -1,0 +1,273 @@
+"""A process really leaves one host and lives on in the other; and when it cannot, it stays."""
+
+import pytest
+
+from tests.e2e.support import in_private_root
+
+pytestmark = pytest.mark.needs("criu")
+
+PRELUDE = """
+import asyncio, os, signal, time
+from pathlib import Path
+from quicferry.errors import MigrationError
+from tests.e2e.criu_support import *
+"""
+
+
+def played(script, tmp_path, timeout_s=60.0):
+    """Run the coroutine ``play`` of the script in a private root; what it returned."""
+    return in_private_root(
+        PRELUDE + script + "\nreport(asyncio.run(play()))\n", tmp_path, timeout_s=timeout_s
+    )
+
+
+def test_the_server_lives_on_at_the_other_host(tmp_path):
+    got = played(
+        """
+async def play():
+    async with edges("edge-1", "edge-2") as (a, b):
+        pid = await a.start_server("50")
+        before = await a.ask()
+        move = order(1, a, b)
+        resumed = await carry(move, a, b)
+        frozen_silent = await a.ask(0.3)
+        await a.engine.give_up_source(move)
+        await a.engine.give_up_source(move)
+        after = await b.ask()
+        await asyncio.sleep(0.5)
+        later = await b.ask()
+        log = b.container.path(b.container.log_path(pid)).read_text()
+        return dict(
+            pid=pid, before=before, after=after, later=later, resumed=resumed, frozen_silent=frozen_silent,
+            now_ns=time.monotonic_ns(), log=log, service_pid=b.container.service_pid,
+            left=[p.argv for p in a.container.processes()],
+            states=[p.state for p in b.container.processes()],
+            events=[(e.vantage, e.name, e.t_ns) for e in a.seen + b.seen], details=b.seen[-1].detail,
+        )
+""",
+        tmp_path,
+    )
+    before, after, later = got["before"], got["after"], got["later"]
+    assert after["pid"] == got["pid"] == got["service_pid"], "the PID is the same in both containers"
+    assert after["requests"] == before["requests"] + 1, "state lives on"
+    assert after["orders"] == ["Freeze", "Resume"]
+    assert after["sha256"] == before["sha256"], "50 MiB of memory are intact"
+    assert 25 <= later["ticks"] - after["ticks"] <= 60, "timers go on at 100 per second"
+    assert before["t_ns"] < got["resumed"]["t_ns"] < after["t_ns"] < got["now_ns"], (
+        "the clock is the machine's"
+    )
+    assert later["loop_s"] - after["loop_s"] == pytest.approx(0.5, abs=0.3)
+    assert got["frozen_silent"] is None, "the source does not answer while it is stopped"
+    assert got["left"] == [], "nothing is left at the source"
+    assert got["states"] in (["S"], ["R"])
+    assert "serving" in got["log"], "the log moved along"
+    assert [(vantage, name) for vantage, name, _ in got["events"]] == [
+        ("edge-1", "migration.checkpoint.started"),
+        ("edge-1", "migration.checkpoint.complete"),
+        ("edge-2", "migration.restore.started"),
+        ("edge-2", "migration.restore.complete"),
+    ]
+    assert got["details"]["criu"]["pages_restored"] > 50 * 256
+
+
+def test_five_hops_back_and_forth(tmp_path):
+    got = played(
+        """
+async def play():
+    async with edges("edge-1", "edge-2") as (a, b):
+        await a.start_server("2")
+        seen = [await a.ask()]
+        for epoch in range(1, 6):
+            move = order(epoch, a, b)
+            await carry(move, a, b)
+            await a.engine.give_up_source(move)
+            seen.append(await b.ask())
+            a, b = b, a
+        images = [p.name for p in b.container.path("/run/state").glob("*/*")]
+        processes = {edge.name: len(edge.container.processes()) for edge in (a, b)}
+        return dict(seen=seen, processes=processes, at=a.name, images=images)
+""",
+        tmp_path,
+    )
+    assert [answer["requests"] for answer in got["seen"]] == [2, 3, 4, 5, 6, 7]
+    assert len({answer["sha256"] for answer in got["seen"]}) == 1
+    assert got["at"] == "edge-2"
+    assert got["processes"] == {"edge-1": 0, "edge-2": 1}
+    assert got["images"] == [], "images are not kept after a move"
+
+
+FAILED_RESTORE = """
+async def play():
+    async with edges("edge-1", "edge-2") as (a, b):
+        pid = await a.start_server("5")
+        before = await a.ask()
+        move = order(1, a, b)
+        await prepare(move, a, b)
+        # somebody at the destination holds the port of the service
+        await b.container.run(["true"])
+        squatter = await b.container.start([sys.executable, "-c", SQUAT])
+        await asyncio.sleep(0.3)
+        try:
+            await b.engine.restore(move, a.engine.checkpoint(move))
+        except MigrationError as error:
+            said = [str(error), error.hint]
+        await b.engine.abandon_destination(move, "it failed")
+        KILL_SOURCE
+        answer = await a.engine.resume_source(move, "the destination failed")
+        again = await a.engine.resume_source(move, "the destination failed")
+        after = await a.ask()
+        await b.container.stop_service()
+        # and the next try works
+        move = order(2, a, b)
+        await carry(move, a, b)
+        await a.engine.give_up_source(move)
+        moved = await b.ask()
+        return dict(before=before, after=after, said=said, moved=moved, same=answer == again, pid=pid,
+            b=[p.argv for p in b.container.processes()], failed=[e.name for e in b.seen])
+
+SQUAT = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 4433)); time.sleep(60)"
+"""
+
+
+@pytest.mark.parametrize("source_died", [False, True], ids=["stopped", "died"])
+def test_a_failed_restore_leads_back_to_the_source(tmp_path, source_died):
+    kill = "await a.container.stop(pid, grace_s=0)" if source_died else "pass"
+    got = played(FAILED_RESTORE.replace("KILL_SOURCE", kill), tmp_path)
+    assert "Address already in use" in got["said"][0]
+    assert "another process holds the port" in got["said"][1]
+    assert got["after"]["requests"] == got["before"]["requests"] + 1
+    assert got["after"]["orders"] == ["Freeze", "Abort"]
+    assert got["same"], "a repeated order is answered again, not obeyed again"
+    assert got["moved"]["sha256"] == got["before"]["sha256"]
+    assert got["moved"]["orders"] == ["Freeze", "Abort", "Freeze", "Resume"]
+    assert got["failed"][:2] == ["migration.restore.started", "migration.restore.failed"]
+    assert len(got["b"]) == 1, "the squatter and what was half restored are gone"
+
+
+def test_a_transfer_that_breaks_off_leads_back_to_the_source(tmp_path):
+    got = played(
+        """
+async def play():
+    async with edges("edge-1", "edge-2") as (a, b):
+        await a.start_server("10")
+        move = order(1, a, b)
+        await prepare(move, a, b)
+        stream = a.engine.checkpoint(move)
+        first = await anext(stream)
+        await stream.aclose()
+
+        async def broken():
+            yield first
+        try:
+            await b.engine.restore(move, broken())
+        except MigrationError as error:
+            said = str(error)
+        await b.engine.abandon_destination(move, "cut off")
+        await a.engine.resume_source(move, "cut off")
+        return dict(said=said, after=await a.ask(), b=len(b.container.processes()),
+            files=[str(p) for p in b.container.path("/run/state").rglob("*")])
+""",
+        tmp_path,
+    )
+    assert "cut off" in got["said"]
+    assert got["after"]["orders"] == ["Freeze", "Abort"]
+    assert (got["b"], got["files"]) == (0, [])
+
+
+def test_what_cannot_be_dumped_is_said_and_goes_on_serving(tmp_path):
+    got = played(
+        """
+async def play():
+    async with edges("edge-1", "edge-2") as (a, b):
+        await a.start_server("0", "mptcp")
+        move = order(1, a, b)
+        try:
+            await carry(move, a, b)
+        except MigrationError as error:
+            said = [str(error), error.hint]
+        await b.engine.abandon_destination(move, "it failed")
+        await a.engine.resume_source(move, "it failed")
+        return dict(said=said, after=await a.ask(), events=[e.name for e in a.seen])
+""",
+        tmp_path,
+    )
+    assert "criu dump failed" in got["said"][0]
+    assert "MPTCP" in got["said"][1]
+    assert got["after"]["orders"] == ["Freeze", "Abort"]
+    assert got["events"] == ["migration.checkpoint.started", "migration.checkpoint.failed"]
+
+
+def test_a_destination_past_its_lease_does_not_resume(tmp_path):
+    got = played(
+        """
+async def play():
+    async with edges("edge-1", "edge-2") as (a, b):
+        await a.start_server("0")
+        move = order(1, a, b, resume_before_ns=time.monotonic_ns())
+        try:
+            await carry(move, a, b)
+        except MigrationError as error:
+            said = str(error)
+        left = [p.argv for p in b.container.processes()]
+        await a.engine.resume_source(move, "late")
+        return dict(said=said, left=left, after=await a.ask())
+""",
+        tmp_path,
+    )
+    assert "too late" in got["said"]
+    assert got["left"] == []
+    assert got["after"]["orders"] == ["Freeze", "Abort"]
+
+
+def test_a_move_called_off_during_the_restore_leaves_no_server(tmp_path):
+    got = played(
+        """
+async def play():
+    async with edges("edge-1", "edge-2") as (a, b):
+        await a.start_server("0")
+        move = order(1, a, b)
+        await prepare(move, a, b)
+        chunks = [chunk async for chunk in a.engine.checkpoint(move)]
+
+        async def stream():
+            for chunk in chunks:
+                yield chunk
+        restoring = asyncio.create_task(b.engine.restore(move, stream()))
+        while not any(e.name == "migration.restore.started" for e in b.seen):
+            await asyncio.sleep(0.001)
+        restoring.cancel()
+        await b.engine.abandon_destination(move, "called off")
+        outcome = (await asyncio.gather(restoring, return_exceptions=True))[0]
+        left = [p.argv for p in b.container.processes()]
+        await a.engine.resume_source(move, "called off")
+        return dict(left=left, after=await a.ask(), outcome=type(outcome).__name__)
+""",
+        tmp_path,
+    )
+    assert got["left"] == []
+    assert got["outcome"] in ("CancelledError", "MigrationError")
+    assert got["after"]["orders"] == ["Freeze", "Abort"]
+
+
+def test_a_missing_criu_is_said_before_anything_is_frozen(tmp_path):
+    got = played(
+        """
+from quicferry.errors import Unsupported
+from quicferry.migration import criu
+async def play():
+    os.environ["QUICFERRY_CRIU_PREFIX"] = "/nowhere"
+    os.environ["PATH"] = "/bin:/usr/bin"
+    criu.SYSTEM_DIRECTORIES = ()
+    async with edges("edge-1", "edge-2") as (a, b):
+        await a.start_server("0")
+        try:
+            await carry(order(1, a, b), a, b)
+        except Unsupported as error:
+            said = [str(error), error.hint]
+        return dict(said=said, after=await a.ask())
+""",
+        tmp_path,
+    )
+    assert "there is no criu" in got["said"][0]
+    assert "provision/criu.sh" in got["said"][1]
+    assert got["after"]["orders"] == []
