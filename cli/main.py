@@ -26,7 +26,7 @@ COMMANDS: dict[str, str] = {
     "compare": "Run every strategy with every engine, and print medians with 95 % confidence intervals.",
     "demo": "Move the server once with each strategy, by CRIU and by hand-off, and show the result.",
     "topo": "List, show and draw the emulated topologies.",
-    "runs": "List and show the runs that were recorded.",
+    "runs": "List and show the runs that were recorded, and make a report of them.",
     "doctor": "Find out by trying what this machine can do.",
     "clean": "Remove what interrupted runs left behind.",
 }
