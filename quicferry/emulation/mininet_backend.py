@@ -15,7 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import msgspec
+
 from quicferry.emulation import links, routing
+from quicferry.emulation.calibrate import calibrate
 from quicferry.emulation.emulator import DeployPhase, Progress
 from quicferry.emulation.mininet_nodes import (
     FerryBridge,
@@ -81,6 +84,7 @@ class MininetEmulator:
         self._ends: dict[tuple[str, str], routing.Attachment] = {}
         self._networks: set[int] = set()
         self._children: list[Popen[bytes]] = []
+        self._measured: dict[tuple[str, str], LinkReading] = {}
 
     # -- deployment -------------------------------------------------------------------------------
 
@@ -247,12 +251,16 @@ class MininetEmulator:
         return addresses[0].partition("/")[0]
 
     def link_readings(self) -> list[LinkReading]:
-        return self._link_layer().readings()
+        return [
+            reading if seen is None else _with_measured(reading, seen)
+            for reading in self._link_layer().readings()
+            for seen in [self._measured.get((reading.link, reading.sender))]
+        ]
 
     def calibrate(self) -> list[LinkReading]:
-        from quicferry.emulation.calibrate import calibrate
-
-        return calibrate(self, self.link_readings())
+        measured = calibrate(self._link_layer())
+        self._measured = {(reading.link, reading.sender): reading for reading in measured}
+        return measured
 
     def set_link(self, link_name: str, *, up: bool) -> None:
         link = routing.link_between(self.topology, link_name)
@@ -275,7 +283,7 @@ class MininetEmulator:
         layer, network, networks = self._links, self._network, self._networks
         children = self._children
         self._links, self._network, self._networks, self._topology = None, None, set(), None
-        self._children, self._ends = [], {}
+        self._children, self._ends, self._measured = [], {}, {}
         try:
             if layer is not None:
                 layer.stop(remove_interfaces=False)  # they go with the namespaces
@@ -315,6 +323,17 @@ def require_private_root() -> None:
             "the emulation runs in a private root only, so that it cannot touch this machine's network",
             hint="start it by quicferry.emulation.private_root, as `quicferry run` does",
         )
+
+
+def _with_measured(now: LinkReading, seen: LinkReading) -> LinkReading:
+    """What is there now, with what calibration saw earlier."""
+    return msgspec.structs.replace(
+        now,
+        read_back={**seen.read_back, **now.read_back},
+        measured_delay_ms=seen.measured_delay_ms,
+        measured_loss_percent=seen.measured_loss_percent,
+        measured_rate_mbps=seen.measured_rate_mbps,
+    )
 
 
 def _tagged(env: Mapping[str, str] | None) -> dict[str, str] | None:

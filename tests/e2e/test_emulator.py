@@ -115,6 +115,30 @@ def test_a_packet_takes_the_asked_time_and_a_network_is_up_soon(tmp_path: Path) 
     assert destroyed_s < 3
 
 
+@pytest.mark.needs("shaped-link")
+def test_calibration_measures_what_was_asked_and_later_readings_keep_it(tmp_path: Path) -> None:
+    calibrated, later = play(
+        """
+        import msgspec
+        calibrated = emulator.calibrate()
+        later = emulator.link_readings()
+        report(msgspec.to_builtins([calibrated, later]))
+        """,
+        tmp_path,
+        "one_lan",
+        rtt_ms=20.0,
+    )
+    ways = {(r["link"], r["sender"]): r for r in calibrated}
+    assert len(ways) == 2 * 5
+    for end in ("client", "lan"):
+        assert 10.0 <= ways["client--lan", end]["measured_delay_ms"] < 13.0
+    assert ways["edge-1--lan", "lan"]["measured_delay_ms"] < 3.0
+    for reading in later:
+        asked = ways[reading["link"], reading["sender"]]
+        assert reading["measured_delay_ms"] == asked["measured_delay_ms"]
+        assert asked["read_back"]["rtt_median_ms"] == reading["read_back"]["rtt_median_ms"]
+
+
 def test_packets_take_the_routes_of_the_topology(tmp_path: Path) -> None:
     seen = play(
         """
@@ -222,7 +246,11 @@ def test_hundreds_of_programs_are_cheap_and_leave_no_zombie(tmp_path: Path) -> N
     assert not left, {pid: seen["left"][pid] for pid in left}
 
 
-def test_a_cut_link_carries_nothing_and_a_mended_one_is_as_before(tmp_path: Path) -> None:
+@pytest.mark.needs("shaped-link")
+@pytest.mark.parametrize("parameters", [PLAIN, {**PLAIN, "rtt_ms": 4}], ids=["plain", "shaped"])
+def test_a_cut_link_carries_nothing_and_a_mended_one_is_as_before(
+    parameters: dict[str, Any], tmp_path: Path
+) -> None:
     seen = play(
         """
         def state():
@@ -237,7 +265,7 @@ def test_a_cut_link_carries_nothing_and_a_mended_one_is_as_before(tmp_path: Path
         report({"before": before, "after": state(), "cut": cut, "mended": ping("client", "10.0.2.2")})
         """,
         tmp_path,
-        **PLAIN,
+        **parameters,
     )
 
     def ordered(state: dict[str, list[str]]) -> dict[str, list[list[str]]]:
