@@ -53,9 +53,9 @@ class Role:
         """Queues a frame; it is repeated until it is acknowledged or stale."""
         self._control.append(frame.encode())
 
-    def control_lost(self, encoded: bytes) -> None:
-        """Queues a lost frame again unless it is stale by now."""
-        if self.is_current(encoded):
+    def control_delivered(self, encoded: bytes, acknowledged: bool) -> None:
+        """Queues a frame that was lost again, unless it is stale by now."""
+        if not acknowledged and self.is_current(encoded):
             self._control.append(encoded)
 
     def is_current(self, encoded: bytes) -> bool:
@@ -65,6 +65,6 @@ class Role:
     def _control_datagrams(self, now: float) -> Datagrams:
         if not self._control:
             return []
-        datagrams, written = self._seam.control_packet(self._control, self.control_lost, now)
+        datagrams, written = self._seam.control_packet(self._control, self.control_delivered, now)
         del self._control[:written]
         return datagrams

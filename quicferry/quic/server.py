@@ -43,8 +43,10 @@ class ServerRole(Role):
         self._epoch = 0
         self._offered: list[Address] = []  # to be named as soon as the handshake is confirmed
         self._named: dict[int, SmAddress] = {}  # what the client was told, by sequence number
+        self._unconfirmed: set[int] = set()  # named, but not acknowledged
         self._next_sequence = 1
         self._answer: Result | None = None
+        self._strategy: Strategy | None = None  # of the latest prepare
         self._challenges: list[tuple[NetworkAddress, bytes]] = []
         self._cid_before_move = b""
 
@@ -95,7 +97,10 @@ class ServerRole(Role):
         *,
         server_first: bool,
     ) -> None:
-        """Tells the client if the strategy has notice. ``MigrationReady`` follows in every case."""
+        """Tells the client if the strategy has notice. ``MigrationReady`` follows in every case.
+
+        Without notice it follows at once; for a pool, when the client has acknowledged the addresses.
+        """
         if not self.negotiated or strategy not in self.negotiated:
             self._seam.emit(events.MigrationReady(epoch, Result.NOT_NEGOTIATED))
             return
@@ -107,11 +112,17 @@ class ServerRole(Role):
             raise LocalError(f"epoch {epoch} is not above {self._epoch}", hint="number the moves upwards")
         if rules.carries_address and not addresses:
             raise LocalError(f"{rules.title} needs the destination's address")
-        self._machine.feed(ServerInput.PREPARE if rules.notice else ServerInput.NO_NOTICE)
+        if rules.pool and not self._offered and not any(f.pool for f in self._named.values()):
+            self._seam.emit(events.MigrationReady(epoch, Result.NO_POOL))
+            return
+        waits = rules.notice or (rules.pool and bool(self._offered or self._unconfirmed))
+        self._machine.feed(ServerInput.PREPARE if waits else ServerInput.NO_NOTICE)
         self._epoch = epoch
         self._answer = None
-        if not rules.notice:
+        self._strategy = strategy
+        if not waits:
             self._seam.emit(events.MigrationReady(epoch, Result.OK))
+        if not rules.notice:
             return
         sequences: tuple[int, ...] = ()
         if rules.carries_address:
@@ -176,13 +187,31 @@ class ServerRole(Role):
         sequence, self._next_sequence = self._next_sequence, self._next_sequence + 1
         frame = SmAddress.of(sequence, address, pool=pool)
         self._named[sequence] = frame
+        self._unconfirmed.add(sequence)
         self.send_control(frame)
         return sequence
+
+    def control_delivered(self, encoded: bytes, acknowledged: bool) -> None:
+        """Besides repeating: a pool is ready when the client is known to have all of it."""
+        super().control_delivered(encoded, acknowledged)
+        frame = decode_frame(encoded)
+        if not acknowledged or not isinstance(frame, SmAddress):
+            return
+        self._unconfirmed.discard(frame.sequence)
+        if (
+            self.state is ServerState.PREPARING
+            and self._strategy is not None
+            and not RULES[self._strategy].notice
+            and not self._unconfirmed
+        ):
+            self._machine.feed(ServerInput.ANSWER_OK)
+            self._seam.emit(events.MigrationReady(self._epoch, Result.OK))
 
     def _retire_oldest(self) -> None:
         for sequence, frame in self._named.items():
             if not frame.pool:
                 del self._named[sequence]
+                self._unconfirmed.discard(sequence)
                 self.send_control(SmAddress(sequence=sequence, ipv4=frame.ipv4, ipv6=frame.ipv6, retire=True))
                 return
         raise LocalError("the client knows as many pool addresses as it will take")
@@ -268,8 +297,10 @@ class ServerRole(Role):
             "epoch": self._epoch,
             "offered": [list(address) for address in self._offered],
             "named": [frame.encode() for frame in self._named.values()],
+            "unconfirmed": sorted(self._unconfirmed),
             "next_sequence": self._next_sequence,
             "control": list(self._control),
+            "strategy": None if self._strategy is None else str(self._strategy),
             "answer": None if self._answer is None else str(self._answer),
             "cid_before_move": self._cid_before_move,
             "held": self.held,
@@ -287,8 +318,10 @@ class ServerRole(Role):
         self._offered = [(str(host), int(port)) for host, port in values["offered"]]
         frames = [decode_frame(encoded) for encoded in values["named"]]
         self._named = {frame.sequence: frame for frame in frames if isinstance(frame, SmAddress)}
+        self._unconfirmed = set(values["unconfirmed"])
         self._next_sequence = values["next_sequence"]
         self._control = list(values["control"])
+        self._strategy = None if values["strategy"] is None else Strategy(values["strategy"])
         self._answer = None if values["answer"] is None else Result(values["answer"])
         self._cid_before_move = values["cid_before_move"]
         self.held = values["held"]

@@ -70,9 +70,9 @@ class ServerState(enum.StrEnum):
 class ServerInput(enum.StrEnum):
     """What moves the server on."""
 
-    PREPARE = "prepare, with notice"
+    PREPARE = "prepare, the client must know something first"
     NO_NOTICE = "prepare, nothing to tell"
-    ANSWER_OK = "SM_READY(ok)"
+    ANSWER_OK = "SM_READY(ok), or the pool is acknowledged"
     ANSWER_REFUSED = "SM_READY(other)"
     HOLD = "hold"
     RESUME = "resume, at the destination"

@@ -46,7 +46,7 @@ class FrameType(enum.IntEnum):
 
 
 class Result(enum.StrEnum):
-    """What became of SM_PREPARE. The last two never cross the wire: nobody was asked."""
+    """What became of SM_PREPARE. The last three never cross the wire: nobody was asked."""
 
     OK = "ok"
     REFUSED = "refused"
@@ -55,6 +55,7 @@ class Result(enum.StrEnum):
     BUSY = "busy"
     NOT_NEGOTIATED = "not-negotiated"
     NOT_CONFIRMED = "not-confirmed"
+    NO_POOL = "no-pool"
 
 
 _RESULT_NUMBERS: dict[Result, int] = {

@@ -56,7 +56,7 @@ def edge(number: int) -> Address:
 def certificate() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "service.test")])
-    day = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
+    day = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
     built = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -107,8 +107,8 @@ class Pair:
     def __init__(
         self,
         *,
-        client: ExtensionConfig | None | str = "default",
-        server: ExtensionConfig | None | str = "default",
+        client: ExtensionConfig | str | None = "default",
+        server: ExtensionConfig | str | None = "default",
         network: Network | None = None,
         seed: int = 1,
         idle_timeout_s: float = 60.0,

@@ -86,9 +86,6 @@ class Hooks(Protocol):
     def recovery_suspended(self) -> bool:
         """Whether the loss detection timer is off."""
 
-    def control_lost(self, encoded: bytes) -> None:
-        """A frame of the extension was in a packet that was lost."""
-
 
 class HookedConnection(QuicConnection):
     """A connection that tells its hooks what happens."""

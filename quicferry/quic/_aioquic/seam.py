@@ -212,13 +212,14 @@ class Seam:
         return datagrams[0], address
 
     def control_packet(
-        self, frames: Sequence[bytes], on_lost: Callable[[bytes], None], now: float
+        self, frames: Sequence[bytes], on_delivery: Callable[[bytes, bool], None], now: float
     ) -> tuple[list[tuple[bytes, NetworkAddress]], int]:
         """One packet of the extension's own frames on the active path, inside loss recovery.
 
         They have a packet of their own, with only an ACK before them: a dissector stops at a frame type it
-        does not know. Returns the datagrams and how many frames they hold; congestion control or the size
-        may leave some or all for later.
+        does not know. ``on_delivery`` gets the frame and whether it was acknowledged (else it was lost).
+        Returns the datagrams and how many frames they hold; congestion control or the size may leave some
+        or all for later.
         """
         quic = self._quic
         path = quic._network_paths[0]
@@ -247,7 +248,7 @@ class Seam:
                     frame_type,
                     capacity=len(encoded),
                     handler=_on_control_delivery,
-                    handler_args=(on_lost, encoded),
+                    handler_args=(on_delivery, encoded),
                 )
                 buf.push_bytes(encoded[size_uint_var(frame_type) :])
                 written += 1
@@ -293,7 +294,6 @@ def _version(quic: QuicConnection) -> int:
 
 
 def _on_control_delivery(
-    delivery: QuicDeliveryState, on_lost: Callable[[bytes], None], encoded: bytes
+    delivery: QuicDeliveryState, on_delivery: Callable[[bytes, bool], None], encoded: bytes
 ) -> None:
-    if delivery is not QuicDeliveryState.ACKED:
-        on_lost(encoded)
+    on_delivery(encoded, delivery is QuicDeliveryState.ACKED)
