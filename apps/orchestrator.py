@@ -2,10 +2,11 @@
 
     python -m apps.orchestrator --config FILE    (quicferry.migration.orchestrator.OrchestratorConfig)
 
-Reads orders as JSON lines on stdin (``{"type": "move", …}``, see ``MoveCommand``) and carries them
-out one after another. Its stdout has one JSON object per line: ``{"ready": {…}}`` once all agents
-are reached, ``{"event": {…}}`` for its events when they go to no file, and ``{"outcome": {…}}`` for
-every order. The end of stdin ends it.
+Reads commands as JSON lines on stdin (``{"type": "move", …}``, see ``MoveCommand``, ``StartCommand``
+and ``EndCommand``) and carries them out one after another. Its stdout has one JSON object per line:
+``{"ready": {…}}`` once all agents are reached, ``{"event": {…}}`` for its events when they go to no
+file, and one of ``{"outcome": {…}}``, ``{"started": {…}}``, ``{"ended": {…}}`` for every command. The
+end of stdin ends it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ import msgspec
 from apps.agent import event_log, tell
 from apps.config import read_config
 from quicferry.errors import FerryError
-from quicferry.migration.orchestrator import MoveCommand, Orchestrator, OrchestratorConfig
+from quicferry.migration.orchestrator import (
+    Command,
+    EndCommand,
+    MoveCommand,
+    Orchestrator,
+    OrchestratorConfig,
+    StartCommand,
+)
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what we raise
 
@@ -27,7 +35,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what w
 async def obey(orchestrator: Orchestrator, line: bytes) -> None:
     """Carry out one line; the outcome goes to stdout, whatever it is."""
     try:
-        tell("outcome", await orchestrator.move(msgspec.json.decode(line, type=MoveCommand)))
+        match msgspec.json.decode(line, type=Command):
+            case MoveCommand() as command:
+                tell("outcome", await orchestrator.move(command))
+            case StartCommand() as command:
+                tell("started", await orchestrator.start_service(command))
+            case EndCommand() as command:
+                tell("ended", await orchestrator.end_services(command))
     except msgspec.DecodeError as error:
         tell("outcome", {"outcome": "invalid", "error": str(error), "hint": None})
     except FerryError as error:

@@ -201,13 +201,13 @@ class Server:
         if order.state_path is not None:
             while batch := self.port.drain():
                 self.table.deliver(batch)
-            detail |= self._write_state(order.epoch, Path(order.state_path))
         for peer in self.table.peers.values():
-            if not is_frozen(peer.connection):
-                peer.connection.hold()
+            peer.connection.hold()
             if peer.timer is not None:
                 peer.timer.cancel()
                 peer.timer, peer.timer_at = None, None
+        if order.state_path is not None:
+            detail |= self._write_state(order.epoch, Path(order.state_path))
         return detail
 
     def _write_state(self, epoch: int, path: Path) -> dict[str, Any]:

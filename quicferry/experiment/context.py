@@ -122,6 +122,7 @@ class RunContext:
         self.warnings: list[str] = []
         self.configs = paths.root / "configs"
         self.configs.mkdir(exist_ok=True)
+        self.credentials = paths.root / "credentials"  # private keys; gone when the run is over
         self._collected: list[Event] = []
         self._lock = threading.Lock()
 

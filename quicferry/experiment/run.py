@@ -6,6 +6,7 @@ Whatever happens, what there is gets collected and the manifest says how it ende
 from __future__ import annotations
 
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -55,6 +56,7 @@ def perform(
         manifest.outcome = error.outcome if error.outcome != "invalid" else "failed"
         manifest.error = str(error) + (f" ({error.hint})" if error.hint else "")
     finally:
+        shutil.rmtree(context.credentials, ignore_errors=True)
         manifest.warnings += context.warnings
         manifest.clock = Clock(
             realtime_minus_monotonic_start_ns=start_offset_ns,

@@ -15,14 +15,22 @@ from quicferry.events import EventLog
 from quicferry.migration.certificates import TlsFiles
 from quicferry.migration.engines.base import Deadlines, MoveOrder
 from quicferry.migration.orders import (
+    COLLECT_FILES,
     MOVE,
     PREPARE_DESTINATION,
+    START_SERVICE,
     STATUS,
+    STOP_SERVICE,
     AgentStatus,
+    CollectFiles,
+    Files,
     MoveRequest,
     Outcome,
     PrepareDestination,
+    Started,
+    StartService,
     StatusQuery,
+    StopService,
 )
 from quicferry.migration.rpc import RpcClient, TooLate, Unreachable
 from quicferry.migration.states import ORCHESTRATOR, Machine, Signal, Step
@@ -31,6 +39,8 @@ from quicferry.strategies import Strategy
 
 CONNECT_S = 10.0
 ASK_S = 1.0
+START_S = 30.0
+STOP_S = 5.0
 ASK_AGAIN_S = 0.2
 
 
@@ -53,9 +63,24 @@ class MoveCommand(msgspec.Struct, frozen=True, kw_only=True, tag="move"):
     service: Endpoint  # where clients reach the server at the destination
     server_first: bool = False
     downtime_ms: float = 500.0
-    forwarding: bool = True
+    forwarding: bool | None = None  # late datagrams go on to the destination; None: as the strategy wants
     deadlines: Deadlines = Deadlines()
     epoch: int | None = None
+
+
+class StartCommand(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+    """Start the server at an edge."""
+
+    edge: str
+
+
+class EndCommand(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
+    """Stop the servers at these edges, and send what the agents collect of them."""
+
+    edges: list[str]
+
+
+Command = MoveCommand | StartCommand | EndCommand
 
 
 class Orchestrator:
@@ -82,6 +107,21 @@ class Orchestrator:
         if edge not in self._agents:
             raise InvalidInput(f"no agent on {edge!r}", hint="there are: " + ", ".join(self._agents))
         return self._agents[edge]
+
+    async def start_service(self, command: StartCommand) -> Started:
+        """Start the server at an edge and wait until it answers. Raises ``MigrationError``."""
+        return await self.agent(command.edge).call(START_SERVICE, StartService(), timeout_s=START_S)
+
+    async def end_services(self, command: EndCommand) -> dict[str, Files]:
+        """Stop the servers; returns what the agents collected, by edge. Agents that are gone are left out."""
+        collected: dict[str, Files] = {}
+        for edge in command.edges:
+            try:
+                await self.agent(edge).call(STOP_SERVICE, StopService(), timeout_s=STOP_S)
+                collected[edge] = await self.agent(edge).call(COLLECT_FILES, CollectFiles(), timeout_s=STOP_S)
+            except (TooLate, Unreachable):
+                continue
+        return collected
 
     async def move(self, command: MoveCommand) -> Outcome:
         """Carry out one move; returns how it ended. Raises ``MigrationError`` when it cannot begin."""

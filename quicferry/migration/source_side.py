@@ -162,7 +162,9 @@ class _SourceMove:
         limits = order.deadlines
         lifetime_s = limits.notice_s + limits.checkpoint_s + limits.transfer_s + limits.restore_s
         self._stream = self._peer.open(RECEIVE, timeout_s=lifetime_s + limits.commit_s + ASK_S)
-        wanted = order.forwarding and forwards_late_datagrams(order.strategy, order.server_first)
+        wanted = order.forwarding
+        if wanted is None:
+            wanted = forwards_late_datagrams(order.strategy, order.server_first)
         if not wanted or self._host.forwarder is None:
             return None
         room = prepared.waiting_room
