@@ -8,6 +8,7 @@ is faster than taking interface after interface away.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ from quicferry.emulation.ownership import RUN_TAG, TOOL_TAG
 from quicferry.emulation.private_root import INIT
 from quicferry.errors import EmulationError, InvalidInput, Unsupported
 from quicferry.model import LinkReading, NodeKind, Topology
-from quicferry.process import DEVNULL, Popen, Result, run, spawn
+from quicferry.process import DEVNULL, Popen, Result, TimeoutExpired, run, spawn
 
 _CLASSES = {
     NodeKind.HOST: FerryHost,
@@ -49,6 +50,7 @@ _CLASSES = {
 }
 
 CARRIER_TIMEOUT_S = 5.0
+END_TIMEOUT_S = 5.0
 
 #: In every node. The addresses that move with a server must not look forged (rp_filter,
 #: accept_local), and nobody may tell a host of another way (send_redirects).
@@ -98,6 +100,7 @@ class MininetEmulator:
         if self._topology is not None:
             raise EmulationError(f"topology {self._topology.name} is deployed already")
         require_private_root()
+        require_programs()
         self._topology = topology
         self._ends = {(end.node, end.link): end for end in routing.attachments(topology)}
         steps = (
@@ -126,7 +129,10 @@ class MininetEmulator:
                 made = self._network.addSwitch(node.name, dpid=f"{number:x}")
             else:
                 made = self._network.addHost(node.name, cls=_CLASSES[node.kind])
-            self._networks.add(network_id(made.pid))
+            network = network_id(made.pid)
+            if network == network_id(os.getpid()):
+                raise EmulationError(f"node {node.name} did not get a network of its own")
+            self._networks.add(network)
             router = node.kind is NodeKind.ROUTER
             with network_of(made.pid):
                 set_network_settings(_EVERYWHERE)
@@ -213,6 +219,7 @@ class MininetEmulator:
             stderr=DEVNULL if stderr is None else stderr,
             cwd=cwd,
         )
+        self._children = [child for child in self._children if child.returncode is None]
         self._children.append(process)
         return process
 
@@ -288,15 +295,7 @@ class MininetEmulator:
             if layer is not None:
                 layer.stop(remove_interfaces=False)  # they go with the namespaces
         finally:
-            # Everybody in the nodes' networks, also what programs left behind; only the private
-            # root's processes can be seen here.
-            for pid in inhabitants(networks):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            for process in children:
-                process.wait()
+            _end_all(networks, children)
             for node in network.values() if network is not None else ():
                 node.cleanup()  # closes the pty and collects the shell
 
@@ -310,6 +309,39 @@ class MininetEmulator:
         trace: TracebackType | None,
     ) -> None:
         self.destroy()
+
+
+def _end_all(networks: set[int], children: list[Popen[bytes]]) -> None:
+    """End everybody in the nodes' networks, also what programs left behind, and collect our children.
+
+    Only the private root's processes can be seen here. A process that cannot even be killed now ends
+    with the private root.
+    """
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while (pids := inhabitants(networks)) and time.monotonic() < deadline:
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.001)  # again, as a process may have forked meanwhile
+    for process in children:
+        if process.poll() is None:
+            process.kill()  # it may have gone to a network of its own
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except TimeoutExpired:
+                continue
+
+
+def require_programs() -> None:
+    """Raise ``Unsupported`` when a program that Mininet or this module runs is not installed."""
+    missing = [name for name in ("mnexec", "ifconfig", "ip", "bash") if shutil.which(name) is None]
+    if missing:
+        raise Unsupported(
+            f"Mininet needs {', '.join(missing)}, not installed here",
+            hint="run `make setup` (it installs them)",
+        )
 
 
 def require_private_root() -> None:

@@ -333,6 +333,43 @@ def test_a_deployment_that_fails_leaves_nothing_inside(tmp_path: Path) -> None:
         assert set(pids) == {"1", str(seen["me"])}, phase
 
 
+def test_ipv6_works_at_once(tmp_path: Path) -> None:
+    seen = in_private_root(
+        """
+        from pathlib import Path
+        from quicferry.emulation.mininet_backend import MininetEmulator
+        from quicferry.model import Link, Node, NodeKind, Topology
+        topology = Topology(
+            name="six", summary="",
+            nodes=(Node(name="a"), Node(name="r", kind=NodeKind.ROUTER), Node(name="b")),
+            links=(
+                Link(a="a", b="r", a_address="fd00:1::2/64", b_address="fd00:1::1/64"),
+                Link(a="r", b="b", a_address="fd00:2::1/64", b_address="fd00:2::2/64"),
+            ),
+        )
+        with MininetEmulator(Path(os.environ["TEST_REPORT"]).parent) as emulator:
+            emulator.deploy(topology)
+            report(emulator.execute("a", ["ping", "-n", "-c1", "-W2", "fd00:2::2"]).status)
+        """,
+        tmp_path,
+    )
+    assert seen == 0
+
+
+def test_a_program_that_leaves_the_network_ends_too(tmp_path: Path) -> None:
+    seen = play(
+        """
+        process = emulator.spawn("client", ["unshare", "--net", "sleep", "600"])
+        time.sleep(0.2)
+        emulator.destroy()
+        report(process.returncode)
+        """,
+        tmp_path,
+        **PLAIN,
+    )
+    assert seen == -9
+
+
 def test_two_networks_of_equal_names_live_side_by_side(tmp_path: Path) -> None:
     before = outside()
     script = (

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner, Result
 
 import topologies
+from cli.topo import topo as topo_command
 from quicferry.emulation import drawing
 from quicferry.errors import InvalidInput
 from quicferry.model import NodeKind, Shape, Topology
@@ -200,3 +202,52 @@ def test_a_picture_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as refusal:
         drawing.picture(two_edges(), tmp_path / "picture.doc")
     assert ".svg" in (refusal.value.hint or "")
+
+
+def topo(*words: str) -> Result:
+    return CliRunner().invoke(topo_command, list(words))
+
+
+def test_the_list_tells_each_topology_and_its_parameters() -> None:
+    answer = topo("list")
+    assert answer.exit_code == 0
+    for name in topologies.names():
+        assert f"{name}: {topologies.get(name).summary}" in answer.stdout
+    assert "rtt_ms" in answer.stdout
+    lines = topo("list", "--json").stdout.splitlines()
+    assert [msgspec.json.decode(line)["name"] for line in lines] == list(topologies.names())
+
+
+def test_show_tells_nodes_links_and_settings() -> None:
+    answer = topo("show", "two_edges", "--set", "rtt_ms=30", "--set", "rate_mbps=none")
+    assert answer.exit_code == 0
+    assert "15 ms each way" in answer.stdout
+    assert "10.0.2.2/24" in answer.stdout
+    shown = msgspec.json.decode(topo("show", "two_edges", "--set", "pool=3", "--json").stdout)
+    assert shown["topology"]["pool"] == ["edge-3", "edge-4", "edge-2"]
+    assert shown["parameters"]["pool"] == 3
+    assert shown["parameters"]["rtt_ms"] == 18.0
+
+
+def test_draw_writes_to_stdout_or_to_a_file(tmp_path: Path) -> None:
+    assert topo("draw", "one_lan").stdout.startswith("client 10.1.0.2/24")
+    target = tmp_path / "lan.svg"
+    answer = topo("draw", "one_lan", "--output", str(target))
+    assert answer.exit_code == 0
+    assert answer.stdout == ""
+    assert target.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("show", "moon"),
+        ("show", "two_edges", "--set", "pool=8"),
+        ("show", "two_edges", "--set", "rtt_ms"),
+        ("show", "two_edges", "--set", "rtt_ms=slow"),
+        ("draw", "two_edges", "--output", "/no/such/directory/x.svg"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_request_is_refused(words: tuple[str, ...]) -> None:
+    assert isinstance(topo(*words).exception, InvalidInput)
