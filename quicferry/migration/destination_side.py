@@ -50,6 +50,7 @@ class DestinationSide:
         self._fencing: asyncio.Task[None] | None = None
         self._inbox = Inbox()
         self._lease_ns = 0
+        self._why_not: dict[int, str] = {}
         self._timeout: asyncio.Timeout | None = None
 
     def _take(self, signal: Signal) -> Step:
@@ -65,6 +66,8 @@ class DestinationSide:
         """Get ready for a move. The same epoch again: the same answer. Raises ``MigrationError``."""
         if order.destination != self._host.edge:
             raise MigrationError(f"{self._host.edge} is asked to be the destination {order.destination}")
+        # opened here, so that the fence's questions to the source need no handshake later
+        self._host.peer(order.source)
         if self.order is None or self.order.epoch != order.epoch:
             if order.epoch in self._verdicts or self._host.journal.knows(order.epoch, "destination"):
                 raise MigrationError(f"epoch {order.epoch} is over at {order.destination}")
@@ -122,7 +125,7 @@ class DestinationSide:
                 self._timeout.reschedule(self._lease_ns / NS_PER_S)
             await inbox.close()
             await send(Received(size_bytes=inbox.size_bytes, t_ns=now_ns()))
-            await send(await asyncio.shield(restoring))
+            await send(await self._outcome_of(restoring))
         except FerryError as error:
             inbox.break_off(error)
             raise
@@ -152,8 +155,15 @@ class DestinationSide:
             else:
                 await inbox.put(message)
             if restoring.done():
-                await restoring
+                await self._outcome_of(restoring)
         raise Unreachable("the transfer broke off before its end")
+
+    async def _outcome_of(self, restoring: asyncio.Task[Resumed]) -> Resumed:
+        """What the restore came to; one that was aborted is an error to tell, not a cancellation."""
+        await asyncio.wait([restoring])
+        if restoring.cancelled():
+            raise MigrationError(f"{self._host.edge} was told to abort")
+        return restoring.result()
 
     async def _restore(self, order: MoveOrder, inbox: Inbox) -> Resumed:
         """In a task of its own: a broken stream must not break off a restore that has all it needs."""
@@ -190,7 +200,7 @@ class DestinationSide:
             raise MigrationError(f"epoch {epoch} cannot be committed at {self._host.edge}: nothing resumed")
         if self.order is not None and epoch == self.order.epoch and self.machine.step is Step.COMMIT:
             self._settle()
-        return Verdict(epoch=epoch, resumed=self._verdicts[epoch])
+        return self._verdict(epoch)
 
     def _settle(self) -> None:
         self._take(Signal.SETTLED)
@@ -202,28 +212,32 @@ class DestinationSide:
     async def abort(self, epoch: int, reason: str) -> Verdict:
         """Do not resume in this epoch, if that can still be; the answer is final."""
         if epoch in self._verdicts:
-            return Verdict(epoch=epoch, resumed=self._verdicts[epoch])
+            return self._verdict(epoch)
         if self.order is None or epoch != self.order.epoch:
             # the order itself may still be on its way: it will be refused
             self._verdicts[epoch] = None
-            return Verdict(epoch=epoch, resumed=None)
-        error = MigrationError(f"aborted: {reason}")
+            return self._verdict(epoch)
         if self._restoring is not None and not self._restoring.done():
-            self._inbox.break_off(error)
+            self._why_not[epoch] = reason
             self._restoring.cancel()
             await asyncio.wait([self._restoring])
         elif self._preparing is not None and not self._preparing.done():
+            self._why_not[epoch] = reason
             self._preparing.cancel()
             await asyncio.wait([self._preparing])
         if self.machine.step not in (Step.COMMIT, Step.MOVED, Step.STAYED):
             await self._throw_away(Signal.ABORTED, reason)
-        return Verdict(epoch=epoch, resumed=self._verdicts[epoch])
+        return self._verdict(epoch)
+
+    def _verdict(self, epoch: int) -> Verdict:
+        return Verdict(epoch=epoch, resumed=self._verdicts[epoch], reason=self._why_not.get(epoch))
 
     async def _throw_away(self, signal: Signal, reason: str, within_s: float | None = None) -> None:
         """Make sure that nothing of this order serves here or will; then say so."""
         order = self.order
         assert order is not None
         self._take(signal)
+        self._why_not.setdefault(order.epoch, reason)
         if self._host.room is not None:
             self._host.room.close()
         try:

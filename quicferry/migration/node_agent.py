@@ -337,8 +337,6 @@ class NodeAgent:
         )
 
     async def _prepare_destination(self, request: PrepareDestination, caller: str) -> Prepared:
-        # opened here, so that the fence's questions to the source need no handshake later
-        self._peer(request.order.source)
         return await self.destination.prepare(request.order)
 
     async def _move(self, request: MoveRequest, caller: str) -> Outcome:

@@ -111,13 +111,13 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
     order: MoveOrder
 
 
-class Piece(msgspec.Struct, frozen=True, tag="piece", array_like=True):
+class Piece(msgspec.Struct, frozen=True, tag="piece"):
     """A part of the checkpoint, at most PIECE_BYTES."""
 
     data: bytes
 
 
-class End(msgspec.Struct, frozen=True, kw_only=True, tag="end", array_like=True):
+class End(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """All has been sent: this much, with this digest. From here on the destination may resume.
 
     ``resume_before_ns`` is the lease that counts: at most the order's, as now less is left to do.
@@ -128,7 +128,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end", array_like=True)
     resume_before_ns: int
 
 
-class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit", array_like=True):
+class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     """The source serves no more in this epoch, unless the answer says that nobody serves here."""
 
     epoch: int
@@ -170,6 +170,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     epoch: int
     resumed: Resumed | None
+    reason: str | None = None  # why it never will
 
 
 class CollectFiles(msgspec.Struct, frozen=True, kw_only=True):

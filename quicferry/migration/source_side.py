@@ -110,6 +110,7 @@ class _SourceMove:
         self._lease_ns = 0
         self._resumed: Resumed | None = None
         self._notice: dict[str, Any] = {}
+        self._why_not: str | None = None  # the destination's reason to give up, from its verdict
         self._told = False  # the destination has heard of the abort
         self._touched = False  # the server has heard of the move
         self._steps_ms: dict[str, float] = {}
@@ -258,7 +259,7 @@ class _SourceMove:
                 await asyncio.sleep(min(ASK_AGAIN_S, max(0.0, fence_s - loop.time())))
                 continue
             self._told = True
-            self._resumed = verdict.resumed
+            self._resumed, self._why_not = verdict.resumed, verdict.reason
             self._take(Signal.RESUMED if verdict.resumed is not None else Signal.ABORTED)
             return
         await asyncio.sleep(FENCE_MARGIN_S)
@@ -326,6 +327,10 @@ class _SourceMove:
                 hint="look at the server's log; the service is down",
             )
         await telling
+        if self._why_not is not None and self._why_not not in str(failure) and self._why_not != reason:
+            # the stream tells at best that it broke; the destination knows why
+            peer = self._order.destination
+            failure = MigrationError(f"{describe(failure)}; {peer}: {self._why_not}")
         return failure
 
     async def _tell_abort(self, reason: str) -> None:
@@ -333,7 +338,8 @@ class _SourceMove:
         if self._told:
             return
         with suppress(FerryError):
-            await self._peer.call(ABORT, Abort(epoch=self._order.epoch, reason=reason), timeout_s=ASK_S)
+            question = Abort(epoch=self._order.epoch, reason=reason)
+            self._why_not = (await self._peer.call(ABORT, question, timeout_s=ASK_S)).reason
 
     def _finish(self, failure: BaseException | None) -> Outcome:
         step = self._machine.step

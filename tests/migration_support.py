@@ -1,0 +1,209 @@
+"""Agents for tests: on loopback, with a container, an engine and a service that are not real."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from quicferry.errors import MigrationError
+from quicferry.events import Event, EventLog
+from quicferry.migration import control
+from quicferry.migration.certificates import Authority
+from quicferry.migration.engines.base import Deadlines, EngineContext, MoveOrder
+from quicferry.migration.node_agent import AgentConfig, Command, NodeAgent
+from quicferry.model import Endpoint
+from quicferry.strategies import Strategy
+from quicferry.units import now_ns
+
+EDGES = ("edge-1", "edge-2")
+QUICK = Deadlines(prepare_s=1.0, notice_s=0.2, checkpoint_s=0.4, transfer_s=0.6, restore_s=0.4, commit_s=0.4)
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class FakeContainer:
+    """A directory, and a service that is a flag."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.init_pid = 1
+        self.service_pid: int | None = None
+
+    async def start(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
+        self.service_pid = 100
+        return 100
+
+    def adopt(self, pid: int) -> None:
+        self.service_pid = pid
+
+    async def stop_service(self, *, grace_s: float = 1.0) -> None:
+        self.service_pid = None
+
+    def path(self, inside: str) -> Path:
+        return self._root / inside.lstrip("/")
+
+    async def close(self) -> None:
+        self.service_pid = None
+
+
+class FakeService:
+    """Where the server is, as God sees it: the set of edges that serve."""
+
+    def __init__(self, source: str) -> None:
+        self.serves = {source}
+        self.state = bytes(range(256)) * 4096  # 1 MiB
+        self.arrived = b""
+        self.log: list[str] = []
+        self.ever_two = False
+
+    def start(self, edge: str) -> None:
+        self.serves.add(edge)
+        self.ever_two |= len(self.serves) > 1
+
+
+class FakeEngine:
+    """Moves a FakeService. ``trouble`` is called with the name of every phase and may raise or sleep."""
+
+    name = "fake"
+    needs_standby = False
+
+    def __init__(
+        self, context: EngineContext, service: FakeService, trouble: Callable[[str], Any], chunks: int = 4
+    ) -> None:
+        self.context = context
+        self.service = service
+        self._trouble = trouble
+        self._chunks = chunks
+
+    async def _phase(self, name: str) -> None:
+        self.service.log.append(name)
+        result = self._trouble(name)
+        if asyncio.iscoroutine(result):
+            await result
+
+    async def prepare_source(self, order: MoveOrder) -> None:
+        await self._phase("prepare_source")
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        await self._phase("prepare_destination")
+
+    async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        await self._phase("checkpoint")
+        self.service.serves.discard(order.source)
+        await self._phase("frozen")
+        size = len(self.service.state) // self._chunks
+        for number in range(self._chunks):
+            await self._phase(f"chunk {number}")
+            yield self.service.state[number * size : (number + 1) * size]
+
+    async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
+        await self._phase("restore")
+        self.service.arrived = b"".join([chunk async for chunk in chunks])
+        await self._phase("restored")
+        t_ns = now_ns()
+        self.service.start(order.destination)
+        await self._phase("resumed")
+        return {"t_ns": t_ns}
+
+    async def give_up_source(self, order: MoveOrder) -> None:
+        await self._phase("give_up_source")
+
+    async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
+        await self._phase("resume_source")
+        self.service.start(order.source)
+        return {"t_ns": now_ns()}
+
+    async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
+        self.service.serves.discard(order.destination)
+        await self._phase("abandon_destination")
+
+
+class World:
+    """Two agents in this process, with gRPC over loopback between them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.service = FakeService("edge-1")
+        self.events: list[Event] = []
+        self.agents: dict[str, NodeAgent] = {}
+        self.trouble: Callable[[str], Any] = lambda phase: None
+        self.ports = {edge: free_port() for edge in EDGES}
+        self.authority = Authority()
+        self._transports: list[asyncio.BaseTransport] = []
+
+    async def start_agent(self, edge: str) -> NodeAgent:
+        control_port = free_port(socket.SOCK_DGRAM)
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: control.ControlServer(self._obey), local_addr=("127.0.0.1", control_port)
+        )
+        self._transports.append(transport)
+        config = AgentConfig(
+            edge=edge,
+            listen=Endpoint("127.0.0.1", self.ports[edge]),
+            peers={other: Endpoint("127.0.0.1", self.ports[other]) for other in EDGES if other != edge},
+            tls=self.authority.issue(edge).save(self.directory / "tls", edge),
+            service=Command(argv=["fake"]),
+            control=Endpoint("127.0.0.1", control_port),
+            collect=["/run/events.jsonl", "/run/missing"],
+        )
+        agent = NodeAgent(
+            config,
+            EventLog(edge, None, self.events.append),
+            container=FakeContainer(self.directory / edge),
+            make_engine=lambda name, context: FakeEngine(context, self.service, lambda p: self.trouble(p)),
+        )
+        await agent.start()
+        self.agents[edge] = agent
+        return agent
+
+    async def _obey(self, order: control.Order) -> dict[str, Any]:
+        self.service.log.append(type(order).__name__)
+        if isinstance(order, control.Prepare):
+            result = self.trouble("notice")
+            if asyncio.iscoroutine(result):
+                await result
+            return {"ready": 1, "refused": 0, "silent": 0}
+        return {"standby": False}
+
+    def order(self, epoch: int = 1, **changes: Any) -> MoveOrder:
+        values: dict[str, Any] = {
+            "epoch": epoch,
+            "strategy": Strategy.PROACTIVE_EXPLICIT,
+            "server_first": False,
+            "engine": "fake",
+            "source": "edge-1",
+            "destination": "edge-2",
+            "service": Endpoint("10.0.2.2", 4433),
+            "deadlines": QUICK,
+            **changes,
+        }
+        return MoveOrder(**values)
+
+    async def close(self) -> None:
+        for agent in self.agents.values():
+            await agent.close()
+        for transport in self._transports:
+            transport.close()
+
+
+@asynccontextmanager
+async def world(directory: Path) -> AsyncIterator[World]:
+    made = World(directory)
+    try:
+        for edge in EDGES:
+            await made.start_agent(edge)
+        yield made
+    finally:
+        await made.close()
+
+
+class Injected(MigrationError):
+    """A failure that a test wanted."""
