@@ -30,9 +30,12 @@ case $MODE in
   *) die "unknown argument $MODE" "provision/criu.sh --help" 2 ;;
 esac
 [ "$(id -u)" = 0 ] || die "checkpointing processes needs root" "run it again as root" 127
+[ -d "$PREFIX" ] || [ "$MODE" != --check ] || die "there is no $PREFIX" "run provision/criu.sh" 127
 mkdir -p "$PREFIX"
 PREFIX=$(cd "$PREFIX" && pwd)
 LAUNCHER=$PREFIX/bin/criu
+exec 9>"$PREFIX/lock"
+flock 9 # two set-ups at once would unpack into the same place
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/quicferry-criu.XXXXXX")
 trap 'rm -rf "$WORK"' EXIT
 
@@ -71,16 +74,25 @@ unpack() { # a directory of .deb files
   write_launcher "exec '$linker' --inhibit-cache --library-path '$paths' '$program' \"\$@\""
 }
 
-# What apt's own configuration says about a Debian mirror and its keys; "URI KEYRING".
+# The Debian mirror that apt itself uses, if it uses one.
 mirror_of_apt() {
-  apt-get indextargets --format '$(SITE) $(SIGNED_BY)' 'Created-By: Packages' 2>/dev/null |
-    awk '$1 ~ /\/debian\/?$/ { print $1, $2; exit }' || true
+  apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null |
+    awk '/\/debian\/?$/ { print; exit }' || true
+}
+
+# The file of keys that apt's own configuration names for that mirror.
+keyring_of_apt() { # URI
+  cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
+    awk -v uri="$1" 'BEGIN { RS = "" }
+      index($0, uri) && match($0, /[Ss]igned-[Bb]y[:=][ \t]*\/[^] \t\n]+/) {
+        found = substr($0, RSTART, RLENGTH); sub(/^[^\/]*/, "", found); print found; exit }' || true
 }
 
 fetch() { # into $WORK/debs
   local uri keyring apt state=$WORK/apt
-  read -r uri keyring <<<"$(mirror_of_apt)" || true
-  uri=${QUICFERRY_DEBIAN_MIRROR:-${uri:-http://deb.debian.org/debian}}
+  uri=${QUICFERRY_DEBIAN_MIRROR:-$(mirror_of_apt)}
+  uri=${uri:-http://deb.debian.org/debian}
+  keyring=$(keyring_of_apt "$uri")
   if [ ! -r "${keyring:-}" ]; then
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     if [ ! -r "$keyring" ]; then
@@ -97,9 +109,9 @@ fetch() { # into $WORK/debs
     -o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=/dev/null
     -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null
     -o APT::Sandbox::User=root -o APT::Install-Recommends=false -o Acquire::Languages=none
-    -o Acquire::Retries=3 -o APT::Update::Post-Invoke::=true)
+    -o Acquire::Retries=3 -o APT::Update::Error-Mode=any)
   say "reading the package list of $SUITE from $uri"
-  "${apt[@]}" update >"$WORK/update.log" 2>&1 && ! grep -q '^E:' "$WORK/update.log" ||
+  "${apt[@]}" update >"$WORK/update.log" 2>&1 ||
     { cat "$WORK/update.log" >&2; die "the package list of $uri $SUITE cannot be read" \
       "check the network, or name another mirror in QUICFERRY_DEBIAN_MIRROR"; }
   # With an empty status file apt itself finds every library that criu needs, whatever sid calls it today.
@@ -109,7 +121,7 @@ fetch() { # into $WORK/debs
   mv "$state"/cache/archives/*.deb "$WORK/debs/"
 }
 
-[ "$MODE" != --force ] || rm -rf "$PREFIX/bin" "$PREFIX/root" "$PREFIX/debs"
+[ "$MODE" != --force ] || rm -rf "${PREFIX:?}"/{bin,root,debs}
 
 if works "$LAUNCHER"; then done_with "already there: $LAUNCHER"; fi
 if [ "$MODE" = --check ]; then

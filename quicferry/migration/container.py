@@ -160,8 +160,8 @@ class Container:
         """Start the server's process with stdio opened inside; returns its PID inside the container.
 
         ``env`` None means the agent's environment. stdin is ``/dev/null``, stdout and stderr go to
-        ``log_path(pid)``. Raises ``MigrationError`` when its PID is taken; a program that cannot be
-        executed ends at once with status 127 and a line in the log.
+        ``log_path(pid)``. Returns when the program has taken over. Raises ``MigrationError`` when it
+        cannot be executed or its PID is taken.
         """
         wanted = self._next_pid
         self._next_pid += PIDS_PER_SERVICE

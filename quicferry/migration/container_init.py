@@ -47,27 +47,30 @@ def become(argv: list[str], env: dict[str, str] | None, log: str) -> None:
         os.close(opened)
     os.dup2(2, 1)
     os.chdir("/")
-    try:
-        os.execvpe(argv[0], argv, dict(os.environ) if env is None else env)  # noqa: S606 - that is its task
-    except OSError as error:
-        os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
+    os.execvpe(argv[0], argv, dict(os.environ) if env is None else env)  # noqa: S606 - that is its task
 
 
 def start(request: dict[str, Any]) -> dict[str, Any]:
     """Fork a process with the PID that was asked for."""
     wanted = int(request["pid"])
     set_last_pid(wanted - 1)
+    # Closed by a successful exec, so that reading it waits for that, or brings the reason why not.
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
+            if os.getpid() != wanted:
+                raise OSError(0, f"PID {wanted} is taken")
             become(request["argv"], request["env"], request["log"])
+        except OSError as error:
+            os.write(writer, f"cannot start {request['argv'][0]}: {error.strerror}".encode())
         finally:
             os._exit(127)
+    os.close(writer)
     set_last_pid(FIRST_HELPER_PID - 1)
-    if pid != wanted:
-        os.kill(pid, signal.SIGKILL)
-        return {"error": f"PID {wanted} is taken"}
-    return {"pid": pid}
+    with os.fdopen(reader, encoding="utf-8") as pipe:
+        failure = pipe.read()
+    return {"error": failure} if failure else {"pid": pid}
 
 
 def kill(request: dict[str, Any]) -> dict[str, Any]:
