@@ -104,7 +104,7 @@ def rate(rate_mbps: float, backend: str) -> None:
         seen, _ = calibrate.calibrate_link(layer.made[0], pings=1)
         measured = seen.rate_mbps or 0.0
         error = f"{100 * (measured / rate_mbps - 1):+.2f} %"
-        row("rate, 1514-byte frames", f"{rate_mbps:g} Mbit/s", f"{measured:.2f} Mbit/s", error, layer)
+        row("rate", f"{rate_mbps:g} Mbit/s", f"{measured:.2f} Mbit/s", error, layer)
 
 
 def loss(loss_percent: float, backend: str) -> None:
@@ -114,7 +114,7 @@ def loss(loss_percent: float, backend: str) -> None:
         contextlib.ExitStack() as ends,
     ):
         a, b = ends.enter_context(of_a(layer)), ends.enter_context(of_b(layer))
-        sent, stamps = calibrate.frame_train(a, b, 60, 8_000, 3.0, 0.5)
+        sent, stamps = calibrate.frame_train(a, b, a.frame(b, calibrate.TRAIN, 0, 60), 8_000, 3.0, 0.5)
         share = loss_percent / 100
         measured = 1 - len(stamps) / sent
         sigmas = (measured - share) / (share * (1 - share) / sent) ** 0.5
@@ -139,7 +139,9 @@ def small_frames(backend: str, frame_bytes: int, offered_per_s: float) -> None:
     """Frames per second that cross when more are offered."""
     with chain([Shape(delay_ms=1)], backend) as (layer, _), contextlib.ExitStack() as ends:
         a, b = ends.enter_context(of_a(layer)), ends.enter_context(of_b(layer))
-        sent, stamps = calibrate.frame_train(a, b, frame_bytes, offered_per_s, 2.0, 1.0)
+        sent, stamps = calibrate.frame_train(
+            a, b, a.frame(b, calibrate.TRAIN, 0, frame_bytes), offered_per_s, 2.0, 1.0
+        )
         per_s = (len(stamps) - 1) / ((max(stamps) - min(stamps)) / 1e9)
         missing = f"{100 * (1 - len(stamps) / sent):.2f} % missing"
         row(f"frames of {frame_bytes} bytes", f"{offered_per_s:,.0f}/s", f"{per_s:,.0f}/s", missing, layer)

@@ -21,32 +21,46 @@ from collections.abc import Sequence
 
 import msgspec
 
+from quicferry.emulation.cable.batch import BatchReader, RepeatedFrame
 from quicferry.emulation.cable.frames import (
     ETH_P_ALL,
     PACKET_IGNORE_OUTGOING,
+    PACKET_QDISC_BYPASS,
+    PACKET_VNET_HDR,
     RECEIVE_BUFFER_BYTES,
     SO_RCVBUFFORCE,
     SO_TIMESTAMPNS,
     SOL_PACKET,
+    VNET_HEADER,
+    VNET_HEADER_BYTES,
+    wire_size,
 )
-from quicferry.emulation.links import LinkLayer, MadeLink
+from quicferry.emulation.links import LinkLayer, MadeLink, train_segments
 from quicferry.emulation.namespaces import network_of
 from quicferry.errors import EmulationError
 from quicferry.model import LinkReading, Shape
 
 ETHERTYPE = 0x88B5
+ETH_P_IP = 0x0800
+TRAIN_SOURCE = 0x7F000053  # 127.0.0.83
 SMALL_FRAME_BYTES = 60  # the smallest Ethernet frame without frame check sequence
 PING_INTERVAL_S = 0.005
 BURST_S = 0.2
 LOSS_TRAIN_S = 0.5
 LOSS_TRAIN_FRAMES_PER_S = 8_000
 _MIN_BURST_FRAMES = 20
+_SMALLEST_GROUP = 10
+_GROUP_S = 0.002  # long compared with the cable's lateness, short compared with a stall
 _OVERLOAD = 1.2  # a burst is offered at 1.2 times the rate: the queue must not run empty
 _SO_ATTACH_FILTER = 26
-_PING, _ECHO, _TRAIN = 1, 2, 3
+PING, ECHO, TRAIN = 1, 2, 3
 _BODY = struct.Struct("!BI")  # kind, number
-_HEADER_BYTES = 14
-_TIMESPEC = struct.Struct("=qq")
+_ETHERNET_BYTES = 14
+_ETHERTYPE_AT = VNET_HEADER_BYTES + 12
+_TRAIN_ETHERTYPE = struct.pack("!H", ETH_P_IP)
+_NEEDS_CHECKSUM, _GSO_TCPV4 = 1, 1  # <linux/virtio_net.h>
+_MOST_SEGMENTS = 16
+BATCH = 32
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,24 +94,29 @@ class LinkEnd:
                 f"cannot calibrate at {interface}: {error.strerror}",
                 hint="interfaces must exist and be up, and this needs root",
             ) from error
+        self._reader = BatchReader(BATCH)
         self.hardware_address: bytes = self.socket.getsockname()[4]
 
     def _prepare(self, interface: str) -> None:
         self.socket.setblocking(False)
+        self.socket.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         self.socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        self.socket.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
         self.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        # Load the Ethernet type, keep the frame if it is ours. ETH_P_ALL is needed to see frames
-        # before a bridge takes them.
+        # ETH_P_ALL is needed to see frames before a bridge takes them; the filter keeps ours.
         program = struct.pack(
-            "=HBBIHBBIHBBIHBBI",
-            *(0x28, 0, 0, 12),
-            *(0x15, 0, 1, ETHERTYPE),
-            *(0x06, 0, 0, 0x40000),
-            *(0x06, 0, 0, 0),
+            "=" + 7 * "HBBI",
+            *(0x28, 0, 0, 12),  # load the Ethernet type
+            *(0x15, 3, 0, ETHERTYPE),  # equal: accept
+            *(0x15, 0, 3, ETH_P_IP),  # not equal: refuse
+            *(0x20, 0, 0, 26),  # load the IPv4 source address
+            *(0x15, 0, 1, TRAIN_SOURCE),  # not equal: refuse
+            *(0x06, 0, 0, 0x40000),  # accept
+            *(0x06, 0, 0, 0),  # refuse
         )
         buffer = ctypes.create_string_buffer(program, len(program))
-        filter_program = struct.pack("@HP", 4, ctypes.addressof(buffer))
+        filter_program = struct.pack("@HP", 7, ctypes.addressof(buffer))
         self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
         self.socket.bind((interface, ETH_P_ALL))
 
@@ -109,27 +128,44 @@ class LinkEnd:
 
     def send(self, other: LinkEnd, kind: int, number: int, length_bytes: int) -> int | None:
         """Send one frame; the time just before (CLOCK_REALTIME ns), None when the socket is full."""
-        head = other.hardware_address + self.hardware_address + struct.pack("!H", ETHERTYPE)
-        frame = (head + _BODY.pack(kind, number)).ljust(length_bytes, b"\0")
+        frame = self.frame(other, kind, number, length_bytes)
         sent_ns = time.time_ns()
         try:
             self.socket.send(frame)
-        except (BlockingIOError, OSError):
+        except BlockingIOError:
             return None
         return sent_ns
 
     def receive(self) -> list[tuple[int, int, int]]:
         """All frames that are there: kind, number and receive stamp (CLOCK_REALTIME ns)."""
         found: list[tuple[int, int, int]] = []
-        while True:
-            try:
-                frame, control, _, _ = self.socket.recvmsg(64, socket.CMSG_SPACE(_TIMESPEC.size))
-            except BlockingIOError:
-                return found
-            stamps = [_TIMESPEC.unpack(data) for _, kind, data in control if kind == SO_TIMESTAMPNS]
-            kind, number = _BODY.unpack_from(frame, _HEADER_BYTES)
-            if stamps:
-                found.append((kind, number, stamps[0][0] * 1_000_000_000 + stamps[0][1]))
+        while arrived := self._reader.read(self.socket.fileno()):
+            for frame, stamp_ns in arrived:
+                if frame[_ETHERTYPE_AT : _ETHERTYPE_AT + 2] == _TRAIN_ETHERTYPE:
+                    found.append((TRAIN, 0, stamp_ns))
+                else:
+                    found.append((*_BODY.unpack_from(frame, _ETHERTYPE_AT + 2), stamp_ns))
+        return found
+
+    def frame(self, other: LinkEnd, kind: int, number: int, length_bytes: int) -> bytes:
+        """One frame to the other end, with its virtio header."""
+        head = other.hardware_address + self.hardware_address + struct.pack("!H", ETHERTYPE)
+        body = (head + _BODY.pack(kind, number)).ljust(length_bytes, b"\0")
+        return b"\0" * VNET_HEADER_BYTES + body
+
+    def offloaded_frame(self, other: LinkEnd, mtu_bytes: int, segments: int) -> bytes:
+        """A frame of segmentation offload that is ``segments`` full packets on a wire.
+
+        It looks like TCP, as the kernel asks for that. Nobody takes it for a packet: its source is a
+        loopback address and its IP checksum is wrong, so that the receiving host drops it unread.
+        """
+        payload_bytes = mtu_bytes - 40
+        total_bytes = 40 + segments * payload_bytes
+        header = VNET_HEADER.pack(_NEEDS_CHECKSUM, _GSO_TCPV4, 54, payload_bytes, 34, 16)
+        ethernet = other.hardware_address + self.hardware_address + _TRAIN_ETHERTYPE
+        ip = struct.pack("!BBHHHBBHII", 0x45, 0, total_bytes, 0, 0, 1, 6, 0xBAD, TRAIN_SOURCE, TRAIN_SOURCE)
+        tcp = struct.pack("!HHIIBBHHH", 9, 9, 0, 0, 5 << 4, 0, 0, 0, 0)  # port 9: discard
+        return header + ethernet + ip + tcp + bytes(segments * payload_bytes)
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
@@ -140,12 +176,17 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)]
 
 
-def rate_of(stamps_ns: Sequence[int], frame_bytes: int) -> float | None:
-    """The rate in Mbit/s at which frames of one size arrived; None with fewer than two."""
-    if len(stamps_ns) < 2:
-        return None
-    took_ns = max(stamps_ns) - min(stamps_ns)
-    return (len(stamps_ns) - 1) * frame_bytes * 8e3 / took_ns if took_ns else None
+def rate_of(stamps_ns: Sequence[int], frame_bytes: int, group: int) -> float | None:
+    """The rate in Mbit/s at which frames of one size arrived; None when there are fewer than two.
+
+    The median over groups of successive frames: when the sender was kept from the CPU for a while,
+    the queue ran empty, and the gap says nothing about the link.
+    """
+    ranked = sorted(stamps_ns)
+    group = max(1, min(group, len(ranked) - 1))
+    spans_ns = [ranked[i + group] - ranked[i] for i in range(0, len(ranked) - group, group)]
+    median_ns = statistics.median(spans_ns) if spans_ns else 0
+    return group * frame_bytes * 8e3 / median_ns if median_ns else None
 
 
 def calibrate(layer: LinkLayer, *, pings: int = 100) -> list[LinkReading]:
@@ -219,20 +260,20 @@ def ping_train(
     number = 0
     while (now_s := time.monotonic()) < deadline_s and len(back) < count:
         if number < count and now_s >= begun_s + number * PING_INTERVAL_S:
-            stamp_ns = a.send(b, _PING, number, SMALL_FRAME_BYTES)
+            stamp_ns = a.send(b, PING, number, SMALL_FRAME_BYTES)
             if stamp_ns is not None:
                 sent[number] = stamp_ns
             number += 1
         next_s = begun_s + number * PING_INTERVAL_S if number < count else deadline_s
         select.select([a.socket, b.socket], [], [], max(0.0, next_s - time.monotonic()))
         for kind, got, received_ns in b.receive():
-            if kind == _PING and got in sent:
+            if kind == PING and got in sent:
                 there[got] = received_ns - sent[got]
-                stamp_ns = b.send(a, _ECHO, got, SMALL_FRAME_BYTES)
+                stamp_ns = b.send(a, ECHO, got, SMALL_FRAME_BYTES)
                 if stamp_ns is not None:
                     echoed[got] = stamp_ns
         for kind, got, received_ns in a.receive():
-            if kind == _ECHO and got in echoed:
+            if kind == ECHO and got in echoed:
                 back[got] = received_ns - echoed[got]
     return (
         [value / 1e6 for value in there.values()],
@@ -242,31 +283,29 @@ def ping_train(
 
 
 def frame_train(
-    sender: LinkEnd,
-    receiver: LinkEnd,
-    frame_bytes: int,
-    frames_per_s: float,
-    duration_s: float,
-    wait_s: float,
+    sender: LinkEnd, receiver: LinkEnd, frame: bytes, frames_per_s: float, duration_s: float, wait_s: float
 ) -> tuple[int, list[int]]:
     """Send equal frames at a pace. How many were sent, and the stamps of those that arrived."""
     receiver.receive()
     stamps: list[int] = []
     count = max(_MIN_BURST_FRAMES, math.ceil(frames_per_s * duration_s))
+    repeated = RepeatedFrame(frame, BATCH)
     sent = 0
     begun_s = time.monotonic()
     while sent < count:
-        ahead_s = begun_s + sent / frames_per_s - time.monotonic()
-        if ahead_s > 0:
-            time.sleep(ahead_s)
-        if sender.send(receiver, _TRAIN, sent, frame_bytes) is None:
+        owed = min(count, int((time.monotonic() - begun_s) * frames_per_s) + 1) - sent
+        if owed <= 0:
+            time.sleep(1 / frames_per_s)
+        elif not (done := repeated.send(sender.socket.fileno(), owed)):
             time.sleep(0.001)  # the socket is full: the other end needs time
-            continue
-        sent += 1
+        else:
+            sent += done
+        # The receiver's buffer is finite too.
+        stamps += [stamp for kind, _, stamp in receiver.receive() if kind == TRAIN]
     deadline_s = time.monotonic() + wait_s
     while len(stamps) < sent and (left_s := deadline_s - time.monotonic()) > 0:
         select.select([receiver.socket], [], [], left_s)
-        stamps += [stamp for kind, _, stamp in receiver.receive() if kind == _TRAIN]
+        stamps += [stamp for kind, _, stamp in receiver.receive() if kind == TRAIN]
     return sent, stamps
 
 
@@ -278,16 +317,26 @@ def _loss(sender: LinkEnd, receiver: LinkEnd, shape: Shape) -> float:
     if shape.delay_ms and shape.queue_packets is not None:
         frames_per_s = min(frames_per_s, shape.queue_packets / (shape.delay_ms / 1e3) / 2)
     wait_s = (shape.delay_ms + 6 * shape.jitter_ms) / 1e3 + 0.2
-    sent, stamps = frame_train(sender, receiver, SMALL_FRAME_BYTES, frames_per_s, LOSS_TRAIN_S, wait_s)
+    frame = sender.frame(receiver, TRAIN, 0, SMALL_FRAME_BYTES)
+    sent, stamps = frame_train(sender, receiver, frame, frames_per_s, LOSS_TRAIN_S, wait_s)
     return 100 * (1 - len(stamps) / sent)
 
 
 def _burst(sender: LinkEnd, receiver: LinkEnd, shape: Shape, mtu_bytes: int) -> float | None:
-    """The rate in Mbit/s of full frames that are offered faster than it."""
+    """The rate in Mbit/s of full packets that are offered faster than it.
+
+    At high rates in frames of segmentation offload, as TCP would: else the sender, not the link, would
+    be measured.
+    """
     assert shape.rate_mbps is not None
-    frame_bytes = mtu_bytes + _HEADER_BYTES
-    frames_per_s = shape.rate_mbps * 1e6 / (8 * frame_bytes) * _OVERLOAD
-    queued_s = shape.queue_limit(mtu_bytes) * frame_bytes * 8 / (shape.rate_mbps * 1e6)
+    segments = min(train_segments(shape, mtu_bytes), _MOST_SEGMENTS)
+    frame = sender.frame(receiver, TRAIN, 0, mtu_bytes + _ETHERNET_BYTES)
+    if segments > 1:
+        frame = sender.offloaded_frame(receiver, mtu_bytes, segments)
+    wire_bytes = wire_size(frame).wire_bytes
+    frames_per_s = shape.rate_mbps * 1e6 / (8 * wire_bytes) * _OVERLOAD
+    queued_s = shape.queue_limit(mtu_bytes) * mtu_bytes * 8 / (shape.rate_mbps * 1e6)
     wait_s = min(queued_s, BURST_S * _OVERLOAD + 1) + (shape.delay_ms + 6 * shape.jitter_ms) / 1e3 + 0.2
-    _, stamps = frame_train(sender, receiver, frame_bytes, frames_per_s, BURST_S, wait_s)
-    return rate_of(stamps, frame_bytes)
+    _, stamps = frame_train(sender, receiver, frame, frames_per_s, BURST_S, wait_s)
+    in_group = max(_SMALLEST_GROUP, int(_GROUP_S * shape.rate_mbps * 1e6 / (8 * wire_bytes)))
+    return rate_of(stamps, wire_bytes, in_group)
