@@ -10,6 +10,9 @@ life to that of the tool, so that SIGKILL of the tool ends it too:
 
 When PID 1 of a process namespace ends, the kernel kills every process in it; namespaces, and with
 them interfaces and mounts, go with their last process (pid_namespaces(7)).
+
+As a program, ``python -m quicferry.emulation.private_root PROGRAM [ARGUMENT …]`` runs one in a private
+root and returns its exit code.
 """
 
 from __future__ import annotations
@@ -167,3 +170,13 @@ def enter(
         except KeyboardInterrupt:
             root.stop()
             raise
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m quicferry.emulation.private_root PROGRAM [ARGUMENT …]")
+    try:
+        sys.exit(enter(sys.argv[1:]))
+    except Unsupported as refusal:
+        sys.stderr.write(f"{refusal} ({refusal.hint})\n")
+        sys.exit(refusal.exit_code)

@@ -415,6 +415,7 @@ def test_outside_of_a_private_root_nothing_is_deployed(tmp_path: Path) -> None:
 
 def test_stock_mininet_builds_the_topology_from_its_file(tmp_path: Path) -> None:
     """``mn`` itself, with plain links, as netem may not be there; its own shells ping."""
+    before = outside()
     seen = in_private_root(
         """
         import pathlib, sys
@@ -432,3 +433,4 @@ def test_stock_mininet_builds_the_topology_from_its_file(tmp_path: Path) -> None
     )
     assert seen[0] == 0, seen[1]
     assert "Results: 0% dropped" in seen[1], seen[1]
+    assert outside() == before

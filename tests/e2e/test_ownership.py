@@ -193,6 +193,13 @@ def test_the_exit_code_and_the_streams_are_those_of_the_command(tmp_path: Path) 
     assert private_root.enter(["true"]) == 0
 
 
+def test_a_private_root_can_be_had_from_the_command_line() -> None:
+    words = [sys.executable, "-m", "quicferry.emulation.private_root"]
+    inside = run([*words, "sh", "-c", "ls /sys/class/net; exit 4"], check=False)
+    assert (inside.status, inside.stdout) == (4, "lo\n")
+    assert "usage" in run(words, check=False).stderr
+
+
 def test_a_command_that_is_not_there_is_told(tmp_path: Path) -> None:
     with (tmp_path / "err").open("wb") as stderr:
         assert private_root.start(["no-such-program"], stderr=stderr).wait(10) == 127
