@@ -17,7 +17,10 @@ from quicferry.strategies import Strategy
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path
-    for folder in (ROOT, *(ROOT / name for name in ("docs", "scenarios", "baselines", "bench", "tests")))
+    for folder in (
+        ROOT,
+        *(ROOT / name for name in ("docs", "runs", "scenarios", "baselines", "bench", "tests")),
+    )
     for path in (folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
 )
 README = (ROOT / "README.md").read_text()
