@@ -100,12 +100,17 @@ def report(run_ids: tuple[str, ...], output: Path, runs_root: Path | None) -> No
 
 @runs.command()
 @click.argument("run_id", metavar="ID")
+@click.option("--host", default=None, help="Only the capture of this host, e.g. client.")
 @runs_root_option
-def merge(run_id: str, runs_root: Path | None) -> None:
-    """Merge the captures of a run into one file that Wireshark opens decrypted, and print its path."""
+def merge(run_id: str, host: str | None, runs_root: Path | None) -> None:
+    """Put the captures of a run and its secrets into one file that Wireshark opens decrypted.
+
+    Prints the file's path. Wireshark loses its way when it sees a key update from several hosts at
+    once: take --host client then.
+    """
     from quicferry.capture.merge import merge_captures
 
-    click.echo(merge_captures(_find(run_id, runs_root)))
+    click.echo(merge_captures(_find(run_id, runs_root), host))
 
 
 def _find(run_id: str, runs_root: Path | None) -> Path:

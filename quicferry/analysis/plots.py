@@ -82,13 +82,15 @@ def as_svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def timeline_figure(analysis: Analysis) -> Figure:
+def timeline_figure(analysis: Analysis, *, titled: bool = True) -> Figure:
     """The move of one run: lanes for client, source, network and destination; zero is the freeze."""
     with rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH_IN, 4.9), dpi=DPI, facecolor="white")
-        axes = figure.add_axes((0.112, 0.12, 0.868, 0.66))
+        height = 4.9 if titled else 4.3
+        figure = Figure(figsize=(WIDTH_IN, height), dpi=DPI, facecolor="white")
+        axes = figure.add_axes((0.112, 0.6 / height, 0.868, 3.23 / height))
         metrics = analysis.metrics
-        _title(figure, analysis)
+        if titled:
+            _title(figure, analysis)
         if metrics is None or (metrics.frozen_ns is None and metrics.gap is None):
             axes.text(0.5, 0.5, "nothing moved in this run", ha="center", va="center", color=SOFT)
             axes.set_axis_off()
@@ -229,7 +231,10 @@ def _bar_text(
     else:
         half = needed / 2
         middle = min(max(middle, window[0] + half), window[1] - half)
-        axes.text(middle, y - 0.42, text, ha="center", va="center", fontsize=8.5, color=SOFT, zorder=4)
+        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+        axes.text(
+            middle, y - 0.42, text, ha="center", va="center", fontsize=8.5, color=SOFT, zorder=4, bbox=paper
+        )
 
 
 def _packets(axes: Any, analysis: Analysis, zero: int, low: float, high: float) -> None:
@@ -286,7 +291,7 @@ def _moments(axes: Any, metrics: Metrics, zero: int, low: float, high: float) ->
         right_ends[row] = begin + width + 0.006 * (high - low)
         y = top + 0.12 + 0.3 * row
         axes.plot(
-            [at, at], [-0.62, y], color=INK, linewidth=0.7, linestyle=(0, (3, 2)), zorder=1, clip_on=False
+            [at, at], [-0.62, y], color=INK, linewidth=0.7, linestyle=(0, (3, 2)), zorder=0.5, clip_on=False
         )
         axes.text(
             begin + width / 2,

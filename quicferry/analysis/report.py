@@ -162,7 +162,7 @@ def _section(place: int, analysis: Analysis) -> dict[str, Any]:
         "error": result.error,
         "hint": result.hint,
         "warnings": result.warnings,
-        "timeline": _svg(plots.timeline_figure(analysis)),
+        "timeline": _svg(plots.timeline_figure(analysis, titled=False)),
         "caption": _caption(result),
         "measured": describe_measured(result),
         "phases": describe_phases(result),

@@ -5,7 +5,7 @@ QUIC payloads are encrypted on the wire, so scapy sees these only after decrypti
     >>> SMMigrated(epoch=3).build().hex()
     '9f3a7c1303'
     >>> dissect_frames(bytes.fromhex("9f3a7c1303"))
-    [<SMMigrated  epoch=3 |>]
+    [<SMMigrated  type=523926547 epoch=3 |>]
 """
 
 from __future__ import annotations
@@ -72,18 +72,15 @@ class VarIntLenField(FieldLenField):
 
 
 class _Frame(Packet):
-    """The type in front, and nothing that belongs to the next frame."""
+    """One frame with its type in front."""
 
     frame_type = 0
 
-    def post_build(self, pkt: bytes, pay: bytes) -> bytes:
-        return encode_varint(self.frame_type) + pkt + pay
-
     def pre_dissect(self, s: bytes) -> bytes:
-        rest, kind = decode_varint(s)
+        kind = decode_varint(s)[1]
         if kind != self.frame_type:
             raise ValueError(f"frame type 0x{kind:x}, not 0x{self.frame_type:x}")
-        return rest
+        return s
 
 
 class SMAddress(_Frame):
@@ -92,6 +89,7 @@ class SMAddress(_Frame):
     name = "SM_ADDRESS"
     frame_type = SM_ADDRESS
     fields_desc = [  # noqa: RUF012 - scapy's way of declaring fields
+        VarIntField("type", SM_ADDRESS),
         VarIntField("sequence", 0),
         FlagsField("flags", 1, 8, ["v4", "v6", "pool", "retire"]),
         ConditionalField(IPField("ipv4", "0.0.0.0"), lambda frame: bool(frame.flags.v4)),
@@ -107,6 +105,7 @@ class SMPrepare(_Frame):
     name = "SM_PREPARE"
     frame_type = SM_PREPARE
     fields_desc = [  # noqa: RUF012 - scapy's way of declaring fields
+        VarIntField("type", SM_PREPARE),
         VarIntField("epoch", 0),
         VarIntField("strategy", 0),
         VarIntLenField("count", None, count_of="sequences"),
@@ -122,7 +121,7 @@ class SMReady(_Frame):
 
     name = "SM_READY"
     frame_type = SM_READY
-    fields_desc = [VarIntField("epoch", 0), VarIntField("result", 0)]  # noqa: RUF012 - scapy's way
+    fields_desc = [VarIntField("type", SM_READY), VarIntField("epoch", 0), VarIntField("result", 0)]  # noqa: RUF012 - scapy's way
 
 
 class SMMigrated(_Frame):
@@ -130,7 +129,7 @@ class SMMigrated(_Frame):
 
     name = "SM_MIGRATED"
     frame_type = SM_MIGRATED
-    fields_desc = [VarIntField("epoch", 0)]  # noqa: RUF012 - scapy's way
+    fields_desc = [VarIntField("type", SM_MIGRATED), VarIntField("epoch", 0)]  # noqa: RUF012 - scapy's way
 
 
 class SMAbort(_Frame):
@@ -138,7 +137,7 @@ class SMAbort(_Frame):
 
     name = "SM_ABORT"
     frame_type = SM_ABORT
-    fields_desc = [VarIntField("epoch", 0), VarIntField("reason", 0)]  # noqa: RUF012 - scapy's way
+    fields_desc = [VarIntField("type", SM_ABORT), VarIntField("epoch", 0), VarIntField("reason", 0)]  # noqa: RUF012 - scapy's way
 
 
 LAYERS: dict[int, type[_Frame]] = {

@@ -1,7 +1,13 @@
-"""One file for Wireshark: all captures of a run with its secrets inside.
+"""Captures with their secrets inside, for Wireshark.
 
-``derived/merged.pcapng`` opens decrypted with a double click. It holds traffic secrets, as the run's
-``secrets/`` does; they are worth nothing outside the run, whose connections are over.
+``derived/merged.pcapng`` holds all captures of a run and opens decrypted with a double click. It holds
+traffic secrets, as the run's ``secrets/`` does; they are worth nothing outside the run, whose
+connections are over.
+
+Wireshark 4.0 loses its way when it sees a QUIC key update from two vantage points at once: packets
+of the old phase that reach one host after packets of the new one left another are not opened, nor
+what follows. For runs with key updates take one host at a time (``host="client"``). Our own
+decryption does not care.
 """
 
 from __future__ import annotations
@@ -17,21 +23,27 @@ from quicferry.record import RunPaths
 from quicferry.units import NS_PER_S
 
 
-def merge_captures(run_dir: Path) -> Path:
-    """Write ``derived/merged.pcapng``; returns its path.
+def merge_captures(run_dir: Path, host: str | None = None) -> Path:
+    """Write ``derived/merged.pcapng``, or ``derived/<host>.pcapng`` with one host's capture only.
 
-    Raises ``CaptureError`` when the run has no captures, ``Unsupported`` without Wireshark's tools and
+    Returns its path. Raises ``CaptureError`` when there is no such capture, ``Unsupported`` without Wireshark's tools and
     ``CommandFailed`` when one of them fails.
     """
     paths = RunPaths(run_dir)
     captures = sorted(paths.captures.glob("*.pcapng"))
     if not captures:
         raise CaptureError(f"{run_dir} has no captures")
+    chosen = [capture for capture in captures if host in (None, capture.stem)]
+    if not chosen:
+        raise CaptureError(
+            f"{run_dir} has no capture of {host}",
+            hint="it has: " + ", ".join(capture.stem for capture in captures),
+        )
     paths.derived.mkdir(exist_ok=True)
-    merged = paths.derived / "merged.pcapng"
-    plain = paths.derived / "merged.pcapng.partial"
+    merged = paths.derived / f"{host or 'merged'}.pcapng"
+    plain = merged.with_suffix(".pcapng.partial")
     # -I none: interfaces of one name are kept apart, so that each host stays recognisable
-    process.run(["mergecap", "-I", "none", "-w", plain, *captures])
+    process.run(["mergecap", "-I", "none", "-w", plain, *chosen])
     if paths.keys.is_file() and paths.keys.stat().st_size:
         process.run(["editcap", "--inject-secrets", f"tls,{paths.keys}", plain, merged])
         plain.unlink()
@@ -47,7 +59,7 @@ def tshark_streams(capture: Path, keylog: Path, port: int) -> pl.DataFrame:
     The cross-check of our own decryption. Raises ``Unsupported`` and ``CommandFailed``.
     """
     argv: list[str | Path] = ["tshark", "-n", "-r", capture, "-o", f"tls.keylog_file:{keylog}"]
-    argv += ["-d", f"udp.port=={port},quic", "-Y", "quic.stream", "-T", "json", "-J", "frame quic"]
+    argv += ["-d", f"udp.port=={port},quic", "-Y", "quic.stream.stream_id", "-T", "json", "-J", "frame quic"]
     rows: list[tuple[int, int, int, int]] = []
     for packet in json.loads(process.run(argv, timeout_s=300).stdout, object_pairs_hook=_pairs):
         layers = _first(_first(packet, "_source"), "layers")

@@ -7,6 +7,7 @@ hundred times slower.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
@@ -61,13 +62,14 @@ def _read(path: Path, to_monotonic_ns: Callable[[int], int] | None) -> Iterator[
 
     names: dict[bytes, str] = {}
     hosts: dict[bytes, str] = {}
-    try:
-        reader = RawPcapReader(str(path))
-    except (OSError, Scapy_Exception, EOFError) as error:
-        raise CaptureError(
-            f"{path} is no readable capture: {error}", hint="was the run's capture started at all?"
-        ) from error
-    with reader:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb"))  # by us: scapy leaves it open when it is no capture
+            reader = RawPcapReader(file)  # type: ignore[arg-type] # its metaclass takes files too
+        except (OSError, Scapy_Exception, EOFError) as error:
+            raise CaptureError(
+                f"{path} is no readable capture: {error}", hint="was the run's capture started at all?"
+            ) from error
         is_ng = isinstance(reader, RawPcapNgReader)
         fraction = 1 if getattr(reader, "nano", False) else 1_000
         meta: Any  # scapy's two readers have metadata of different kinds

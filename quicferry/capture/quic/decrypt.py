@@ -298,7 +298,9 @@ class Decryptor:
         """Find the connection of a packet with an unknown ID by trying secrets on it."""
         flow = (source, destination)
         tried = self._trials.get(flow, 0)
-        if not packet[0] & 0x40 or tried >= _TRIALS_PER_FLOW or len(packet) < 30:
+        if (
+            not packet[0] & 0x40 or tried >= _TRIALS_PER_FLOW or len(packet) < 29
+        ):  # no sample (RFC 9001 §5.4.2)
             return None
         self._trials[flow] = tried + 1
         dcid = packet[1 : 1 + _DEFAULT_CID_BYTES]
