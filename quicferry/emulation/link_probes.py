@@ -25,7 +25,7 @@ _LIFETIME_S = "60"
 
 
 @contextlib.contextmanager
-def _two_hosts() -> Iterator[tuple[int, int]]:
+def two_hosts() -> Iterator[tuple[int, int]]:
     """Two processes, each in a network namespace of its own; they end by themselves after a minute."""
     argv = ["unshare", "--net", "sh", "-c", f"echo; exec sleep {_LIFETIME_S}"]
     hosts = [process.spawn(argv, stdout=process.PIPE) for _ in range(2)]
@@ -95,7 +95,7 @@ def probe_shaped_link() -> str:
             raise EmulationError("a shaped link delivers nothing", hint="see docs/links.md")
         return seen.delay_median_ms
 
-    with tempfile.TemporaryDirectory(prefix="quicferry-probe-") as folder, _two_hosts() as hosts:
+    with tempfile.TemporaryDirectory(prefix="quicferry-probe-") as folder, two_hosts() as hosts:
         seen_ms = in_new_netns(lambda: measure(hosts, Path(folder)))
     if not _ASKED_MS <= seen_ms <= _MOST_MS:
         raise EmulationError(f"a link of {_ASKED_MS} ms takes {seen_ms:.3f} ms")
