@@ -6,7 +6,7 @@ A topology module offers one ``FAMILY``. To add a topology, write a module and l
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -55,6 +55,21 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
                     f"topology {self.name} has no parameter {name!r}", hint="it has " + ", ".join(known)
                 )
         return self.builder(**parameters)
+
+    def build_from_axes(self, values: Mapping[str, Value], defaults: Mapping[str, Value]) -> Topology:
+        """The topology for an experiment's axes, of which it may not know all.
+
+        An axis that this topology does not have is left out while it has its default, and refused when
+        it was chosen. Raises ``InvalidInput``.
+        """
+        known = {parameter.name for parameter in self.parameters}
+        return self.build(
+            **{
+                name: value
+                for name, value in values.items()
+                if name in known or name not in defaults or value != defaults[name]
+            }
+        )
 
     def mininet_topos(self) -> dict[str, Callable[..., Any]]:
         """What ``mn --custom FILE`` looks for: ``topos``, with this family under its name.

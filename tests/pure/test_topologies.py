@@ -58,6 +58,14 @@ def test_an_unknown_parameter_is_refused_with_the_names_there_are() -> None:
     assert "rtt_ms" in (refusal.value.hint or "")
 
 
+def test_an_axis_that_a_topology_does_not_have_is_refused_only_when_it_was_chosen() -> None:
+    lan, defaults = topologies.get("one_lan"), {"rtt_ms": 18.0, "jitter_ms": 0.0, "pool": 1}
+    topology = lan.build_from_axes({"rtt_ms": 18.0, "jitter_ms": 0.0, "pool": 1}, defaults)
+    assert shapes(topology, "client--lan") == (Shape(delay_ms=9),) * 2
+    with pytest.raises(InvalidInput, match="no parameter 'pool'"):
+        lan.build_from_axes({"rtt_ms": 18.0, "jitter_ms": 0.0, "pool": 3}, defaults)
+
+
 def test_a_family_whose_summary_and_builder_disagree_is_refused() -> None:
     with pytest.raises(InvalidInput):
         Family(
