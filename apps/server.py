@@ -270,8 +270,12 @@ class Server:
         t_ns = now_ns()
         self.frozen_epoch = None
         self.table.accepting = True
-        for peer in list(self.table.peers.values()):
+        for peer in self.table.peers.values():
             peer.connection.resume(epoch, strategy, first, now_s())
+        # what waited in the socket is handled before anything leaves: the first flight can answer it
+        while batch := self.port.drain():
+            self.table.deliver(batch)
+        for peer in list(self.table.peers.values()):
             self.table.proceed(peer)
         self.port.start()
         self.events.emit("server.resumed", t_ns=t_ns, epoch=epoch, edge=edge, server_first=first)

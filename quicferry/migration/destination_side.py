@@ -180,7 +180,7 @@ class DestinationSide:
             raise MigrationError(f"the restore at {order.destination} failed: {describe(error)}") from error
         finally:
             self._timeout = None
-        # the server runs: what waits for it comes first, all book-keeping later
+        # an engine that could not let in what waits before the server ran does it here
         if self._host.room is not None:
             self._host.room.open()
         resumed = Resumed(epoch=order.epoch, t_ns=int(answer.get("t_ns", now_ns())), answer=answer)

@@ -252,9 +252,14 @@ class NodeAgent:
                 events=self.events,
                 state_dir=STATE_DIR,
                 standby=self,
+                before_resume=self._let_in,
             )
             self._engines[name] = self._make_engine(name, context)
         return self._engines[name]
+
+    def _let_in(self) -> None:
+        if self._room is not None:
+            self._room.open()
 
     def _peer(self, name: str) -> RpcClient:
         if name not in self._peers:

@@ -16,7 +16,7 @@ the state is taken and when the server is back); the agents emit all other phase
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -119,6 +119,9 @@ class EngineContext:
     events: EventLog
     state_dir: Path
     standby: StandbyHooks
+    #: called by ``restore`` directly before Resume or Import, when the server's socket exists: the
+    #: datagrams that wait for it then lie in the socket, and its first flight can answer them
+    before_resume: Callable[[], None] = lambda: None
 
 
 class Engine(Protocol):
@@ -148,7 +151,8 @@ class Engine(Protocol):
         """Consume the chunks as they come, bring the server up and give it Resume or Import.
 
         The iterator ends only after length and digest were checked: a server must not be resumed
-        before it is exhausted. Call ``check_lease(order)`` directly before Resume or Import.
+        before it is exhausted. Call ``check_lease(order)`` and the context's ``before_resume`` directly
+        before Resume or Import.
         Returns the server's answer; ``t_ns`` is the moment it serves again.
         """
 

@@ -239,6 +239,7 @@ class CriuColdEngine:
         if order.epoch in self._abandoned:
             raise MigrationError(f"the move of epoch {order.epoch} was called off")
         check_lease(order)
+        self._context.before_resume()
         resume = Resume(
             epoch=order.epoch,
             edge=self._context.edge,

@@ -75,6 +75,7 @@ class HandoffEngine:
                     digest.update(chunk)
             with self._context.events.phase("migration.restore", epoch=order.epoch):
                 check_lease(order)
+                self._context.before_resume()
                 return await self._context.control.ask(
                     control.Import(
                         epoch=order.epoch,
