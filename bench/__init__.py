@@ -1,0 +1,1 @@
+"""Measurements: ratios and medians of this machine, never pass or fail."""
