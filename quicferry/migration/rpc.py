@@ -35,6 +35,7 @@ KEEPALIVE_MS = 2_000
 _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", -1),  # event files are collected in one answer
     ("grpc.max_send_message_length", -1),
+    ("grpc.so_reuseport", 0),  # two agents on one port are a mistake to be told
     ("grpc.enable_http_proxy", 0),  # an emulated host must not heed the machine's proxy settings
     ("grpc.http2.lookahead_bytes", 8 << 20),  # the window: 8 MiB is 64 ms at 1 Gbit/s
     ("grpc.http2.max_frame_size", 1 << 20),

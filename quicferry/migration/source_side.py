@@ -82,10 +82,9 @@ class SourceSide:
             )
         if not self.machine.is_over:
             raise MigrationError(f"a move is in progress: step {self.machine.step}")
+        move = _SourceMove(self._host, self.machine, order)
         self.order = order
-        self._task = asyncio.get_running_loop().create_task(
-            _SourceMove(self._host, self.machine, order).run()
-        )
+        self._task = asyncio.get_running_loop().create_task(move.run())
         return await asyncio.shield(self._task)
 
     async def close(self) -> None:
