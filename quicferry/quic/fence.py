@@ -1,0 +1,118 @@
+"""The fence: this host's memory that connections are frozen, which outlives its process.
+
+A host that gives its connections away writes "frozen, epoch N" to disk *before the first byte of them
+leaves*. If its process dies and another starts, the record tells that nothing may be sent with those
+keys. Only a proven abort of the same epoch takes the fence away. An unreadable record counts as a
+fence: to be silent costs a connection, to send twice with one nonce costs its secrecy.
+
+This is the one module of the protocol core that touches a file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from quicferry.errors import FencedError, MigrationError
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is on disk: the last epoch, and whether this host may send again."""
+
+    version: Literal[1] = 1
+    epoch: int
+    state: Literal["frozen", "lifted"]
+
+
+class Fence:
+    """The fence of one service on one host, kept in the file ``path``.
+
+    Making the object reads what an earlier process left there; a missing file means that nothing was
+    ever frozen here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._damage: str | None = None
+        self._record = self._read()
+
+    @property
+    def frozen_epoch(self) -> int | None:
+        """The epoch of the move for which this host must not send, or None when it may.
+
+        An unreadable record has no epoch: see :attr:`closed`.
+        """
+        if self._record is not None and self._record.state == "frozen":
+            return self._record.epoch
+        return None
+
+    @property
+    def closed(self) -> bool:
+        """Whether this host must not send."""
+        return self._damage is not None or self.frozen_epoch is not None
+
+    def check(self) -> None:
+        """Do nothing when this host may send; raises ``FencedError`` when it must not."""
+        if self._damage is not None:
+            raise FencedError(
+                f"the fence in {self._path} cannot be read ({self._damage}): nothing may be sent",
+                hint="end the old connections at their clients, then remove the file",
+            )
+        if self.frozen_epoch is not None:
+            raise FencedError(
+                f"this host gave its connections away in move {self.frozen_epoch}",
+                hint="only a proven abort of that move lets it send again",
+            )
+
+    def close(self, epoch: int) -> None:
+        """Persist "frozen, epoch N"; when this returns, the record is on disk.
+
+        To close it again for the same epoch does nothing. Raises ``MigrationError`` for an epoch that
+        is not newer than the last one, and ``OSError`` when the record cannot be written: then
+        nothing may leave.
+        """
+        if self._damage is not None or (self.frozen_epoch is not None and self.frozen_epoch != epoch):
+            self.check()
+        if self._record is not None and self.frozen_epoch is None and epoch <= self._record.epoch:
+            raise MigrationError(f"move {epoch} is stale: move {self._record.epoch} was here already")
+        if self.frozen_epoch is None:
+            self._write(Record(epoch=epoch, state="frozen"))
+
+    def lift(self, epoch: int) -> None:
+        """Take the fence away after a proven abort of move ``epoch``.
+
+        Raises ``MigrationError`` when the host is not frozen for that move.
+        """
+        if self._damage is not None:
+            self.check()
+        if self.frozen_epoch != epoch:
+            raise MigrationError(f"this host is not frozen for move {epoch}")
+        self._write(Record(epoch=epoch, state="lifted"))
+
+    def _read(self) -> Record | None:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=Record)
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError as error:
+            self._damage = str(error)
+            return None
+
+    def _write(self, record: Record) -> None:
+        """Atomic and durable: a new file, fsync, rename, fsync of the directory."""
+        draft = self._path.with_name(f"{self._path.name}.new")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(record))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._path)
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        self._record = record

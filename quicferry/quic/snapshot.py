@@ -1,0 +1,209 @@
+"""Hand a live connection over to another process.
+
+    freeze(connection, now)                            at the source: nothing can be sent any more
+    data = take_snapshot(connection, now, epoch=7)     the source persists its fence before data leaves
+    connection = restore_snapshot(data, ...)           at the destination
+    thaw(connection, now)                              at the source instead, after a proven abort
+
+The danger is one AEAD nonce used for two packets (RFC 9001 §5.3): it gives away plaintext and the
+authentication key. Nonces come from packet numbers, so the packet numbers are shared out. With P the
+source's next number at the freeze, the destination begins at P + :data:`PACKET_NUMBER_LEASE`, the
+thawed source at P + :data:`ABORT_GAP`, and the congestion window of a restored connection is bounded
+so that a destination that nobody answers cannot reach the latter. A snapshot may be restored once: a
+second attempt takes a thaw, and a new freeze with a new epoch.
+
+A snapshot holds traffic secrets. It is never to be logged, and to be written with mode 0600 only.
+The format is described in docs/adr/0005-hand-off-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import struct
+from typing import TypeVar
+
+import msgspec
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+
+from quicferry.errors import MigrationError
+from quicferry.quic import image
+from quicferry.quic._aioquic import state
+from quicferry.quic._aioquic.state import Build, Extended
+
+__all__ = [
+    "ABORT_GAP",
+    "FORMAT_VERSION",
+    "PACKET_NUMBER_LEASE",
+    "Build",
+    "Bundle",
+    "Extended",
+    "connection_ids",
+    "freeze",
+    "is_frozen",
+    "pack_bundle",
+    "restore_snapshot",
+    "take_snapshot",
+    "thaw",
+    "unpack_bundle",
+]
+
+FORMAT_VERSION = 1
+#: packet numbers that the destination leaves out, for whatever the source may still have sent
+PACKET_NUMBER_LEASE = 512
+#: packet numbers that a thawed source leaves out: those before it are the silent destination's
+ABORT_GAP = 8 * PACKET_NUMBER_LEASE
+#: aioquic writes packet numbers in two bytes; the peer must not be further behind (RFC 9000 §17.1)
+_MAX_AHEAD = 1 << 15
+#: what may be in flight beyond the gap before an acknowledgement is back
+_FLIGHT_MARGIN = 4096
+
+_SNAPSHOT_MAGIC = b"QFsn"
+_BUNDLE_MAGIC = b"QFbu"
+#: magic, version, reserved, length of the payload, SHA-256 of all before it and of the payload
+_HEADER = struct.Struct("!4sHHQ")
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class _Snapshot(image.Image, frozen=True):
+    epoch: int
+    connection: image.ConnectionImage
+
+
+class Bundle(image.Image, frozen=True):
+    """All that moves in one hand-off: snapshots of connections and the state of the service."""
+
+    epoch: int
+    snapshots: list[bytes]
+    service: bytes
+
+
+_Content = TypeVar("_Content")
+_snapshot_decoder = msgspec.msgpack.Decoder(_Snapshot)
+_bundle_decoder = msgspec.msgpack.Decoder(Bundle)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def freeze(connection: QuicConnection, now: float) -> None:
+    """Stop the connection: what is in flight goes back to the send buffers, and nothing is sent any more.
+
+    From now on all methods that send or change state raise ``FencedError``. ``now`` is in seconds, on
+    the connection's clock. Raises ``MigrationError`` when the connection cannot be moved (not open, not
+    confirmed, the client's end, too far ahead of the peer's acknowledgements).
+    """
+    if state.is_sealed(connection):
+        raise MigrationError("the connection is frozen already")
+    reason = state.why_not_movable(connection)
+    if reason is not None:
+        raise MigrationError(f"cannot freeze: {reason}")
+    ahead = state.next_packet_number(connection) - state.largest_acknowledged(connection)
+    if ahead + ABORT_GAP + PACKET_NUMBER_LEASE + _FLIGHT_MARGIN >= _MAX_AHEAD:
+        raise MigrationError(
+            f"cannot freeze: {ahead} packet numbers are not acknowledged, so that the peer could not "
+            "decode those of the destination",
+            hint="let the peer acknowledge something between two moves",
+        )
+    state.call_back_flight(connection, now)
+    state.seal(connection, now)
+
+
+def is_frozen(connection: QuicConnection) -> bool:
+    """Whether the connection is frozen."""
+    return state.is_sealed(connection)
+
+
+def take_snapshot(connection: QuicConnection, now: float, *, epoch: int) -> bytes:
+    """The frozen connection as bytes, for the move number ``epoch``.
+
+    Raises ``MigrationError`` when the connection is not frozen or holds what cannot be moved.
+    """
+    if not state.is_sealed(connection):
+        raise MigrationError("only a frozen connection can be moved", hint="call freeze first")
+    return _seal_up(_SNAPSHOT_MAGIC, _Snapshot(epoch=epoch, connection=state.capture(connection, now)))
+
+
+def restore_snapshot(
+    data: bytes,
+    *,
+    configuration: QuicConfiguration,
+    build: Build,
+    now: float,
+    epoch: int | None = None,
+) -> QuicConnection:
+    """The connection of a snapshot, ready to go on in this process.
+
+    ``build`` makes the empty object: a class like ``QuicConnection``, or a function with its keyword
+    arguments ``configuration`` and ``original_destination_connection_id``. With ``epoch``, a snapshot
+    of another move is refused. Raises ``MigrationError`` when the data are damaged, of an unknown
+    version, or do not fit the configuration.
+    """
+    snapshot = _open_up(_SNAPSHOT_MAGIC, data, _snapshot_decoder)
+    if epoch is not None and snapshot.epoch != epoch:
+        raise MigrationError(f"the snapshot belongs to move {snapshot.epoch}, not to move {epoch}")
+    connection = state.reconstruct(snapshot.connection, configuration=configuration, build=build, now=now)
+    state.skip_packet_numbers(connection, PACKET_NUMBER_LEASE)
+    # Half of the numbers for data, which the window bounds; the other half for acknowledgements and
+    # probes, of which a peer that hears nothing cannot provoke more than its own window has packets.
+    state.bound_congestion_window(connection, packets=(ABORT_GAP - PACKET_NUMBER_LEASE) // 2)
+    return connection
+
+
+def thaw(connection: QuicConnection, now: float) -> None:
+    """Let a frozen connection go on where it is: the move is off.
+
+    Only after a *proven* abort: the destination has not got the snapshot, or has ended without an
+    answer from the peer. Raises ``MigrationError`` when the connection is not frozen.
+    """
+    if not state.is_sealed(connection):
+        raise MigrationError("the connection is not frozen")
+    state.unseal(connection, now)
+    state.skip_packet_numbers(connection, ABORT_GAP)
+
+
+def connection_ids(connection: QuicConnection) -> list[bytes]:
+    """The connection IDs in datagrams for this connection: where an endpoint routes them by."""
+    return state.host_connection_ids(connection)
+
+
+def pack_bundle(epoch: int, snapshots: list[bytes], service: bytes) -> bytes:
+    """All snapshots and the state of the service (any bytes) as one piece."""
+    return _seal_up(_BUNDLE_MAGIC, Bundle(epoch=epoch, snapshots=snapshots, service=service))
+
+
+def unpack_bundle(data: bytes) -> Bundle:
+    """The content of a bundle. Raises ``MigrationError`` when it is damaged or of an unknown version."""
+    return _open_up(_BUNDLE_MAGIC, data, _bundle_decoder)
+
+
+def _seal_up(magic: bytes, content: image.Image) -> bytes:
+    try:
+        payload = _encoder.encode(content)
+    except (TypeError, OverflowError, ValueError) as error:
+        raise MigrationError(f"the state cannot be encoded: {error}") from None
+    header = _HEADER.pack(magic, FORMAT_VERSION, 0, len(payload))
+    return header + hashlib.sha256(header + payload).digest() + payload
+
+
+def _open_up(magic: bytes, data: bytes, decoder: msgspec.msgpack.Decoder[_Content]) -> _Content:
+    start = _HEADER.size + _DIGEST_BYTES
+    if len(data) < start:
+        raise MigrationError("the hand-off data are truncated")
+    header, digest = data[: _HEADER.size], data[_HEADER.size : start]
+    found, version, _, length = _HEADER.unpack(header)
+    if found != magic:
+        raise MigrationError("these are no hand-off data of the kind that is expected here")
+    if version != FORMAT_VERSION:
+        raise MigrationError(
+            f"the hand-off format has version {version}, this program knows version {FORMAT_VERSION}",
+            hint="run the same version of quicferry at both edges",
+        )
+    payload = memoryview(data)[start:]
+    if len(payload) != length:
+        raise MigrationError(f"the hand-off data have {len(payload)} bytes instead of {length}")
+    if not hmac.compare_digest(hashlib.sha256(header + payload).digest(), digest):
+        raise MigrationError("the hand-off data are damaged: their digest does not match")
+    try:
+        return decoder.decode(payload)
+    except msgspec.DecodeError as error:
+        raise MigrationError(f"the hand-off data cannot be read: {error}") from None
