@@ -271,6 +271,21 @@ class LinkLayer:
         self._indices.clear()
 
 
+def warnings_about(readings: list[LinkReading]) -> list[str]:
+    """What a reader of results must know about the links of a run: a sentence for each, or nothing."""
+    found = []
+    for reading in readings:
+        where, words = f"{reading.sender} to {reading.receiver}", reading.read_back
+        late_us, overrun = words.get("late_p99_us"), words.get("overrun_frames")
+        if isinstance(late_us, int | float) and late_us > LATE_P99_LIMIT_US:
+            found.append(f"{where}: 1 % of the packets were more than {late_us / 1e3:.1f} ms late")
+        if isinstance(overrun, int) and overrun > 0:
+            found.append(f"{where}: {overrun} frames were lost because the cable was too slow")
+    if any(reading.read_back.get("scheduler") == "other" for reading in readings):
+        found.append("the cable ran without SCHED_FIFO: expect packets that are late by milliseconds")
+    return found
+
+
 def _cable_link(made: MadeLink) -> CableLink:
     return CableLink(
         name=made.link.name,

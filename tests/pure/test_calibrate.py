@@ -6,9 +6,9 @@ import pytest
 
 from quicferry.emulation.calibrate import percentile, rate_of
 from quicferry.emulation.link_probes import PROBES
-from quicferry.emulation.links import GSO_MAX_SEGMENTS, choose_backend, train_segments
+from quicferry.emulation.links import GSO_MAX_SEGMENTS, choose_backend, train_segments, warnings_about
 from quicferry.errors import InvalidInput
-from quicferry.model import Shape
+from quicferry.model import LinkReading, Shape
 
 
 def test_percentiles_are_values_that_were_seen() -> None:
@@ -60,3 +60,20 @@ def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
 
 def test_the_probes_have_the_names_that_tests_and_doctor_use() -> None:
     assert {probe.name for probe in PROBES} == {"netns", "veth", "netem", "shaped-link"}
+
+
+def reading(**words: str | int | float) -> LinkReading:
+    return LinkReading(
+        link="a--b", sender="a", receiver="b", backend="cable", asked=Shape(), read_back=dict(words)
+    )
+
+
+def test_a_punctual_cable_is_nothing_to_warn_about() -> None:
+    assert warnings_about([reading(late_p99_us=900.0, overrun_frames=0, scheduler="fifo"), reading()]) == []
+
+
+def test_lateness_lost_frames_and_a_common_scheduler_are_told() -> None:
+    told = warnings_about([reading(late_p99_us=2500.0, overrun_frames=3, scheduler="other")])
+    assert told[0] == "a to b: 1 % of the packets were more than 2.5 ms late"
+    assert told[1].startswith("a to b: 3 frames were lost")
+    assert "SCHED_FIFO" in told[2]
