@@ -56,11 +56,11 @@ from quicferry.migration.orders import (
     StopService,
     Verdict,
 )
+from quicferry.migration.port_unreachable import hold_back_port_unreachable
 from quicferry.migration.rpc import RpcClient, RpcServer
 from quicferry.migration.source_side import SourceSide
 from quicferry.migration.waiting_room import CAPACITY, WaitingRoom
 from quicferry.model import Endpoint
-from quicferry.process import run
 from quicferry.strategies import Strategy
 from quicferry.units import now_ns
 
@@ -169,8 +169,12 @@ class NodeAgent:
         self.container.path(str(STATE_DIR)).mkdir(mode=0o700, parents=True, exist_ok=True)
         self.control = await control.ControlClient.open(config.control)
         self._forwarder, self._room = self._datagram_helpers()
-        if self._room is not None:
-            await self._silence_port_unreachable(config.service_address)
+        if self._room is not None and config.service_address is not None:
+            try:
+                await asyncio.to_thread(hold_back_port_unreachable, config.service_address.port)
+            except (CommandFailed, Unsupported) as error:
+                # clients here use unconnected sockets, which do not hear of ICMP errors
+                sys.stderr.write(f"agent {config.edge}: ICMP errors are not held back: {error}\n")
         host = self.host = Host(
             edge=config.edge,
             events=self.events,
@@ -206,29 +210,6 @@ class NodeAgent:
             capacity=config.waiting_room_capacity,
         )
         return Forwarder(config.client_interfaces, config.service_address.port), room
-
-    async def _silence_port_unreachable(self, service: Endpoint | None) -> None:
-        """No ICMP errors for datagrams that come while no server has its socket bound.
-
-        A server that is on its way is not a closed port. An unconnected client socket would not
-        notice, but a connected one gives up. Only errors about the service's port are held back.
-        """
-        assert service is not None
-        unreachable = "type destination-unreachable"
-        rules = [
-            "add table inet quicferry_agent",
-            "add chain inet quicferry_agent out { type filter hook output priority 0; }",
-            "flush chain inet quicferry_agent out",
-            # bits: 8 bytes of ICMP and the IP header (20 or 40 bytes) of the datagram that is
-            # complained about, then 2 bytes to its destination port
-            f"add rule inet quicferry_agent out icmp {unreachable} @th,240,16 {service.port} drop",
-            f"add rule inet quicferry_agent out icmpv6 {unreachable} @th,400,16 {service.port} drop",
-        ]
-        try:
-            await asyncio.to_thread(run, ["nft", "-f", "-"], stdin="\n".join(rules) + "\n")
-        except (CommandFailed, Unsupported) as error:
-            # clients here use unconnected sockets, which do not hear of ICMP errors
-            sys.stderr.write(f"agent {self.config.edge}: ICMP errors are not held back: {error}\n")
 
     def _serve_methods(self) -> None:
         self.rpc.unary(STATUS, self._status)
