@@ -52,11 +52,12 @@ async def play():
     assert after["requests"] == before["requests"] + 1, "state lives on"
     assert after["orders"] == ["Freeze", "Resume"]
     assert after["sha256"] == before["sha256"], "50 MiB of memory are intact"
-    assert 25 <= later["ticks"] - after["ticks"] <= 60, "timers go on at 100 per second"
+    passed_s = (later["t_ns"] - after["t_ns"]) / 1e9
+    assert 3 <= later["ticks"] - after["ticks"] <= 100 * passed_s + 2, "timers go on, at most 100 per second"
     assert before["t_ns"] < got["resumed"]["t_ns"] < after["t_ns"] < got["now_ns"], (
         "the clock is the machine's"
     )
-    assert later["loop_s"] - after["loop_s"] == pytest.approx(0.5, abs=0.3)
+    assert later["loop_s"] - after["loop_s"] == pytest.approx(passed_s, abs=0.1), "the loop has that clock"
     assert got["frozen_silent"] is None, "the source does not answer while it is stopped"
     assert got["left"] == [], "nothing is left at the source"
     assert got["states"] in (["S"], ["R"])
@@ -149,12 +150,13 @@ def test_a_transfer_that_breaks_off_leads_back_to_the_source(tmp_path):
         """
 async def play():
     async with edges("edge-1", "edge-2") as (a, b):
-        await a.start_server("10")
+        await a.start_server("20")
         move = order(1, a, b)
         await prepare(move, a, b)
         stream = a.engine.checkpoint(move)
         first = await anext(stream)
-        await stream.aclose()
+        await asyncio.sleep(0.5)  # the network stalls until no more can be packed in advance
+        await asyncio.wait_for(stream.aclose(), 5)
 
         async def broken():
             yield first

@@ -68,6 +68,16 @@ def test_an_unreachable_mirror_is_said_with_a_remedy(tmp_path):
     assert not (tmp_path / "bin").exists()
 
 
+@pytest.mark.needs("criu")
+def test_a_system_whose_criu_works_gets_no_other(tmp_path):
+    script = 'mount -t tmpfs none /usr/local/sbin && ln -s "$0" /usr/local/sbin/criu && exec "$1"'
+    variables = {**os.environ, "QUICFERRY_CRIU_PREFIX": str(tmp_path)}
+    done = run(["unshare", "--mount", "sh", "-c", script, find_criu(), SCRIPT], env=variables)
+    assert "the system's own, /usr/" in done.stderr
+    assert "exec '/usr/" in (tmp_path / "bin" / "criu").read_text()
+    assert not (tmp_path / "root").exists(), "nothing was fetched"
+
+
 def test_a_wrong_argument_and_help(tmp_path):
     wrong = criu_sh(tmp_path / "new", "--frobnicate")
     assert wrong.status == 2 and "--help" in wrong.stderr

@@ -128,26 +128,34 @@ class CriuColdEngine:
         self, order: MoveOrder, pid: int, dumping: asyncio.Task[None], packed: asyncio.Queue[bytes | None]
     ) -> None:
         """Read, compress and queue all records; None at the end, also at that of a failure."""
+        try:
+            await self._pack_all(order, pid, dumping, packed)
+        except Exception:
+            # not when cancelled: then nobody reads on, and a full queue would hold this up for ever
+            await packed.put(None)
+            raise
+        await packed.put(None)
+
+    async def _pack_all(
+        self, order: MoveOrder, pid: int, dumping: asyncio.Task[None], packed: asyncio.Queue[bytes | None]
+    ) -> None:
         compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compressobj()
         tail = _Tail(self._outside)
-        try:
-            while True:
-                finished = dumping.done()
-                if finished:
-                    dumping.result()  # a failed dump ends the stream here
-                piece = tail.next_piece(CHUNK_BYTES if not finished else 1)
-                if piece is not None:
-                    for chunk in await asyncio.to_thread(_compress, compressor, piece):
-                        await packed.put(chunk)
-                elif finished:
-                    break
-                else:
-                    await asyncio.wait([dumping], timeout=TAIL_S)
-            closing = b"".join(self._closing_records(order, pid))
-            for chunk in await asyncio.to_thread(_compress, compressor, closing, flush=True):
-                await packed.put(chunk)
-        finally:
-            await packed.put(None)
+        while True:
+            finished = dumping.done()
+            if finished:
+                dumping.result()  # a failed dump ends the stream here
+            piece = tail.next_piece(CHUNK_BYTES if not finished else 1)
+            if piece is not None:
+                for chunk in await asyncio.to_thread(_compress, compressor, piece):
+                    await packed.put(chunk)
+            elif finished:
+                break
+            else:
+                await asyncio.wait([dumping], timeout=TAIL_S)
+        closing = b"".join(self._closing_records(order, pid))
+        for chunk in await asyncio.to_thread(_compress, compressor, closing, flush=True):
+            await packed.put(chunk)
 
     async def _dump(self, criu: Criu, order: MoveOrder, pid: int) -> None:
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
