@@ -131,6 +131,50 @@ def test_sigkill_leaves_no_process_no_namespace_no_interface_and_no_mount(
     assert interfaces_and_mounts() == before
 
 
+@pytest.mark.needs("mininet", "shaped-link", "criu", "tshark")
+@pytest.mark.parametrize("action", ["dump", "restore"])
+def test_sigkill_of_the_tool_in_mid_migration_leaves_nothing(action: str, tmp_path: Path) -> None:
+    """The tool dies while CRIU has the server stopped: at its beginning, and after it has crossed over."""
+    before = interfaces_and_mounts()
+    words = ["run", "--strategy", "symmetric", "--engine", "criu-cold", "--memory-mib", "50", "--json"]
+    with (tmp_path / "log").open("wb") as log:
+        tool = spawn(
+            [sys.executable, "-m", "cli.main", *words, "--runs", tmp_path / "runs"],
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+        )
+    tag = ownership.tool_tag(tool.pid)
+
+    def mine() -> list[TaggedProcess]:
+        return [process for process in ownership.tagged_processes() if process.tool == tag]
+
+    def criu_acts() -> bool:
+        assert tool.poll() is None, (tmp_path / "log").read_text()
+        commands = (process.command.split() for process in mine())
+        return any(
+            "criu" in Path(word).name for c in commands if action in c for word in c[: c.index(action)]
+        )
+
+    try:
+        assert eventually(criu_acts, 60), (tmp_path / "log").read_text()
+        living = [process.pid for process in mine()]
+        made = namespaces(living)
+        assert sum(name.startswith("pid:") for name in made) >= 2  # the run's, and the container's
+        tool.kill()
+        tool.wait()
+        assert eventually(lambda: not mine()), mine()
+        assert eventually(lambda: not namespaces(all_pids()) & made)
+        assert eventually(lambda: not [pid for pid in living if is_zombie(pid)])
+    finally:
+        tool.kill()
+        tool.wait()
+    assert interfaces_and_mounts() == before
+    left = list((tmp_path / "runs").iterdir())
+    assert [path.suffix for path in left] == [".partial"]  # raw data of a run that did not get done
+    assert left[0].stem not in ownership.clean(tmp_path / "runs", dry_run=True).living_runs
+
+
 def test_the_tool_may_be_killed_at_any_moment_of_the_beginning(tmp_path: Path) -> None:
     """Also before PID 1 of the private root has come to read its lifeline."""
     roots = []
