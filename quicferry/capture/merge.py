@@ -26,8 +26,8 @@ from quicferry.units import NS_PER_S
 def merge_captures(run_dir: Path, host: str | None = None) -> Path:
     """Write ``derived/merged.pcapng``, or ``derived/<host>.pcapng`` with one host's capture only.
 
-    Returns its path. Raises ``CaptureError`` when there is no such capture, ``Unsupported`` without Wireshark's tools and
-    ``CommandFailed`` when one of them fails.
+    Returns its path. Raises ``CaptureError`` when there is no such capture, ``Unsupported`` without
+    Wireshark's tools and ``CommandFailed`` when one of them fails.
     """
     paths = RunPaths(run_dir)
     captures = sorted(paths.captures.glob("*.pcapng"))
