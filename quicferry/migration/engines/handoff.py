@@ -94,7 +94,8 @@ class HandoffEngine:
     async def give_up_source(self, order: MoveOrder) -> None:
         with suppress(FileNotFoundError):
             self._state(order)[1].unlink()
-        await self._context.container.stop_service()
+        # it is frozen and has nothing more to tell: its closing words would be the destination's
+        await self._context.container.stop_service(grace_s=0.0)
 
     async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
         answer = await self._context.control.ask(
