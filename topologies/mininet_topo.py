@@ -14,12 +14,13 @@ with warnings.catch_warnings():
     # Mininet imports distutils, which warns on every Python that still has it
     warnings.simplefilter("ignore", DeprecationWarning)
     from mininet.link import Link as PlainLink
-    from mininet.link import TCLink
+    from mininet.link import TCIntf, TCLink
     from mininet.node import Node as MininetNode
     from mininet.nodelib import LinuxBridge
     from mininet.topo import Topo
 
 from quicferry.emulation import routing
+from quicferry.errors import InvalidInput
 from quicferry.model import NodeKind, Shape, Topology
 
 
@@ -77,6 +78,11 @@ def tc_parameters(shape: Shape, mtu_bytes: int = 1500) -> dict[str, float | int 
         return {}
     found: dict[str, float | int | str] = {"max_queue_size": shape.queue_limit(mtu_bytes)}
     if shape.rate_mbps is not None:
+        if shape.rate_mbps > TCIntf.bwParamMax:  # Mininet would log it and leave the link unlimited
+            raise InvalidInput(
+                f"stock Mininet cannot limit a link to {shape.rate_mbps:g} Mbit/s",
+                hint=f"give at most {TCIntf.bwParamMax} Mbit/s, or no rate",
+            )
         found["bw"] = shape.rate_mbps
     if shape.delay_ms:
         found["delay"] = f"{shape.delay_ms:g}ms"

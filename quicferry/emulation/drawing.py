@@ -89,7 +89,7 @@ def picture(topology: Topology, target: Path) -> None:
     places = _places(topology)
     width = 2.9 * (1 + max(x for x, _ in places.values()))
     rows = 1 + max(y for _, y in places.values()) - min(y for _, y in places.values())
-    figure = Figure(figsize=(width + 0.6, max(2.2, 0.95 * rows + 0.9)))
+    figure = Figure(figsize=(width + 0.9, max(2.2, 1.1 * rows + 0.9)))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.9))
     axes.set_axis_off()
@@ -97,7 +97,7 @@ def picture(topology: Topology, target: Path) -> None:
     for link in topology.links:
         (x1, y1), (x2, y2) = places[link.a], places[link.b]
         bend = 0.35 if x1 == x2 else 0.0
-        style = f"arc3,rad={bend}"
+        style = f"arc3,rad={-bend}"
         axes.annotate(
             "",
             xy=(x2, y2),
@@ -107,9 +107,10 @@ def picture(topology: Topology, target: Path) -> None:
         )
         words = describe_link(link)
         if words:
-            middle_x, middle_y = (x1 + x2) / 2 + bend * abs(y2 - y1) / 2, (y1 + y2) / 2
+            middle_x, middle_y = (x1 + x2) / 2 + (0.1 if bend else 0.0), (y1 + y2) / 2
+            side = "left" if bend else "center"  # beside the arc, not on it
             axes.text(
-                middle_x, middle_y, words, fontsize=6.5, ha="center", va="center", zorder=2,
+                middle_x, middle_y, words, fontsize=6.5, ha=side, va="center", zorder=2,
                 bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"},
             )  # fmt: skip
     for node in topology.nodes:
@@ -119,7 +120,7 @@ def picture(topology: Topology, target: Path) -> None:
             x, y, words, fontsize=7.5, ha="center", va="center", zorder=3,
             bbox={"boxstyle": "round,pad=0.4", "fc": _COLOURS[node.kind], "ec": "#555555"},
         )  # fmt: skip
-    axes.set_xlim(-0.45, max(x for x, _ in places.values()) + 0.45)
+    axes.set_xlim(-0.45, max(x for x, _ in places.values()) + 0.6)
     axes.set_ylim(min(y for _, y in places.values()) - 0.6, max(y for _, y in places.values()) + 0.6)
     with mpl.rc_context({"svg.hashsalt": "quicferry"}):  # the same topology, the same file
         figure.savefig(target, dpi=150, metadata={"Date": None} if target.suffix.lower() == ".svg" else None)

@@ -37,7 +37,11 @@ DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 
 
 class PrivateRoot:
-    """A running private root. Made by ``start``; a context manager that ends it."""
+    """A running private root. Made by ``start``; a context manager that ends it.
+
+    ``process`` is its outermost process, ``unshare``, which ignores SIGTERM and SIGINT: to end the
+    command, use ``stop`` or ``kill`` of this class.
+    """
 
     def __init__(self, process: Popen[bytes], lifeline: int, run_id: str) -> None:
         self.process = process

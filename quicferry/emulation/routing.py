@@ -119,8 +119,10 @@ def shortest_routes(topology: Topology) -> tuple[Route, ...]:
 
 
 def routes(topology: Topology) -> tuple[Route, ...]:
-    """The routes to set: a router's are one per network; an end system's are its default gateway,
-    and one for each network that is nearer by another gateway.
+    """The routes to set.
+
+    A router's are one per network; an end system's are its default gateway, and one for each network
+    that is nearer by another gateway.
     """
     routers = {node.name for node in topology.nodes if node.kind is NodeKind.ROUTER}
     every = shortest_routes(topology)

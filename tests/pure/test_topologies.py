@@ -168,6 +168,13 @@ def test_stock_mininet_gets_each_directions_shape_in_its_own_units() -> None:
     assert topo.nodeInfo("client")["routes"] == (("0.0.0.0/0", "10.0.0.1"),)
 
 
+def test_a_rate_that_stock_mininet_would_ignore_is_refused() -> None:
+    topos = topologies.get("two_edges").mininet_topos()
+    with pytest.raises(InvalidInput, match="10000 Mbit/s"):
+        topos["two_edges"](inter_edge_mbps=10_000)
+    topos["two_edges_plain"](inter_edge_mbps=10_000)
+
+
 def test_the_plain_variant_for_stock_mininet_has_no_shape() -> None:
     topo = topologies.get("two_edges").mininet_topos()["two_edges_plain"]()
     assert {info["cls"].__name__ for _, _, info in topo.links(withInfo=True)} == {"Link"}
