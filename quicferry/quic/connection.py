@@ -104,14 +104,19 @@ class MigratableConnection(HookedConnection):
         """The extension's state as plain values (int, bytes, str, list, dict, bool, None); no times in it.
 
         Frames that are in flight are not in it: let recovery declare them lost first, and they are queued.
-        Raises ``LocalError`` at a client and without the extension.
+        Empty without the extension. Raises ``LocalError`` at a client.
         """
-        return self._server().dump()
+        return {} if self._role is None else self._server().dump()
 
     def restore_extension_state(self, values: dict[str, Any]) -> None:
-        """Takes over what ``extension_state`` gave elsewhere. Raises ``LocalError``."""
-        self._server().load(values)
-        self.rebuild_frame_handlers()
+        """Takes over what ``extension_state`` gave elsewhere.
+
+        The state of a connection without the extension leaves this one without it as well. Raises
+        ``LocalError`` at a client, and for another version's state.
+        """
+        if values:
+            self._server().load(values)
+            self.rebuild_frame_handlers()
 
     def _server(self) -> ServerRole:
         if not isinstance(self._role, ServerRole):

@@ -153,6 +153,8 @@ class ServerRole(Role):
         self.held = False
         self._epoch = max(epoch, self._epoch)
         self._challenges.clear()
+        if self._seam.has_ended:
+            return
         self._seam.restart_idle_timer(now)
         self._seam.restart_recovery(None, now)
         if not self.negotiated:
@@ -170,7 +172,7 @@ class ServerRole(Role):
         elif self.state is not ServerState.IDLE:
             raise LocalError(f"abort in the state {self.state}", hint="the move is over already")
         self._epoch = max(epoch, self._epoch)
-        if was_held:
+        if was_held and not self._seam.has_ended:
             self._seam.restart_idle_timer(now)
             self._seam.expire_in_flight(now)
         if self.negotiated and self._seam.handshake_confirmed:

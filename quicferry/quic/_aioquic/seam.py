@@ -132,14 +132,14 @@ class Seam:
 
     def expire_in_flight(self, now: float) -> None:
         """All data in flight is to be sent again at once; it is no sign of congestion."""
-        quic = self._quic
-        space = quic._spaces[tls.Epoch.ONE_RTT]
-        quic._loss._on_packets_lost(
-            congestion_event=False, now=now, packets=list(space.sent_packets.values()), space=space
-        )
-        space.loss_time = None
-        quic._loss._pto_count = 0
-        quic._pacing_at = None
+        loss = self._quic._loss
+        for space in loss.spaces:
+            loss._on_packets_lost(
+                congestion_event=False, now=now, packets=list(space.sent_packets.values()), space=space
+            )
+            space.loss_time = None
+        loss._pto_count = 0
+        self._quic._pacing_at = None
 
     def restart_recovery(self, rtt_s: float | None, now: float) -> None:
         """Congestion control and RTT as on a new path (RFC 9000 §9.4, RFC 9002 §7 and §6.2.2).
