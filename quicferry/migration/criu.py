@@ -32,6 +32,8 @@ INSTALL_HINT = "run `provision/criu.sh` as root (`make setup` does); `quicferry 
 #: machine; reading the build IDs of every mapped library takes longer. ``-v1``: errors only.
 COMMON = ("--tcp-close", "--network-lock", "skip", "--file-validation", "filesize", "-v1")
 
+KERNEL_CACHE = "/run/criu.kdat"
+
 #: Said in every run without CAP_SYS_RESOURCE, and of no consequence.
 HARMLESS = "Can't setup RLIMIT_NOFILE"
 
@@ -84,7 +86,7 @@ def explain(step: str, done: Completed, log: str) -> MigrationError:
     hint = next((hint for pattern, hint in HINTS if re.search(pattern, "\n".join(words))), None)
     return MigrationError(
         f"criu {step} failed with status {done.status}: {told or words[-1]}",
-        hint=hint or f"its log: {step}.log beside the images; `quicferry doctor` tries CRIU out",
+        hint=hint or "`quicferry doctor` tries CRIU out; docs/criu.md says what cannot be moved",
     )
 
 
@@ -96,9 +98,15 @@ class Criu:
         self.program = find_criu() if program is None else program
 
     async def warm_up(self, images: Path) -> None:
-        """Let CRIU probe the kernel now: it keeps what it learns in ``/run`` of this container."""
+        """Let CRIU probe the kernel now: it keeps what it learns in ``/run`` of this container.
+
+        Raises ``MigrationError`` when it cannot even do that: better now than after the freeze.
+        """
         self._container.path(str(images)).mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self._container.run([str(self.program), "check", "--feature", "mem_dirty_track"])
+        # Any feature would do; that this one is missing on some kernels is no matter here.
+        done = await self._container.run([str(self.program), "check", "--feature", "mem_dirty_track"])
+        if not self._container.path(KERNEL_CACHE).exists():
+            raise explain("check", done, done.stderr)
 
     def dump_argv(self, pid: int, images: Path) -> list[str]:
         """The arguments to dump a process and leave it stopped: then it can go on if the move fails."""

@@ -273,3 +273,32 @@ async def play():
     assert "there is no criu" in got["said"][0]
     assert "provision/criu.sh" in got["said"][1]
     assert got["after"]["orders"] == []
+
+
+@pytest.mark.parametrize(
+    ("program", "network", "said", "meaning"),
+    [
+        ("real", ["unshare", "--net"], "Network is unreachable", "loopback interface"),
+        ("false", [], "criu check failed with status 1", "quicferry doctor"),
+    ],
+    ids=["loopback-down", "broken-program"],
+)
+def test_what_cannot_work_is_said_when_the_move_is_prepared(tmp_path, program, network, said, meaning):
+    got = in_private_root(
+        PRELUDE
+        + """
+from quicferry.migration.criu import Criu, find_criu
+async def play():
+    async with await Container.create("edge-1", enter=ARGUMENTS["network"]) as box:
+        program = find_criu() if ARGUMENTS["program"] == "real" else Path("/bin/false")
+        try:
+            await Criu(box, program).warm_up(Path("/run/images"))
+        except MigrationError as error:
+            return [str(error), error.hint]
+report(asyncio.run(play()))
+""",
+        tmp_path,
+        arguments={"program": program, "network": network},
+    )
+    assert said in got[0]
+    assert meaning in got[1]

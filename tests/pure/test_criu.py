@@ -53,10 +53,10 @@ def test_known_errors_are_explained(words, meaning):
     assert meaning in hint
 
 
-def test_an_unknown_error_says_where_the_log_is():
+def test_an_unknown_error_says_where_to_read_on():
     message, hint = failed("(00.01) Error (criu/x.c:1): the moon is in the wrong house\n")
     assert "the moon is in the wrong house" in message
-    assert "restore.log" in hint
+    assert "docs/criu.md" in hint
 
 
 def test_without_a_log_stderr_speaks():

@@ -207,7 +207,8 @@ class CriuColdEngine:
         if self._container.is_alive(held.pid):
             await self._container.signal(held.pid, signal.SIGCONT)
             return
-        if not (self._outside / "stats-dump").exists():  # CRIU writes it last
+        dumping = self._dumping
+        if dumping is None or dumping.cancelled() or dumping.exception() is not None:
             raise MigrationError(
                 f"the server on {self._context.edge} died and there is no checkpoint of it",
                 hint="look at its log in the run directory",
