@@ -38,12 +38,12 @@ def inside(pid: int, *argv: str) -> process.Result:
 
 
 @contextlib.contextmanager
-def chain(shapes: list[Shape], backend: str) -> Iterator[tuple[LinkLayer, list[int]]]:
+def chain(shapes: list[Shape], backend: str, seed: int = 1) -> Iterator[tuple[LinkLayer, list[int]]]:
     """Hosts in a row with a link of the given shape (both ways) between neighbours."""
     hosts = [host() for _ in range(len(shapes) + 1)]
     pids = [made.pid for made in hosts]
     with tempfile.TemporaryDirectory() as folder:
-        layer = LinkLayer(backend, 1, Path(folder))
+        layer = LinkLayer(backend, seed, Path(folder))
         try:
             for i, shape in enumerate(shapes):
                 link = Link(a=f"h{i}", b=f"h{i + 1}", a_to_b=shape, b_to_a=shape)
@@ -110,7 +110,7 @@ def rate(rate_mbps: float, backend: str) -> None:
 def loss(loss_percent: float, backend: str) -> None:
     """Error of the loss; the deviation is in standard deviations of a binomial distribution."""
     with (
-        chain([Shape(delay_ms=1, loss_percent=loss_percent)], backend) as (layer, _),
+        chain([Shape(delay_ms=1, loss_percent=loss_percent)], backend, time.time_ns()) as (layer, _),
         contextlib.ExitStack() as ends,
     ):
         a, b = ends.enter_context(of_a(layer)), ends.enter_context(of_b(layer))

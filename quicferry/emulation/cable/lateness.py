@@ -5,6 +5,9 @@ Buckets are 1 us wide below 256 us and 128 us wide above, up to 66 ms; the maxim
 
 from __future__ import annotations
 
+import bisect
+import itertools
+
 FINE_BUCKETS = 256
 COARSE_SHIFT = 7
 COARSE_BUCKETS = 512
@@ -40,13 +43,11 @@ class Lateness:
 
         0 when nothing was counted; never more than the maximum.
         """
-        total = sum(self._counts)
-        wanted = total * percent / 100
-        seen = 0
-        for index, count in enumerate(self._counts):
-            seen += count
-            if count and seen >= wanted:
-                coarse = index - FINE_BUCKETS
-                edge_us = index + 1 if coarse < 0 else (coarse + 1) << COARSE_SHIFT
-                return min(float(edge_us), self.max_us)
-        return self.max_us
+        # Asked while frames are crossing: no loop in Python over all buckets.
+        reached = list(itertools.accumulate(self._counts))
+        if not reached[-1]:
+            return 0.0
+        index = bisect.bisect_left(reached, max(1.0, reached[-1] * percent / 100))
+        coarse = index - FINE_BUCKETS
+        edge_us = index + 1 if coarse < 0 else (coarse + 1) << COARSE_SHIFT
+        return min(float(edge_us), self.max_us)
