@@ -7,6 +7,7 @@ with each other. When the source agent falls silent, the orchestrator asks both.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import msgspec
 
@@ -15,12 +16,14 @@ from quicferry.events import EventLog
 from quicferry.migration.certificates import TlsFiles
 from quicferry.migration.engines.base import Deadlines, MoveOrder
 from quicferry.migration.orders import (
+    ABORT,
     COLLECT_FILES,
     MOVE,
     PREPARE_DESTINATION,
     START_SERVICE,
     STATUS,
     STOP_SERVICE,
+    Abort,
     AgentStatus,
     CollectFiles,
     Files,
@@ -195,8 +198,11 @@ class Orchestrator:
         except (TooLate, Unreachable) as error:
             return await self._find_out(order, error, deadline)
         except FerryError as error:
-            # the source agent refused: the server was not touched
+            # the source agent refused: the server was not touched, and what was prepared is not needed
             self.machine.take(Signal.ABORTED)
+            with suppress(FerryError):
+                abort = Abort(epoch=order.epoch, reason=str(error))
+                await self.agent(order.destination).call(ABORT, abort, timeout_s=limits.commit_s)
             return Outcome(
                 epoch=order.epoch,
                 outcome=Step.STAYED.value,
