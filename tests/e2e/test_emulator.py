@@ -197,7 +197,7 @@ def test_hosts_share_no_run_directory_and_no_network_but_programs_of_a_host_do(t
         emulator.execute("edge-1", ["touch", "/run/here"])
         hosts = ("edge-1", "edge-2", "client")
         listed = {host: emulator.execute(host, ["ls", "/run"]).stdout.split() for host in hosts}
-        process = emulator.spawn("edge-1", ["sh", "-c", "echo $$; exec sleep 60"], stdout=PIPE)
+        process = emulator.spawn("edge-1", ["sh", "-c", "echo $$; sleep 60; true"], stdout=PIPE)
         pid = int(process.stdout.readline())
         same = os.readlink(f"/proc/{pid}/ns/net") == os.readlink(f"/proc/{emulator.pid('edge-1')}/ns/net")
         tag = f"QUICFERRY_RUN={os.environ['QUICFERRY_RUN']}".encode()
