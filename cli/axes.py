@@ -35,6 +35,12 @@ _AXES: tuple[tuple[str, click.ParamType | type, str], ...] = (
     ("seed", int, "Seed of everything that is drawn: losses, jitter, contents."),
 )
 
+#: the axes that shape the network; a topology may know only some of them
+_TOPOLOGY_AXES = (
+    *("rtt_ms", "source_rtt_ms", "jitter_ms", "loss_percent"),
+    *("rate_mbps", "inter_edge_mbps", "pool"),
+)
+
 
 def axis_options(command: F) -> F:
     """Adds an option for every axis but strategy and engine."""
@@ -82,12 +88,8 @@ def axis_options(command: F) -> F:
 
 def build_topology(asked: Asked) -> Topology:
     """The topology that was asked for, with its links shaped. Raises ``InvalidInput``."""
-    return topologies.get(asked.topology).build(
-        rtt_ms=asked.rtt_ms,
-        source_rtt_ms=asked.source_rtt_ms,
-        jitter_ms=asked.jitter_ms,
-        loss_percent=asked.loss_percent,
-        rate_mbps=asked.rate_mbps,
-        inter_edge_mbps=asked.inter_edge_mbps,
-        pool=asked.pool,
+    family = topologies.get(asked.topology)
+    return family.build_from_axes(
+        {axis: getattr(asked, axis) for axis in _TOPOLOGY_AXES},
+        {axis: getattr(_DEFAULTS, axis) for axis in _TOPOLOGY_AXES},
     )
