@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -57,11 +57,24 @@ _STYLE: Any = {  # matplotlib types its keys as one enormous Literal
 }
 #: lane -> its place from the bottom
 LANES = {"destination": 0.0, "network": 1.0, "source": 2.0, "client": 3.2}
+_Y_LIMITS = (-0.62, 4.05)
+_LANES_IN = 3.23
+_LEGEND = "\u25bc useful data from the old address   \u25cf from the new   \u25c6 path probe"
 _LANE_NAMES = {
     "client": "client",
     "source": "source edge",
     "network": "between edges",
     "destination": "destination edge",
+}
+
+
+#: turning points that the picture names
+_TITLES = {
+    "frozen": "frozen",
+    "resumed": "resumed",
+    "first_packet": "first packet from new address",
+    "validated": "path validated",
+    "useful": "first useful byte",
 }
 
 
@@ -77,35 +90,39 @@ def as_svg(figure: Figure) -> str:
     """A figure as an SVG element for a page: without the XML heading and fixed size."""
     buffer = io.StringIO()
     with rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
 
 def timeline_figure(analysis: Analysis, *, titled: bool = True) -> Figure:
     """The move of one run: lanes for client, source, network and destination; zero is the freeze."""
+    metrics, zero = analysis.metrics, analysis.zero_ns
     with rc_context(_STYLE):
-        height = 4.9 if titled else 4.3
+        if metrics is None or (metrics.frozen_ns is None and metrics.gap is None):
+            figure = Figure(figsize=(WIDTH_IN, 2.0), dpi=DPI, facecolor="white")
+            figure.text(0.5, 0.35, "nothing moved in this run", ha="center", va="center", color=SOFT)
+            if titled:
+                _title(figure, analysis)
+            return figure
+        low, high = _window_ms(metrics, zero)
+        labels = _place_labels(metrics, zero, low, high)
+        rows = 1 + max((label.row for label in labels), default=0)
+        height = 0.62 + _LANES_IN + 0.14 + 0.21 * rows + (0.68 if titled else 0.08)
         figure = Figure(figsize=(WIDTH_IN, height), dpi=DPI, facecolor="white")
-        axes = figure.add_axes((0.112, 0.6 / height, 0.868, 3.23 / height))
-        metrics = analysis.metrics
+        axes = figure.add_axes((0.112, 0.62 / height, 0.868, _LANES_IN / height))
         if titled:
             _title(figure, analysis)
-        if metrics is None or (metrics.frozen_ns is None and metrics.gap is None):
-            axes.text(0.5, 0.5, "nothing moved in this run", ha="center", va="center", color=SOFT)
-            axes.set_axis_off()
-            return figure
-        zero = metrics.frozen_ns if metrics.frozen_ns is not None else metrics.gap.last_old_ns  # type: ignore[union-attr] # one of the two is there
-        low, high = _window_ms(metrics, zero)
         axes.set_xlim(low, high)
-        axes.set_ylim(-0.62, 4.05)
+        axes.set_ylim(*_Y_LIMITS)
         _lanes(axes)
         _gap(axes, metrics, zero)
         _service_bars(axes, metrics, zero, low, high)
         _phases(axes, metrics, zero, low, high)
         _packets(axes, analysis, zero, low, high)
-        _moments(axes, metrics, zero, low, high)
-        axes.set_xlabel("milliseconds after the server froze", fontsize=9)
+        _moments(axes, labels)
+        axes.set_xlabel("milliseconds after the server froze", fontsize=9, loc="left")
+        figure.text(0.98, 0.265 / height, _LEGEND, fontsize=8.5, color=SOFT, ha="right", va="center")
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.tick_params(axis="y", length=0)
@@ -117,7 +134,8 @@ def _title(figure: Figure, analysis: Analysis) -> None:
     title = f"{RULES[asked.strategy].title} · {asked.engine}"
     if asked.server_first:
         title += " · server first"
-    figure.text(0.018, 0.945, title, fontsize=14, fontweight="bold", va="center")
+    height = figure.get_size_inches()[1]
+    figure.text(0.018, 1 - 0.26 / height, title, fontsize=14, fontweight="bold", va="center")
     words = []
     for label, value in (
         ("service-migration time", result.service_migration_time_ms),
@@ -129,7 +147,7 @@ def _title(figure: Figure, analysis: Analysis) -> None:
             words.append(f"{label} {_ms(value)}")
     if result.outcome != "succeeded":
         words.insert(0, f"{result.outcome}: {result.error or 'no reason given'}"[:110])
-    figure.text(0.018, 0.892, "   ·   ".join(words), fontsize=10, color=SOFT, va="center")
+    figure.text(0.018, 1 - 0.54 / height, "   ·   ".join(words), fontsize=10, color=SOFT, va="center")
 
 
 def _ms(value: float) -> str:
@@ -246,64 +264,68 @@ def _packets(axes: Any, analysis: Analysis, zero: int, low: float, high: float) 
     old, new = analysis.manifest.source_endpoint, analysis.manifest.destination_endpoint
     to_client = pl.col("direction") == Direction.TO_CLIENT.value
     useful = pl.col("new_bytes") > 0
-    for server, colour in ((old, OLD), (new, NEW)):
+    for server, colour, marker in ((old, OLD, "v"), (new, NEW, "o")):
         came = table.filter(to_client & (pl.col("source") == server))
         good = came.filter(useful)["t_ms"].to_numpy()
         other = came.filter(~useful)["t_ms"].to_numpy()
         axes.vlines(other, y, y + 0.16, color=colour, linewidth=0.9, alpha=0.55, zorder=3)
         axes.vlines(good, y, y + 0.28, color=colour, linewidth=1.3, zorder=3)
-        axes.plot(good, np.full(len(good), y + 0.30), "v", color=colour, markersize=4.2, zorder=4)
+        axes.plot(good, np.full(len(good), y + 0.30), marker, color=colour, markersize=4.2, zorder=4)
         sent = table.filter(~to_client & (pl.col("destination") == server))["t_ms"].to_numpy()
         axes.vlines(sent, y - 0.2, y, color=colour, linewidth=1.1, alpha=0.8, zorder=3)
     others = table.filter(~to_client & ~pl.col("destination").is_in([old, new]))["t_ms"].to_numpy()
     axes.vlines(others, y - 0.2, y, color=SOFT, linewidth=1.1, zorder=3)
     probes = table.filter(pl.col("frames").str.contains("PATH_CHALLENGE") & ~to_client)["t_ms"].to_numpy()
     axes.plot(probes, np.full(len(probes), y - 0.28), "D", color=INK, markersize=3.6, zorder=5, clip_on=True)
-    axes.text(low, y + 0.34, " received", fontsize=8, color=SOFT, va="center")
-    axes.text(low, y - 0.32, " sent", fontsize=8, color=SOFT, va="center")
+    beside = {"fontsize": 8, "color": SOFT, "va": "center", "ha": "right"}
+    edge = low - 0.005 * (high - low)
+    axes.text(edge, y + 0.26, "received", **beside)
+    axes.text(edge, y - 0.26, "sent", **beside)
 
 
-def _moments(axes: Any, metrics: Metrics, zero: int, low: float, high: float) -> None:
-    """The turning points as lines, with labels beside each other above the picture."""
-    titles = {
-        "frozen": "frozen",
-        "resumed": "resumed",
-        "first_packet": "first packet from new address",
-        "validated": "path validated",
-        "useful": "first useful byte",
-    }
-    found = [(ns_to_ms(m.t_ns - zero), titles[m.name]) for m in metrics.moments() if m.name in titles]
+class _Label(NamedTuple):
+    """A turning point with the place of its words, in milliseconds."""
+
+    at: float
+    middle: float
+    row: int
+    text: str
+
+
+def _place_labels(metrics: Metrics, zero: int, low: float, high: float) -> list[_Label]:
+    """Labels beside each other where they fit, else one row higher."""
+    found = [(ns_to_ms(m.t_ns - zero), _TITLES[m.name]) for m in metrics.moments() if m.name in _TITLES]
     joined: list[tuple[float, str]] = []
     for at, title in found:  # what happens at one moment shares a line
         if joined and abs(joined[-1][0] - at) < (high - low) * 1e-4:
             joined[-1] = (joined[-1][0], f"{joined[-1][1]}, {title}")
         else:
             joined.append((at, title))
-    top = axes.get_ylim()[1]
-    right_ends: list[float] = []  # of each row of labels
+    ends: list[float] = []  # where the last label of each row ends
+    labels: list[_Label] = []
     for at, title in joined:
-        label = f"{title}  {at:+.1f}"
-        width = len(label) * 0.0063 * (high - low)
-        begin = min(max(at - width / 2, low), high - width)
-        row = next((i for i, end in enumerate(right_ends) if begin > end), len(right_ends))
-        if row == len(right_ends):
-            right_ends.append(begin)
-        right_ends[row] = begin + width + 0.006 * (high - low)
-        y = top + 0.12 + 0.3 * row
-        axes.plot(
-            [at, at], [-0.62, y], color=INK, linewidth=0.7, linestyle=(0, (3, 2)), zorder=0.5, clip_on=False
-        )
-        axes.text(
-            begin + width / 2,
-            y + 0.02,
-            label,
-            fontsize=8.5,
-            ha="center",
-            va="bottom",
-            color=INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-            zorder=6,
-        )
+        text = f"{title}  {at:+.1f}"
+        width = len(text) * 0.0063 * (high - low)
+        begins = [min(max(begin, low), high - width) for begin in (at - width / 2, at - 0.06 * width)]
+        place = next(((row, begin) for row, end in enumerate(ends) for begin in begins if begin > end), None)
+        row, begin = place if place is not None else (len(ends), begins[0])
+        if row == len(ends):
+            ends.append(begin)
+        ends[row] = begin + width + 0.008 * (high - low)
+        labels.append(_Label(at, begin + width / 2, row, text))
+    return labels
+
+
+def _moments(axes: Any, labels: Sequence[_Label]) -> None:
+    """The turning points as lines with their labels above the picture."""
+    bottom, top = _Y_LIMITS
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    for label in labels:
+        y = top + 0.12 + 0.3 * label.row
+        line = {"color": INK, "linewidth": 0.7, "linestyle": (0, (3, 2)), "zorder": 0.5, "clip_on": False}
+        axes.plot([label.at, label.at], [bottom, y], **line)
+        words = {"fontsize": 8.5, "ha": "center", "va": "bottom", "color": INK, "zorder": 6}
+        axes.text(label.middle, y + 0.02, label.text, bbox=paper, **words)
 
 
 def bars_figure(groups: Mapping[str, Sequence[float]], title: str, unit: str = "ms") -> Figure:

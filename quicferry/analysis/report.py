@@ -92,8 +92,10 @@ def _summary(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     for (strategy, engine), group in tables.cells(results).items():
         good = [result for result in group if result.outcome == "succeeded"]
 
-        def spread(values: Sequence[float | None], digits: int = 1) -> str:
-            return tables.median_and_interval([value for value in values if value is not None], digits)
+        def spread(values: Sequence[float | None], digits: int = 1) -> tuple[str, str]:
+            known = [value for value in values if value is not None]
+            middle, _, interval = tables.median_and_interval(known, digits).partition(" ")
+            return middle, interval
 
         times = [r.service_migration_time_ms for r in good if r.service_migration_time_ms is not None]
         middle = sorted(times)[len(times) // 2] if times else 0.0

@@ -356,6 +356,9 @@ def test_what_was_moved_must_have_crossed_the_link(
     result = study(run_copy).result
     assert result.inter_edge_bytes == datagrams * 1042
     assert any("crossed the link" in warning for warning in result.warnings) is complaint
+    lost = "Packets received/dropped on interface 'edge-1-eth1': 4/1 (pcap:0/dumpcap:1/flushed:0/ps_ifdrop:0)"
+    (run_copy / "captures" / "edge-1.log").write_text(lost)
+    assert not any("crossed the link" in warning for warning in study(run_copy).result.warnings)
 
 
 def test_a_failed_run_is_a_failed_result(scene: Scene, tmp_path: Path) -> None:
