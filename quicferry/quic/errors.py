@@ -1,7 +1,7 @@
 """What can go wrong in the extension, and the error codes it puts on the wire.
 
-Codes of RFC 9000 §20.1 are used where one fits; the extension's own are in the space that §22.5 leaves
-to private use.
+Codes of RFC 9000 §20.1 are used where one fits; the extension's own are drawn at random from the range
+for provisional registration (§22.1).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _STRATEGY_OF_BIT = {bit: strategy for strategy, bit in STRATEGY_BITS.items()}
 
 
 class FrameType(enum.IntEnum):
-    """Frame types, of the range RFC 9000 §22.1.1 leaves to private use. All are ack-eliciting."""
+    """Frame types, drawn at random from the range for provisional registration (RFC 9000 §22.1)."""
 
     SM_ADDRESS = 0x1F3A7C10
     SM_PREPARE = 0x1F3A7C11
