@@ -186,6 +186,9 @@ class DestinationSide:
         resumed = Resumed(epoch=order.epoch, t_ns=int(answer.get("t_ns", now_ns())), answer=answer)
         self._verdicts[order.epoch] = resumed
         self._take(Signal.RESUMED)
+        if self._host.forwarder is not None:
+            # a server that was here before may have left it running: what comes now is for this host
+            self._host.forwarder.close()
         self._fencing = asyncio.get_running_loop().create_task(self._fence(order))
         return resumed
 

@@ -192,7 +192,7 @@ class Orchestrator:
             + 3 * limits.commit_s
         )
         deadline = asyncio.get_running_loop().time() + longest_s
-        request = MoveRequest(order=order, ordered_by=self._config.name)
+        request = MoveRequest(order=order)
         try:
             outcome = await self.agent(order.source).call(MOVE, request, timeout_s=longest_s)
         except (TooLate, Unreachable) as error:

@@ -80,10 +80,9 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MoveRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Move the server that runs on the called agent's host."""
+    """Move the server that runs on the called agent's host. The caller emits ``migration.ordered``."""
 
     order: MoveOrder
-    ordered_by: str  # name of the orchestrator or edge that decided; it emitted migration.ordered
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -352,7 +352,7 @@ def test_methods_over_the_wire(tmp_path: Path) -> None:
             with pytest.raises(InvalidInput, match="knows no edge 'edge-7'") as raised:
                 await edge_1.call(
                     MOVE,
-                    MoveRequest(order=w.order(destination="edge-7"), ordered_by="orch"),
+                    MoveRequest(order=w.order(destination="edge-7")),
                     timeout_s=1,
                 )
             assert raised.value.hint == "it knows edge-2"
@@ -360,7 +360,7 @@ def test_methods_over_the_wire(tmp_path: Path) -> None:
                 await edge_1.call(PREPARE_DESTINATION, PrepareDestination(order=w.order()), timeout_s=1)
             assert (await edge_1.call(ABORT, Abort(epoch=5, reason="x"), timeout_s=1)).resumed is None
             assert (await edge_1.call(STOP_SERVICE, StopService(), timeout_s=1)).summary == {"standby": False}
-            request = MoveRequest(order=w.order(strategy=Strategy.SYMMETRIC), ordered_by="orch")
+            request = MoveRequest(order=w.order(strategy=Strategy.SYMMETRIC))
             outcome = await edge_1.call(MOVE, request, timeout_s=5)
             assert outcome.outcome == "moved"
             status = await edge_1.call(STATUS, StatusQuery(), timeout_s=1)
