@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+import baselines
 from apps.cast import make_cast
 from quicferry.emulation.mininet_backend import MininetEmulator
 from quicferry.events import Event
@@ -35,7 +36,8 @@ def main() -> None:
         seed=manifest.asked.seed,
         backend=None if backend == "auto" else backend,
     )
-    perform(manifest, paths, emulator, make_cast, show)
+    name = manifest.asked.baseline
+    perform(manifest, paths, emulator, baselines.get(name).make_cast if name else make_cast, show)
 
 
 if __name__ == "__main__":

@@ -133,9 +133,10 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     """The result of a run: the JSON object of ``quicferry run --json``. None means not known."""
 
     outcome: str
-    strategy: str
+    strategy: str  # or the name of the baseline
     engine: str
     seed: int
+    kind: str = "strategy"  # or "baseline"
     topology: str = "two_edges"
     server_first: bool = False
     pool: int = 1

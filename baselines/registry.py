@@ -1,0 +1,42 @@
+"""Which baselines there are, what each needs of the machine, and who plays in it.
+
+A baseline module offers one ``BASELINE``. To add a baseline, write a module and list it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+import msgspec
+
+from quicferry.errors import InvalidInput
+from quicferry.experiment.context import Cast, RunContext
+
+#: baseline name -> the module that has it; loaded when it is asked for
+_MODULES: dict[str, str] = {}
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """An alternative to the extension."""
+
+    name: str
+    title: str
+    summary: str  # one sentence: what keeps client and server together, and what it favours
+    make_cast: Callable[[RunContext], Cast]
+    needs: tuple[str, ...] = ()  # probes besides those of every run
+    moves: bool = True  # whether the server moves at all
+
+
+def names() -> tuple[str, ...]:
+    """The names of all baselines."""
+    return tuple(_MODULES)
+
+
+def get(name: str) -> Baseline:
+    """The baseline of that name. Raises ``InvalidInput``."""
+    if name not in _MODULES:
+        raise InvalidInput(f"there is no baseline {name!r}", hint="there are: " + ", ".join(_MODULES))
+    baseline = import_module(_MODULES[name]).BASELINE
+    assert isinstance(baseline, Baseline)
+    return baseline
