@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
+import msgspec
 from aioquic import tls
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
@@ -35,6 +36,8 @@ from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from quicferry.errors import FencedError, MigrationError
 from quicferry.quic import image
 from quicferry.quic._aioquic import state_fields as fields
+from quicferry.quic._aioquic.connection import HookedConnection
+from quicferry.quic.errors import LocalError
 
 _ONE_RTT = tls.Epoch.ONE_RTT
 _Image = TypeVar("_Image", bound=image.Image)
@@ -179,6 +182,7 @@ def capture(connection: QuicConnection, now: float) -> image.ConnectionImage:
     assert not connection._spaces[_ONE_RTT].sent_packets
     close_at = connection._close_at
     assert close_at is not None
+    extended = _extended(connection)
     return _plain_image(
         image.ConnectionImage,
         connection,
@@ -188,7 +192,7 @@ def capture(connection: QuicConnection, now: float) -> image.ConnectionImage:
         crypto_stream=_capture_stream(connection._crypto_streams[_ONE_RTT]),
         datagrams_pending=list(connection._datagrams_pending),
         events=[_capture_event(event) for event in connection._events],
-        extension=connection.extension_state() if isinstance(connection, Extended) else None,
+        extension=None if extended is None else extended.extension_state(),
         host_cids=[_capture_connection_id(item) for item in connection._host_cids],
         keys=_capture_keys(connection),
         local_max_data=_capture_limit(connection._local_max_data),
@@ -319,7 +323,7 @@ def _capture_event(event: events.QuicEvent) -> image.EventImage:
     name = type(event).__name__
     if fields.EVENTS.get(name) is not type(event):
         raise MigrationError(f"the service did not take an event of the kind {name}, which cannot be moved")
-    return image.EventImage(name=name, fields=dict(vars(event)))
+    return image.EventImage(name=name, fields=msgspec.to_builtins(event, builtin_types=(bytes,)))
 
 
 def _capture_recovery(loss: QuicPacketRecovery, now: float) -> image.RecoveryImage:
@@ -530,8 +534,8 @@ def _make_event(moved: image.EventImage) -> events.QuicEvent:
     if kind is None:
         raise MigrationError(f"the image holds an event of the unknown kind {moved.name}")
     try:
-        return kind(**moved.fields)
-    except TypeError:
+        return msgspec.convert(moved.fields, kind)
+    except msgspec.ValidationError:
         raise MigrationError(f"an event of the kind {moved.name} has other fields here") from None
 
 
@@ -541,10 +545,10 @@ def _put_recovery(loss: QuicPacketRecovery, moved: image.RecoveryImage, now: flo
     loss._time_of_last_sent_ack_eliciting_packet = _since(moved.last_ack_eliciting_age_s, now)
     loss._rtt_first_sample_time = _since(moved.rtt_first_sample_age_s, now)
     _put_congestion(loss._cc, moved.congestion, now)
+    # The pacer is made anew, with a full bucket: it was idle.
+    loss._pacer.evaluation_time = now
     if loss._rtt_initialized:
-        # The pacer is made anew, with a full bucket: it was idle.
         loss._pacer.update_rate(congestion_window=loss._cc.congestion_window, smoothed_rtt=loss._rtt_smoothed)
-        loss._pacer.evaluation_time = now
         loss._pacer.bucket_time = loss._pacer.bucket_max
 
 
@@ -568,13 +572,23 @@ def _put_congestion(
     monitor._samples = list(moved.rtt_monitor.samples)
 
 
+def _extended(connection: QuicConnection) -> Extended | None:
+    """The connection as one with the extension; None when it was made without."""
+    if isinstance(connection, HookedConnection) and connection._ferry is None:
+        return None
+    return connection if isinstance(connection, Extended) else None
+
+
 def _put_extension(connection: QuicConnection, state: dict[str, Any] | None) -> None:
-    if isinstance(connection, Extended):
-        if state is None:
-            raise MigrationError("the image is of a connection without the migration extension's state")
-        connection.restore_extension_state(state)
-    elif state is not None:
-        raise MigrationError("the image holds the state of an extension that is unknown here")
+    extended = _extended(connection)
+    if (extended is None) != (state is None):
+        raise MigrationError("only one of the source and this process has the migration extension")
+    if extended is None or state is None:
+        return
+    try:
+        extended.restore_extension_state(state)
+    except (LocalError, LookupError, TypeError, ValueError) as error:
+        raise MigrationError(f"the extension's state does not fit: {error}") from error
 
 
 # --- small things ----------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from enum import Enum
 
 from aioquic.quic import events
 
+from quicferry.quic.events import MigrationCommitted, MigrationReady
+
 
 class Fate(Enum):
     """What becomes of an attribute."""
@@ -116,6 +118,8 @@ EVENTS: dict[str, type[events.QuicEvent]] = {
         events.StopSendingReceived,
         events.StreamDataReceived,
         events.StreamReset,
+        MigrationCommitted,
+        MigrationReady,
     )
 }
 
