@@ -5,6 +5,9 @@
 CI_REQUIRES := root,netns,veth,shaped-link,mininet,criu,tcpdump,tshark,mptcp,dns
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
+# the programs of root, for those who became root by `su` and kept their own PATH
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-upstream lint bench lock clean
@@ -35,7 +38,7 @@ lint: setup ## check form, types and the direction of imports
 	@.venv/bin/lint-imports
 
 bench: setup ## measure the targets and print them as a table (as root)
-	@$(PYTHON) -m bench
+	@$(PYTHON) -m bench.bench_migration $(BENCH_ARGS)
 
 lock: ## make requirements.lock again from pyproject.toml
 	@tools/lock.sh
