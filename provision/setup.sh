@@ -18,7 +18,7 @@ PYTHON=/usr/bin/python3
 PACKAGES=(
   python3 python3-venv     # the environment is made of the distribution's Python
   ca-certificates          # pip speaks TLS
-  iproute2 iputils-ping procps util-linux kmod
+  make iproute2 iputils-ping procps util-linux kmod
   mininet bridge-utils ethtool # mininet brings mnexec
   iptables nftables        # CRIU closes the network of a frozen process with them
   tcpdump tshark wireshark-common # wireshark-common: dumpcap, mergecap, editcap
@@ -48,7 +48,7 @@ esac
 # worked before an upgrade of the kernel may not work after it.
 fingerprint() {
   {
-    cat "$ROOT/requirements.lock" "$ROOT/pyproject.toml" "$ROOT"/provision/*
+    cat "$ROOT/requirements.lock" "$ROOT/pyproject.toml" "$ROOT"/provision/*.*
     echo "$ROOT"
     uname -r
     "$PYTHON" -V 2>&1
