@@ -22,7 +22,6 @@ from typing import Any
 
 import msgspec
 from pyroute2 import IPRoute
-from pyroute2.netlink.rtnl.tcmsg.common import tick_in_usec
 
 from quicferry.errors import EmulationError, Unsupported
 from quicferry.model import Shape
@@ -37,6 +36,7 @@ TC_H_ROOT = 0xFFFFFFFF
 TC_H_INGRESS_MAJOR = 0xFFFF0000
 ETH_P_ALL = 0x0003
 
+TICKS_PER_US = 1000 / 64  # PSCHED_SHIFT in include/net/pkt_sched.h: a tick is 64 ns
 DISTRIBUTION_SCALE = 8192  # NETEM_DIST_SCALE: a table entry of 8192 is one standard deviation
 DISTRIBUTION_ENTRIES = 4096
 # With a rate netem keeps packets in order, without one jitter lets them overtake each other. So jitter
@@ -63,8 +63,8 @@ def parameters(shape: Shape, mtu_bytes: int) -> NetemParameters:
     elif shape.jitter_ms:
         rate = ORDER_KEEPING_RATE_BYTES_PER_S
     return NetemParameters(
-        delay_ticks=round(shape.delay_ms * 1e3 * tick_in_usec),
-        jitter_ticks=round(shape.jitter_ms * 1e3 * tick_in_usec),
+        delay_ticks=round(shape.delay_ms * 1e3 * TICKS_PER_US),
+        jitter_ticks=round(shape.jitter_ms * 1e3 * TICKS_PER_US),
         loss=round(shape.loss_percent / 100 * _U32_MAX),
         limit_packets=shape.queue_limit(mtu_bytes),
         rate_bytes_per_s=rate,
@@ -169,8 +169,8 @@ def from_kernel(options: Any) -> dict[str, str | int | float | None]:
     rate = options.get_attr("TCA_NETEM_RATE")
     return {
         "qdisc": "netem",
-        "delay_ms": options["delay"] / tick_in_usec / 1e3,
-        "jitter_ms": options["jitter"] / tick_in_usec / 1e3,
+        "delay_ms": options["delay"] / TICKS_PER_US / 1e3,
+        "jitter_ms": options["jitter"] / TICKS_PER_US / 1e3,
         "loss_percent": round(options["loss"] / _U32_MAX * 100, 6),
         "limit_packets": options["limit"],
         "rate_mbps": rate["rate"] * 8 / 1e6 if rate is not None and rate["rate"] else None,
