@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from quicferry.errors import InvalidInput, MigrationError
 from quicferry.migration.orders import (
     ABORT,
     COLLECT_FILES,
+    COMMIT,
     MOVE,
     PREPARE_DESTINATION,
     START_SERVICE,
@@ -319,6 +321,121 @@ def test_a_lost_commit_is_asked_for(tmp_path: Path) -> None:
         assert destination.machine.step is Step.MOVED
 
     go(tmp_path, story)
+
+
+def test_a_destination_that_fenced_itself_before_it_heard_of_the_commit(tmp_path: Path) -> None:
+    """It has said that it serves, then is cut off both ways; the source asks until it hears the truth."""
+
+    async def story(w: World) -> None:
+        source, destination = w.agents["edge-1"], w.agents["edge-2"]
+        original = destination.destination.receive
+        walls: list[asyncio.Server] = []
+        conversations: list[asyncio.StreamWriter] = []
+
+        async def wall(edge: str) -> None:
+            """The port is open, but nobody speaks: cut off, not gone."""
+            await w.agents[edge].rpc.stop(0)
+            walls.append(
+                await asyncio.start_server(
+                    lambda _, writer: conversations.append(writer), "127.0.0.1", w.ports[edge]
+                )
+            )
+
+        async def receive(requests: Any, send: Any, caller: str) -> None:
+            async def last_words(answer: Any) -> None:
+                await send(answer)
+                if type(answer).__name__ == "Resumed":
+                    # the word arrives, then nothing more in either direction
+                    await asyncio.sleep(0.02)
+                    raise MigrationError("cut off")
+
+            await original(requests, last_words, caller)
+
+        destination.rpc.duplex(_receive_method(), receive)
+        destination.rpc.unary(COMMIT, _never)
+        await _restart(destination)
+        moving = asyncio.create_task(source.source.move(w.order()))
+        while destination.destination.machine.step is not Step.COMMIT:  # noqa: ASYNC110  # of another task
+            await asyncio.sleep(0.001)
+        await wall("edge-1")
+        await wall("edge-2")
+        while w.service.serves:  # noqa: ASYNC110  # of another task
+            await asyncio.sleep(0.01)
+        assert destination.destination.machine.step is Step.STAYED
+        assert source.source.machine.step is Step.COMMIT, "it does not guess"
+        for made in walls:
+            made.close()
+        for writer in conversations:
+            writer.close()
+        destination.rpc.unary(COMMIT, lambda request, caller: destination.destination.commit(request.epoch))
+        await destination.rpc.start()
+        outcome = await moving
+        assert (outcome.outcome, outcome.serves_at) == ("stayed", "edge-1")
+        assert w.service.serves == {"edge-1"}
+
+    go(tmp_path, story)
+
+
+async def _never(request: Any, caller: str) -> Any:
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_trouble(tmp_path: Path, seed: int) -> None:
+    """Several moves with failures, delays and silences drawn at random: one server after each."""
+
+    async def story(w: World) -> None:
+        draw = random.Random(seed)
+        here, there = "edge-1", "edge-2"
+        returning: set[asyncio.Task[None]] = set()
+
+        async def absent(edge: str, seconds: float) -> None:
+            rpc = w.agents[edge].rpc
+            await rpc.stop(0)
+
+            async def back() -> None:
+                await asyncio.sleep(seconds)
+                await rpc.start()
+
+            task = asyncio.create_task(back())
+            returning.add(task)
+            task.add_done_callback(returning.discard)
+
+        def trouble(phase: str) -> Any:
+            # what may fail without anybody left to save the server is not among it
+            if phase in ("resume_source", "abandon_destination", "give_up_source"):
+                return None
+            match draw.choices(["nothing", "fails", "is slow", "is cut off"], [30, 1, 1, 2])[0]:
+                case "fails":
+                    raise Injected(phase)
+                case "is slow":
+                    return asyncio.sleep(draw.uniform(0.0, 0.6))
+                case "is cut off" if not returning:
+                    # the destination only: a closed port of the source means that its host is gone
+                    return absent(there, draw.uniform(0.0, 1.0))
+            return None
+
+        w.trouble = trouble
+        for epoch in range(1, 6):
+            outcome = await w.agents[here].source.move(w.order(epoch, source=here, destination=there))
+            if returning:
+                await asyncio.wait(returning)
+            await _settled(w)
+            assert w.service.serves == {outcome.serves_at}, (epoch, outcome)
+            if outcome.outcome == "moved":
+                here, there = there, here
+
+    go(tmp_path, story)
+
+
+async def _settled(w: World) -> None:
+    async with asyncio.timeout(5):
+        while not all(agent.destination.machine.is_over for agent in w.agents.values()):
+            if any(
+                agent.destination.machine.step in (Step.PREPARING, Step.READY) for agent in w.agents.values()
+            ):
+                return  # prepared for a move that did not come; the next order takes its place
+            await asyncio.sleep(0.01)
 
 
 def _receive_method() -> Any:
