@@ -59,7 +59,14 @@ _STYLE: Any = {  # matplotlib types its keys as one enormous Literal
 LANES = {"destination": 0.0, "network": 1.0, "source": 2.0, "client": 3.2}
 _Y_LIMITS = (-0.62, 4.05)
 _LANES_IN = 3.23
-_LEGEND = "\u25bc useful data from the old address   \u25cf from the new   \u25c6 path probe"
+_LEGEND = "   ".join(
+    (
+        "\u25bc useful data from the old address",
+        "\u25cf from the new",
+        "\u25c6 path probe",
+        "\u2605 frame of the extension",
+    )
+)
 _LANE_NAMES = {
     "client": "client",
     "source": "source edge",
@@ -277,6 +284,9 @@ def _packets(axes: Any, analysis: Analysis, zero: int, low: float, high: float) 
     axes.vlines(others, y - 0.2, y, color=SOFT, linewidth=1.1, zorder=3)
     probes = table.filter(pl.col("frames").str.contains("PATH_CHALLENGE") & ~to_client)["t_ms"].to_numpy()
     axes.plot(probes, np.full(len(probes), y - 0.28), "D", color=INK, markersize=3.6, zorder=5, clip_on=True)
+    control = table.filter(pl.col("frames").str.contains("SM_")).select("t_ms", to_client.alias("came"))
+    for at, came in control.iter_rows():
+        axes.plot([at], [y + 0.42 if came else y - 0.28], "*", color=GAP, markersize=8, zorder=6)
     beside = {"fontsize": 8, "color": SOFT, "va": "center", "ha": "right"}
     edge = low - 0.005 * (high - low)
     axes.text(edge, y + 0.26, "received", **beside)
