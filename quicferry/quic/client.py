@@ -76,6 +76,7 @@ class ClientRole(Role):
         self._silent_since: float | None = None
         self._loss_noticed = False
         self._deadline: float | None = None
+        self._next_stranger_at = 0.0
         self._former: dict[NetworkAddress, float] = {}  # address -> until when stragglers are read
 
     @property
@@ -288,15 +289,13 @@ class ClientRole(Role):
     def _on_old_path_alive(self) -> None:
         if self._moved or self._cause is ProbeOn.NOTICE:
             return
-        if self.state is ClientState.PROBING:
-            if self._announcement is not None:
-                self._machine.feed(ClientInput.STAND_BY)
-                self._prober.running = False
-            else:
-                self._machine.feed(ClientInput.FALSE_ALARM)
-                self._forget_race()
-        elif self.state is ClientState.FALLBACK:
+        if self._announcement is not None and self._machine.allows(ClientInput.STAND_BY):
+            self._machine.feed(ClientInput.STAND_BY)
+            self._prober.running = False
+            self._validated = None
+        elif self._machine.allows(ClientInput.FALSE_ALARM):
             self._machine.feed(ClientInput.FALSE_ALARM)
+            self._forget_race()
 
     def _on_packet_from_elsewhere(self, address: NetworkAddress, now: float) -> None:
         if not self.admits(address):
@@ -305,11 +304,16 @@ class ClientRole(Role):
         if candidate is not None and candidate.heard:
             return
         plain = plain_address(address)
+        named = self._is_named(plain)
+        if not named and not self._moved:
+            # Anyone can relay a packet to us; that must not cost a probe and a connection ID each time.
+            if now < self._next_stranger_at:
+                return
+            self._next_stranger_at = now + self._config.timings.epoch_interval_s
         if self.state not in (ClientState.PROBING, ClientState.VALIDATED):
-            named = self._is_named(plain)
             self._probe((plain,), ProbeOn.SERVER_PACKET, now, named=named)
         elif candidate is None:
-            self._add_candidate(plain, now, named=self._is_named(plain), downtime_s=0.0)
+            self._add_candidate(plain, now, named=named, downtime_s=0.0)
         else:
             candidate.next_at = now
         self._prober.candidates[address].heard = True
@@ -369,6 +373,7 @@ class ClientRole(Role):
             return
         self._machine.feed(ClientInput.RESPONSE)
         self._validated = (candidate, now - sent_at)
+        self._prober.running = False
         self._seam.emit(events.PathValidated(candidate.address, now - sent_at))
 
     def _switch_if_allowed(self, now: float) -> None:
@@ -381,7 +386,7 @@ class ClientRole(Role):
         old, old_network_address = self._seam.address, self._seam.network_address
         drain_until = now + _FORMER_PATH_PTOS * self._seam.pto_s
         self._machine.feed(ClientInput.SWITCH)
-        self._seam.adopt(candidate.network_address, candidate.cid, rtt_s, now)
+        self._seam.adopt(candidate.network_address, candidate.cid, candidate.responses, rtt_s, now)
         candidate.cid = None  # it is the connection's now
         if self._announcement is not None:
             self._done_epoch = max(self._done_epoch, self._announcement.prepare.epoch)

@@ -63,6 +63,7 @@ class Role:
         return True
 
     def _control_datagrams(self, now: float) -> Datagrams:
+        self._control = [encoded for encoded in self._control if self.is_current(encoded)]
         if not self._control:
             return []
         datagrams, written = self._seam.control_packet(self._control, self.control_delivered, now)

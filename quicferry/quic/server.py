@@ -159,7 +159,6 @@ class ServerRole(Role):
         self._seam.restart_recovery(None, now)
         if not self.negotiated:
             return
-        self._control = [encoded for encoded in self._control if self.is_current(encoded)]
         self.send_control(SmMigrated(epoch=self._epoch))
         self._seam.change_cid()  # RFC 9000 §9.5: not the same one from two addresses
         self.mute = not speak_first
@@ -176,7 +175,6 @@ class ServerRole(Role):
             self._seam.restart_idle_timer(now)
             self._seam.expire_in_flight(now)
         if self.negotiated and self._seam.handshake_confirmed:
-            self._control = [encoded for encoded in self._control if self.is_current(encoded)]
             self.send_control(SmAbort(epoch=self._epoch, reason=AbortReason.named(reason)))
 
     def _name(self, address: Address, *, pool: bool) -> int:

@@ -23,6 +23,7 @@ from aioquic.buffer import Buffer
 from aioquic.quic import events as quic_events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.logger import QuicLogger
 from aioquic.quic.packet import pull_quic_header
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -112,10 +113,12 @@ class Pair:
         network: Network | None = None,
         seed: int = 1,
         idle_timeout_s: float = 60.0,
+        logger: QuicLogger | None = None,
     ) -> None:
         self.rng = random.Random(seed)
         self.network = network or Network()
         client_configuration, server_configuration = configurations(idle_timeout_s)
+        client_configuration.quic_logger = server_configuration.quic_logger = logger
         self.client: QuicConnection = self._make(client_configuration, client)
         self._server_configuration = server_configuration
         self._server_extension = server
@@ -133,7 +136,8 @@ class Pair:
         self.response_size = 100
         self.forward_from: Address | None = None
         self.waiting_room_at: Address | None = None
-        self._room: list[bytes] = []
+        self._room: list[tuple[bytes, Address]] = []
+        self.client_seen_as: dict[Address, Address] = {}  # a NAT: by server address
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self.datagrams = 0
@@ -222,14 +226,15 @@ class Pair:
 
     def _at_server(self, data: bytes, address: Address) -> None:
         self._count()
+        source = self.client_seen_as.get(address, CLIENT)
         if address == self.server_at:
-            self._into_server(data)
+            self._into_server(data, source)
         elif address == self.forward_from and self.server_at is not None:
-            self.after(INTER_EDGE_S, functools.partial(self._into_server, data))
+            self.after(INTER_EDGE_S, functools.partial(self._into_server, data, source))
         elif self.server_at is None and address in (self.forward_from, self.waiting_room_at):
-            self._room.append(data)
+            self._room.append((data, source))
 
-    def _into_server(self, data: bytes) -> None:
+    def _into_server(self, data: bytes, source: Address) -> None:
         if self.server is None:
             buf = Buffer(data=data)
             cid = pull_quic_header(buf, host_cid_length=8).destination_cid
@@ -238,7 +243,7 @@ class Pair:
                 self._server_extension,
                 original_destination_connection_id=cid,
             )
-        self.server.receive_datagram(data, CLIENT, self.now)
+        self.server.receive_datagram(data, source, self.now)
         self._server_turn()
 
     def _count(self) -> None:
@@ -372,8 +377,8 @@ class Pair:
         self.server_at = to
         self.server.resume(epoch, strategy, speak_first, self.now)
         room, self._room = self._room, []
-        for data in room:
-            self._into_server(data)
+        for data, source in room:
+            self._into_server(data, source)
         self.flush()
 
     def first(self, kind: type, *, side: str = "client", since: float = 0.0) -> tuple[float, Any] | None:

@@ -121,13 +121,25 @@ class Seam:
 
     # ------------------------------------------------------------------ paths and recovery
 
-    def adopt(self, address: NetworkAddress, cid: QuicConnectionId, rtt_s: float, now: float) -> None:
-        """Makes a validated path the active one; what was on its way on the old one is sent again."""
+    def adopt(
+        self,
+        address: NetworkAddress,
+        cid: QuicConnectionId,
+        responses: Sequence[bytes],
+        rtt_s: float,
+        now: float,
+    ) -> None:
+        """Makes a validated path the active one; what was on its way on the old one is sent again.
+
+        ``responses`` are answers to challenges of the peer that are still to be sent.
+        """
         quic = self._quic
         quic._retire_peer_cid(quic._peer_cid)
         quic._peer_cid = cid
         quic._spin_bit = False  # RFC 9000 §17.4
-        quic._network_paths[:] = [QuicNetworkPath(address, is_validated=True)]
+        path = QuicNetworkPath(address, is_validated=True)
+        path.remote_challenges.extend(responses)
+        quic._network_paths[:] = [path]
         self.restart_recovery(rtt_s, now)
 
     def expire_in_flight(self, now: float) -> None:
