@@ -112,6 +112,7 @@ class LinkLayer:
         self._indices: dict[str, int] = {}
         self._cable: CableProcess | None = None
         self._last: list[LinkReading] | None = None
+        self._stopped = False
         # pyroute2's synchronous calls run an event loop of their own, which the caller's may forbid.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="links")
         self._netlink: IPRoute | None = None
@@ -184,8 +185,12 @@ class LinkLayer:
     def stop(self, *, remove_interfaces: bool = True) -> None:
         """End the cable and remove the interfaces of shaped links.
 
-        Without ``remove_interfaces`` they go with their namespaces, which is faster by far.
+        Without ``remove_interfaces`` they go with their namespaces, which is faster by far. Doing it
+        twice is harmless.
         """
+        if self._stopped:
+            return
+        self._stopped = True
         if self._last is None:
             with contextlib.suppress(EmulationError):  # a cable that died has nothing to say any more
                 self._last = self.readings()

@@ -239,6 +239,7 @@ def test_stopping_removes_the_wire_ends_and_keeps_the_last_readings(tmp_path: Pa
         calibrate_link(pair.layer.made[0], pings=5)
         assert "qfw0a" in process.run(["ip", "-o", "link"]).stdout
     assert "qfw" not in process.run(["ip", "-o", "link"]).stdout
+    pair.layer.stop()  # once more: harmless
     assert int(pair.layer.readings()[0].read_back["frames"] or 0) >= 5
 
 
