@@ -33,8 +33,6 @@ MOVE_S = 240.0  # longer than all deadlines of a move together
 ASK_S = 40.0
 CLIENT_END_S = 25.0  # longer than the client's own patience
 
-FORWARDING = {"auto": None, "on": True, "off": False}
-
 
 class Replies:
     """The lines of an agent or the orchestrator: events are collected, answers are waited for."""
@@ -119,7 +117,7 @@ class Agent:
             destination=destination,
             service=context.service_endpoint(destination),
             server_first=context.asked.server_first,
-            forwarding=FORWARDING[context.asked.forwarding],
+            forwarding=context.asked.forwarding,
         )
         return AgentConfig(
             edge=self.edge,
@@ -299,7 +297,7 @@ class QuicCast:
                 destination=destination,
                 service=context.service_endpoint(destination),
                 server_first=asked.server_first,
-                forwarding=FORWARDING[asked.forwarding],
+                forwarding=asked.forwarding,
             )
             outcome = self._orchestra.command(command, "outcome", MOVE_S)
         else:
@@ -321,4 +319,3 @@ class QuicCast:
 def make_cast(context: RunContext) -> QuicCast:
     """The cast of a QUIC run."""
     return QuicCast(context)
-

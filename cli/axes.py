@@ -65,9 +65,8 @@ def axis_options(command: F) -> F:
         help="What shapes the links: the kernel's netem, or our own cable in user space.",
     )(command)
     command = click.option(
-        "--forwarding",
-        type=click.Choice(["auto", "on", "off"]),
-        default="auto",
+        "--forwarding/--no-forwarding",
+        default=True,
         show_default=True,
         help="Whether the source hands datagrams that come too late on to the destination.",
     )(command)

@@ -41,6 +41,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     topology: str = "two_edges"  # a name of `quicferry topo list`
     strategy: Strategy = Strategy.PROACTIVE_EXPLICIT  # how client and server find each other again
+    baseline: str | None = None  # an alternative to the extension; then the strategy has no meaning
     engine: str = "handoff"  # how the process moves
     server_first: bool = False  # the variant in which the restored server sends first, whatever the strategy
     pool: int = 1  # candidate addresses the client is given, 1..7; the true one among them
@@ -58,7 +59,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     upload_mib: float = 0.0  # an upload beside the requests, checked by hash; 0: none
     before_s: float = 1.0  # load before the move
     after_s: float = 1.0  # load after the move
-    forwarding: str = "auto"  # auto, on, off: late datagrams go from source to destination
+    forwarding: bool = True  # the source hands datagrams that come too late on to the destination
     link_backend: str = "auto"  # auto, netem, cable
     calibrate: bool = False  # measure every link before the load begins
     seed: int = 1  # of loss, jitter and payloads

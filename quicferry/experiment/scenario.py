@@ -100,7 +100,6 @@ LIMITS: dict[str, tuple[float, float, str]] = {
 }
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "forwarding": ("auto", "on", "off"),
     "link_backend": ("auto", "netem", "cable"),
 }
 

@@ -28,6 +28,7 @@ from quicferry.migration.rpc import Unreachable
 from quicferry.migration.source_side import describe
 from quicferry.migration.states import DESTINATION, Machine, Signal, Step
 from quicferry.migration.transfer import Inbox
+from quicferry.strategies import speaks_first
 from quicferry.units import NS_PER_S, now_ns
 
 ASK_S = 1.0
@@ -91,7 +92,8 @@ class DestinationSide:
             async with asyncio.timeout(order.deadlines.prepare_s):
                 await self._host.engine(order.engine).prepare_destination(order)
             if self._host.room is not None:
-                self._host.room.prepare()
+                await_client = not speaks_first(order.strategy, order.server_first)
+                self._host.room.prepare(await_client=await_client)
             self._take(Signal.PREPARED)
         except BaseException as error:
             await self._throw_away(Signal.FAILED, describe(error))

@@ -83,7 +83,7 @@ class LocalMove(msgspec.Struct, frozen=True, kw_only=True):
     service: Endpoint  # where clients reach the server at the destination
     server_first: bool = False
     downtime_ms: float = 500.0
-    forwarding: bool | None = None  # late datagrams go on to the destination; None: as the strategy wants
+    forwarding: bool = True  # late datagrams go on from the source to the destination
     deadlines: Deadlines = Deadlines()
 
     def order(self, source: str, epoch: int) -> MoveOrder:

@@ -66,7 +66,7 @@ class MoveCommand(msgspec.Struct, frozen=True, kw_only=True, tag="move"):
     service: Endpoint  # where clients reach the server at the destination
     server_first: bool = False
     downtime_ms: float = 500.0
-    forwarding: bool | None = None  # late datagrams go on to the destination; None: as the strategy wants
+    forwarding: bool = True  # late datagrams go on from the source to the destination
     deadlines: Deadlines = Deadlines()
     epoch: int | None = None
 

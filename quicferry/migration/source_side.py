@@ -35,7 +35,7 @@ from quicferry.migration.rpc import DuplexCall, RpcClient
 from quicferry.migration.states import SOURCE, Machine, Signal, Step
 from quicferry.migration.transfer import Tally, pieces
 from quicferry.model import Endpoint
-from quicferry.strategies import RULES, forwards_late_datagrams
+from quicferry.strategies import RULES
 from quicferry.units import NS_PER_MS, NS_PER_S, now_ns
 
 ASK_S = 1.0  # one question to a destination that may be cut off
@@ -162,10 +162,7 @@ class _SourceMove:
         limits = order.deadlines
         lifetime_s = limits.notice_s + limits.checkpoint_s + limits.transfer_s + limits.restore_s
         self._stream = self._peer.open(RECEIVE, timeout_s=lifetime_s + limits.commit_s + ASK_S)
-        wanted = order.forwarding
-        if wanted is None:
-            wanted = forwards_late_datagrams(order.strategy, order.server_first)
-        if not wanted or self._host.forwarder is None:
+        if not order.forwarding or self._host.forwarder is None:
             return None
         room = prepared.waiting_room
         if room is not None and ipaddress.ip_address(room.host).is_unspecified:
@@ -359,6 +356,7 @@ class _SourceMove:
             epoch=outcome.epoch,
             outcome=outcome.outcome,
             transferred_bytes=outcome.transferred_bytes,
+            forwarded_datagrams=outcome.forwarded_datagrams,
             error=outcome.error,
             steps_ms=outcome.steps_ms,
         )

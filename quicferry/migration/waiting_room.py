@@ -5,6 +5,10 @@ the server the moment it runs: injected through a raw socket with the client's o
 so that the server sees what it would have seen. Handed-on datagrams that come later pass straight
 through; direct ones reach the running server by themselves.
 
+Where the client is the one to restart the traffic, what was handed on must not do it in its place: a
+server that answered it would have spoken first. Then the room keeps it, beyond the moment the server
+runs, until the client itself has come (a datagram sent directly to this host).
+
 Source addresses are kept, so the replies of the server go to the client by the usual way. Packets
 that a host sends to itself skip the reverse-path check, so a client's address on loopback is fine.
 """
@@ -97,6 +101,9 @@ class WaitingRoom:
         self._receiver: socket.socket | None = None
         self._injector: socket.socket | None = None
         self._is_open = False
+        self._server_runs = False
+        self._await_client = False
+        self._client_came = False
         self._closing: asyncio.TimerHandle | None = None
         self.handed_on = 0  # came from a source
         self.early = 0  # came directly, before the server ran
@@ -109,12 +116,17 @@ class WaitingRoom:
         port = self._receiver.getsockname()[1] if self._receiver is not None else self._listen.port
         return Endpoint(self._listen.host, port)
 
-    def prepare(self) -> None:
-        """Start to collect, from nothing. Raises ``MigrationError``. May be repeated."""
+    def prepare(self, *, await_client: bool = False) -> None:
+        """Start to collect, from nothing. May be repeated.
+
+        With ``await_client`` nothing is let in before the client itself has come. Raises
+        ``MigrationError``.
+        """
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
-        self._is_open = False
+        self._is_open = self._server_runs = self._client_came = False
+        self._await_client = await_client
         self._ring.clear()
         self.handed_on = self.early = self.replayed = self.passed = 0
         try:
@@ -136,7 +148,12 @@ class WaitingRoom:
         self._tap.open()
 
     def _direct(self, datagram: bytes) -> None:
-        if not self._is_open:
+        if self._is_open:
+            return
+        self._client_came = True
+        if self._server_runs:
+            self._let_in()  # this one the server has by itself
+        else:
             self.early += 1
             self._ring.append(datagram)
 
@@ -167,10 +184,16 @@ class WaitingRoom:
 
     def open(self) -> int:
         """The server runs: replay what waits, oldest first. Returns how many were replayed."""
-        if self._is_open:
+        if self._server_runs:
             return 0
         self._read()  # what lies in the sockets came before
         self._tap.drain()
+        self._server_runs = True
+        if self._await_client and not self._client_came:
+            return 0
+        return self._let_in()
+
+    def _let_in(self) -> int:
         self._is_open = True
         self._tap.close()
         waiting, self._ring = list(self._ring), deque(maxlen=self._ring.maxlen)

@@ -61,7 +61,7 @@ class MoveOrder(msgspec.Struct, frozen=True, kw_only=True):
     destination: str
     service: Endpoint  # where clients reach the server at the destination
     downtime_ms: float = 500.0  # what the clients are told to expect
-    forwarding: bool | None = None  # late datagrams go on to the destination; None: as the strategy wants
+    forwarding: bool = True  # late datagrams go on from the source to the destination
     deadlines: Deadlines = Deadlines()
     resume_before_ns: int = 0  # 0: not frozen yet
 
