@@ -45,8 +45,8 @@ class Destination:
     def silence(self) -> None:
         hold_back_port_unreachable(PORT)
 
-    def prepare(self) -> None:
-        self.room.prepare()
+    def prepare(self, await_client: bool = False) -> None:
+        self.room.prepare(await_client=await_client)
 
     def serve(self) -> None:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)

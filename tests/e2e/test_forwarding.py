@@ -98,6 +98,34 @@ report({"replayed": replayed, "replies": client.ask("replies", 8), "source": sou
     assert counters == {"handed_on": 6, "early": 1, "passed": 3}
 
 
+def test_nothing_is_let_in_before_the_client_itself_has_come(tmp_path: Path) -> None:
+    result = play(
+        """
+destination.ask("prepare", True)
+source.ask("open")
+source.ask("start")
+client.ask("send", "10.0.1.2", "late-1")
+time.sleep(0.05)
+destination.ask("serve")
+replayed = destination.ask("open")
+client.ask("send", "10.0.1.2", "late-2")
+time.sleep(0.05)
+before = destination.ask("report")["seen"]
+client.ask("send", "10.0.2.2", "probe")
+time.sleep(0.05)
+client.ask("send", "10.0.1.2", "late-3")
+time.sleep(0.05)
+report({"replayed": replayed, "before": before, "after": destination.ask("report")["seen"]})
+""",
+        tmp_path,
+    )
+    assert (result["replayed"], result["before"]) == (0, [])
+    names = [name for _, _, name, _ in result["after"]]
+    assert sorted(names[:3]) == ["late-1", "late-2", "probe"]
+    assert names.index("late-1") < names.index("late-2")
+    assert names[3:] == ["late-3"]
+
+
 def test_the_newest_datagrams_are_kept_oldest_first(tmp_path: Path) -> None:
     result = play(
         """
