@@ -20,10 +20,10 @@ mpl.use("Agg")  # no display is there, and none is asked for
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from quicferry.analysis import tables
 from quicferry.analysis.move import Metrics
 from quicferry.analysis.statistics import summarise
 from quicferry.capture.quic.decrypt import Direction
-from quicferry.strategies import RULES
 from quicferry.units import NS_PER_MS, ns_to_ms
 
 if TYPE_CHECKING:
@@ -138,9 +138,7 @@ def timeline_figure(analysis: Analysis, *, titled: bool = True) -> Figure:
 
 def _title(figure: Figure, analysis: Analysis) -> None:
     result, asked = analysis.result, analysis.manifest.asked
-    title = f"{RULES[asked.strategy].title} · {asked.engine}"
-    if asked.server_first:
-        title += " · server first"
+    title = f"{tables.title(asked)} · {asked.engine}"
     height = figure.get_size_inches()[1]
     figure.text(0.018, 1 - 0.26 / height, title, fontsize=14, fontweight="bold", va="center")
     words = []

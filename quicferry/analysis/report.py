@@ -19,7 +19,7 @@ from quicferry.analysis.metrics import Analysis, study
 from quicferry.analysis.tables import NOTHING
 from quicferry.errors import StoreError
 from quicferry.record import Asked, RunResult
-from quicferry.strategies import RULES, Strategy
+from quicferry.strategies import Strategy
 
 #: moments of a run in the order of a successful move -> what they are called in the page
 PHASE_TITLES = {
@@ -154,11 +154,10 @@ def _svg(figure: Any) -> Markup:
 
 def _section(place: int, analysis: Analysis) -> dict[str, Any]:
     result, manifest = analysis.result, analysis.manifest
-    rules = RULES[manifest.asked.strategy]
     return {
         "anchor": f"run-{place}",
         "id": manifest.id,
-        "title": rules.title + (", server first" if manifest.asked.server_first else ""),
+        "title": tables.title(manifest.asked),
         "engine": manifest.asked.engine,
         "outcome": result.outcome,
         "error": result.error,
@@ -271,7 +270,7 @@ def describe_asked(asked: Asked) -> list[tuple[str, str]]:
     source_rtt = asked.rtt_ms if asked.source_rtt_ms is None else asked.source_rtt_ms
     rows = [
         ("topology", asked.topology),
-        ("strategy", asked.strategy.value),
+        ("baseline", asked.baseline) if asked.baseline else ("strategy", asked.strategy.value),
         ("engine", asked.engine),
         ("server first", "yes" if asked.server_first else "no"),
         ("RTT to destination, to source", f"{asked.rtt_ms:g} ms, {source_rtt:g} ms"),
@@ -284,6 +283,6 @@ def describe_asked(asked: Asked) -> list[tuple[str, str]]:
         ("sizes of request and response", f"{asked.request_bytes} B, {asked.response_bytes} B"),
         ("seed", str(asked.seed)),
     ]
-    if asked.strategy is Strategy.POOL:
+    if asked.strategy is Strategy.POOL and not asked.baseline:
         rows.insert(4, ("addresses in the pool", str(asked.pool)))
     return rows

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from quicferry.analysis import tables
 from quicferry.analysis.metrics import Analysis
 from quicferry.analysis.report import describe_asked, describe_measured, describe_phases
-from quicferry.strategies import RULES
 from quicferry.units import ns_to_ms
 
 
@@ -18,7 +18,7 @@ def overview(analysis: Analysis) -> Iterator[Table | Text]:
     """What was asked, what was measured, what happened when, and every warning."""
     result, manifest = analysis.result, analysis.manifest
     title = Text(manifest.id, style="bold")
-    title.append(f"\n{RULES[manifest.asked.strategy].title} · {manifest.asked.engine} · ", style="not bold")
+    title.append(f"\n{tables.title(manifest.asked)} · {manifest.asked.engine} · ", style="not bold")
     title.append(result.outcome, style="green" if result.outcome == "succeeded" else "bold red")
     yield title
     if result.error:

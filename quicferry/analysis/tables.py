@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from quicferry.analysis.statistics import summarise
-from quicferry.record import RunResult
+from quicferry.record import Asked, RunResult
+from quicferry.strategies import RULES
 
 NOTHING = "–"  # noqa: RUF001 - the sign of a value that is not known
 _COLOURS = {"succeeded": "green", "failed": "bold red", "unsupported": "yellow", "invalid": "yellow"}
@@ -37,6 +38,13 @@ def cell_name(result: RunResult) -> str:
     if result.server_first:
         name += ", server first"
     return name
+
+
+def title(asked: Asked) -> str:
+    """What a run is called in headings."""
+    if asked.baseline is not None:
+        return asked.baseline
+    return RULES[asked.strategy].title + (", server first" if asked.server_first else "")
 
 
 def overhead_in_rtt(result: RunResult) -> float | None:

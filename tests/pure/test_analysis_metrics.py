@@ -474,3 +474,18 @@ def test_the_offset_of_the_clocks_is_sampled_well() -> None:
     import time
 
     assert abs(time.time_ns() - now_ns() - realtime_minus_monotonic_ns()) < 50 * NS_PER_MS
+
+
+def test_a_baseline_that_does_not_move_is_no_failure(run_copy: Path) -> None:
+    scene = Scene()
+    scene.load(100, 300)
+    scene.run(500)
+    write_pcapng(run_copy / "captures" / "client.pcapng", scene.client_side)
+    (run_copy / "secrets" / "keys.log").write_text(scene.keys.getvalue())
+    write_events(RunPaths(run_copy).events, scene.events)
+    assert study(run_copy).result.outcome == "failed"
+    asked = msgspec.structs.replace(read_manifest(run_copy).asked, baseline="stay")
+    change_manifest(run_copy, asked=asked)
+    result = analyse(run_copy)
+    assert (result.outcome, result.strategy, result.kind) == ("succeeded", "stay", "baseline")
+    assert result.service_migration_time_ms is None
