@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _DEFAULTS = Asked()
 
 #: option, type, what it means; the default is that of ``Asked``
-_AXES: tuple[tuple[str, click.ParamType | type, str], ...] = (
+_AXES: tuple[tuple[str, type, str], ...] = (
     ("rtt_ms", float, "Round-trip time between client and destination edge."),
     ("source_rtt_ms", float, "Round-trip time between client and source edge.  [default: as --rtt-ms]"),
     ("jitter_ms", float, "Standard deviation of each one-way delay between core and edges."),
@@ -30,6 +30,9 @@ _AXES: tuple[tuple[str, click.ParamType | type, str], ...] = (
     ("response_bytes", int, "Size of a response."),
     ("download_mib", float, "Size of a download that runs beside the requests; 0 is none."),
     ("upload_mib", float, "Size of an upload that runs beside the requests; 0 is none."),
+    ("dns_ttl_s", int, "Time to live of the service's DNS record, 0 to 60 (baselines with DNS)."),
+    ("tcp_user_timeout_ms", float, "How long TCP data may stay unacknowledged; 0 is the system's default."),
+    ("request_timeout_ms", float, "How long a baseline's client waits for an answer."),
     ("before_s", float, "Load before the move."),
     ("after_s", float, "Load after the move."),
     ("seed", int, "Seed of everything that is drawn: losses, jitter, contents."),
@@ -56,6 +59,16 @@ def axis_options(command: F) -> F:
         )(command)
     command = click.option(
         "--calibrate", is_flag=True, help="Measure every link before the run and store what it really does."
+    )(command)
+    command = click.option(
+        "--dns-cache",
+        type=click.Choice(["warm", "cold"]),
+        default=_DEFAULTS.dns_cache,
+        show_default=True,
+        help="Whether others on the client's host look the service's name up as well.",
+    )(command)
+    command = click.option(
+        "--tls-resumption", is_flag=True, help="New connections of a baseline resume a TLS session."
     )(command)
     command = click.option(
         "--link-backend",

@@ -60,6 +60,13 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     before_s: float = 1.0  # load before the move
     after_s: float = 1.0  # load after the move
     forwarding: bool = True  # the source hands datagrams that come too late on to the destination
+    dns_ttl_s: int = 1  # time to live of the service's address record; baselines that look it up
+    dns_cache: str = "warm"  # warm: others on the client's host look the name up as well; cold: nobody does
+    tcp_user_timeout_ms: float = (
+        1000.0  # how long TCP data may stay unacknowledged (RFC 5482); 0: the system's
+    )
+    request_timeout_ms: float = 1000.0  # how long a client without the extension waits for an answer
+    tls_resumption: bool = False  # a new connection resumes the TLS session of an old one if it can
     link_backend: str = "auto"  # auto, netem, cable
     calibrate: bool = False  # measure every link before the load begins
     seed: int = 1  # of loss, jitter and payloads
@@ -121,6 +128,8 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     responses: int = 0
     requests_lost: int = 0  # sent and never answered, although the client waited at the end
     requests_duplicated: int = 0  # the service says that it obeyed a request a second time
+    requests_repeated: int = 0  # sent again by a client that had lost its connection
+    repeats_recognised: int = 0  # of these, what the service had obeyed before and did not obey again
     bytes_verified: int = 0  # bytes of responses and transfers that were checked and right
     state_ok: bool = False  # the service's counters never went back and never skipped
     state_detail: str = ""
@@ -155,10 +164,14 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     requests_sent: int | None = None
     requests_lost: int | None = None
     requests_duplicated: int | None = None
+    requests_repeated: int | None = None  # sent again on a new connection
     bytes_verified: int | None = None
     state_ok: bool | None = None
     phases_ms: dict[str, float] = {}  # notice, checkpoint, transfer, restore, first_packet, validated, useful
     moments_ms: dict[str, float] = {}  # the same and more as moments, relative to server.frozen
+    parts_ms: dict[str, float] = {}  # what a reconnecting baseline's service-migration time is made of
+    largest_gap_ms: float | None = None  # between two useful packets at the client, anywhere in the run
+    service_time_ms: float | None = None  # median time from a request to the end of its answer
     rtt_method: str | None = None  # how rtt_ms was measured
     inter_edge_bytes: int | None = None  # seen on the wire between the edges: the check of transferred_bytes
     packets_undecrypted: int | None = None  # in the client's capture

@@ -96,10 +96,14 @@ LIMITS: dict[str, tuple[float, float, str]] = {
     "loss_percent": (0, 100, "%"),
     "rate_mbps": (0.001, 100_000, "Mbit/s"),
     "inter_edge_mbps": (0.001, 100_000, "Mbit/s"),
+    "dns_ttl_s": (0, 60, "s"),
+    "tcp_user_timeout_ms": (0, 600_000, "ms"),
+    "request_timeout_ms": (10, 600_000, "ms"),
     "seed": (0, 2**53, ""),
 }
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "dns_cache": ("warm", "cold"),
     "link_backend": ("auto", "netem", "cable"),
 }
 
