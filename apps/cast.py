@@ -21,7 +21,7 @@ from quicferry.migration.orchestrator import EndCommand, MoveCommand, Orchestrat
 from quicferry.migration.orders import Files
 from quicferry.model import Endpoint, NodeKind
 from quicferry.process import TimeoutExpired
-from quicferry.strategies import RULES
+from quicferry.strategies import RULES, Strategy
 from quicferry.units import BYTES_PER_MIB
 
 CONTROL = Endpoint("127.0.0.1", SERVICE_PORT + 1)
@@ -76,10 +76,22 @@ class Replies:
 
 
 class Agent:
-    """The node agent of one edge, with the commands for a server and a standby there."""
+    """The node agent of one edge, with the commands for a server and a standby there.
+
+    ``module`` is the server's. With ``plain`` the server has neither extension nor pool, and no
+    datagram is forwarded or kept waiting: what a move is without us.
+    """
 
     def __init__(
-        self, context: RunContext, edge: str, peer: str, tls: TlsFiles, server_tls: TlsFiles
+        self,
+        context: RunContext,
+        edge: str,
+        peer: str,
+        tls: TlsFiles,
+        server_tls: TlsFiles,
+        *,
+        module: str = "apps.server",
+        plain: bool = False,
     ) -> None:
         self.name = f"agent-{edge}"
         self.edge = edge
@@ -87,6 +99,8 @@ class Agent:
         self._peer = peer
         self._tls = tls
         self._server_tls = server_tls
+        self._module = module
+        self._plain = plain
         self.replies = Replies(context)
         self.program: Program | None = None
 
@@ -128,7 +142,7 @@ class Agent:
             standby=self._server("standby", standby=True),
             control=CONTROL,
             service_address=context.service_endpoint(self.edge),
-            client_interfaces=facing_clients,
+            client_interfaces=[] if self._plain else facing_clients,
             waiting_room=Endpoint(between_edges(context, self.edge, self._peer), WAITING_ROOM_PORT),
             collect=[SERVER_EVENTS],
             on_signal=local_move if self.edge == context.part("source") else None,
@@ -136,7 +150,7 @@ class Agent:
 
     def _server(self, kind: str, *, standby: bool) -> Command:
         context, asked = self._context, self._context.asked
-        pool = RULES[asked.strategy].pool
+        pool = RULES[asked.strategy].pool and not self._plain
         config = ServerConfig(
             edge=self.edge,
             listen=Endpoint("0.0.0.0", SERVICE_PORT),
@@ -146,12 +160,13 @@ class Agent:
             certificate=self._server_tls.certificate,
             key=self._server_tls.key,
             pool=[context.service_endpoint(edge) for edge in context.topology.pool] if pool else [],
+            extension=not self._plain,
             standby=standby,
             response_bytes=asked.response_bytes,
             memory_mib=asked.memory_mib,
         )
         path = context.write_config(f"{kind}-{self.edge}", config)
-        return Command(argv=context.module("apps.server", path))
+        return Command(argv=context.module(self._module, path))
 
 
 def between_edges(context: RunContext, edge: str, other: str) -> str:
@@ -209,32 +224,46 @@ class Orchestra:
             self.program.end()
 
 
-class QuicClient:
-    """The client and its load."""
+def client_config(context: RunContext, authority: str) -> ClientConfig:
+    """What every client of a run is told; the file for its secrets is made."""
+    asked = context.asked
+    context.paths.keys.touch(mode=0o600)
+    return ClientConfig(
+        server=context.service_endpoint(context.part("source")),
+        authority=authority,
+        keys=str(context.paths.keys),
+        summary=str(context.paths.client),
+        interval_ms=asked.interval_ms,
+        request_bytes=asked.request_bytes,
+        download_bytes=round(asked.download_mib * BYTES_PER_MIB),
+        upload_bytes=round(asked.upload_mib * BYTES_PER_MIB),
+        seed=asked.seed,
+    )
+
+
+class LoadClient:
+    """The client and its load. ``end_s`` is longer than the client's own patience."""
 
     name = "client"
 
-    def __init__(self, context: RunContext, authority: str) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        config: ClientConfig,
+        *,
+        module: str = "apps.client",
+        end_s: float = CLIENT_END_S,
+    ) -> None:
         self._context = context
-        self._authority = authority
+        self._config = config
+        self._module = module
+        self._end_s = end_s
         self._connected: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.program: Program | None = None
 
     def start(self) -> None:
-        context, asked = self._context, self._context.asked
-        config = ClientConfig(
-            server=context.service_endpoint(context.part("source")),
-            authority=self._authority,
-            keys=str(context.paths.keys),
-            summary=str(context.paths.client),
-            interval_ms=asked.interval_ms,
-            request_bytes=asked.request_bytes,
-            download_bytes=round(asked.download_mib * BYTES_PER_MIB),
-            upload_bytes=round(asked.upload_mib * BYTES_PER_MIB),
-            seed=asked.seed,
-        )
-        context.paths.keys.touch(mode=0o600)
-        argv = context.module("apps.client", context.write_config(self.name, config))
+        context = self._context
+        argv = context.module(self._module, context.write_config(self.name, self._config))
         self.program = context.start(self.name, context.part("client"), argv, self._line)
 
     def _line(self, line: bytes) -> None:
@@ -258,12 +287,54 @@ class QuicClient:
             return
         self.program.tell(b"stop")
         try:
-            status = self.program.wait(CLIENT_END_S)
+            status = self.program.wait(self._end_s)
         except TimeoutExpired:
             self.program.end()
             raise MigrationError("the client did not end in good order", hint="see client.log") from None
         if status != 0:
             raise MigrationError(f"the client failed: {self.program.last_words()}", hint="see client.log")
+
+
+class Credentials:
+    """The certificates of one run, all of one authority."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._authority = Authority()
+        self._folder = context.credentials
+
+    def issue(self, name: str) -> TlsFiles:
+        """A certificate and its key, as files that live as long as the run."""
+        return self._authority.issue(name).save(self._folder, name)
+
+
+def order_move(
+    context: RunContext, orchestra: Orchestra, strategy: Strategy, *, forwarding: bool
+) -> dict[str, Any]:
+    """Let the orchestrator move the server; returns what it says at the end. Raises ``MigrationError``."""
+    destination = context.part("destination")
+    command = MoveCommand(
+        strategy=strategy,
+        engine=context.asked.engine,
+        source=context.part("source"),
+        destination=destination,
+        service=context.service_endpoint(destination),
+        server_first=context.asked.server_first,
+        forwarding=forwarding,
+    )
+    return orchestra.command(command, "outcome", MOVE_S)
+
+
+def moved(outcome: dict[str, Any]) -> dict[str, Any]:
+    """What of an outcome is kept. Raises ``MigrationError`` when the server is not at the destination."""
+    if outcome.get("outcome") != "moved":
+        raise MigrationError(
+            f"the server did not move ({outcome.get('outcome')}): {outcome.get('error')}",
+            hint=outcome.get("hint"),
+        )
+    return {
+        "transferred_bytes": outcome.get("transferred_bytes"),
+        "forwarded_datagrams": outcome.get("forwarded_datagrams"),
+    }
 
 
 class QuicCast:
@@ -272,48 +343,25 @@ class QuicCast:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         source, destination = context.part("source"), context.part("destination")
-        authority = Authority()
-        folder = context.credentials
-
-        def issue(name: str) -> TlsFiles:
-            return authority.issue(name).save(folder, name)
-
+        issue = Credentials(context).issue
         server = issue(SERVER_NAME)
         self._source = Agent(context, source, destination, issue(source), server)
         self._destination = Agent(context, destination, source, issue(destination), server)
         self._orchestra = Orchestra(context, [source, destination], issue(context.part("orchestrator")))
-        client = QuicClient(context, server.authority)
+        client = LoadClient(context, client_config(context, server.authority))
         self.services: list[Service] = [self._source, self._destination, self._orchestra, client]
 
     def move(self) -> dict[str, Any]:
         """Move the server: by the orchestrator, or by the source host alone where none is needed."""
-        context, asked = self._context, self._context.asked
-        destination = context.part("destination")
+        asked = self._context.asked
         if RULES[asked.strategy].notice:
-            command = MoveCommand(
-                strategy=asked.strategy,
-                engine=asked.engine,
-                source=context.part("source"),
-                destination=destination,
-                service=context.service_endpoint(destination),
-                server_first=asked.server_first,
-                forwarding=asked.forwarding,
+            return moved(
+                order_move(self._context, self._orchestra, asked.strategy, forwarding=asked.forwarding)
             )
-            outcome = self._orchestra.command(command, "outcome", MOVE_S)
-        else:
-            program = self._source.program
-            assert program is not None
-            program.process.send_signal(signal.SIGUSR1)
-            outcome = self._source.replies.wait(program, {"outcome"}, MOVE_S)
-        if outcome.get("outcome") != "moved":
-            raise MigrationError(
-                f"the server did not move ({outcome.get('outcome')}): {outcome.get('error')}",
-                hint=outcome.get("hint"),
-            )
-        return {
-            "transferred_bytes": outcome.get("transferred_bytes"),
-            "forwarded_datagrams": outcome.get("forwarded_datagrams"),
-        }
+        program = self._source.program
+        assert program is not None
+        program.process.send_signal(signal.SIGUSR1)
+        return moved(self._source.replies.wait(program, {"outcome"}, MOVE_S))
 
 
 def make_cast(context: RunContext) -> QuicCast:
