@@ -15,6 +15,7 @@ import asyncio
 import ctypes
 import socket
 import struct
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -126,13 +127,23 @@ class Tap:
             self._read(tap)
 
     def close(self) -> None:
-        """Stop listening."""
-        for tap in self._sockets:
+        """Stop listening, at once.
+
+        The sockets themselves are closed by a thread: the kernel lets whoever closes a packet socket
+        wait until no processor can be using it any more, 8 to 17 ms (measured; synchronize_net()).
+        """
+        closing, self._sockets = self._sockets, []
+        for tap in closing:
             # the loop may be closed already when an agent is torn down
             with suppress(RuntimeError):
                 asyncio.get_running_loop().remove_reader(tap)
-            tap.close()
-        self._sockets = []
+        if closing:
+            threading.Thread(target=_close_all, args=(closing,), name="close-taps").start()
+
+
+def _close_all(sockets: list[socket.socket]) -> None:
+    for each in sockets:
+        each.close()
 
 
 class Forwarder:

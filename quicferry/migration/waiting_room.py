@@ -195,9 +195,9 @@ class WaitingRoom:
 
     def _let_in(self) -> int:
         self._is_open = True
-        self._tap.close()
         waiting, self._ring = list(self._ring), deque(maxlen=self._ring.maxlen)
         self.replayed = sum(self._inject(datagram) for datagram in waiting)
+        self._tap.close()
         return self.replayed
 
     def close_later(self, delay_s: float) -> None:
