@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEv
 
 from apps.config import ALPN, SERVER_NAME, ClientConfig, read_config
 from apps.load import Load
+from apps.pace import Pace, first
 from apps.udp import UdpPort
 from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint
@@ -35,7 +35,6 @@ from quicferry.quic import (
     PeerMigrated,
     ProbeStarted,
 )
-from quicferry.record import write_json
 from quicferry.units import now_s
 
 
@@ -66,75 +65,31 @@ class Client:
         self.load = Load(config, events, self._send, self.connection.unsent_bytes)
         self.connected = asyncio.Event()
         self.closed = asyncio.Event()
-        self.stopping = asyncio.Event()
+        self.pace = Pace(config, self.load, self._request)
         self._timer: asyncio.TimerHandle | None = None
         self._origin = ""
 
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
-        loop.add_reader(sys.stdin.fileno(), self._stdin)
+        self.pace.listen()
         self.port.start()
-        self.connection.connect(tuple(self.config.server), now_s())
+        self.connection.connect((self.config.server.host, self.config.server.port), now_s())
         self._proceed()
-        await self._first(self.connected, self.stopping, self.closed)
+        await first(self.connected, self.pace.stopping, self.closed)
         gc.freeze()
-        ticker = asyncio.create_task(self._tick())
         self.load.start_transfers(self.connection.get_next_available_stream_id)
         self._proceed()
-        await self._first(self.stopping, self.closed)
-        ticker.cancel()
-        self.load.finish()
-        try:
-            async with asyncio.timeout(self.config.patience_s):
-                await self._first(self.load.complete, self.closed)
-        except TimeoutError:
-            pass  # what is still open counts as lost
-        summary = self.load.summary()
-        summary.negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
-        self.events.emit(
-            "client.state.checked",
-            ok=summary.state_ok,
-            expected=summary.responses,
-            seen=summary.state_detail,
-        )
-        write_json(Path(self.config.summary), summary)
-        self.events.emit("client.done", sent=summary.requests_sent, lost=summary.requests_lost)
+        await self.pace.run(self.closed)
+        negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
+        self.pace.conclude(self.events, negotiated)
         self.connection.close()
         self._proceed()
         self.port.close()
         self._keys.close()
 
-    @staticmethod
-    async def _first(*events: asyncio.Event) -> None:
-        tasks = [asyncio.create_task(event.wait()) for event in events]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-
-    def _stdin(self) -> None:
-        line = sys.stdin.buffer.readline()
-        if not line or line.strip() == b"stop":
-            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-            self.stopping.set()
-
-    async def _tick(self) -> None:
-        """Requests at a fixed pace, whatever happens to their answers; 0 is back to back."""
-        loop = asyncio.get_running_loop()
-        interval = self.config.interval_ms / 1e3
-        due = loop.time()
-        while True:
-            if interval > 0:
-                self.load.request(self.connection.get_next_available_stream_id)
-                self._proceed()
-                due += interval
-                await asyncio.sleep(max(0.0, due - loop.time()))
-            else:
-                self.load.answered.clear()
-                self.load.request(self.connection.get_next_available_stream_id)
-                self._proceed()
-                await self.load.answered.wait()
+    def _request(self) -> None:
+        self.load.request(self.connection.get_next_available_stream_id)
+        self._proceed()
 
     # --- the connection ----------------------------------------------------------------------
 

@@ -60,7 +60,10 @@ class Load:
         self._transfers: dict[int, Transfer] = {}
         self._records: list[RequestRecord] = []
         self._counts: list[int] = []
-        self._repeated = 0
+        self._duplicated = 0
+        self._again: set[int] = set()  # streams whose exchange the client has sent more than once
+        self._repeats = 0
+        self._recognised = 0
         self._wrong: list[str] = []
         self._verified_bytes = 0
         self._data_origin = ""  # whom download bytes came from last, and when
@@ -93,6 +96,25 @@ class Load:
         self._pending[stream] = Pending(number=self._number, sent_ns=now_ns())
         self._events.emit("client.request.sent", number=self._number, size_bytes=len(data), stream=stream)
         self._send(stream, data, True)
+
+    def repeated(self, stream: int) -> None:
+        """An open exchange is sent again from its beginning; what came of its answer is forgotten.
+
+        Of a download, the answer goes on after what came: whoever sends it asks for the rest only.
+        """
+        self._again.add(stream)
+        self._repeats += 1
+        pending = self._pending.get(stream)
+        if pending is not None:
+            pending.reader, pending.reply, pending.body_bytes = HeaderReader(), None, 0
+            self._events.emit("client.request.repeated", number=pending.number, stream=stream)
+        elif stream in self._transfers:
+            self._transfers[stream].reader = HeaderReader()
+
+    def received_bytes(self, stream: int) -> int:
+        """How much of a download's body has come."""
+        transfer = self._transfers.get(stream)
+        return transfer.chain.size if transfer is not None and transfer.ask.op == "download" else 0
 
     def start_transfers(self, next_stream: NextStream) -> None:
         """Begin the download and the upload, if there are any."""
@@ -143,8 +165,11 @@ class Load:
         del self._pending[stream]
         if pending.reply is None:
             self._wrong.append(f"the answer to {pending.number} has no header")
+        elif pending.reply.repeated and stream in self._again:
+            self._recognised += 1  # its first answer was lost, and the service did not obey it again
+            self._verified_bytes += pending.body_bytes
         elif pending.reply.repeated:
-            self._repeated += 1
+            self._duplicated += 1
         else:
             self._counts.append(pending.reply.session_count)
             self._verified_bytes += pending.body_bytes
@@ -212,7 +237,9 @@ class Load:
             for stream, pending in self._pending.items()
         ]
         counted = sorted(self._counts)
-        unbroken = counted == list(range(1, len(counted) + 1))
+        # what was recognised as a repeat was counted when it came first, and that answer was lost
+        expected = len(counted) + self._recognised
+        unbroken = len(set(counted)) == len(counted) and (counted or [0])[-1] <= expected
         problems = list(self._wrong)
         if not unbroken and not lost:
             problems.append("the session's counter was repeated or skipped a number")
@@ -222,10 +249,12 @@ class Load:
             requests_sent=self._number,
             responses=len(self._records),
             requests_lost=len(lost),
-            requests_duplicated=self._repeated,
+            requests_duplicated=self._duplicated,
+            requests_repeated=self._repeats,
+            repeats_recognised=self._recognised,
             bytes_verified=self._verified_bytes,
             state_ok=not problems,
-            state_detail="; ".join(problems) or f"counted 1 to {len(counted)} without a gap",
+            state_detail="; ".join(problems) or f"counted 1 to {expected} without a gap",
             requests=sorted(self._records + lost, key=lambda record: record.number),
             transfers=[
                 TransferRecord(

@@ -116,7 +116,9 @@ class Server:
         elif isinstance(event, HandshakeCompleted):
             self.events.emit("server.connected", negotiated=bool(peer.connection.negotiated))
             if self.config.pool and Strategy.POOL in peer.connection.negotiated:
-                peer.connection.offer_addresses([tuple(address) for address in self.config.pool], now_s())
+                peer.connection.offer_addresses(
+                    [(address.host, address.port) for address in self.config.pool], now_s()
+                )
         elif isinstance(event, MigrationReady):
             self.events.emit("server.client.ready", epoch=event.epoch, result=str(event.result))
             self._answers[peer.key] = str(event.result)
@@ -165,7 +167,9 @@ class Server:
 
     async def _prepare(self, order: control.Prepare) -> dict[str, Any]:
         rules = RULES[order.strategy]
-        addresses = [tuple(order.destination)] if rules.carries_address and order.destination else []
+        addresses: list[tuple[str, int]] = []
+        if rules.carries_address and order.destination is not None:
+            addresses = [(order.destination.host, order.destination.port)]
         self._answers.clear()
         peers = list(self.table.peers.values())
         for peer in peers:

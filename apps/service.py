@@ -93,7 +93,9 @@ class Service:
             if exchange.ask.op == "upload":
                 exchange.upload = Chain()
             elif exchange.ask.op == "download":
-                send(stream, header(Reply(edge=self.edge, size=exchange.ask.size)), exchange.ask.size == 0)
+                exchange.sent = exchange.ask.offset
+                reply = Reply(edge=self.edge, size=exchange.ask.size)
+                send(stream, header(reply), exchange.sent >= exchange.ask.size)
         if exchange.upload is not None and body:
             exchange.upload.update(body)
         ask = exchange.ask

@@ -32,6 +32,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     number: int = 0  # of a get, counted from 1 within the session
     size: int = 0
     seed: int = 0
+    offset: int = 0  # of a download: where its body begins, for a client that has the beginning already
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ Its stdout is the events of the run, as JSON lines, for whoever watches.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import baselines
 from apps.cast import make_cast
 from quicferry.emulation.mininet_backend import MininetEmulator
 from quicferry.events import Event
-from quicferry.experiment.run import perform
+from quicferry.experiment.run import MakeCast, perform
 from quicferry.record import RunPaths, read_manifest
+
+PRIORITY = -10  # niceness of all that plays in a run: what else the machine does should not be measured
 
 
 def show(event: Event) -> None:
@@ -37,7 +40,9 @@ def main() -> None:
         backend=None if backend == "auto" else backend,
     )
     name = manifest.asked.baseline
-    perform(manifest, paths, emulator, baselines.get(name).make_cast if name else make_cast, show)
+    cast: MakeCast = baselines.get(name).make_cast if name is not None else make_cast
+    os.nice(PRIORITY)
+    perform(manifest, paths, emulator, cast, show)
 
 
 if __name__ == "__main__":
