@@ -56,7 +56,8 @@ def axes_page() -> str:
     for field in tree.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             name = field.target.id
-            _, _, comment = comments[field.lineno - 1].partition("  # ")
+            written = comments[field.lineno - 1 : field.end_lineno]  # the formatter wraps long ones
+            comment = next((line.partition("  # ")[2] for line in written if "  # " in line), "")
             value = getattr(defaults, name)
             kind = ast.unparse(field.annotation).replace("|", "or")
             default = (
