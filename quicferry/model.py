@@ -221,6 +221,6 @@ class LinkReading(msgspec.Struct, frozen=True, kw_only=True):
     backend: str  # "netem", "cable" or "plain"
     asked: Shape
     read_back: dict[str, str | int | float | None] = {}
-    measured_delay_ms: float | None = None  # half the median round-trip time of this link
+    measured_delay_ms: float | None = None  # the median one-way time of this direction, by kernel stamps
     measured_loss_percent: float | None = None
     measured_rate_mbps: float | None = None
