@@ -208,7 +208,7 @@ def _caption(result: RunResult) -> str:
         return "Timeline of the move. The client got no service from the new address."
     words = f"The client was without service for {result.service_migration_time_ms:.1f} ms"
     if result.container_downtime_ms is not None:
-        words += f"; the server stood still for {result.container_downtime_ms:.1f} ms of it"
+        words += f"; the server stood still for {result.container_downtime_ms:.1f} ms"
     if result.connection_overhead_ms is not None:
         words += f", and {result.connection_overhead_ms:.1f} ms after it ran again its first useful byte came"
     return words + "."
