@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import signal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ CONTROL = Endpoint("127.0.0.1", SERVICE_PORT + 1)
 RPC_PORT = SERVICE_PORT + 2
 WAITING_ROOM_PORT = SERVICE_PORT + 3
 SERVER_EVENTS = "/run/server.jsonl"  # inside the container
+SERVER_LOGS = "/run/service-*.log"  # what a server wrote to stderr
 SERVER_FENCE = "/run/server.fence"
 MOVE_S = 240.0  # longer than all deadlines of a move together
 ASK_S = 40.0
@@ -78,7 +80,7 @@ class Replies:
 class Agent:
     """The node agent of one edge, with the commands for a server and a standby there.
 
-    ``module`` is the server's. With ``plain`` the server has neither extension nor pool, and no
+    ``module`` is the server's. With ``plain`` the server offers no pool, and no
     datagram is forwarded or kept waiting: what a move is without us.
     """
 
@@ -144,7 +146,7 @@ class Agent:
             service_address=context.service_endpoint(self.edge),
             client_interfaces=[] if self._plain else facing_clients,
             waiting_room=Endpoint(between_edges(context, self.edge, self._peer), WAITING_ROOM_PORT),
-            collect=[SERVER_EVENTS],
+            collect=[SERVER_EVENTS, SERVER_LOGS],
             on_signal=local_move if self.edge == context.part("source") else None,
         )
 
@@ -160,7 +162,6 @@ class Agent:
             certificate=self._server_tls.certificate,
             key=self._server_tls.key,
             pool=[context.service_endpoint(edge) for edge in context.topology.pool] if pool else [],
-            extension=not self._plain,
             standby=standby,
             response_bytes=asked.response_bytes,
             memory_mib=asked.memory_mib,
@@ -216,12 +217,18 @@ class Orchestra:
         try:
             if self.program.process.poll() is None:
                 ended = self.command(EndCommand(edges=self._edges), "ended", ASK_S)
-                for files in msgspec.convert(ended, dict[str, Files]).values():
-                    for content in files.files.values():
-                        for line in content.splitlines():
-                            self._context.collect_line(line)
+                for edge, collected in msgspec.convert(ended, dict[str, Files]).items():
+                    self._take_in(edge, collected.files)
         finally:
             self.program.end()
+
+    def _take_in(self, edge: str, files: dict[str, bytes]) -> None:
+        for name, content in files.items():
+            if name == SERVER_EVENTS:
+                for line in content.splitlines():
+                    self._context.collect_line(line)
+            elif content:
+                (self._context.paths.logs / f"{edge}-{Path(name).name}").write_bytes(content)
 
 
 def client_config(context: RunContext, authority: str) -> ClientConfig:

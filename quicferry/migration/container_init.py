@@ -36,7 +36,8 @@ def set_last_pid(pid: int) -> None:
 def become(argv: list[str], env: dict[str, str] | None, log: str) -> None:
     """In the child: open stdio inside this mount namespace, then become the program."""
     os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # this init ignores them, and that would be inherited
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, os.devnull, os.O_WRONLY),

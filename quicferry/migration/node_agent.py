@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -119,7 +120,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     forward_from: list[str] = []  # addresses that other edges forward from; empty: the peers' addresses
     linger_s: float = 2.0  # late datagrams are handed on this long after the commit
     start_timeout_s: float = 20.0  # until a started server answers
-    collect: list[str] = []  # files inside the container that CollectFiles sends
+    collect: list[str] = []  # files inside the container that CollectFiles sends; may be glob patterns
     events: str | None = None  # this agent's own event file; None: JSON lines on stdout
     journal: str | None = None
     on_signal: LocalMove | None = None
@@ -349,11 +350,11 @@ class NodeAgent:
 
     async def _collect_files(self, request: CollectFiles, caller: str) -> Files:
         files: dict[str, bytes] = {}
-        for name in self.config.collect:
-            try:
-                files[name] = self.container.path(name).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                continue
+        root = self.container.path("/")
+        for pattern in self.config.collect:
+            for path in sorted(root.glob(pattern.lstrip("/"))):
+                with suppress(OSError):
+                    files[f"/{path.relative_to(root)}"] = path.read_bytes()
         return Files(files=files)
 
     async def close(self) -> None:
