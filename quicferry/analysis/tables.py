@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
@@ -54,6 +55,12 @@ def overhead_in_rtt(result: RunResult) -> float | None:
     return result.connection_overhead_ms / result.rtt_ms
 
 
+def short_id(run_id: str) -> str:
+    """The date and time an ID begins with: enough to find the run, and the rest stands beside it."""
+    stamp = re.match(r"\d{8}-\d{6}(?=-)", run_id)
+    return stamp[0] if stamp else run_id
+
+
 def lost_requests(result: RunResult) -> str:
     """``0 of 290``."""
     if result.requests_lost is None:
@@ -76,15 +83,15 @@ _COLUMNS: list[tuple[str, str, Callable[[RunResult], str]]] = [
 
 
 def result_table(results: Sequence[RunResult], *, with_id: bool = False) -> Table:
-    """One row per run."""
+    """One row per run; ``with_id`` puts in front what ``quicferry runs show`` takes."""
     table = Table(header_style="bold", border_style="dim")
     if with_id:
-        table.add_column("run", overflow="fold")
+        table.add_column("run", no_wrap=True)
     for heading, justify, _ in _COLUMNS:
         table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
     for result in results:
-        cells: list[str | Text] = [result.run_id or NOTHING] if with_id else []
+        cells: list[str | Text] = [short_id(result.run_id or NOTHING)] if with_id else []
         cells += [value(result) for _, _, value in _COLUMNS]
         outcome = Text(result.outcome, style=_COLOURS.get(result.outcome, ""))
         if result.outcome == "succeeded" and result.warnings:

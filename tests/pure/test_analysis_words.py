@@ -128,6 +128,12 @@ def test_many_runs_become_medians_with_intervals() -> None:
     assert "0 of 100" in text
 
 
+def test_an_id_is_shortened_to_what_finds_the_run() -> None:
+    text = printed(tables.result_table([result(run_id="20260102-030405-pool-handoff-1a2b3c")], with_id=True))
+    assert "20260102-030405 " in text
+    assert tables.short_id("mine") == "mine"
+
+
 def test_single_runs_are_compared_as_single_runs() -> None:
     text = printed(tables.comparison_table([result(), result(engine="criu-cold")]))
     assert "outcome" in text
