@@ -133,6 +133,7 @@ class World:
         self.bytes_moved: list[int] = []
         self.down_until: float | None = None
         self.forward_late = True
+        self.client_address = CLIENT
         self._queue: list[tuple[float, int, str, bytes]] = []
         self._count = 0
         self._late: list[bytes] = []
@@ -187,7 +188,7 @@ class World:
                     configuration=self.configuration,
                     original_destination_connection_id=header.destination_cid,
                 )
-            self.server.receive_datagram(data, CLIENT, self.server_now)
+            self.server.receive_datagram(data, self.client_address, self.server_now)
 
     def take_events(self) -> None:
         while (event := self.client.next_event()) is not None:

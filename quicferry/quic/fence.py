@@ -24,7 +24,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     version: Literal[1] = 1
     epoch: int
-    state: Literal["frozen", "lifted"]
+    state: Literal["frozen", "open"]
 
 
 class Fence:
@@ -74,12 +74,24 @@ class Fence:
         is not newer than the last one, and ``OSError`` when the record cannot be written: then
         nothing may leave.
         """
-        if self._damage is not None or (self.frozen_epoch is not None and self.frozen_epoch != epoch):
+        if self._damage is not None:
             self.check()
-        if self._record is not None and self.frozen_epoch is None and epoch <= self._record.epoch:
-            raise MigrationError(f"move {epoch} is stale: move {self._record.epoch} was here already")
-        if self.frozen_epoch is None:
-            self._write(Record(epoch=epoch, state="frozen"))
+        if self.frozen_epoch == epoch:
+            return
+        self._refuse_stale(epoch)
+        self._write(Record(epoch=epoch, state="frozen"))
+
+    def take_over(self, epoch: int) -> None:
+        """At a destination, before it restores what move ``epoch`` brought: it may send from now on.
+
+        A host that gave its connections away may get them back in a later move. Raises
+        ``MigrationError`` for an epoch that is not newer than the last one: what came with it was
+        restored before, and its packet numbers are used.
+        """
+        if self._damage is not None:
+            self.check()
+        self._refuse_stale(epoch)
+        self._write(Record(epoch=epoch, state="open"))
 
     def lift(self, epoch: int) -> None:
         """Take the fence away after a proven abort of move ``epoch``.
@@ -90,7 +102,11 @@ class Fence:
             self.check()
         if self.frozen_epoch != epoch:
             raise MigrationError(f"this host is not frozen for move {epoch}")
-        self._write(Record(epoch=epoch, state="lifted"))
+        self._write(Record(epoch=epoch, state="open"))
+
+    def _refuse_stale(self, epoch: int) -> None:
+        if self._record is not None and epoch <= self._record.epoch:
+            raise MigrationError(f"move {epoch} is stale: move {self._record.epoch} was here already")
 
     def _read(self) -> Record | None:
         try:

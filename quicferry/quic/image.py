@@ -5,9 +5,9 @@ time that was left at the freeze until something is due (negative when it was ov
 ``…_age_s`` the time that had passed since something happened; both ends may have different clocks.
 Other fields carry the meaning and the unit that RFC 9000, 9001 and 9002 give them.
 
-The names of the fields are part of the hand-off format: a change to them is a new
-:data:`quicferry.quic.snapshot.FORMAT_VERSION`. Images hold traffic secrets, so none of them has a
-``repr`` that shows its content.
+The names of the fields, and their order in what there are many of (``array_like``), are the hand-off
+format: any change to them is a new :data:`quicferry.quic.snapshot.FORMAT_VERSION`. Images hold traffic
+secrets, so none of them has a ``repr`` that shows its content.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return []
 
 
-class ConnectionIdImage(Image, frozen=True):
+class ConnectionIdImage(Image, frozen=True, array_like=True):
     """A connection ID of either end. The token lets its holder end the connection: it is a secret."""
 
     cid: bytes
@@ -70,7 +70,7 @@ class SpaceImage(Image, frozen=True):
     received: Ranges
 
 
-class ReceiverImage(Image, frozen=True):
+class ReceiverImage(Image, frozen=True, array_like=True):
     """The receiving part of a stream. ``buffer`` begins at ``buffer_start``, gaps included."""
 
     buffer: bytes
@@ -83,7 +83,7 @@ class ReceiverImage(Image, frozen=True):
     stop_pending: bool
 
 
-class SenderImage(Image, frozen=True):
+class SenderImage(Image, frozen=True, array_like=True):
     """The sending part of a stream. ``buffer`` begins at ``buffer_start``, at what is not acknowledged."""
 
     acked: Ranges
@@ -101,7 +101,7 @@ class SenderImage(Image, frozen=True):
     reset_pending: bool
 
 
-class StreamImage(Image, frozen=True):
+class StreamImage(Image, frozen=True, array_like=True):
     """A stream, or the CRYPTO stream of the application space (which has no ``stream_id``)."""
 
     is_blocked: bool
@@ -113,7 +113,7 @@ class StreamImage(Image, frozen=True):
     stream_id: int | None
 
 
-class LimitImage(Image, frozen=True):
+class LimitImage(Image, frozen=True, array_like=True):
     """A limit that this end grants: what was advertised, used and is to be advertised."""
 
     sent: int
@@ -121,7 +121,7 @@ class LimitImage(Image, frozen=True):
     value: int
 
 
-class PathImage(Image, frozen=True):
+class PathImage(Image, frozen=True, array_like=True):
     """A network path: the peer's address and how far its validation is (RFC 9000 §8)."""
 
     addr: list[str | int]

@@ -215,3 +215,25 @@ def test_the_idle_timeout_goes_on_where_it_was() -> None:
     assert world.server is not None and world.server._close_at is not None
     assert world.server._close_at - world.server_now == pytest.approx(left, abs=0.05)
     assert left < 11.0
+
+
+def test_the_validation_of_a_path_goes_on_at_the_destination() -> None:
+    """The client's address changed just before the server moved (RFC 9000 §9.3)."""
+    world = World()
+    world.connect()
+    world.settle()
+    world.client_address = ("10.0.0.9", 41000)
+    stream = world.get(100_000, 2)
+    world.flush()
+    world.run(lambda: bool(world.server and world.server._network_paths[0].addr == world.client_address))
+    assert world.server is not None
+    assert not world.server._network_paths[0].is_validated
+    assert world.server._network_paths[0].validation_deadline is not None
+    world._queue.clear()  # the challenge is lost
+    world.hop()
+    path = world.server._network_paths[0]
+    assert path.addr == world.client_address
+    assert path.validation_deadline is not None and 0 < path.validation_deadline - world.server_now < 5
+    world.run(lambda: stream in world.finished)
+    assert path.is_validated
+    assert world.answers[stream] == pattern(100_000, 2)

@@ -68,21 +68,46 @@ def test_epochs_only_grow(tmp_path: Path) -> None:
     fence = Fence(tmp_path / "fence")
     fence.close(3)
     fence.close(3)  # the order was repeated
-    with pytest.raises(FencedError):
-        fence.close(4)  # this host has nothing to give away
     fence.lift(3)
-    with pytest.raises(MigrationError, match="stale"):
-        fence.close(3)
+    for stale in (3, 2):
+        with pytest.raises(MigrationError, match="stale"):
+            fence.close(stale)
     fence.close(4)
     assert Fence(tmp_path / "fence").frozen_epoch == 4
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"epoch": 3}', b'{"version":2,"epoch":1,"state":"lifted"}'])
+def test_a_host_that_gets_its_connections_back_may_send_and_give_them_away_again(tmp_path: Path) -> None:
+    fence = Fence(tmp_path / "fence")
+    fence.close(1)
+    fence.take_over(2)
+    fence.check()
+    Fence(tmp_path / "fence").check()
+    fence.close(3)
+    assert fence.frozen_epoch == 3
+
+
+def test_nothing_is_taken_over_twice(tmp_path: Path) -> None:
+    """The same snapshot restored again would begin at the same packet number."""
+    Fence(tmp_path / "fence").take_over(5)
+    later = Fence(tmp_path / "fence")
+    for stale in (5, 4):
+        with pytest.raises(MigrationError, match="stale"):
+            later.take_over(stale)
+    with pytest.raises(MigrationError, match="not frozen"):
+        later.lift(5)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"epoch": 3}', b'{"version":2,"epoch":1,"state":"open"}'])
 def test_a_record_that_cannot_be_read_counts_as_a_fence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "fence").write_bytes(content)
     fence = Fence(tmp_path / "fence")
     assert fence.closed
-    for call in (fence.check, lambda: fence.close(9), lambda: fence.lift(1)):
+    for call in (
+        fence.check,
+        lambda: fence.close(9),
+        lambda: fence.lift(1),
+        lambda: fence.take_over(9),
+    ):
         with pytest.raises(FencedError):
             call()
 
