@@ -33,8 +33,8 @@ NAMES: dict[str, str] = {
     "client.migration.aborted": "the server called the move off; detail: epoch, reason",
     "client.fell-back": "the client gave up on the move; detail: reason",
     "client.connection.lost": "a baseline's connection is given up; detail: address, reason, open",
-    "client.dns.query": "the client's resolver asks the name server; detail: name, attempt",
-    "client.dns.answer": "the name server answered; detail: name, address, ttl_s",
+    "client.dns.query": "the client's resolver asks the name server; detail: record, attempt",
+    "client.dns.answer": "the name server answered; detail: record, address, ttl_s",
     "client.resolved": "an address to connect to; detail: address, cached (bool), ttl_left_s",
     "client.tcp.connecting": "the first SYN of an attempt leaves; detail: address",
     "client.tcp.connected": "the TCP connection is there; detail: address",
@@ -56,9 +56,9 @@ NAMES: dict[str, str] = {
     "server.aborted": "the move was called off and the source serves again; detail: epoch, reason",
     "server.stopped": "the process ends; detail: the summary of the service",
     # the name server and what tells it of the move
-    "dns.started": "the name server answers; detail: zone, name, address, ttl_s",
-    "dns.update.sent": "a signed dynamic update leaves; detail: name, address, attempt",
-    "dns.update.done": "the name server took the update; detail: name, address, rcode",
+    "dns.started": "the name server answers; detail: zone, record, address, ttl_s",
+    "dns.update.sent": "a signed dynamic update leaves; detail: record, address, attempt",
+    "dns.update.done": "the name server took the update; detail: record, address, rcode",
     # the move, seen by orchestrator and node agents
     "migration.ordered": "the decision to move; detail: epoch, strategy, engine, source, destination",
     "migration.notice": "phase: the client is told and answers",

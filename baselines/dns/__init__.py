@@ -1,0 +1,1 @@
+"""The service's name: a real authoritative server, signed dynamic updates, a caching resolver."""
