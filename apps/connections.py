@@ -9,7 +9,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
-from aioquic.buffer import Buffer
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
 from aioquic.quic.events import (
     ConnectionIdIssued,

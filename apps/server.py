@@ -28,6 +28,7 @@ from aioquic.quic.events import (
 
 from apps.config import ALPN, ServerConfig, read_config
 from apps.connections import ConnectionTable, Peer
+from apps.rehearsal import rehearse
 from apps.service import Service
 from apps.udp import UdpPort
 from quicferry.errors import MigrationError
@@ -87,7 +88,9 @@ class Server:
         transport, _ = await loop.create_datagram_endpoint(
             lambda: control.ControlServer(self.obey), local_addr=endpoint
         )
-        if not self.standby:
+        if self.standby:
+            rehearse(self.table.configuration, self.table.extension)
+        else:
             self.port.start()
         self.events.emit("server.started", pid=os.getpid(), standby=self.standby)
         gc.freeze()  # what lives now lives on: a collection in mid-migration would be paid in downtime

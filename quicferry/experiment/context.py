@@ -43,7 +43,9 @@ class Service(Protocol):
 class Cast(Protocol):
     """Who plays in a run. ``services`` are started in order; the last one is the client."""
 
-    services: Sequence[Service]
+    @property
+    def services(self) -> Sequence[Service]:
+        """All parts, in the order of their start."""
 
     def move(self) -> dict[str, Any]:
         """Move the server once; returns when it serves at the destination or again at the source.

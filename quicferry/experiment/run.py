@@ -15,6 +15,7 @@ from quicferry import __version__
 from quicferry.capture.capture import CaptureSession
 from quicferry.capture.clock import realtime_minus_monotonic_ns
 from quicferry.emulation.emulator import Emulator
+from quicferry.emulation.links import warnings_about
 from quicferry.errors import FerryError, MigrationError
 from quicferry.events import Event, write_events
 from quicferry.experiment.context import Cast, RunContext, Service
@@ -99,7 +100,7 @@ def _play(manifest: Manifest, context: RunContext, make_cast: MakeCast) -> None:
             captures.stop()
             manifest.links = emulator.link_readings()
             manifest.link_backend = link_backend(manifest.links)
-            context.warnings += captures.warnings
+            context.warnings += captures.warnings + warnings_about(manifest.links)
     if problems:
         raise problems[0]
 
