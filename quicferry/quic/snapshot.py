@@ -31,6 +31,8 @@ from quicferry.errors import MigrationError
 from quicferry.quic import image
 from quicferry.quic._aioquic import state
 from quicferry.quic._aioquic.state import Build, Extended
+from quicferry.quic._aioquic.state_capture import capture
+from quicferry.quic._aioquic.state_restore import reconstruct
 
 __all__ = [
     "ABORT_GAP",
@@ -120,7 +122,7 @@ def take_snapshot(connection: QuicConnection, now: float, *, epoch: int) -> byte
     """
     if not state.is_sealed(connection):
         raise MigrationError("only a frozen connection can be moved", hint="call freeze first")
-    return _seal_up(_SNAPSHOT_MAGIC, _Snapshot(epoch=epoch, connection=state.capture(connection, now)))
+    return _seal_up(_SNAPSHOT_MAGIC, _Snapshot(epoch=epoch, connection=capture(connection, now)))
 
 
 def restore_snapshot(
@@ -141,7 +143,7 @@ def restore_snapshot(
     snapshot = _open_up(_SNAPSHOT_MAGIC, data, _snapshot_decoder)
     if epoch is not None and snapshot.epoch != epoch:
         raise MigrationError(f"the snapshot belongs to move {snapshot.epoch}, not to move {epoch}")
-    connection = state.reconstruct(snapshot.connection, configuration=configuration, build=build, now=now)
+    connection = reconstruct(snapshot.connection, configuration=configuration, build=build, now=now)
     state.skip_packet_numbers(connection, PACKET_NUMBER_LEASE)
     # Half of the numbers for data, which the window bounds; the other half for acknowledgements and
     # probes, of which a peer that hears nothing cannot provoke more than its own window has packets.
