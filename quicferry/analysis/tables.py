@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -35,10 +37,15 @@ def cell_name(result: RunResult) -> str:
     """What tells the cells of an experiment apart: strategy, variant, pool."""
     name = result.strategy
     if result.pool > 1:
-        name += f" (pool of {result.pool})"
+        name += f" of {result.pool}" if name == "pool" else f", pool of {result.pool}"
     if result.server_first:
         name += ", server first"
     return name
+
+
+def engine_name(result: RunResult) -> str:
+    """The engine, and how much memory the server had."""
+    return result.engine + (f" +{result.memory_mib} MiB" if result.memory_mib else "")
 
 
 def title(asked: Asked) -> str:
@@ -68,13 +75,15 @@ def lost_requests(result: RunResult) -> str:
     return f"{result.requests_lost} of {result.requests_sent if result.requests_sent is not None else '?'}"
 
 
+#: columns that a narrow terminal does without
+_ONLY_WIDE = ("strategy", "engine", "RTT,\nms", "moved")
 #: heading, justify, value
 _COLUMNS: list[tuple[str, str, Callable[[RunResult], str]]] = [
     ("strategy", "left", cell_name),
-    ("engine", "left", lambda r: r.engine + (f" +{r.memory_mib} MiB" if r.memory_mib else "")),
-    ("service-migration\ntime, ms", "right", lambda r: number(r.service_migration_time_ms)),
-    ("container\ndowntime, ms", "right", lambda r: number(r.container_downtime_ms)),
-    ("connection\noverhead, ms", "right", lambda r: number(r.connection_overhead_ms)),
+    ("engine", "left", lambda r: engine_name(r)),
+    ("service-\nmigration\ntime, ms", "right", lambda r: number(r.service_migration_time_ms)),
+    ("container\ndowntime,\nms", "right", lambda r: number(r.container_downtime_ms)),
+    ("connection\noverhead,\nms", "right", lambda r: number(r.connection_overhead_ms)),
     ("overhead,\nRTT", "right", lambda r: number(overhead_in_rtt(r), 2)),
     ("RTT,\nms", "right", lambda r: number(r.rtt_ms)),
     ("moved", "right", lambda r: size(r.transferred_bytes)),
@@ -82,24 +91,68 @@ _COLUMNS: list[tuple[str, str, Callable[[RunResult], str]]] = [
 ]
 
 
-def result_table(results: Sequence[RunResult], *, with_id: bool = False) -> Table:
-    """One row per run; ``with_id`` puts in front what ``quicferry runs show`` takes."""
-    table = Table(header_style="bold", border_style="dim")
-    if with_id:
-        table.add_column("run", no_wrap=True)
-    for heading, justify, _ in _COLUMNS:
-        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
-    table.add_column("outcome", no_wrap=True)
-    for result in results:
-        cells: list[str | Text] = [short_id(result.run_id or NOTHING)] if with_id else []
-        cells += [value(result) for _, _, value in _COLUMNS]
-        outcome = Text(result.outcome, style=_COLOURS.get(result.outcome, ""))
-        if result.outcome == "succeeded" and result.warnings:
-            outcome.append(" !", style="yellow")
-        table.add_row(*cells, outcome)
-    if any(result.outcome == "succeeded" and result.warnings for result in results):
-        table.caption = "! has warnings: see `quicferry runs show`"
-    return table
+class ResultTable:
+    """One row per run; a rich renderable that leaves out what a narrow terminal has no room for.
+
+    ``with_id`` puts in front what ``quicferry runs show`` takes.
+    """
+
+    def __init__(self, results: Sequence[RunResult], *, with_id: bool = False) -> None:
+        self._results = results
+        self._with_id = with_id
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = self._wide()
+        yield (
+            wide
+            if console.measure(wide, options=options.update(max_width=10_000)).maximum <= (options.max_width)
+            else self._narrow()
+        )
+
+    def _empty(self) -> Table:
+        table = Table(header_style="bold", border_style="dim", box=SIMPLE_HEAD, pad_edge=False)
+        if any(result.outcome == "succeeded" and result.warnings for result in self._results):
+            table.caption = "! has warnings: see `quicferry runs show`"
+        return table
+
+    def _wide(self) -> Table:
+        table = self._empty()
+        if self._with_id:
+            table.add_column("run")
+        for heading, justify, _ in _COLUMNS:
+            table.add_column(heading, justify="right" if justify == "right" else "left")
+        table.add_column("outcome")
+        for result in self._results:
+            cells: list[str | Text] = [short_id(result.run_id or NOTHING)] if self._with_id else []
+            cells += [value(result) for _, _, value in _COLUMNS]
+            table.add_row(*cells, _outcome(result))
+        return table
+
+    def _narrow(self) -> Table:
+        """Who and how it ended in one column, and the numbers that matter most."""
+        table = self._empty()
+        table.add_column("run", overflow="fold")
+        numbers = [column for column in _COLUMNS if column[0] not in _ONLY_WIDE]
+        for heading, _, _ in numbers:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for result in self._results:
+            name = Text(f"{cell_name(result)}\n{engine_name(result)} ")
+            if self._with_id:
+                name = Text(f"{short_id(result.run_id or NOTHING)}\n").append(name)
+            table.add_row(name.append(_outcome(result)), *(value(result) for _, _, value in numbers))
+        return table
+
+
+def _outcome(result: RunResult) -> Text:
+    text = Text(result.outcome, style=_COLOURS.get(result.outcome, ""))
+    if result.outcome == "succeeded" and result.warnings:
+        text.append(" !", style="yellow")
+    return text
+
+
+def result_table(results: Sequence[RunResult], *, with_id: bool = False) -> ResultTable:
+    """One row per run."""
+    return ResultTable(results, with_id=with_id)
 
 
 Cell = tuple[str, str]
@@ -109,8 +162,7 @@ def cells(results: Iterable[RunResult]) -> dict[Cell, list[RunResult]]:
     """Runs of one kind together, in the order in which the kinds first appear."""
     found: dict[Cell, list[RunResult]] = {}
     for result in results:
-        engine = result.engine + (f" +{result.memory_mib} MiB" if result.memory_mib else "")
-        found.setdefault((cell_name(result), engine), []).append(result)
+        found.setdefault((cell_name(result), engine_name(result)), []).append(result)
     return found
 
 
@@ -125,7 +177,7 @@ def median_and_interval(values: Sequence[float], digits: int = 1) -> str:
     return text
 
 
-def comparison_table(results: Sequence[RunResult]) -> Table:
+def comparison_table(results: Sequence[RunResult]) -> Table | ResultTable:
     """One row per strategy, variant and engine: medians with 95 % confidence intervals.
 
     With one run per row this is ``result_table``. Failed runs count in the last columns only.
@@ -137,18 +189,18 @@ def comparison_table(results: Sequence[RunResult]) -> Table:
         header_style="bold", border_style="dim", caption="median [its exact 95 % confidence interval]"
     )
     for heading in ("strategy", "engine"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading)
     columns: list[tuple[str, int, Callable[[RunResult], float | None]]] = [
-        ("service-migration\ntime, ms", 1, lambda r: r.service_migration_time_ms),
-        ("container\ndowntime, ms", 1, lambda r: r.container_downtime_ms),
-        ("connection\noverhead, ms", 1, lambda r: r.connection_overhead_ms),
+        ("service-\nmigration\ntime, ms", 1, lambda r: r.service_migration_time_ms),
+        ("container\ndowntime,\nms", 1, lambda r: r.container_downtime_ms),
+        ("connection\noverhead,\nms", 1, lambda r: r.connection_overhead_ms),
         ("overhead,\nRTT", 2, overhead_in_rtt),
         ("RTT,\nms", 1, lambda r: r.rtt_ms),
     ]
     for heading, _, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", overflow="fold")
     for heading in ("moved", "requests\nlost", "runs\nsucceeded"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", overflow="fold")
     for (strategy, engine), group in groups.items():
         good = [result for result in group if result.outcome == "succeeded"]
         row = [strategy, engine]
