@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import heapq
+import math
 import random
 import ssl
 from collections.abc import Callable, Iterator
@@ -204,8 +205,8 @@ class World:
                 if not isinstance(event, HandshakeCompleted):
                     self.service.handle(self.server, event)
 
-    def step(self) -> bool:
-        """Go to the next thing that happens; False when nothing will."""
+    def step(self, not_after: float = math.inf) -> bool:
+        """Go to the next thing that happens, at most to that time; False when nothing ever will."""
         times: list[tuple[float, str]] = []
         if self._queue:
             times.append((self._queue[0][0], "datagram"))
@@ -221,6 +222,9 @@ class World:
         if not times:
             return False
         at, what = min(times)
+        if at > not_after:
+            self.now = not_after
+            return True
         self.now = max(self.now, at)
         if what == "datagram":
             _, _, to, data = heapq.heappop(self._queue)
@@ -243,8 +247,10 @@ class World:
             assert self.step(), "nobody has anything to do any more"
 
     def settle(self, seconds: float = 1.0) -> None:
+        """Let that much time pass."""
         deadline = self.now + seconds
-        self.run(lambda: self.now >= deadline or not self._queue)
+        while self.now < deadline:
+            assert self.step(deadline)
 
     # the move
 
