@@ -33,6 +33,7 @@ _AXES: tuple[tuple[str, type, str], ...] = (
     ("dns_ttl_s", int, "Time to live of the service's DNS record, 0 to 60 (baselines with DNS)."),
     ("tcp_user_timeout_ms", float, "How long TCP data may stay unacknowledged; 0 is the system's default."),
     ("request_timeout_ms", float, "How long a baseline's client waits for an answer."),
+    ("downtime_ms", float, "How long the MPTCP baseline stands still.  [default: as the engine does]"),
     ("before_s", float, "Load before the move."),
     ("after_s", float, "Load after the move."),
     ("seed", int, "Seed of everything that is drawn: losses, jitter, contents."),
@@ -69,6 +70,11 @@ def axis_options(command: F) -> F:
     )(command)
     command = click.option(
         "--tls-resumption", is_flag=True, help="New connections of a baseline resume a TLS session."
+    )(command)
+    command = click.option(
+        "--mptcp-make-before-break",
+        is_flag=True,
+        help="MPTCP's new address stands before the old one goes.",
     )(command)
     command = click.option(
         "--link-backend",

@@ -59,6 +59,15 @@ NAMES: dict[str, str] = {
     "dns.started": "the name server answers; detail: zone, record, address, ttl_s",
     "dns.update.sent": "a signed dynamic update leaves; detail: record, address, attempt",
     "dns.update.done": "the name server took the update; detail: record, address, rcode",
+    # addresses that move, or come and go
+    "address.detached": "an address can be reached at an edge no more; detail: address, edge",
+    "address.attached": "an address can be reached at an edge; detail: address, edge",
+    "address.announced": "MPTCP: the clients are told of an address (ADD_ADDR); detail: address",
+    "address.joined": "MPTCP: the clients' subflows to it stand; detail: address, subflows",
+    "address.withdrawn": "MPTCP: the clients are told to forget it (REMOVE_ADDR); detail: address",
+    "client.address.changed": "the client goes on from another address; detail: old, new",
+    "route.update.sent": "the router is told where an address is now; detail: address, gateway, attempt",
+    "route.updated": "the router has its new route; detail: address, gateway, took_us",
     # the move, seen by orchestrator and node agents
     "migration.ordered": "the decision to move; detail: epoch, strategy, engine, source, destination",
     "migration.notice": "phase: the client is told and answers",

@@ -19,6 +19,11 @@ from quicferry.strategies import Strategy
 
 FORMAT_VERSION = 1
 
+#: What tells the old place of the service from the new one in the client's capture.
+PLACE_BY_SERVER = "server"  # the server's address changes
+PLACE_BY_TIME = "time"  # it stays the same, or both serve for a while: the moment the server resumed does
+PLACE_BY_CLIENT = "client"  # the server stays, the client's address changes
+
 
 class RunPaths:
     """Where things are in a run directory."""
@@ -67,6 +72,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     )
     request_timeout_ms: float = 1000.0  # how long a client without the extension waits for an answer
     tls_resumption: bool = False  # a new connection resumes the TLS session of an old one if it can
+    mptcp_make_before_break: bool = False  # MPTCP: the new address stands before the old one goes
+    downtime_ms: float | None = None  # how long the MPTCP baseline stands still; None: as the engine does
     link_backend: str = "auto"  # auto, netem, cable
     calibrate: bool = False  # measure every link before the load begins
     seed: int = 1  # of loss, jitter and payloads
@@ -90,6 +97,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     client_address: str = ""
     source_endpoint: str = ""  # "10.0.1.2:4433"
     destination_endpoint: str = ""
+    place_by: str = PLACE_BY_SERVER  # how the client's capture tells the old place from the new
     link_backend: str = ""
     links: list[LinkReading] = []
     clock: Clock | None = None

@@ -19,7 +19,7 @@ from quicferry.errors import FerryError
 from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint, Topology
 from quicferry.process import PIPE, Popen, stop
-from quicferry.record import Asked, RunPaths
+from quicferry.record import PLACE_BY_SERVER, Asked, RunPaths
 
 SERVICE_PORT = 4433
 OnLine = Callable[[bytes], None]
@@ -122,6 +122,9 @@ class RunContext:
         self.events = EventLog("run", sink=self.collect)
         self._on_event = on_event
         self.warnings: list[str] = []
+        #: where clients reach the server at an edge, if not at the edge's own address; a cast may say so
+        self.endpoints: dict[str, Endpoint] = {}
+        self.place_by = PLACE_BY_SERVER
         self.configs = paths.root / "configs"
         self.configs.mkdir(exist_ok=True)
         self.credentials = paths.root / "credentials"  # private keys; gone when the run is over
@@ -140,7 +143,7 @@ class RunContext:
 
     def service_endpoint(self, edge: str) -> Endpoint:
         """Where clients reach a server at that edge."""
-        return Endpoint(self.topology.service_addresses[edge], SERVICE_PORT)
+        return self.endpoints.get(edge) or Endpoint(self.topology.service_addresses[edge], SERVICE_PORT)
 
     def collect(self, event: Event) -> None:
         """Take in an event that a process has told."""

@@ -74,8 +74,6 @@ def _play(manifest: Manifest, context: RunContext, make_cast: MakeCast) -> None:
         emulator.deploy(manifest.topology)
     client, source, destination = (context.part(part) for part in ("client", "source", "destination"))
     manifest.client_address = emulator.address(client)
-    manifest.source_endpoint = str(context.service_endpoint(source))
-    manifest.destination_endpoint = str(context.service_endpoint(destination))
     if asked.calibrate:
         with events.phase("run.calibrate"):
             emulator.calibrate()
@@ -85,6 +83,9 @@ def _play(manifest: Manifest, context: RunContext, make_cast: MakeCast) -> None:
         with events.phase("run.start"):
             manifest.interfaces = captures.start([client, source, destination])
             cast = make_cast(context)
+            manifest.source_endpoint = str(context.service_endpoint(source))
+            manifest.destination_endpoint = str(context.service_endpoint(destination))
+            manifest.place_by = context.place_by
             for service in cast.services:
                 started.append(service)
                 service.start()
