@@ -14,7 +14,9 @@ from quicferry.errors import InvalidInput
 from quicferry.experiment.context import Cast, RunContext
 
 #: baseline name -> the module that has it; loaded when it is asked for
-_MODULES: dict[str, str] = {}
+_MODULES: dict[str, str] = {
+    "tcp-dns": "baselines.tcp_dns.baseline",
+}
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+import baselines
 from cli.axes import axis_options
 from cli.perform import perform_all
 from cli.support import json_option, print_json, say, stdout_console
@@ -56,7 +57,14 @@ def raise_for(results: Sequence[RunResult]) -> None:
     "strategies",
     type=click.Choice([str(strategy) for strategy in Strategy]),
     multiple=True,
-    help="A strategy to compare; may be given several times.  [default: all]",
+    help="A strategy to compare; may be given several times.  [default: all, or none beside --baseline]",
+)
+@click.option(
+    "--baseline",
+    "baseline_names",
+    type=click.Choice(list(baselines.names())),
+    multiple=True,
+    help="A baseline to compare; may be given several times.",
 )
 @click.option(
     "--engine",
@@ -89,6 +97,7 @@ def raise_for(results: Sequence[RunResult]) -> None:
 @json_option
 def compare(
     strategies: tuple[str, ...],
+    baseline_names: tuple[str, ...],
     engines: tuple[str, ...],
     repetitions: int,
     scenario_file: Path | None,
@@ -97,7 +106,7 @@ def compare(
     as_json: bool,
     **axes: Any,
 ) -> None:
-    """Run every strategy with every engine, and print medians with 95 % confidence intervals.
+    """Run strategies and baselines with every engine; print medians with 95 % confidence intervals.
 
     Runs are interleaved, one repetition of all cells before the next, and the cells of one
     repetition share a seed. With --json each run is one line as soon as it is done.
@@ -106,13 +115,16 @@ def compare(
         scenario = read_scenario(scenario_file)
     else:
         to_asked(axes)
+        if not strategies and not baseline_names:
+            strategies = tuple(str(strategy) for strategy in Strategy)
         scenario = Scenario(
             title="compare",
             repetitions=repetitions,
             run=axes,
             sweep={
                 "engine": list(engines or ENGINES),
-                "strategy": list(strategies or (str(strategy) for strategy in Strategy)),
+                "strategy": list(strategies),
+                "baseline": list(baseline_names),
             },
         )
     results = perform_all(list(scenario.runs()), runs_root, print_json if as_json else None)

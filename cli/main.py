@@ -22,8 +22,8 @@ from quicferry.errors import FerryError
 #: command -> the first line of its help, here so that listing the commands loads none of them.
 #: Command ``x`` is the object ``x`` of the module ``cli.x``. A test holds both ends together.
 COMMANDS: dict[str, str] = {
-    "run": "Move a live QUIC server from one edge to another, once, and measure how long it was gone.",
-    "compare": "Run every strategy with every engine, and print medians with 95 % confidence intervals.",
+    "run": "Move a live server from one edge to another, once, and measure how long it was gone.",
+    "compare": "Run strategies and baselines with every engine; print medians with 95 % confidence intervals.",
     "demo": "Move the server once with each strategy, by CRIU and by hand-off, and show the result.",
     "topo": "List, show and draw the emulated topologies.",
     "runs": "List and show the runs that were recorded, and make a report of them.",

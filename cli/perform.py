@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import baselines
 from cli.axes import build_topology
 from cli.support import stderr_console
 from quicferry.analysis.metrics import analyse
@@ -73,14 +74,25 @@ def progress(total: int) -> Iterator[Callable[[str, str, int], None]]:
 
 def title(asked: Asked) -> str:
     """What a run is called on the screen."""
+    if asked.baseline is not None:
+        return f"{asked.baseline} · {asked.engine}"
     return f"{asked.strategy}{' server-first' if asked.server_first else ''} · {asked.engine}"
+
+
+def needs(asked: Asked) -> list[str]:
+    """What a run needs of the machine, its baseline included. Raises ``InvalidInput`` for an unknown one."""
+    needed = needed_probes(asked)
+    if asked.baseline is not None:
+        needed += [probe for probe in baselines.get(asked.baseline).needs if probe not in needed]
+    return needed
 
 
 def failure(asked: Asked, error: FerryError) -> RunResult:
     """The result of a run that could not even begin."""
     return RunResult(
         outcome=error.outcome,
-        strategy=str(asked.strategy),
+        strategy=asked.baseline or str(asked.strategy),
+        kind="strategy" if asked.baseline is None else "baseline",
         engine=asked.engine,
         seed=asked.seed,
         topology=asked.topology,
@@ -107,17 +119,17 @@ def perform_all(
     plans = [(asked, build_topology(asked)) for asked in wanted]
     store = RunStore(runs_root)
     refusals: dict[str, FerryError] = {}
-    for name in sorted({probe for asked in wanted for probe in needed_probes(asked)}):
+    for name in sorted({probe for asked in wanted for probe in needs(asked)}):
         try:
             ask_machine([name])
         except FerryError as error:
             refusals[name] = error
-    if all(any(probe in refusals for probe in needed_probes(asked)) for asked in wanted):
+    if all(any(probe in refusals for probe in needs(asked)) for asked in wanted):
         raise next(iter(refusals.values()))
     results: list[RunResult] = []
     with progress(len(plans)) as show:
         for done, (asked, topology) in enumerate(plans):
-            missing = [probe for probe in needed_probes(asked) if probe in refusals]
+            missing = [probe for probe in needs(asked) if probe in refusals]
             if missing:
                 result = failure(asked, refusals[missing[0]])
             else:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+import baselines
 from cli.axes import axis_options
 from cli.perform import failure, perform_all
 from cli.support import json_option, print_json, say, stdout_console
-from quicferry.errors import FerryError
+from quicferry.errors import FerryError, InvalidInput
 from quicferry.experiment.scenario import check, to_asked
 from quicferry.migration.engines.base import ENGINES
 from quicferry.record import RunResult
@@ -36,6 +38,12 @@ class RunFailed(FerryError):
     help="How client and server find each other again.",
 )
 @click.option(
+    "--baseline",
+    type=click.Choice(list(baselines.names())),
+    default=None,
+    help="Run an alternative to the extension instead of a strategy.",
+)
+@click.option(
     "--engine",
     type=click.Choice(list(ENGINES)),
     default="handoff",
@@ -44,9 +52,24 @@ class RunFailed(FerryError):
 )
 @axis_options
 @json_option
-def run(strategy: str, engine: str, runs_root: Path | None, as_json: bool, **axes: Any) -> None:
-    """Move a live QUIC server from one edge to another, once, and measure how long it was gone."""
-    asked = to_asked({"strategy": strategy, "engine": engine, **axes})
+@click.pass_context
+def run(
+    context: click.Context,
+    /,
+    strategy: str,
+    baseline: str | None,
+    engine: str,
+    runs_root: Path | None,
+    as_json: bool,
+    **axes: Any,
+) -> None:
+    """Move a live server from one edge to another, once, and measure how long it was gone."""
+    given = context.get_parameter_source("strategy") is ParameterSource.COMMANDLINE
+    if baseline is not None and given:
+        raise InvalidInput(
+            "a run has a strategy or a baseline, not both", hint="`quicferry compare` runs both in turn"
+        )
+    asked = to_asked({"strategy": strategy, "baseline": baseline, "engine": engine, **axes})
     try:
         check(asked)
         result = perform_all([asked], runs_root)[0]

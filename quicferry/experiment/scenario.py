@@ -41,12 +41,25 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         All combinations of one repetition share a seed, so that they meet the same network; a
         machine that grows slower meanwhile slows all of them alike. Raises ``InvalidInput``.
         """
-        axes = list(self.sweep)
         for repetition in range(self.repetitions):
-            for values in itertools.product(*(self.sweep[axis] for axis in axes)):
-                wanted = {**self.run, **dict(zip(axes, values, strict=True))}
+            for chosen in itertools.product(*self._axes()):
+                wanted = self.run.copy()
+                for values in chosen:
+                    wanted |= values
                 asked = to_asked(wanted)
                 yield check(msgspec.structs.replace(asked, seed=asked.seed + repetition))
+
+    def _axes(self) -> list[list[dict[str, Any]]]:
+        """For each swept axis its values. Strategies and baselines are alternatives: one axis together."""
+        contenders: list[dict[str, Any]] = [{"strategy": value} for value in self.sweep.get("strategy", [])]
+        contenders += [{"baseline": value} for value in self.sweep.get("baseline", [])]
+        axes: list[list[dict[str, Any]]] = []
+        for axis, values in self.sweep.items():
+            if axis not in ("strategy", "baseline"):
+                axes.append([{axis: value} for value in values])
+            elif contenders not in axes:
+                axes.append(contenders)
+        return axes
 
 
 def to_asked(values: dict[str, Any]) -> Asked:
@@ -98,6 +111,7 @@ LIMITS: dict[str, tuple[float, float, str]] = {
     "inter_edge_mbps": (0.001, 100_000, "Mbit/s"),
     "dns_ttl_s": (0, 60, "s"),
     "tcp_user_timeout_ms": (0, 600_000, "ms"),
+    "downtime_ms": (0, 600_000, "ms"),
     "request_timeout_ms": (10, 600_000, "ms"),
     "seed": (0, 2**53, ""),
 }

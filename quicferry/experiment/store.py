@@ -25,7 +25,7 @@ class RunStore:
     def begin(self, asked: Asked) -> tuple[str, RunPaths]:
         """A new, empty, partial run directory and its id. Raises ``StoreError``."""
         stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-        name = f"{stamp}-{asked.strategy}-{asked.engine}-{secrets.token_hex(3)}"
+        name = f"{stamp}-{asked.baseline or asked.strategy}-{asked.engine}-{secrets.token_hex(3)}"
         paths = RunPaths(self.root / f"{name}{PARTIAL_SUFFIX}")
         try:
             paths.root.mkdir(parents=True)

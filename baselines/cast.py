@@ -1,0 +1,62 @@
+"""The cast of a baseline in which the server moves, its name is updated, and the client comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from apps.cast import Agent, Credentials, LoadClient, Orchestra, client_config, moved, order_move
+from apps.config import SERVER_NAME, ClientConfig
+from baselines.dns.services import NameServer, NameUpdater, make_key
+from quicferry.experiment.context import RunContext, Service
+from quicferry.strategies import Strategy
+
+#: The agents want one: this is the one in which nobody is told anything beforehand.
+UNANNOUNCED = Strategy.SYMMETRIC
+#: What a client may wait for at the end besides the name's old record: attempts, time-outs, answers.
+PATIENCE_S = 15.0
+ClientConfigMaker = Callable[[RunContext, ClientConfig], ClientConfig]
+END_S = 10.0  # a client's way from its last answer to its end
+
+
+def patience_s(context: RunContext) -> float:
+    """How long a client waits at the end for what is open: an old record must be able to run out."""
+    asked = context.asked
+    return PATIENCE_S + asked.dns_ttl_s + 4 * asked.request_timeout_ms / 1e3
+
+
+class NameCast:
+    """See ``quicferry.experiment.context.Cast``. ``config`` makes the client's configuration."""
+
+    def __init__(self, context: RunContext, *, server: str, client: str, config: ClientConfigMaker) -> None:
+        self._context = context
+        source, destination = context.part("source"), context.part("destination")
+        issue = Credentials(context).issue
+        tls = issue(SERVER_NAME)
+        key = make_key(context)
+
+        def agent(edge: str, peer: str) -> Agent:
+            return Agent(context, edge, peer, issue(edge), tls, module=server, plain=True)
+
+        self._updater = NameUpdater(context, key)
+        self._orchestra = Orchestra(context, [source, destination], issue(context.part("orchestrator")))
+        self.services: list[Service] = [
+            NameServer(context, key),
+            self._updater,
+            agent(source, destination),
+            agent(destination, source),
+            self._orchestra,
+            LoadClient(
+                context,
+                config(context, client_config(context, tls.authority)),
+                module=client,
+                end_s=patience_s(context) + END_S,
+            ),
+        ]
+
+    def move(self) -> dict[str, Any]:
+        """Move the server by the orchestrator's order, then tell the name server."""
+        context = self._context
+        detail = moved(order_move(context, self._orchestra, UNANNOUNCED, forwarding=False))
+        self._updater.update(context.service_endpoint(context.part("destination")).host)
+        return detail

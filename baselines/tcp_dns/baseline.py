@@ -1,0 +1,41 @@
+"""``tcp-dns`` for the registry."""
+
+from __future__ import annotations
+
+import msgspec
+
+from apps.config import ClientConfig
+from baselines.cast import NameCast, patience_s
+from baselines.dns.services import resolver_config
+from baselines.registry import Baseline
+from baselines.tcp_dns.config import TcpClientConfig
+from quicferry.experiment.context import RunContext
+
+
+def client(context: RunContext, config: ClientConfig) -> TcpClientConfig:
+    """What the client is told: the load of every client, and the axes of this one."""
+    asked = context.asked
+    common = msgspec.structs.asdict(config) | {"patience_s": patience_s(context)}
+    return TcpClientConfig(
+        **common,
+        resolver=resolver_config(context),
+        tcp_user_timeout_ms=asked.tcp_user_timeout_ms,
+        request_timeout_ms=asked.request_timeout_ms,
+        tls_resumption=asked.tls_resumption,
+    )
+
+
+def make_cast(context: RunContext) -> NameCast:
+    """The cast of a run of TCP with DNS."""
+    return NameCast(
+        context, server="baselines.tcp_dns.server", client="baselines.tcp_dns.client", config=client
+    )
+
+
+BASELINE = Baseline(
+    name="tcp-dns",
+    title="TCP with DNS",
+    summary="HTTP/1.1 over TLS 1.3; connections die with the move, the client resolves the name again.",
+    make_cast=make_cast,
+    needs=("dns",),
+)

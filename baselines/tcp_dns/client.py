@@ -1,0 +1,182 @@
+"""The client of TCP with DNS: a pool of connections, and what becomes of it when the server moves.
+
+    python -m baselines.tcp_dns.client --config FILE
+
+Notices by reset, by TCP_USER_TIMEOUT or by its own request time-out; then it resolves the name
+again, as the cache allows, connects, and repeats what was open. Events go to stdout as JSON lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ssl
+
+from apps.client import print_event
+from apps.config import read_config
+from apps.load import Load
+from apps.pace import Pace, first
+from baselines.dns.resolver import NameNotFound, Resolver
+from baselines.repeating import Exchanges, OpenExchange
+from baselines.tcp_dns.config import TcpClientConfig
+from baselines.tcp_dns.connection import ConnectFailed, HttpConnection, client_context
+from quicferry.events import EventLog
+
+#: A server that is away for a moment is asked again soon, one that stays away more and more rarely.
+BACKOFF_S = (0.02, 0.04, 0.08, 0.16, 0.25)
+
+
+class TcpClient:
+    """One client process."""
+
+    def __init__(self, config: TcpClientConfig, events: EventLog) -> None:
+        self.config = config
+        self.events = events
+        self._context = client_context(config)
+        self._session: ssl.SSLSession | None = None
+        self._exchanges = Exchanges()
+        self.load = self._exchanges.load = Load(config, events, self._send, self._backlog_bytes)
+        self.pace = Pace(config, self.load, self._request)
+        self.connected = asyncio.Event()
+        self._ended = asyncio.Event()  # never set: this client does not give up before its patience is over
+        self._moved = asyncio.Event()
+        self.resolver = Resolver(config.resolver, events, self._moved.set)
+        self._connections: list[HttpConnection] = []
+        self._dials: set[asyncio.Task[None]] = set()
+        self._reached = False  # whether the latest attempt to connect succeeded
+
+    async def run(self) -> None:
+        """Connect, load until told to stop, wait for what is open, write the summary."""
+        self.pace.listen()
+        self._dial()
+        await first(self.connected, self.pace.stopping)
+        gc.freeze()
+        self.load.start_transfers(self._exchanges.next_stream)
+        await self.pace.run(self._ended)
+        self.pace.conclude(self.events)
+        for dial in list(self._dials):
+            dial.cancel()
+        await asyncio.gather(*self._dials, return_exceptions=True)
+        await self.resolver.close()
+        for connection in self._connections:
+            connection.close()
+        await asyncio.sleep(0)
+
+    # --- the load --------------------------------------------------------------------------------
+
+    def _request(self) -> None:
+        self.load.request(self._exchanges.next_stream)
+
+    def _send(self, stream: int, data: bytes, end: bool) -> None:
+        exchange = self._exchanges.send(stream, data, end)
+        for connection in self._connections:
+            if connection.exchange is exchange:
+                connection.feed()
+                return
+        self._dispatch()
+
+    def _backlog_bytes(self, stream: int) -> int:
+        return self._exchanges.backlog_bytes(stream, self._transport_backlog)
+
+    def _transport_backlog(self, stream: int) -> int:
+        exchange = self._exchanges.get(stream)
+        return sum(c.backlog_bytes() for c in self._connections if c.exchange is exchange)
+
+    # --- the pool --------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Give what waits to connections that are free; open more as long as there may be more."""
+        for connection in list(self._connections):
+            if connection.usable and connection.exchange is None:
+                exchange = self._exchanges.take()
+                if exchange is None:
+                    break
+                connection.carry(exchange)
+        # one finds out whether the server is there; only when it is do others follow
+        most = self.config.most_connections if self._reached else 1
+        while (
+            self._exchanges.waiting > len(self._dials)
+            and len(self._connections) + len(self._dials) < self.config.most_connections
+            and len(self._dials) < most
+        ):
+            self._dial()
+
+    def _dial(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect())
+        self._dials.add(task)
+        task.add_done_callback(self._dialled)
+
+    def _dialled(self, task: asyncio.Task[None]) -> None:
+        self._dials.discard(task)
+        if not task.cancelled():
+            task.result()
+            self._dispatch()
+            self.load.pump()
+
+    async def _connect(self) -> None:
+        failures = 0
+        while True:
+            self._moved.clear()
+            connection = HttpConnection(
+                self.config, self._context, self.events, self._idle, self._lost, self.load.pump
+            )
+            try:
+                address = await self.resolver.resolve()
+                await connection.open(address, self._session if self.config.tls_resumption else None)
+            except (NameNotFound, ConnectFailed) as error:
+                self._reached = False
+                self.events.emit("client.connect.failed", address=connection.origin, reason=str(error))
+                if len(self._dials) > 1:
+                    return  # another one goes on trying
+                await self._wait(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+                failures += 1
+                continue
+            self._reached = True
+            self._connections.append(connection)
+            if not self.connected.is_set():
+                self.connected.set()
+                self.events.emit("client.connected", negotiated=False, strategies=[])
+            return
+
+    async def _wait(self, backoff_s: float) -> None:
+        """Before the next attempt: until the cache's record runs out or changes, but no longer than that."""
+        left_s = self.resolver.seconds_left()
+        wait_s = min(backoff_s, left_s + 0.001) if left_s else backoff_s
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._moved.wait()
+        except TimeoutError:
+            pass
+
+    def _idle(self, connection: HttpConnection) -> None:
+        """An exchange is over: the connection takes the next."""
+        self._session = connection.session or self._session
+        self._dispatch()
+
+    def _lost(self, connection: HttpConnection, reason: str) -> None:
+        exchange, connection.exchange = connection.exchange, None
+        self._connections.remove(connection)
+        self.events.emit(
+            "client.connection.lost",
+            address=connection.origin,
+            reason=reason,
+            open=int(exchange is not None),
+        )
+        self._reached = False
+        if isinstance(exchange, OpenExchange):
+            self._exchanges.wait_again(exchange)
+        self._dispatch()
+
+
+async def serve(config: TcpClientConfig) -> None:
+    """Run a client to its end."""
+    await TcpClient(config, EventLog("client", sink=print_event)).run()
+
+
+def main() -> None:
+    """The process's entry."""
+    asyncio.run(serve(read_config("baselines.tcp_dns.client", TcpClientConfig)))
+
+
+if __name__ == "__main__":
+    main()

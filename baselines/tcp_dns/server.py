@@ -1,0 +1,331 @@
+"""The server of TCP with DNS: the service behind HTTP/1.1 and TLS 1.3, moved like any other.
+
+    python -m baselines.tcp_dns.server --config FILE
+
+It obeys the same orders as the QUIC server (``quicferry.migration.control``). Its connections do not
+move: CRIU closes them (``--tcp-close``), and a hand-off takes the service's state only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import os
+import signal
+import socket
+import ssl
+from pathlib import Path
+from typing import Any, cast
+
+import h11
+import msgspec
+
+from apps.config import ServerConfig, read_config
+from apps.service import BACKLOG_BYTES, Service
+from baselines.tcp_dns.config import ALPN_HTTP
+from quicferry.errors import MigrationError
+from quicferry.events import EventLog
+from quicferry.migration import control
+from quicferry.units import BYTES_PER_MIB
+
+LISTEN_BACKLOG = 128
+
+
+class HttpPeer(asyncio.Protocol):
+    """One client's connection: requests in, answers out, one after another."""
+
+    def __init__(self, server: TcpServer, key: str) -> None:
+        self._server = server
+        self.key = key
+        self._http = h11.Connection(h11.SERVER)
+        self._transport: asyncio.Transport | None = None
+        self._stream = 0
+        self._writable = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=BACKLOG_BYTES // 2)
+        self._server.joined(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._http.receive_data(data)
+            self._read()
+        except (h11.RemoteProtocolError, ValueError, msgspec.DecodeError):
+            self._refuse()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._server.left(self)
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self.pump()
+
+    def _read(self) -> None:
+        service = self._server.service
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA or event is h11.PAUSED:
+                return
+            if isinstance(event, h11.Request):
+                self._stream += 1
+            elif isinstance(event, h11.Data):
+                service.received(self.key, self._stream, bytes(event.data), False, self._send)
+            elif isinstance(event, h11.EndOfMessage):
+                service.received(self.key, self._stream, b"", True, self._send)
+                self._next()
+                self.pump()
+            elif isinstance(event, h11.ConnectionClosed):
+                self.close()
+                return
+
+    def _send(self, stream: int, data: bytes, end: bool) -> None:
+        out = b""
+        if self._http.our_state is h11.SEND_RESPONSE:
+            size = ("content-length", str(len(data))) if end else ("transfer-encoding", "chunked")
+            out += self._http.send(h11.Response(status_code=200, headers=[size])) or b""
+        if data:
+            out += self._http.send(h11.Data(data=data)) or b""
+        if end:
+            out += self._http.send(h11.EndOfMessage()) or b""
+        if self._transport is not None:
+            self._transport.write(out)
+
+    def _next(self) -> None:
+        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+
+    def pump(self) -> None:
+        """Send more of a download, as far as the kernel takes it."""
+        if self._transport is None or self._transport.is_closing() or self._server.frozen_epoch is not None:
+            return
+        service = self._server.service
+        service.pump(self.key, lambda _: self._backlog_bytes(), self._send)
+        self._next()
+        if self._writable and any(service.downloads(self.key)):
+            asyncio.get_running_loop().call_soon(self.pump)
+
+    def _backlog_bytes(self) -> int:
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def _refuse(self) -> None:
+        if self._transport is None:
+            return
+        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            head = h11.Response(status_code=400, headers=[("content-length", "0"), ("connection", "close")])
+            self._transport.write(self._http.send(head) or b"")
+        self.close()
+
+    def hold(self) -> None:
+        """Read nothing until ``go_on``."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Read again, and send again."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self.pump()
+
+    def abort(self) -> None:
+        """Drop the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """End the connection in good order."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+class TcpServer:
+    """One server process. Orders come one at a time through ``obey``."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.events = EventLog(config.edge, Path(config.events))
+        self.service = Service(config.edge, config.response_bytes)
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._tls.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._tls.load_cert_chain(config.certificate, config.key)
+        self._tls.set_alpn_protocols([ALPN_HTTP])
+        self.standby = config.standby
+        self.frozen_epoch: int | None = None
+        self.stopped = asyncio.Event()
+        self._peers: set[HttpPeer] = set()
+        self._accepted = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+        self._ballast = [os.urandom(BYTES_PER_MIB) for _ in range(config.memory_mib)]
+
+    async def run(self) -> None:
+        """Serve until the order to stop, or SIGTERM."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.stopped.set)
+        endpoint = (self.config.control.host, self.config.control.port)
+        transport, _ = await loop.create_datagram_endpoint(
+            lambda: control.ControlServer(self.obey), local_addr=endpoint
+        )
+        if not self.standby:
+            self._listen()
+        self.events.emit("server.started", pid=os.getpid(), standby=self.standby)
+        gc.freeze()  # what lives now lives on: a collection in mid-migration would be paid in downtime
+        await self.stopped.wait()
+        self.events.emit("server.stopped", **self._summary())
+        self._accept_no_more()
+        for peer in list(self._peers):
+            peer.close()
+        transport.close()
+
+    def _summary(self) -> dict[str, Any]:
+        state = self.service.state
+        return {"total": state.total, "repeated": state.repeated, "sessions": len(state.sessions)}
+
+    # --- connections -------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Listen, and accept what comes."""
+        if self._listener is None:
+            listen = self.config.listen
+            family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+            self._listener = socket.socket(family, socket.SOCK_STREAM)
+            self._listener.setblocking(False)
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind((listen.host, listen.port))
+            self._listener.listen(LISTEN_BACKLOG)
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+
+    def _accept_no_more(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._accepted += 1
+            task = asyncio.get_running_loop().create_task(self._shake_hands(connection, str(self._accepted)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _shake_hands(self, connection: socket.socket, key: str) -> None:
+        connection.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: HttpPeer(self, key), connection, ssl=self._tls
+            )
+        except (OSError, ssl.SSLError):
+            return  # a client that went away, or spoke no TLS
+        self.events.emit("server.connected", negotiated=False)
+
+    def joined(self, peer: HttpPeer) -> None:
+        """A connection is ready for requests."""
+        self._peers.add(peer)
+        if self.frozen_epoch is not None:
+            peer.hold()
+
+    def left(self, peer: HttpPeer) -> None:
+        """A connection has gone."""
+        self._peers.discard(peer)
+        self.service.forget(peer.key)
+
+    # --- orders ------------------------------------------------------------------------------
+
+    async def obey(self, order: control.Order) -> dict[str, Any]:
+        """Carry out one order and return the answer's detail. Raises on refusal."""
+        match order:
+            case control.Status():
+                return {
+                    "pid": os.getpid(),
+                    "edge": self.service.edge,
+                    "standby": self.standby,
+                    "frozen": self.frozen_epoch is not None,
+                    "connections": len(self._peers),
+                    "committed_epoch": 0,
+                    **self._summary(),
+                }
+            case control.Prepare():
+                return {"ready": 0, "refused": 0, "silent": 0}  # HTTP has no word for it
+            case control.Freeze():
+                return self._freeze(order)
+            case control.Resume():
+                return self._resume(order)
+            case control.Import():
+                return self._import(order)
+            case control.Abort():
+                return self._abort(order)
+            case control.Stop():
+                self.stopped.set()
+                return self._summary()
+
+    def _freeze(self, order: control.Freeze) -> dict[str, Any]:
+        if self.frozen_epoch is not None:
+            raise MigrationError(f"already frozen for epoch {self.frozen_epoch}")
+        self._accept_no_more()
+        for peer in self._peers:
+            peer.hold()
+        frozen = self.events.emit("server.frozen", epoch=order.epoch)
+        self.frozen_epoch = order.epoch
+        detail: dict[str, Any] = {"t_ns": frozen.t_ns}
+        if order.state_path is not None:
+            state = self.service.dump()
+            descriptor = os.open(order.state_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(state)
+            detail |= {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest(), "connections": 0}
+        return detail
+
+    def _resume(self, order: control.Resume) -> dict[str, Any]:
+        if self.frozen_epoch is None:
+            raise MigrationError("the server was not frozen")
+        self.service.edge = order.edge
+        self.events.vantage = order.edge
+        # CRIU has closed them; not to wait until each of them is found out
+        for peer in list(self._peers):
+            peer.abort()
+        return self._go_on(order.epoch, order.edge)
+
+    def _import(self, order: control.Import) -> dict[str, Any]:
+        state = Path(order.state_path).read_bytes()
+        if hashlib.sha256(state).hexdigest() != order.sha256:
+            raise MigrationError("the state was damaged on its way")
+        self.service = Service.load(state, order.edge, self.config.response_bytes)
+        self.service.state.connections.clear()  # they stay behind and end there
+        self.standby = False
+        return self._go_on(order.epoch, order.edge)
+
+    def _go_on(self, epoch: int, edge: str) -> dict[str, Any]:
+        self.frozen_epoch = None
+        self._listen()
+        resumed = self.events.emit("server.resumed", epoch=epoch, edge=edge, server_first=False)
+        return {"t_ns": resumed.t_ns, "connections": 0}
+
+    def _abort(self, order: control.Abort) -> dict[str, Any]:
+        self.frozen_epoch = None
+        self._listen()
+        for peer in list(self._peers):
+            peer.go_on()
+        aborted = self.events.emit("server.aborted", epoch=order.epoch, reason=order.reason)
+        return {"t_ns": aborted.t_ns}
+
+
+async def serve(config: ServerConfig) -> None:
+    """Run a server to its end."""
+    await TcpServer(config).run()
+
+
+def main() -> None:
+    """The process's entry."""
+    asyncio.run(serve(read_config("baselines.tcp_dns.server", ServerConfig)))
+
+
+if __name__ == "__main__":
+    main()
