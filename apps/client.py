@@ -20,7 +20,7 @@ from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEv
 from apps.config import ALPN, SERVER_NAME, ClientConfig, read_config
 from apps.load import Load
 from apps.pace import Pace, first
-from apps.udp import UdpPort
+from apps.udp import Datagram, UdpPort
 from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint
 from quicferry.quic import (
@@ -61,13 +61,14 @@ class Client:
         extension = ExtensionConfig(strategies=frozenset(config.strategies)) if config.extension else None
         self.connection = MigratableConnection(configuration=quic, extension=extension)
         family = "::" if ":" in config.server.host else "0.0.0.0"
-        self.port = UdpPort(Endpoint(family, 0), self._received)
+        self.port = UdpPort(Endpoint(family, 0), self._received, stamped=True)
         self.load = Load(config, events, self._send, self.connection.unsent_bytes)
         self.connected = asyncio.Event()
         self.closed = asyncio.Event()
         self.pace = Pace(config, self.load, self._request)
         self._timer: asyncio.TimerHandle | None = None
         self._origin = ""
+        self._received_ns = 0
 
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""
@@ -96,8 +97,8 @@ class Client:
     def _send(self, stream: int, data: bytes, end: bool) -> None:
         self.connection.send_stream_data(stream, data, end)
 
-    def _received(self, batch: list[tuple[bytes, tuple[str, int]]]) -> None:
-        for data, sender in batch:
+    def _received(self, batch: list[Datagram]) -> None:
+        for data, sender, self._received_ns in batch:
             self._origin = address_text(sender)
             self.connection.receive_datagram(data, sender, now_s())
             self._handle_events()
@@ -130,7 +131,9 @@ class Client:
         emit = self.events.emit
         match event:
             case StreamDataReceived():
-                self.load.received(event.stream_id, event.data, event.end_stream, self._origin)
+                self.load.received(
+                    event.stream_id, event.data, event.end_stream, self._origin, self._received_ns
+                )
             case HandshakeCompleted():
                 negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
                 emit("client.connected", negotiated=bool(negotiated), strategies=negotiated)

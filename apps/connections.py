@@ -19,11 +19,9 @@ from aioquic.quic.events import (
 )
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
 
-from apps.udp import UdpPort
+from apps.udp import Datagram, UdpPort
 from quicferry.quic import ExtensionConfig, MigratableConnection
 from quicferry.units import now_s
-
-Datagrams = list[tuple[bytes, tuple[str, int]]]
 
 
 class Peer:
@@ -62,15 +60,15 @@ class ConnectionTable:
         self.peers: dict[str, Peer] = {}
         self.accepting = True
 
-    def received(self, batch: Datagrams) -> None:
+    def received(self, batch: list[Datagram]) -> None:
         """Give each datagram to its connection, then let every touched connection go on."""
         for peer in self.deliver(batch):
             self.proceed(peer)
 
-    def deliver(self, batch: Datagrams) -> list[Peer]:
+    def deliver(self, batch: list[Datagram]) -> list[Peer]:
         """Give each datagram to its connection; the events are handled, but nothing is sent."""
         touched: dict[str, Peer] = {}
-        for data, sender in batch:
+        for data, sender, _ in batch:
             peer = self._route(data)
             if peer is not None:
                 peer.connection.receive_datagram(data, sender, now_s())

@@ -141,16 +141,21 @@ class Load:
                 room -= len(part)
                 self._send(stream, part, transfer.sent == ask.size)
 
-    def received(self, stream: int, data: bytes, end: bool, origin: str) -> None:
-        """Take in bytes of a stream; ``origin`` is the server's address that the datagram came from."""
+    def received(self, stream: int, data: bytes, end: bool, origin: str, t_ns: int | None = None) -> None:
+        """Take in bytes of a stream.
+
+        ``origin`` is the server's address that the datagram came from, ``t_ns`` when it reached this
+        host (None: now).
+        """
+        now = now_ns() if t_ns is None else t_ns
         if stream in self._pending:
-            self._get_received(stream, data, end, origin)
+            self._get_received(stream, data, end, origin, now)
         elif stream in self._transfers:
-            self._transfer_received(self._transfers[stream], data, end, origin)
+            self._transfer_received(self._transfers[stream], data, end, origin, now)
         if end:
             self._check_complete()
 
-    def _get_received(self, stream: int, data: bytes, end: bool, origin: str) -> None:
+    def _get_received(self, stream: int, data: bytes, end: bool, origin: str, now: int) -> None:
         pending = self._pending[stream]
         line, body = pending.reader.feed(data)
         if line is not None:
@@ -161,7 +166,6 @@ class Load:
         pending.body_bytes += len(body)
         if not end:
             return
-        now = now_ns()
         del self._pending[stream]
         if pending.reply is None:
             self._wrong.append(f"the answer to {pending.number} has no header")
@@ -192,8 +196,7 @@ class Load:
         )
         self.answered.set()
 
-    def _transfer_received(self, transfer: Transfer, data: bytes, end: bool, origin: str) -> None:
-        now = now_ns()
+    def _transfer_received(self, transfer: Transfer, data: bytes, end: bool, origin: str, now: int) -> None:
         if origin != self._data_origin:
             if self._data_origin:
                 self._events.emit("client.download.data", t_ns=self._data_ns, server=self._data_origin)

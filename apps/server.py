@@ -30,7 +30,7 @@ from apps.config import ALPN, ServerConfig, read_config
 from apps.connections import ConnectionTable, Peer
 from apps.rehearsal import rehearse
 from apps.service import Service
-from apps.udp import UdpPort
+from apps.udp import Datagram, UdpPort
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog
 from quicferry.migration import control
@@ -101,7 +101,7 @@ class Server:
 
     # --- the service -------------------------------------------------------------------------
 
-    def _received(self, batch: list[tuple[bytes, tuple[str, int]]]) -> None:
+    def _received(self, batch: list[Datagram]) -> None:
         self.table.received(batch)
 
     def _on_event(self, peer: Peer, event: QuicEvent) -> None:

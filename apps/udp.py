@@ -8,26 +8,47 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from quicferry.model import Endpoint
+from quicferry.units import NS_PER_S, now_ns
 
 BATCH = 64  # datagrams read in one turn of the loop, so that timers are not starved
 RECEIVE_BUFFER_BYTES = 4 << 20
 
-Received = Callable[[list[tuple[bytes, tuple[str, int]]]], None]
+SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module does not have it
+TIMESPEC = struct.Struct("qq")
+
+
+class Datagram(NamedTuple):
+    """What came: ``received_ns`` (CLOCK_MONOTONIC) is when it reached this host, or when it was read."""
+
+    data: bytes
+    sender: tuple[str, int]
+    received_ns: int
+
+
+Received = Callable[[list[Datagram]], None]
 
 
 class UdpPort:
-    """A bound, unconnected socket: it hears from any address, as a moving peer needs."""
+    """A bound, unconnected socket: it hears from any address, as a moving peer needs.
 
-    def __init__(self, listen: Endpoint, received: Received, *, reuse: bool = False) -> None:
+    With ``stamped`` the kernel says when each datagram reached the host, so that what a busy process
+    notes down is not late.
+    """
+
+    def __init__(self, listen: Endpoint, received: Received, *, stamped: bool = False) -> None:
         family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        if reuse:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._stamped = stamped
+        if stamped:
+            self.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self.socket.bind((listen.host, listen.port))
         self._received = received
         self._reading = False
@@ -44,18 +65,29 @@ class UdpPort:
             asyncio.get_running_loop().remove_reader(self.socket.fileno())
             self._reading = False
 
-    def drain(self) -> list[tuple[bytes, tuple[str, int]]]:
-        """Take up to BATCH waiting datagrams, each with its sender."""
-        batch: list[tuple[bytes, tuple[str, int]]] = []
+    def drain(self) -> list[Datagram]:
+        """Take up to BATCH waiting datagrams."""
+        batch: list[Datagram] = []
+        read_ns = now_ns()
+        to_monotonic_ns = read_ns - time.time_ns()
         while len(batch) < BATCH:
             try:
-                data, sender = self.socket.recvfrom(65_535)
+                if self._stamped:
+                    data, control, _, sender = self.socket.recvmsg(65_535, 64)
+                else:
+                    data, sender = self.socket.recvfrom(65_535)
+                    control = []
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
                 # an ICMP error about an earlier datagram; this socket serves many peers and goes on
                 continue
-            batch.append((data, (sender[0], sender[1])))
+            received_ns = read_ns
+            for level, kind, value in control:
+                if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS):
+                    seconds, nanoseconds = TIMESPEC.unpack(value)
+                    received_ns = seconds * NS_PER_S + nanoseconds + to_monotonic_ns
+            batch.append(Datagram(data, (sender[0], sender[1]), received_ns))
         return batch
 
     def send(self, data: bytes, receiver: tuple[str, int]) -> bool:

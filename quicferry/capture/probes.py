@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import signal
 import socket
 import tempfile
@@ -15,7 +16,8 @@ from quicferry.capture.pcap import read_datagrams
 from quicferry.errors import Unsupported
 from quicferry.probe import Probe
 
-_MARK = b"quicferry probe"
+#: unlike that of any other process: probes of two runs may be under way at once
+_MARK = b"quicferry probe " + secrets.token_bytes(8)
 _HINT = "run `make setup`: it installs tshark, which brings dumpcap, and tcpdump"
 
 

@@ -28,7 +28,7 @@ OnEvent = Callable[[Event], None]
 
 def needed_probes(asked: Asked) -> list[str]:
     """What this run needs of the machine."""
-    needed = ["root", "mininet", "tcpdump"]
+    needed = ["root", "mininet", "tshark"]
     if asked.engine.startswith("criu"):
         needed.append("criu")
     if asked.link_backend == "netem":
