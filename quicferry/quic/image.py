@@ -243,6 +243,7 @@ class ConnectionImage(Image, frozen=True):
     max_datagram_size: int
     packet_number: int
     recovery: RecoveryImage
+    skipped_packet_numbers: tuple[int, int]  # how many in earlier moves, and the first one after them
     space: SpaceImage
     spin_bit: bool
     spin_highest_pn: int

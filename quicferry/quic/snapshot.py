@@ -58,8 +58,8 @@ PACKET_NUMBER_LEASE = 512
 ABORT_GAP = 8 * PACKET_NUMBER_LEASE
 #: aioquic writes packet numbers in two bytes; the peer must not be further behind (RFC 9000 §17.1)
 _MAX_AHEAD = 1 << 15
-#: what may be in flight beyond the gap before an acknowledgement is back
-_FLIGHT_MARGIN = 4096
+#: packets that may be sent and lost in a row besides: a window of ours, and acknowledgements of a window
+_FLIGHT_MARGIN = 8192
 
 _SNAPSHOT_MAGIC = b"QFsn"
 _BUNDLE_MAGIC = b"QFbu"
@@ -92,18 +92,18 @@ def freeze(connection: QuicConnection, now: float) -> None:
 
     From now on all methods that send or change state raise ``FencedError``. ``now`` is in seconds, on
     the connection's clock. Raises ``MigrationError`` when the connection cannot be moved (not open, not
-    confirmed, the client's end, too far ahead of the peer's acknowledgements).
+    confirmed, the client's end, moved too often without an acknowledgement).
     """
     if state.is_sealed(connection):
         raise MigrationError("the connection is frozen already")
     reason = state.why_not_movable(connection)
     if reason is not None:
         raise MigrationError(f"cannot freeze: {reason}")
-    ahead = state.next_packet_number(connection) - state.largest_acknowledged(connection)
-    if ahead + ABORT_GAP + PACKET_NUMBER_LEASE + _FLIGHT_MARGIN >= _MAX_AHEAD:
+    skipped = state.unacknowledged_skips(connection)
+    if skipped + ABORT_GAP + PACKET_NUMBER_LEASE + _FLIGHT_MARGIN >= _MAX_AHEAD:
         raise MigrationError(
-            f"cannot freeze: {ahead} packet numbers are not acknowledged, so that the peer could not "
-            "decode those of the destination",
+            f"cannot freeze: {skipped} packet numbers were left out since the peer last acknowledged one, "
+            "so that it could not decode those of the destination",
             hint="let the peer acknowledge something between two moves",
         )
     state.call_back_flight(connection, now)

@@ -131,19 +131,27 @@ def unseal(connection: QuicConnection, now: float) -> None:
             path.validation_deadline += frozen_for
 
 
-def next_packet_number(connection: QuicConnection) -> int:
-    """The number of the next packet."""
-    return connection._packet_number
-
-
-def largest_acknowledged(connection: QuicConnection) -> int:
-    """The largest packet number that the peer acknowledged."""
-    return connection._spaces[_ONE_RTT].largest_acked_packet
-
-
 def skip_packet_numbers(connection: QuicConnection, count: int) -> None:
     """Leave out packet numbers; a peer cannot tell this from loss."""
+    skipped = unacknowledged_skips(connection) + count
     connection._packet_number += count
+    setattr(connection, fields.SKIPPED, (skipped, connection._packet_number))
+
+
+def unacknowledged_skips(connection: QuicConnection) -> int:
+    """How many packet numbers were left out since the peer last acknowledged a number behind them.
+
+    Packets that were sent do not count: those that only acknowledge are not acknowledged themselves, so
+    that a long upload leaves the largest acknowledged number far behind although the peer gets them all.
+    """
+    count, until = skips(connection)
+    return 0 if connection._spaces[_ONE_RTT].largest_acked_packet >= until else count
+
+
+def skips(connection: QuicConnection) -> tuple[int, int]:
+    """Packet numbers that were left out, and the first one after the last of them."""
+    found: tuple[int, int] = vars(connection).get(fields.SKIPPED, (0, 0))
+    return found
 
 
 def bound_congestion_window(connection: QuicConnection, packets: int) -> None:

@@ -24,7 +24,7 @@ from aioquic.quic.stream import QuicStream
 from quicferry.errors import MigrationError
 from quicferry.quic import image
 from quicferry.quic._aioquic import state_fields as fields
-from quicferry.quic._aioquic.state import extended_or_none
+from quicferry.quic._aioquic.state import extended_or_none, skips
 
 _ONE_RTT = tls.Epoch.ONE_RTT
 _Image = TypeVar("_Image", bound=image.Image)
@@ -58,6 +58,7 @@ def capture(connection: QuicConnection, now: float) -> image.ConnectionImage:
         ping_pending=list(connection._ping_pending),
         recovery=_capture_recovery(connection._loss, now),
         retire_connection_ids=list(connection._retire_connection_ids),
+        skipped_packet_numbers=skips(connection),
         space=_capture_space(connection._spaces[_ONE_RTT], now),
         streams=[_capture_stream(stream) for stream in connection._streams.values()],
         streams_blocked_bidi=[_stream_id(stream) for stream in connection._streams_blocked_bidi],

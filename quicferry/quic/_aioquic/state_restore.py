@@ -78,6 +78,7 @@ def reconstruct(
     connection._events = deque(_make_event(event) for event in moved.events)
     connection._ping_pending = list(moved.ping_pending)
     connection._retire_connection_ids = list(moved.retire_connection_ids)
+    setattr(connection, fields.SKIPPED, moved.skipped_packet_numbers)
     _put_extension(connection, moved.extension)
     return connection
 
