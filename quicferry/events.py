@@ -70,10 +70,14 @@ NAMES: dict[str, str] = {
     "route.updated": "the router has its new route; detail: address, gateway, took_us",
     # the move, seen by orchestrator and node agents
     "migration.ordered": "the decision to move; detail: epoch, strategy, engine, source, destination",
+    "migration.prepare": "phase: the destination gets ready, a standby starts if the engine needs one",
     "migration.notice": "phase: the client is told and answers",
+    "migration.precopy": "phase: memory is copied while the server serves; detail: bytes",
+    "migration.precopy.round": "detail: round, pages, of_pages, bytes, ms, stop (why it was the last; else null)",
     "migration.checkpoint": "phase: the server's state is taken; detail: bytes",
     "migration.transfer": "phase: the state crosses the network; detail: bytes",
     "migration.restore": "phase: the state becomes a running server again",
+    "migration.pages": "phase: memory that stayed at the source follows; detail: pages, bytes, waited_for",
     "migration.commit": "phase: the source gives up what it kept",
     "migration.finished": "detail: outcome, transferred_bytes",
     # the run

@@ -89,8 +89,9 @@ class DestinationSide:
 
     async def _prepare(self, order: MoveOrder) -> None:
         try:
-            async with asyncio.timeout(order.deadlines.prepare_s):
-                await self._host.engine(order.engine).prepare_destination(order)
+            with self._host.events.phase("migration.prepare", epoch=order.epoch):
+                async with asyncio.timeout(order.deadlines.prepare_s):
+                    await self._host.engine(order.engine).prepare_destination(order)
             if self._host.room is not None:
                 await_client = not speaks_first(order.strategy, order.server_first)
                 self._host.room.prepare(await_client=await_client)

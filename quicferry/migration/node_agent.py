@@ -31,6 +31,7 @@ from quicferry.migration.engines.base import (
 from quicferry.migration.forwarding import Forwarder
 from quicferry.migration.host import Host
 from quicferry.migration.journal import Journal
+from quicferry.migration.mishaps import DamagingClient, Mishaps, stopping
 from quicferry.migration.orders import (
     ABORT,
     COLLECT_FILES,
@@ -57,6 +58,7 @@ from quicferry.migration.orders import (
     StopService,
     Verdict,
 )
+from quicferry.migration.peers import PeerClient
 from quicferry.migration.port_unreachable import hold_back_port_unreachable
 from quicferry.migration.rpc import RpcClient, RpcServer
 from quicferry.migration.source_side import SourceSide
@@ -109,6 +111,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     edge: str  # this host's name, also the name in its certificate
     listen: Endpoint  # for RPC, reachable by orchestrator and other agents
     peers: dict[str, Endpoint]  # edge name -> its agent's RPC endpoint, on the inter-edge link
+    detours: dict[str, Endpoint] = {}  # the same agents by way of the core network
     tls: TlsFiles
     service: Command  # the server
     standby: Command | None = None  # the warm server, for engines that need one
@@ -124,6 +127,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     events: str | None = None  # this agent's own event file; None: JSON lines on stdout
     journal: str | None = None
     on_signal: LocalMove | None = None
+    mishaps: Mishaps = Mishaps()  # for fault injection
 
 
 class OwnedContainer(ServiceContainer, Protocol):
@@ -149,6 +153,8 @@ class NodeAgent:
     ) -> None:
         self.config = config
         self.events = events
+        if config.mishaps.stop_at and events.sink is not None:
+            events.sink = stopping(events.sink, config.mishaps.stop_at)
         self._given_container = container
         self._make_engine = make_engine
         self._identity = config.tls.load()
@@ -250,7 +256,10 @@ class NodeAgent:
                     f"the agent of {self.config.edge} knows no edge {name!r}",
                     hint="it knows " + ", ".join(self.config.peers),
                 )
-            self._peers[name] = RpcClient(self._identity, name, self.config.peers[name])
+            kind = DamagingClient if self.config.mishaps.damage_transfer else PeerClient
+            self._peers[name] = kind(
+                self._identity, name, self.config.peers[name], self.config.detours.get(name)
+            )
         return self._peers[name]
 
     # --- the server's process ------------------------------------------------------------------

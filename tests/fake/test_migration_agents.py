@@ -72,6 +72,8 @@ def test_a_move(tmp_path: Path) -> None:
         }  # fmt: skip
         names = [event.name for event in w.events]
         assert names == [
+            "migration.prepare.started",
+            "migration.prepare.complete",
             "migration.notice.started",
             "migration.notice.complete",
             "migration.transfer.started",
