@@ -19,6 +19,7 @@ from quicferry.quic.snapshot import (
     freeze,
     restore_snapshot,
     take_snapshot,
+    thaw,
 )
 from tests.snapshot_support import World, pattern
 
@@ -150,6 +151,7 @@ def test_events_that_the_service_did_not_take_are_taken_at_the_destination() -> 
         source.receive_datagram(data, ("10.0.0.2", 40000), world.server_now)
     assert [type(event) for event in source._events] == [events.StreamDataReceived]
     world.hop()
+    assert source.next_event() is None  # else the service would get it at both ends
     world.run(lambda: stream in world.finished)
     assert world.answers[stream] == pattern(500, 4)
 
@@ -237,3 +239,18 @@ def test_the_validation_of_a_path_goes_on_at_the_destination() -> None:
     world.run(lambda: stream in world.finished)
     assert path.is_validated
     assert world.answers[stream] == pattern(100_000, 2)
+
+
+def test_events_that_the_service_did_not_take_are_there_after_a_thaw() -> None:
+    world = World()
+    world.connect()
+    world.settle()
+    source = world.server
+    assert source is not None
+    world.ask(b"GET 500 4")
+    for data, _ in world.client.datagrams_to_send(world.now):
+        source.receive_datagram(data, ("10.0.0.2", 40000), world.server_now)
+    freeze(source, world.server_now)
+    assert source.next_event() is None
+    thaw(source, world.server_now)
+    assert isinstance(source.next_event(), events.StreamDataReceived)

@@ -109,7 +109,8 @@ def seal(connection: QuicConnection, now: float) -> None:
     for name in fields.SEALED_METHODS:
         setattr(connection, name, refuse)
     connection._cryptos[_ONE_RTT].send.encrypt_packet = refuse  # type: ignore[method-assign]  # that is the seal
-    connection.get_timer = lambda: None  # type: ignore[method-assign]  # a frozen connection waits for nothing
+    for name in fields.SILENT_METHODS:
+        setattr(connection, name, lambda: None)
     setattr(connection, fields.SEAL, now)
 
 
@@ -121,7 +122,7 @@ def is_sealed(connection: QuicConnection) -> bool:
 def unseal(connection: QuicConnection, now: float) -> None:
     """Take the seal off. The time under it does not count against the connection's own deadlines."""
     frozen_for = now - vars(connection)[fields.SEAL]
-    for name in (*fields.SEALED_METHODS, "get_timer", fields.SEAL):
+    for name in (*fields.SEALED_METHODS, *fields.SILENT_METHODS, fields.SEAL):
         delattr(connection, name)
     del connection._cryptos[_ONE_RTT].send.encrypt_packet
     assert connection._close_at is not None

@@ -107,6 +107,9 @@ SEALED_METHODS = (
     "stop_stream",
 )
 
+#: what gives None instead: a frozen connection waits for nothing, and its events go along in the image
+SILENT_METHODS = ("get_timer", "next_event")
+
 #: events that may still wait for the service when the connection is frozen
 EVENTS: dict[str, type[events.QuicEvent]] = {
     kind.__name__: kind
