@@ -6,18 +6,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import msgspec
 import polars as pl
 
 from quicferry.analysis.move import Metrics, inter_edge_bytes, measure
+from quicferry.analysis.parts import TOLERANCE_MS, parts_ms, unexplained_ms
 from quicferry.capture import timeline
 from quicferry.capture.capture import read_counts
 from quicferry.capture.clock import ClockConversion, clock_warning
 from quicferry.capture.pcap import read_datagrams
 from quicferry.capture.quic import Decryptor, TrafficTable, read_keylog
 from quicferry.capture.quic.table import SCHEMA, tabulate
+from quicferry.capture.tcp_table import tabulate_tcp
 from quicferry.errors import CaptureError, FerryError
 from quicferry.events import Event, read_events
 from quicferry.record import ClientSummary, Manifest, RunPaths, RunResult, read_manifest, write_json
@@ -89,6 +92,8 @@ def study(run_dir: Path) -> Analysis:
         packets = timeline.packets(traffic.frame)
         metrics = measure(traffic.frame, events, manifest.source_endpoint, manifest.destination_endpoint)
         _add_metrics(result, metrics, manifest)
+        _add_parts(result, traffic.frame, events, metrics, manifest.destination_endpoint)
+        _add_service(result, traffic.frame, events)
         result.packets_undecrypted = traffic.undecrypted
         if traffic.undecrypted:
             result.warnings.append(
@@ -145,6 +150,7 @@ def _add_client_summary(paths: RunPaths, result: RunResult) -> None:
     result.requests_sent = summary.requests_sent
     result.requests_lost = summary.requests_lost
     result.requests_duplicated = summary.requests_duplicated
+    result.requests_repeated = summary.requests_repeated
     result.bytes_verified = summary.bytes_verified
     result.state_ok = summary.state_ok
     if summary.requests_lost:
@@ -184,9 +190,16 @@ def _client_traffic(paths: RunPaths, manifest: Manifest, convert: ClockConversio
     if not capture.is_file():
         raise CaptureError(f"there is no capture {capture.name}", hint="the run ended before it began")
     keylog = read_keylog(paths.keys)
-    traffic = tabulate(
-        read_datagrams(capture, convert.to_monotonic_ns), Decryptor(keylog), port=_port(manifest)
-    )
+    port = _port(manifest)
+    datagrams = read_datagrams(capture, convert.to_monotonic_ns)
+    traffic = tabulate(datagrams, Decryptor(keylog), port=port)
+    if port is not None and (tcp := tabulate_tcp(datagrams, keylog, port)).segments:
+        traffic = TrafficTable(
+            pl.concat([traffic.frame, tcp.frame]).sort("t_ns", maintain_order=True),
+            traffic.decryptor,
+            traffic.datagrams + tcp.segments,
+            traffic.undecrypted + tcp.undecrypted,
+        )
     if traffic.datagrams and traffic.frame["frame"].is_null().all():
         raise CaptureError(
             "nothing in the client's capture can be decrypted",
@@ -220,6 +233,32 @@ def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest) -> Non
             f"the client got no useful service from {manifest.destination_endpoint or 'the new address'}",
             "the timeline shows how far the move came",
         )
+
+
+def _add_parts(
+    result: RunResult, traffic: pl.DataFrame, events: list[Event], metrics: Metrics, new: str
+) -> None:
+    """What a client that came back by itself spent its time on."""
+    result.parts_ms = parts_ms(traffic, events, metrics, new)
+    if not result.parts_ms or result.service_migration_time_ms is None:
+        return
+    left = unexplained_ms(result.parts_ms, result.service_migration_time_ms)
+    if abs(left) > TOLERANCE_MS:
+        result.warnings.append(f"the parts of the service-migration time leave {left:.1f} ms unexplained")
+
+
+def _add_service(result: RunResult, traffic: pl.DataFrame, events: list[Event]) -> None:
+    """How long the client waited, whatever moved."""
+    gaps = timeline.arrivals(traffic)["t_ns"].diff().drop_nulls()
+    if len(gaps):
+        result.largest_gap_ms = round(int(gaps.max()) / 1e6, 6)  # type: ignore[arg-type] # Int64 column
+    times = [
+        float(event.detail["service_ms"])
+        for event in events
+        if event.name == "client.response.received" and "service_ms" in event.detail
+    ]
+    if times:
+        result.service_time_ms = round(median(times), 6)
 
 
 def _check_edges(

@@ -108,6 +108,8 @@ def measure(traffic: pl.DataFrame, events: Sequence[Event], old: str, new: str) 
     trip = timeline.round_trip(traffic, new, after)
     if trip is None and resumed is not None:
         trip = timeline.round_trip(traffic, new, resumed.t_ns)
+    if trip is None:
+        trip = timeline.tcp_round_trip(traffic, new)
     return Metrics(
         frozen_ns=frozen.t_ns if frozen else None,
         resumed_ns=resumed.t_ns if resumed else None,

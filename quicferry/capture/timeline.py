@@ -9,8 +9,9 @@ and empty FINs are not useful service: they serve the connection, not its user.
 the first useful packet from the new address; both stamps are taken by the kernel at the client's
 interface.
 
-Other transports can use the same definitions: ``service_gap`` only wants to know when how many new
-bytes came from whom.
+Other transports use the same definitions: ``service_gap`` only wants to know when how many new bytes
+came from whom. Over TLS, useful service is application data, at the segment that completes its record;
+handshake messages, tickets and alerts are not.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from quicferry.units import NS_PER_MS, NS_PER_US
 
 #: What ``arrivals`` returns and ``service_gap`` takes.
 ARRIVALS = {"t_ns": pl.Int64, "server": pl.String, "new_bytes": pl.Int64}
+
+#: What carries an application's bytes: of QUIC, and of TLS over TCP (``capture.tcp_table``).
+USEFUL_FRAMES = ("STREAM", "APPLICATION_DATA")
 
 RTT_SAMPLES_WANTED = 3
 _BY_ACK = "request to acknowledgement less its stated delay"
@@ -74,7 +78,7 @@ def arrivals(traffic: pl.DataFrame) -> pl.DataFrame:
         traffic.lazy()
         .filter(
             (pl.col("direction") == Direction.TO_CLIENT.value)
-            & (pl.col("frame") == "STREAM")
+            & pl.col("frame").is_in(USEFUL_FRAMES)
             & (pl.col("new_bytes") > 0)
         )
         .select("t_ns", pl.col("source").alias("server"), "new_bytes")
@@ -172,6 +176,20 @@ def round_trip(traffic: pl.DataFrame, server: str, after_ns: int) -> RoundTrip |
     if samples:
         return RoundTrip(round(median(samples)), len(samples), _BY_ACK)
     return None
+
+
+def tcp_round_trip(traffic: pl.DataFrame, server: str) -> RoundTrip | None:
+    """The round-trip time to an address from SYNs, sent once, to their SYN-ACKs."""
+    sent = traffic.filter((pl.col("destination") == server) & (pl.col("frame") == "SYN"))
+    once = sent.group_by("connection").agg(pl.col("t_ns").min(), pl.len()).filter(pl.col("len") == 1)
+    sent_at = dict(once.select("connection", "t_ns").iter_rows())
+    answers = traffic.filter((pl.col("source") == server) & (pl.col("frame") == "SYN-ACK"))
+    samples = []
+    for connection, t_ns in answers.select("connection", "t_ns").iter_rows():
+        begun = sent_at.pop(connection, None)
+        if begun is not None:
+            samples.append(t_ns - begun)
+    return RoundTrip(round(median(samples)), len(samples), "SYN to SYN-ACK") if samples else None
 
 
 def packets(traffic: pl.DataFrame) -> pl.DataFrame:
