@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from aioquic.quic.connection import NetworkAddress
 
 from quicferry.quic import events
-from quicferry.quic._aioquic.connection import Datagrams, Receipt
+from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam, plain_address
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.errors import ErrorCode, PeerError
@@ -272,19 +272,21 @@ class ClientRole(Role):
                 candidate.cid = None
                 candidate.challenges.clear()
 
-    def received(self, receipt: Receipt, now: float) -> None:
+    def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
         """News from the server."""
-        if receipt.address == self._seam.network_address:
+        if address == self._seam.network_address:
             self._silent_since = None
             self._loss_noticed = False
-            if receipt.newest:
+            if newest and self._machine.state is not ClientState.IDLE:
                 self._on_old_path_alive()
-        elif receipt.newest or receipt.address in self._prober.candidates:
-            self._on_packet_from_elsewhere(receipt.address, now)
-        responses, self._responses = self._responses, []
-        for data in responses:
-            self._on_response(data, now)
-        self._switch_if_allowed(now)
+        elif newest or address in self._prober.candidates:
+            self._on_packet_from_elsewhere(address, now)
+        if self._responses:
+            responses, self._responses = self._responses, []
+            for data in responses:
+                self._on_response(data, now)
+        if self._validated is not None:
+            self._switch_if_allowed(now)
 
     def _on_old_path_alive(self) -> None:
         if self._moved or self._cause is ProbeOn.NOTICE:
@@ -351,6 +353,7 @@ class ClientRole(Role):
             named=named,
             start_at=start_at,
             downtime_s=downtime_s,
+            slack_s=self._seam.pto_s,  # the server freezes when our answer has reached it
             wanted_s=wanted_s,
         )
 
@@ -417,7 +420,7 @@ class ClientRole(Role):
 
     def before_send(self, now: float) -> Datagrams:
         """The answer to the announcement first, then the probes."""
-        if not self.negotiated:
+        if not self._control and not self._prober.candidates:
             return []
         datagrams = self._control_datagrams(now)
         for candidate in self._prober.candidates.values():
@@ -443,7 +446,7 @@ class ClientRole(Role):
 
     def after_send(self, *, awaits_answer: bool, now: float) -> None:
         """Starts the clock of silence at the first packet that wants an answer."""
-        if awaits_answer and self._silent_since is None:
+        if awaits_answer and self._silent_since is None and self._seam.handshake_confirmed:
             self._silent_since = now
 
     @property
@@ -466,12 +469,12 @@ class ClientRole(Role):
         """
         if not self.negotiated or self._loss_noticed or self._silent_since is None:
             return None
-        if not self._seam.handshake_confirmed:
-            return None
         return self._silent_since + self._seam.pto_s
 
     def timer(self) -> float | None:
         """The earliest of: silence, the next probe, the end of patience, the end of the former path."""
+        if self._deadline is None and not self._former and not self._prober.running:
+            return self._loss_at()
         times = [self._loss_at(), self._prober.next_at(), self._deadline, *self._former.values()]
         known = [time for time in times if time is not None]
         return min(known) if known else None

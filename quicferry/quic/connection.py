@@ -37,7 +37,7 @@ class MigratableConnection(HookedConnection):
         if extension is not None:
             role = ClientRole if configuration.is_client else ServerRole
             self._role = role(seam.Seam(self), extension)
-            self._ferry = self._role
+            self.attach(self._role)
 
     @property
     def negotiated(self) -> frozenset[Strategy]:

@@ -56,20 +56,23 @@ class Prober:
         named: bool,
         start_at: float,
         downtime_s: float,
+        slack_s: float = 0.0,
         wanted_s: float = 0.0,
     ) -> Candidate:
-        """Enters a candidate, or sets the clock of one that is there."""
+        """Enters a candidate, or sets the clock of one that is there.
+
+        The interval stays for ``downtime_s``, half as much again as it is an estimate, and ``slack_s``.
+        """
+        tight_until = start_at + 1.5 * downtime_s + slack_s
         candidate = self.candidates.get(network_address)
         interval_s = self.interval_s(downtime_s, wanted_s)
         if candidate is None:
-            candidate = Candidate(
-                address, network_address, named, start_at, interval_s, start_at + downtime_s
-            )
+            candidate = Candidate(address, network_address, named, start_at, interval_s, tight_until)
             self.candidates[network_address] = candidate
         else:
             candidate.next_at = start_at
             candidate.interval_s = interval_s
-            candidate.tight_until = start_at + downtime_s
+            candidate.tight_until = tight_until
             candidate.named = candidate.named or named
         return candidate
 

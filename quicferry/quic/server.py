@@ -8,7 +8,7 @@ from aioquic.quic.connection import NetworkAddress
 
 from quicferry.errors import InvalidInput
 from quicferry.quic import events
-from quicferry.quic._aioquic.connection import Datagrams, Receipt
+from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.errors import ErrorCode, LocalError, PeerError
@@ -242,15 +242,12 @@ class ServerRole(Role):
         self._challenges.append((address, data))
         return True
 
-    def received(self, receipt: Receipt, now: float) -> None:
+    def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
         """An authentic packet of the client ends muteness; one that is no probe commits the move."""
         self.mute = False
-        if (
-            self.state is ServerState.RESTORED
-            and receipt.non_probing
-            # A late packet to the old address, handed on by the source, is on the old connection ID.
-            and receipt.host_cid != self._cid_before_move
-        ):
+        # aioquic follows the client to the connection ID of a packet, unless it is a probing packet. A late
+        # packet to the old address, handed on by the source, is on the old one.
+        if self.state is ServerState.RESTORED and self._seam.host_cid != self._cid_before_move:
             self._machine.feed(ServerInput.COMMIT)
             self._seam.emit(events.MigrationCommitted(self._epoch))
 
@@ -258,7 +255,7 @@ class ServerRole(Role):
 
     def before_send(self, now: float) -> Datagrams:
         """Answers to probes first, then our own frames."""
-        if not self.negotiated:
+        if not self.negotiated or not (self._control or self._challenges or self._offered):
             return []
         datagrams: Datagrams = []
         by_address: dict[NetworkAddress, list[bytes]] = {}

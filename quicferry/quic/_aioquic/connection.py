@@ -6,8 +6,7 @@ None) every override is the original and nothing more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from aioquic import tls
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
@@ -27,16 +26,6 @@ from quicferry.quic.wire import Frame, FrameType, find_parameter, pull_frame
 from quicferry.strategies import Strategy
 
 Datagrams = list[tuple[bytes, NetworkAddress]]
-
-
-@dataclass
-class Receipt:
-    """What one datagram brought: it held at least one 1-RTT packet that was authentic and new."""
-
-    address: NetworkAddress
-    host_cid: bytes  # the connection ID it was sent to
-    non_probing: bool = False  # RFC 9000 §9.1
-    newest: bool = False  # it raised the largest packet number received
 
 
 class Hooks(Protocol):
@@ -64,8 +53,11 @@ class Hooks(Protocol):
     def response(self, data: bytes) -> bool:
         """A PATH_RESPONSE. Returns whether it was for the extension."""
 
-    def received(self, receipt: Receipt, now: float) -> None:
-        """A datagram with news was processed."""
+    def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
+        """A datagram with an authentic packet was processed.
+
+        ``newest``: it raised the largest packet number received.
+        """
 
     def retire_prior_to(self, sequence_number: int) -> None:
         """The peer wants connection IDs below this retired."""
@@ -91,7 +83,10 @@ class HookedConnection(QuicConnection):
     """A connection that tells its hooks what happens."""
 
     _ferry: Hooks | None = None
-    _ferry_receipt: Receipt | None = None
+
+    def attach(self, hooks: Hooks) -> None:
+        """From now on ``hooks`` are called."""
+        self._ferry = hooks
 
     # ------------------------------------------------------------------ negotiation
 
@@ -163,19 +158,6 @@ class HookedConnection(QuicConnection):
         if self._ferry is not None:
             self._ferry.retire_prior_to(self._peer_retire_prior_to)
 
-    def _payload_received(
-        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
-    ) -> tuple[bool, bool]:
-        is_ack_eliciting, is_probing = super()._payload_received(
-            context, plain, crypto_frame_required=crypto_frame_required
-        )
-        if self._ferry is not None and context.epoch == tls.Epoch.ONE_RTT:
-            if self._ferry_receipt is None:
-                self._ferry_receipt = Receipt(context.network_path.addr, context.host_cid)
-            self._ferry_receipt.host_cid = context.host_cid
-            self._ferry_receipt.non_probing |= not is_probing
-        return is_ack_eliciting, is_probing
-
     # ------------------------------------------------------------------ in and out
 
     def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
@@ -184,34 +166,39 @@ class HookedConnection(QuicConnection):
             return
         if self._ferry.held:
             return
-        provisional: QuicNetworkPath | None = None
+        awaited = self._ack_eliciting_sent_since_receipt
+        # Upstream clears this after each authentic packet, if the connection is not closing by then.
+        self._ack_eliciting_sent_since_receipt = True
+        largest = self._spin_highest_pn
+        paths = self._network_paths
         if (
             self._is_client
-            and all(path.addr != addr for path in self._network_paths)
+            and paths[0].addr != addr
+            and all(path.addr != addr for path in paths)
             and self._ferry.admits(addr)
         ):
-            # Upstream drops what comes from an address that is no path (RFC 9000 §9). The address is one
-            # for the length of this call. Upstream must not probe it: challenges are the extension's.
-            provisional = QuicNetworkPath(addr)
-            provisional.local_challenge_sent = True
-            self._network_paths.append(provisional)
-        space = self._spaces.get(tls.Epoch.ONE_RTT)
-        largest = space.largest_received_packet if space is not None else -1
-        self._ferry_receipt = None
+            self._receive_provisionally(data, addr, now)
+        else:
+            super().receive_datagram(data, addr, now)
+        if self._ack_eliciting_sent_since_receipt:
+            self._ack_eliciting_sent_since_receipt = awaited
+        else:
+            self._ferry.received(addr, newest=self._spin_highest_pn > largest, now=now)
+
+    def _receive_provisionally(self, data: bytes, addr: NetworkAddress, now: float) -> None:
+        """Upstream drops what comes from an address that is no path (RFC 9000 §9).
+
+        The address is one for the length of this call. Upstream must not probe it: challenges are the
+        extension's.
+        """
+        provisional = QuicNetworkPath(addr)
+        provisional.local_challenge_sent = True
+        self._network_paths.append(provisional)
         try:
             super().receive_datagram(data, addr, now)
         finally:
-            if provisional is not None and provisional in self._network_paths:
+            if provisional in self._network_paths:
                 self._network_paths.remove(provisional)
-        receipt = self._take_receipt()
-        if receipt is None or self._state in END_STATES or self._close_pending:
-            return
-        receipt.newest = self._spaces[tls.Epoch.ONE_RTT].largest_received_packet > largest
-        self._ferry.received(receipt, now)
-
-    def _take_receipt(self) -> Receipt | None:
-        receipt, self._ferry_receipt = self._ferry_receipt, None
-        return receipt
 
     def datagrams_to_send(self, now: float) -> Datagrams:
         if self._ferry is None:
@@ -221,7 +208,10 @@ class HookedConnection(QuicConnection):
         datagrams: Datagrams = []
         if self._handshake_confirmed and self._state not in END_STATES and not self._close_pending:
             datagrams = self._ferry.before_send(now)
-        datagrams += super().datagrams_to_send(now)
+        if datagrams:
+            datagrams += super().datagrams_to_send(now)
+        else:
+            datagrams = super().datagrams_to_send(now)
         self._ferry.after_send(awaits_answer=self._ack_eliciting_sent_since_receipt, now=now)
         return datagrams
 
@@ -239,7 +229,10 @@ class HookedConnection(QuicConnection):
         if self._ferry.recovery_suspended:
             self._loss_at = None
             timer = _earliest(self._close_at, self._pacing_at, *(space.ack_at for space in self._loss.spaces))
-        return _earliest(timer, self._ferry.timer())
+        own = self._ferry.timer()
+        if own is None or (timer is not None and timer < own):
+            return timer
+        return own
 
     def handle_timer(self, now: float) -> None:
         if self._ferry is not None:
@@ -250,6 +243,6 @@ class HookedConnection(QuicConnection):
         super().handle_timer(now)
 
 
-def _earliest(*times: Any) -> float | None:
+def _earliest(*times: float | None) -> float | None:
     known = [time for time in times if time is not None]
     return min(known) if known else None
