@@ -245,6 +245,7 @@ class Server:
         if hashlib.sha256(bundle).hexdigest() != order.sha256:
             raise MigrationError("the state was damaged on its way")
         content = unpack_bundle(bundle)
+        self.fence.take_over(order.epoch)
         handed = msgspec.msgpack.decode(content.service, type=HandedOver)
         build = functools.partial(MigratableConnection, extension=self.table.extension)
         connections = [
