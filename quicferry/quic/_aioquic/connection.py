@@ -173,6 +173,7 @@ class HookedConnection(QuicConnection):
         paths = self._network_paths
         if (
             self._is_client
+            and paths
             and paths[0].addr != addr
             and all(path.addr != addr for path in paths)
             and self._ferry.admits(addr)
