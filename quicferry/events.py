@@ -73,7 +73,7 @@ NAMES: dict[str, str] = {
     "migration.prepare": "phase: the destination gets ready, a standby starts if the engine needs one",
     "migration.notice": "phase: the client is told and answers",
     "migration.precopy": "phase: memory is copied while the server serves; detail: bytes",
-    "migration.precopy.round": "detail: round, pages, of_pages, bytes, ms, stop (why it was the last; else null)",
+    "migration.precopy.round": "phase: the memory is read once; detail: round, pages, of_pages, bytes, stop",
     "migration.checkpoint": "phase: the server's state is taken; detail: bytes",
     "migration.transfer": "phase: the state crosses the network; detail: bytes",
     "migration.restore": "phase: the state becomes a running server again",
@@ -86,6 +86,8 @@ NAMES: dict[str, str] = {
     "run.start": "phase: captures, agents, server and client come up",
     "run.load": "phase: the client talks to the server",
     "run.migrate": "phase: the server moves",
+    "fault.injected": "something was made to go wrong; detail: fault, seconds",
+    "fault.mended": "it lasts no longer; detail: fault, what",
     "run.collect": "phase: everything is gathered and the emulation ends",
     "run.analyse": "phase: the captures are read",
 }

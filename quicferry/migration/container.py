@@ -255,11 +255,25 @@ class Container:
         # nsenter has a child in the namespace: killing the one must not leave the other running
         return [*enter, "setpriv", "--pdeathsig", "KILL", *argv]
 
-    async def run(self, argv: Sequence[str], *, timeout_s: float = 60.0) -> Completed:
+    async def spawn(
+        self, argv: Sequence[str], *, descriptors: Sequence[int] = ()
+    ) -> asyncio.subprocess.Process:
+        """Start a program inside; it has ``descriptors`` under the same numbers, and no output."""
+        return await asyncio.create_subprocess_exec(
+            *self.command(argv),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            pass_fds=descriptors,
+        )
+
+    async def run(
+        self, argv: Sequence[str], *, timeout_s: float = 60.0, descriptors: Sequence[int] = ()
+    ) -> Completed:
         """Run a program inside to its end. Raises ``MigrationError`` when that takes longer.
 
-        Output goes through pipes that are read to their end, so a daemon that keeps them open would
-        be waited for: redirect it inside.
+        It has ``descriptors`` of this process under the same numbers. Output goes through pipes that
+        are read to their end, so a daemon that keeps them open would be waited for: redirect it inside.
         """
         words = self.command(argv)
         process = await asyncio.create_subprocess_exec(
@@ -267,6 +281,7 @@ class Container:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            pass_fds=descriptors,
         )
         try:
             stdout, stderr = await asyncio.wait_for(process.communicate(), timeout_s)

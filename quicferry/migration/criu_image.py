@@ -11,6 +11,7 @@ The format is ours because tar wants to know the size of a file before its first
 from __future__ import annotations
 
 import enum
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,9 +33,15 @@ class Kind(enum.StrEnum):
     """What a record brings."""
 
     MANIFEST = "manifest"  # the data is a Manifest
-    IMAGE = "image"  # a piece of a file of the image directory; name is a bare file name
+    IMAGE = "image"  # a piece of a file of the image directory or one of its rounds; name is relative
+    PARENT = "parent"  # no data; name is "child=parent": two image directories, "." or round-N
     FILE = "file"  # a piece of a file the process has open; name is an absolute path under /run
     END = "end"  # nothing follows
+
+
+#: An image file: of the image directory itself, or of a pre-copy round's directory in it.
+IMAGE_NAME = re.compile(r"(round-\d+/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
+PARENT_NAME = re.compile(r"(\.|round-\d+)=(round-\d+)")
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True):
@@ -53,6 +60,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     pid: int  # inside the container, at both ends
     files: list[str]  # regular files under /run that the process holds open
+    rounds: int = 0  # how many rounds of pre-copy came before
+    lazy: dict[int, int] = {}  # PID inside the container -> pages that are still at the source
+    stopped: bool = False  # the process was dumped stopped and needs SIGCONT
 
 
 def record(kind: Kind, name: str, data: bytes, mode: int = 0o600) -> bytes:
@@ -137,12 +147,24 @@ class Unpacker:
             self._complete = True
         elif header.size:
             self._header, self._left = header, header.size
+        elif header.kind is Kind.PARENT:
+            self._link(header.name)
         elif header.kind is not Kind.MANIFEST:
             self._write(header, memoryview(b""))
 
+    def _link(self, name: str) -> None:
+        """Let an image directory lead to the one that it builds upon."""
+        names = PARENT_NAME.fullmatch(name)
+        if names is None:
+            raise MigrationError(f"the checkpoint links what it must not link: {name!r}")
+        link = self._images / names[1] / "parent"
+        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(names[2] if names[1] == "." else f"../{names[2]}")
+
     def _target(self, header: Header) -> Path:
         parts = header.name.split("/")
-        if header.kind is Kind.IMAGE and len(parts) == 1 and parts[0] not in ("", ".", ".."):
+        if header.kind is Kind.IMAGE and IMAGE_NAME.fullmatch(header.name):
             return self._images / header.name
         inside = parts[:2] == ["", "run"] and len(parts) > 2 and not {"", ".", ".."} & set(parts[2:])
         if header.kind is Kind.FILE and inside:
@@ -188,7 +210,7 @@ class RestoreStats(msgspec.Struct, frozen=True, kw_only=True):
 STATS_MAGIC = struct.pack("<II", 0x55105940, 0x57093306)  # criu/include/magic.h: IMG_SERVICE, STATS
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def protobuf_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Fields of a protobuf message that has only varints (wire type 0) and sub-messages (type 2)."""
     position = 0
 
@@ -226,9 +248,9 @@ def _stats(image: bytes, wanted_field: int) -> dict[int, int]:
         raise MigrationError("not a stats image of CRIU")
     size = struct.unpack_from("<I", image, 8)[0]
     try:
-        for number, entry in _fields(image[12 : 12 + size]):
+        for number, entry in protobuf_fields(image[12 : 12 + size]):
             if number == wanted_field and isinstance(entry, bytes):
-                return {key: value for key, value in _fields(entry) if isinstance(value, int)}
+                return {key: value for key, value in protobuf_fields(entry) if isinstance(value, int)}
     except (IndexError, ValueError) as error:
         raise MigrationError(f"a stats image of CRIU is damaged: {error}") from error
     raise MigrationError("a stats image of CRIU has other contents than expected")

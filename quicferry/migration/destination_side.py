@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from typing import Any, TypeVar
 
 from quicferry.errors import FerryError, MigrationError
-from quicferry.migration.engines.base import MoveOrder
+from quicferry.migration.engines.base import CopiesAhead, MoveOrder
 from quicferry.migration.host import Host, fence_ns
 from quicferry.migration.orders import (
     STATUS,
+    Ahead,
     Begin,
     Commit,
     Committed,
@@ -35,6 +37,7 @@ ASK_S = 1.0
 ASKS_BEFORE_FENCE = 4
 GONE_S = 0.5  # for one connection attempt to a source that may be gone
 
+R = TypeVar("R")
 Send = Callable[[ToSource], Awaitable[None]]
 
 
@@ -105,13 +108,15 @@ class DestinationSide:
     async def receive(self, requests: AsyncIterator[ToDestination], send: Send, caller: str) -> None:
         """Serve the stream of one move from the source. Raises ``MigrationError`` to the source."""
         begin = await anext(requests, None)
+        if isinstance(begin, Ahead):
+            await self._accept_ahead(begin.order, requests, send, caller)
+            begin = await anext(requests, None)
         if begin is None:  # opened in advance, not needed
             return
         if not isinstance(begin, Begin):
             raise MigrationError(f"the transfer begins with {type(begin).__name__}")
         order = begin.order
-        if self.order is None or order.epoch != self.order.epoch or caller != order.source:
-            raise MigrationError(f"epoch {order.epoch} from {caller} was not prepared at {self._host.edge}")
+        self._check_prepared(order, caller)
         self._take(Signal.GO)
         self.order = order
         self._lease_ns = order.resume_before_ns
@@ -141,8 +146,32 @@ class DestinationSide:
                     raise MigrationError(f"{order.destination} serves no more in epoch {order.epoch}")
                 await send(Committed(epoch=message.epoch))
 
+    def _check_prepared(self, order: MoveOrder, caller: str) -> None:
+        if self.order is None or order.epoch != self.order.epoch or caller != order.source:
+            raise MigrationError(f"epoch {order.epoch} from {caller} was not prepared at {self._host.edge}")
+
+    async def _accept_ahead(
+        self, order: MoveOrder, requests: AsyncIterator[ToDestination], send: Send, caller: str
+    ) -> None:
+        """Take in what comes while the server still serves at the source."""
+        self._check_prepared(order, caller)
+        engine = self._host.engine(order.engine)
+        if not isinstance(engine, CopiesAhead):
+            raise MigrationError(f"the engine {order.engine} takes in nothing before the freeze")
+        inbox = Inbox()
+        accepting = asyncio.get_running_loop().create_task(engine.accept_ahead(order, inbox.chunks()))
+        accepting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            inbox.check(await self._fill(inbox, requests, accepting))
+            await inbox.close()
+            await accepting
+        finally:
+            accepting.cancel()
+            await asyncio.wait([accepting])
+        await send(Received(size_bytes=inbox.size_bytes, t_ns=now_ns()))
+
     async def _fill(
-        self, inbox: Inbox, requests: AsyncIterator[ToDestination], restoring: asyncio.Task[Resumed]
+        self, inbox: Inbox, requests: AsyncIterator[ToDestination], working: asyncio.Task[Any]
     ) -> End:
         async for message in requests:
             if isinstance(message, End):
@@ -152,16 +181,16 @@ class DestinationSide:
             if not inbox.has_room:
                 # an engine that has failed does not read on: do not wait for it
                 putting = asyncio.ensure_future(inbox.put(message))
-                await asyncio.wait([putting, restoring], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([putting, working], return_when=asyncio.FIRST_COMPLETED)
                 if not putting.done():
                     putting.cancel()
             else:
                 await inbox.put(message)
-            if restoring.done():
-                await self._outcome_of(restoring)
+            if working.done():
+                await self._outcome_of(working)
         raise Unreachable("the transfer broke off before its end")
 
-    async def _outcome_of(self, restoring: asyncio.Task[Resumed]) -> Resumed:
+    async def _outcome_of(self, restoring: asyncio.Task[R]) -> R:
         """What the restore came to; one that was aborted is an error to tell, not a cancellation."""
         await asyncio.wait([restoring])
         if restoring.cancelled():

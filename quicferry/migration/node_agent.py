@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +25,10 @@ from quicferry.migration.engines.base import (
     Engine,
     EngineContext,
     MoveOrder,
+    PageRun,
+    ServesPages,
     ServiceContainer,
+    ToPageSource,
     create,
 )
 from quicferry.migration.forwarding import Forwarder
@@ -37,6 +40,7 @@ from quicferry.migration.orders import (
     COLLECT_FILES,
     COMMIT,
     MOVE,
+    PAGES,
     PREPARE_DESTINATION,
     RECEIVE,
     START_SERVICE,
@@ -60,7 +64,7 @@ from quicferry.migration.orders import (
 )
 from quicferry.migration.peers import PeerClient
 from quicferry.migration.port_unreachable import hold_back_port_unreachable
-from quicferry.migration.rpc import RpcClient, RpcServer
+from quicferry.migration.rpc import DuplexCall, RpcClient, RpcServer
 from quicferry.migration.source_side import SourceSide
 from quicferry.migration.waiting_room import CAPACITY, WaitingRoom
 from quicferry.model import Endpoint
@@ -228,6 +232,7 @@ class NodeAgent:
         self.rpc.unary(COMMIT, self._commit)
         self.rpc.unary(COLLECT_FILES, self._collect_files)
         self.rpc.duplex(RECEIVE, self.destination.receive)
+        self.rpc.duplex(PAGES, self._pages)
 
     # --- what the sides look up ----------------------------------------------------------------
 
@@ -241,9 +246,28 @@ class NodeAgent:
                 state_dir=STATE_DIR,
                 standby=self,
                 before_resume=self._let_in,
+                open_pages=self._open_pages,
             )
             self._engines[name] = self._make_engine(name, context)
         return self._engines[name]
+
+    def _open_pages(self, edge: str, timeout_s: float) -> DuplexCall[ToPageSource, PageRun]:
+        return self._peer(edge).open(PAGES, timeout_s=timeout_s)
+
+    async def _pages(
+        self,
+        requests: AsyncIterator[ToPageSource],
+        send: Callable[[PageRun], Awaitable[None]],
+        caller: str,
+    ) -> None:
+        """Serve the memory of a server that has left but for that."""
+        order = self.source.order
+        if order is None or caller != order.destination:
+            raise MigrationError(f"{self.config.edge} has no memory that {caller} may have")
+        engine = self._engine(order.engine)
+        if not isinstance(engine, ServesPages):
+            raise MigrationError(f"the engine {order.engine} leaves no memory behind")
+        await engine.serve_pages(order.epoch, requests, send)
 
     def _let_in(self) -> None:
         if self._room is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from quicferry.migration.engines.base import MoveOrder
+from quicferry.migration.engines.base import MoveOrder, PageRun, ToPageSource
 from quicferry.migration.rpc import Duplex, Unary
 from quicferry.model import Endpoint
 
@@ -104,6 +104,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     forwarded_datagrams: int = 0
 
 
+class Ahead(msgspec.Struct, frozen=True, kw_only=True, tag="ahead"):
+    """Memory follows that is copied while the server still serves; up to an End with no lease."""
+
+    order: MoveOrder
+
+
 class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
     """The order, now with the destination's lease in it."""
 
@@ -182,7 +188,7 @@ class Files(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, bytes]
 
 
-ToDestination = Begin | Piece | End | Commit
+ToDestination = Ahead | Begin | Piece | End | Commit
 ToSource = Received | Resumed | Committed
 
 STATUS = Unary("Status", StatusQuery, AgentStatus)
@@ -194,3 +200,4 @@ ABORT = Unary("Abort", Abort, Verdict)
 COMMIT = Unary("Commit", Commit, Verdict)
 COLLECT_FILES = Unary("CollectFiles", CollectFiles, Files)
 RECEIVE: Duplex[ToDestination, ToSource] = Duplex("Receive", ToDestination, ToSource)
+PAGES: Duplex[ToPageSource, PageRun] = Duplex("Pages", ToPageSource, PageRun)

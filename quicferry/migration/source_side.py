@@ -12,7 +12,7 @@ import msgspec
 
 from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
-from quicferry.migration.engines.base import Engine, MoveOrder
+from quicferry.migration.engines.base import CopiesAhead, Engine, MoveOrder, ServesPages
 from quicferry.migration.host import Host, fence_ns
 from quicferry.migration.orders import (
     ABORT,
@@ -20,6 +20,7 @@ from quicferry.migration.orders import (
     PREPARE_DESTINATION,
     RECEIVE,
     Abort,
+    Ahead,
     Begin,
     Commit,
     Committed,
@@ -106,6 +107,7 @@ class _SourceMove:
         self._peer: RpcClient = host.peer(order.destination)
         self._stream: DuplexCall[ToDestination, ToSource] | None = None
         self._tally = Tally()
+        self._ahead = Tally()
         self._lease_ns = 0
         self._resumed: Resumed | None = None
         self._notice: dict[str, Any] = {}
@@ -133,6 +135,7 @@ class _SourceMove:
         try:
             waiting_room = await self._prepare()
             self._take(Signal.PREPARED)
+            await self._copy_ahead()
             await self._give_notice()
             await self._send(waiting_room)
         except Exception as error:  # whatever it was: the server must end up at one of the two places
@@ -141,7 +144,7 @@ class _SourceMove:
         if self._machine.step is Step.RESTORE:
             await self._ask_destination(describe(failure) if failure else "no answer")
         if self._machine.step is Step.COMMIT:
-            await self._commit()
+            failure = await self._commit() or failure
         if self._machine.step is Step.ABORT:
             failure = await self._roll_back(failure or MigrationError("the destination gave up"))
         return self._finish(failure)
@@ -160,7 +163,8 @@ class _SourceMove:
             )
         # opened now, so that the first byte after the freeze needs no handshake of any kind
         limits = order.deadlines
-        lifetime_s = limits.notice_s + limits.checkpoint_s + limits.transfer_s + limits.restore_s
+        lifetime_s = limits.precopy_s if isinstance(self._engine, CopiesAhead) else 0.0
+        lifetime_s += limits.notice_s + limits.checkpoint_s + limits.transfer_s + limits.restore_s
         self._stream = self._peer.open(RECEIVE, timeout_s=lifetime_s + limits.commit_s + ASK_S)
         if not order.forwarding or self._host.forwarder is None:
             return None
@@ -169,6 +173,27 @@ class _SourceMove:
             room = Endpoint(self._peer.endpoint.host, room.port)
         self._host.forwarder.open()
         return room
+
+    async def _copy_ahead(self) -> None:
+        """Send what the engine can send before the server is frozen, and wait until it is there."""
+        if not isinstance(self._engine, CopiesAhead):
+            return
+        assert self._stream is not None
+        order = self._order
+        chunks = self._engine.copy_ahead(order)
+        self._touched = True
+        try:
+            with self._host.events.phase("migration.precopy", epoch=order.epoch) as detail:
+                async with asyncio.timeout(order.deadlines.precopy_s):
+                    await self._stream.write(Ahead(order=order))
+                    async for chunk in chunks:
+                        await self._write(chunk, self._ahead)
+                    size_bytes, sha256 = self._ahead.size_bytes, self._ahead.sha256
+                    await self._stream.write(End(size_bytes=size_bytes, sha256=sha256, resume_before_ns=0))
+                    await self._answer(Received, order.deadlines.precopy_s)
+                detail["bytes"] = size_bytes
+        finally:
+            await _close(chunks)
 
     async def _give_notice(self) -> None:
         """The server prepares itself, and tells its clients when the strategy wants it."""
@@ -209,9 +234,9 @@ class _SourceMove:
             self._take(Signal.TAKEN)
             with self._host.events.phase("migration.transfer", epoch=order.epoch) as detail:
                 async with asyncio.timeout(limits.transfer_s):
-                    await self._write(first)
+                    await self._write(first, self._tally)
                     async for chunk in chunks:
-                        await self._write(chunk)
+                        await self._write(chunk, self._tally)
                 self._lease_ns = min(order.resume_before_ns, now_ns() + round(limits.restore_s * NS_PER_S))
                 self._take(Signal.SENT)
                 await self._stream.write(
@@ -228,12 +253,12 @@ class _SourceMove:
         self._resumed = await self._answer(Resumed, limits.restore_s)
         self._take(Signal.RESUMED)
 
-    async def _write(self, chunk: bytes) -> None:
+    async def _write(self, chunk: bytes, tally: Tally) -> None:
         assert self._stream is not None
         for piece in pieces(chunk):
             await self._stream.write(piece)
             # while the network sends it
-            self._tally.add(piece.data)
+            tally.add(piece.data)
 
     async def _answer(self, kind: type[M], timeout_s: float) -> M:
         assert self._stream is not None
@@ -261,13 +286,18 @@ class _SourceMove:
         await asyncio.sleep(FENCE_MARGIN_S)
         self._take(Signal.EXPIRED)
 
-    async def _commit(self) -> None:
-        """The destination serves: tell it that it may, and give up only when it has heard."""
+    async def _commit(self) -> BaseException | None:
+        """The destination serves: tell it that it may, and give up only when it has heard.
+
+        Returns why the service is lost, if it is.
+        """
         order = self._order
+        lost: BaseException | None = None
         with suppress(Exception), self._host.events.phase("migration.commit", epoch=order.epoch):
             if not await self._tell_commit():
                 self._take(Signal.ABORTED)
                 raise MigrationError("the destination took its server down before it heard of the commit")
+            lost = await self._drain()
             try:
                 async with asyncio.timeout(order.deadlines.commit_s):
                     await self._engine.give_up_source(order)
@@ -276,10 +306,27 @@ class _SourceMove:
                 await self._host.container.stop_service(grace_s=0.0)
                 raise
         if self._machine.step is Step.ABORT:
-            return
-        self._take(Signal.SETTLED)
+            return None
+        self._take(Signal.SETTLED if lost is None else Signal.EXPIRED)
         if self._host.forwarder is not None:
             self._host.forwarder.close_later(self._host.linger_s)
+        return lost
+
+    async def _drain(self) -> BaseException | None:
+        """Keep what the destination still needs until it has it. Returns why it will never have it."""
+        if not isinstance(self._engine, ServesPages):
+            return None
+        order = self._order
+        try:
+            with self._host.events.phase("migration.pages", epoch=order.epoch) as detail:
+                async with asyncio.timeout(order.deadlines.pages_s):
+                    detail.update(await self._engine.drain_source(order))
+        except Exception as error:
+            return MigrationError(
+                f"the service is lost: not all of its memory got to {order.destination}: {describe(error)}",
+                hint="post-copy and hybrid need the link between the edges until all memory has crossed it",
+            )
+        return None
 
     async def _tell_commit(self) -> bool:
         """Until the destination has heard: True when it serves for good, False when it never will.

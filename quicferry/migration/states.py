@@ -21,6 +21,12 @@ it knows to have resumed; it asks until it can.
 A destination that finds at the fence that the source's agent is gone (connection refused) keeps
 serving: the source's container has died with its agent, so nobody else serves or will.
 
+An engine that leaves memory at the source (post-copy, hybrid) has its point of no return there, too,
+but the destination's server is not whole yet: only the source has the rest of its memory. The source
+keeps serving it after the commit, over as many streams as it takes, until the destination has said
+that it has all (→ MOVED). If it cannot have it within ``pages_s``, the service is lost, and that is
+what is said (→ LOST): what the server did meanwhile is in memory that cannot be put together again.
+
 The tables give an answer for every signal in every step: a next step, ``SAME`` (a repetition or a
 message that comes too late; nothing happens) or ``REFUSE`` (it cannot happen; the machine raises).
 """
@@ -46,7 +52,7 @@ class Step(enum.StrEnum):
     ABORT = "abort"  # source: the server is being brought back; destination: all is being thrown away
     MOVED = "moved"  # the end: the destination serves
     STAYED = "stayed"  # the end: the source serves
-    LOST = "lost"  # the end: the source's server could not be brought back
+    LOST = "lost"  # the end: the server could not be brought back, or not given all its memory
 
 
 class Signal(enum.StrEnum):
@@ -94,8 +100,9 @@ SOURCE: Table = {
     _S.TRANSFER: _row(same="taken", sent=_S.RESTORE, failed=_S.ABORT, aborted=_S.ABORT),
     # a failure decides nothing here: ask, or wait for the fence
     _S.RESTORE: _row(same="failed", resumed=_S.COMMIT, aborted=_S.ABORT, expired=_S.ABORT),
-    # no clock and no failure leads back from here, only the destination's word
-    _S.COMMIT: _row(same="failed resumed", settled=_S.MOVED, aborted=_S.ABORT),
+    # no clock and no failure leads back from here, only the destination's word; expired: the
+    # destination took over, but not all of the memory that was still here got there
+    _S.COMMIT: _row(same="failed resumed", settled=_S.MOVED, aborted=_S.ABORT, expired=_S.LOST),
     _S.ABORT: _row(same="aborted", settled=_S.STAYED, failed=_S.LOST),
     _S.MOVED: _row(same="failed resumed settled", ordered=_S.PREPARING),
     _S.STAYED: _row(same="failed aborted settled", ordered=_S.PREPARING),

@@ -16,10 +16,10 @@ the state is taken and when the server is back); the agents emit all other phase
 from __future__ import annotations
 
 import importlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import msgspec
 
@@ -31,17 +31,64 @@ from quicferry.strategies import Strategy
 from quicferry.units import NS_PER_MS, now_ns
 
 CHUNK_BYTES = 1 << 20  # the largest chunk an engine yields
+#: How memory images are packed on their way. ``auto`` is what measurements favour (docs/adr/0004).
+COMPRESSIONS = ("auto", "none", "zstd", "zstd-1", "zstd-3")
+
+
+class WantAll(msgspec.Struct, frozen=True, kw_only=True, tag="all"):
+    """The first message of a stream for pages: everything that is missing, in the order it is wanted.
+
+    ``runs``: (PID inside the container, first page number, number of pages).
+    """
+
+    epoch: int
+    runs: list[tuple[int, int, int]]
+
+
+class WantNow(msgspec.Struct, frozen=True, kw_only=True, tag="now"):
+    """The process waits for these pages: they go before all others."""
+
+    pid: int
+    first: int
+    count: int
+
+
+class GotPages(msgspec.Struct, frozen=True, tag="got"):
+    """So many pages have arrived: the source may send as many more."""
+
+    count: int
+
+
+class PagesDone(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    """The process has all its memory; or it never will, and ``error`` says why."""
+
+    error: str | None = None
+
+
+class PageRun(msgspec.Struct, frozen=True, kw_only=True):
+    """Neighbouring pages and the digest of what they hold. ``data`` is packed by the order's compression."""
+
+    pid: int
+    first: int
+    count: int
+    data: bytes
+    sha256: bytes
+
+
+ToPageSource = WantAll | WantNow | GotPages | PagesDone
 
 
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     """How long each step of a move may take, in seconds; a step that takes longer has failed."""
 
     prepare_s: float = 20.0  # both sides get ready (a standby process starts in this time)
+    precopy_s: float = 120.0  # memory is copied ahead, while the server serves
     notice_s: float = 1.0  # clients are told and answer; late ones are left out, it is not a failure
     checkpoint_s: float = 15.0  # from the freeze to the first chunk
     transfer_s: float = 60.0  # first to last chunk
     restore_s: float = 15.0  # from the last chunk to the destination's word that the server runs
     commit_s: float = 5.0  # the source gives up, or an abort is obeyed
+    pages_s: float = 120.0  # after the commit: what is left of the memory follows
 
 
 class MoveOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +109,7 @@ class MoveOrder(msgspec.Struct, frozen=True, kw_only=True):
     service: Endpoint  # where clients reach the server at the destination
     downtime_ms: float = 500.0  # what the clients are told to expect
     forwarding: bool = True  # late datagrams go on from the source to the destination
+    compression: str = "auto"  # of memory images, one of COMPRESSIONS
     deadlines: Deadlines = Deadlines()
     resume_before_ns: int = 0  # 0: not frozen yet
 
@@ -94,6 +142,19 @@ class ServiceContainer(Protocol):
         """The agent's path to a file of the container: ``/proc/<init>/root`` + ``inside``."""
 
 
+class PageCall(Protocol):
+    """A stream to the source's engine for memory that stayed there; see ``lazy_pages``."""
+
+    async def write(self, message: ToPageSource) -> None:
+        """Send one message. Raises ``MigrationError`` when the stream is broken."""
+
+    async def read(self) -> PageRun:
+        """The next answer. Raises ``MigrationError``, also when there are no more."""
+
+    def cancel(self) -> None:
+        """Break the stream off."""
+
+
 class StandbyHooks(Protocol):
     """What the agent does for engines with a warm process at the destination."""
 
@@ -122,6 +183,8 @@ class EngineContext:
     #: called by ``restore`` directly before Resume or Import, when the server's socket exists: the
     #: datagrams that wait for it then lie in the socket, and its first flight can answer them
     before_resume: Callable[[], None] = lambda: None
+    #: opens a stream to the engine of that edge which serves pages, for at most so many seconds
+    open_pages: Callable[[str, float], PageCall] | None = None
 
 
 class Engine(Protocol):
@@ -169,6 +232,37 @@ class Engine(Protocol):
         """The move is off: when this returns, nothing of this order serves here or ever will."""
 
 
+@runtime_checkable
+class CopiesAhead(Protocol):
+    """An engine that sends memory while the server still serves, before ``checkpoint``."""
+
+    def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        """At the source: yield memory in chunks as ``checkpoint`` does. The server must not notice.
+
+        May be closed early; ``resume_source`` follows then.
+        """
+
+    async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
+        """At the destination: keep it for ``restore``. The iterator is as that of ``restore``."""
+
+
+@runtime_checkable
+class ServesPages(Protocol):
+    """An engine whose source is needed for some time after the server runs at the destination."""
+
+    async def serve_pages(
+        self, epoch: int, requests: AsyncIterator[ToPageSource], send: Callable[[PageRun], Awaitable[None]]
+    ) -> None:
+        """At the source: answer one stream of requests for pages."""
+
+    async def drain_source(self, order: MoveOrder) -> dict[str, Any]:
+        """At the source, after the commit: return when the destination has all it needs.
+
+        Returns details for the event of it, ``bytes`` among them. Raises ``MigrationError`` when the
+        destination says that it will never have it.
+        """
+
+
 def check_lease(order: MoveOrder) -> None:
     """Raise ``MigrationError`` when the destination may not resume any more: the source may serve again."""
     late_ns = now_ns() - order.resume_before_ns
@@ -183,6 +277,9 @@ def check_lease(order: MoveOrder) -> None:
 ENGINES: dict[str, str] = {
     "handoff": "quicferry.migration.engines.handoff:HandoffEngine",
     "criu-cold": "quicferry.migration.engines.criu_cold:CriuColdEngine",
+    "criu-pre-copy": "quicferry.migration.engines.criu_copy:CriuPreCopyEngine",
+    "criu-post-copy": "quicferry.migration.engines.criu_copy:CriuPostCopyEngine",
+    "criu-hybrid": "quicferry.migration.engines.criu_copy:CriuHybridEngine",
 }
 
 

@@ -1,0 +1,282 @@
+"""What all CRIU engines have in common: one container at either end, and how a process is kept,
+brought back, made and unmade.
+
+The dumped process is not killed but left stopped. It keeps its sockets and its PID at the source
+until the destination serves; if that fails, it goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import zstandard
+
+from quicferry.errors import InvalidInput, MigrationError
+from quicferry.migration.container import Container
+from quicferry.migration.control import Abort, Freeze, Resume
+from quicferry.migration.criu import Criu
+from quicferry.migration.criu_image import Kind, Manifest, Unpacker, record
+from quicferry.migration.engines.base import (
+    CHUNK_BYTES,
+    COMPRESSIONS,
+    EngineContext,
+    MoveOrder,
+    check_lease,
+)
+
+#: The memory of a Python server shrinks to a quarter at 400 MB/s, and what cannot shrink passes at
+#: 1 GB/s: at 1 Gbit/s this takes more than a third off the downtime. See docs/adr/0004.
+ZSTD_LEVELS = {"auto": -1, "zstd": -1, "zstd-1": 1, "zstd-3": 3}
+
+
+class Held(NamedTuple):
+    """What an end keeps until the move is decided."""
+
+    epoch: int
+    pid: int  # inside the container
+
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+class _Plain:
+    """The compression ``none``."""
+
+    def compress(self, data: bytes, /) -> bytes:
+        return data
+
+    def flush(self) -> bytes:
+        return b""
+
+
+class Packer:
+    """Packs records into one stream. ``compression`` is one of ``base.COMPRESSIONS``."""
+
+    def __init__(self, compression: str) -> None:
+        if compression not in COMPRESSIONS:
+            raise InvalidInput(
+                f"there is no compression {compression!r}", hint="choose from " + ", ".join(COMPRESSIONS)
+            )
+        level = ZSTD_LEVELS.get(compression)
+        self._compressor: _Compressor = (
+            _Plain() if level is None else zstandard.ZstdCompressor(level=level).compressobj()
+        )
+
+    def pack(self, data: bytes, *, flush: bool = False) -> list[bytes]:
+        """Pack records; runs in a thread, as zstd lets others run meanwhile. May keep bytes for later."""
+        packed = self._compressor.compress(data)
+        if flush:
+            packed += self._compressor.flush()
+        return [packed[start : start + CHUNK_BYTES] for start in range(0, len(packed), CHUNK_BYTES)]
+
+
+async def unpack(compression: str, unpacker: Unpacker, chunks: AsyncIterator[bytes]) -> None:
+    """Unpack a stream as it comes. Raises ``MigrationError`` for what ``Packer`` cannot have packed."""
+    decompressor = zstandard.ZstdDecompressor().decompressobj() if compression != "none" else None
+
+    def feed(chunk: bytes) -> None:
+        try:
+            unpacker.feed(decompressor.decompress(chunk) if decompressor is not None else chunk)
+        except zstandard.ZstdError as error:
+            raise MigrationError(f"the checkpoint is damaged: {error}") from error
+
+    async for chunk in chunks:
+        await asyncio.to_thread(feed, chunk)
+
+
+class CriuEngine:
+    """The base of the CRIU engines. Made with an ``EngineContext`` whose container is a real one.
+
+    A subclass has a ``name`` and a ``checkpoint``; it may dump and restore in its own way.
+    """
+
+    name = ""
+    needs_standby = False
+
+    def __init__(self, context: EngineContext) -> None:
+        if not isinstance(context.container, Container):
+            raise MigrationError("CRIU needs a container with a PID namespace of its own")
+        self._context = context
+        self._container = context.container
+        self._images = context.state_dir / "criu"
+        self._criu: Criu | None = None
+        self._held: Held | None = None
+        self._dumping: asyncio.Task[None] | None = None
+        self._resumed: dict[int, dict[str, Any]] = {}
+        self._abandoned: set[int] = set()
+        #: held while a process is made here, so that giving up waits until it can be undone
+        self._making = asyncio.Lock()
+        self._clearing: asyncio.Task[None] | None = None
+        self._made: Held | None = None
+
+    # both
+
+    async def prepare_source(self, order: MoveOrder) -> None:
+        """Find CRIU, let it probe the kernel, and make room for the images."""
+        await self._prepare()
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        """The same at the other end."""
+        await self._prepare()
+
+    async def _prepare(self) -> None:
+        self._criu = Criu(self._container)
+        if self._clearing is not None:
+            await self._clearing
+        self._clear_images()
+        await self._criu.warm_up(self._images)
+
+    def _clear_images(self) -> None:
+        shutil.rmtree(self._outside, ignore_errors=True)
+
+    @property
+    def _outside(self) -> Path:
+        """The image directory as the agent sees it."""
+        return self._container.path(str(self._images))
+
+    def _ready(self) -> Criu:
+        if self._criu is None:
+            self._criu = Criu(self._container)
+        self._outside.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self._criu
+
+    # source
+
+    def _server_pid(self) -> int:
+        pid = self._container.service_pid
+        if pid is None:
+            raise MigrationError(f"no server runs on {self._context.edge}")
+        return pid
+
+    async def _freeze(self, order: MoveOrder) -> None:
+        freeze = Freeze(epoch=order.epoch, strategy=order.strategy, server_first=order.server_first)
+        await self._context.control.ask(freeze, order.deadlines.checkpoint_s)
+
+    async def _dump_is_over(self) -> None:
+        """Wait for CRIU: whoever takes it away in the middle of a dump breaks the server."""
+        if self._dumping is not None:
+            await asyncio.wait([self._dumping])
+            if not self._dumping.cancelled():
+                self._dumping.exception()  # the agent has it from the iterator
+
+    def _file_records(self, pid: int, manifest: Manifest) -> Iterator[bytes]:
+        """The files that the process holds open, the manifest, the end."""
+        for name in manifest.files:
+            path = self._container.path(name)
+            yield record(Kind.FILE, name, path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
+        yield record(Kind.MANIFEST, "", msgspec.json.encode(manifest))
+        yield record(Kind.END, "", b"")
+
+    async def give_up_source(self, order: MoveOrder) -> None:
+        """The destination serves: end the stopped process and forget its images."""
+        held = self._held
+        if held is None or held.epoch != order.epoch:
+            return
+        await self._container.stop(held.pid, grace_s=0)
+        self._clear_images()
+        self._held = None
+
+    async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
+        """Let the stopped process go on, or restore it if it has died, and give it Abort."""
+        if order.epoch in self._resumed:
+            return self._resumed[order.epoch]
+        await self._dump_is_over()
+        held = self._held
+        if held is not None and held.epoch == order.epoch:
+            await self._revive(held, order)
+        answer = await self._context.control.ask(
+            Abort(epoch=order.epoch, reason=reason), order.deadlines.commit_s
+        )
+        self._clear_images()
+        self._held = None
+        self._resumed[order.epoch] = answer
+        return answer
+
+    async def _revive(self, held: Held, order: MoveOrder) -> None:
+        if self._container.is_alive(held.pid):
+            await self._container.signal(held.pid, signal.SIGCONT)
+            return
+        await self._restore_dead(held, order)
+
+    async def _restore_dead(self, held: Held, order: MoveOrder) -> None:
+        """The stopped process has died: make it anew of its images, if they have all of it."""
+        raise MigrationError(
+            f"the server on {self._context.edge} died and there is no checkpoint of it",
+            hint="look at its log in the run directory",
+        )
+
+    # destination
+
+    async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
+        """Unpack the images as they come, make the process and give it Resume."""
+        self._ready()
+        unpacker = Unpacker(self._outside, self._container.path("/"))
+        await unpack(order.compression, unpacker, chunks)
+        # Not to be cut off in the middle: a half-made process would be left behind.
+        return await asyncio.shield(asyncio.create_task(self._bring_up(order, unpacker.manifest())))
+
+    async def _bring_up(self, order: MoveOrder, manifest: Manifest) -> dict[str, Any]:
+        async with self._making:
+            with self._context.events.phase("migration.restore", epoch=order.epoch) as detail:
+                if manifest.epoch != order.epoch:
+                    raise MigrationError(f"a checkpoint of epoch {manifest.epoch}, not {order.epoch}")
+                if self._container.is_alive(manifest.pid):
+                    raise MigrationError(f"PID {manifest.pid} is in use on {self._context.edge}")
+                self._made = Held(order.epoch, manifest.pid)
+                try:
+                    await self._make_process(order, manifest, detail)
+                    answer = await self._resume(order)
+                    self._container.adopt(manifest.pid)
+                    await self._brought_up(order, manifest)
+                except BaseException:
+                    await self._unmake()
+                    raise
+        return answer
+
+    async def _make_process(self, order: MoveOrder, manifest: Manifest, detail: dict[str, Any]) -> None:
+        stats = await self._ready().restore(self._images, timeout_s=order.deadlines.restore_s)
+        detail["criu"] = msgspec.structs.asdict(stats)
+
+    async def _resume(self, order: MoveOrder) -> dict[str, Any]:
+        if order.epoch in self._abandoned:
+            raise MigrationError(f"the move of epoch {order.epoch} was called off")
+        check_lease(order)
+        self._context.before_resume()
+        resume = Resume(
+            epoch=order.epoch,
+            edge=self._context.edge,
+            strategy=order.strategy,
+            server_first=order.server_first,
+        )
+        return await self._context.control.ask(resume, order.deadlines.restore_s)
+
+    async def _brought_up(self, order: MoveOrder, manifest: Manifest) -> None:
+        """The server serves: what is left to do for it."""
+        # Freeing the memory of the images takes milliseconds that the agent's answer need not wait for.
+        self._clearing = asyncio.create_task(asyncio.to_thread(self._clear_images))
+
+    async def _unmake(self) -> None:
+        """End what was restored here; the images stay for whoever looks into the failure."""
+        if self._made is not None:
+            with contextlib.suppress(MigrationError):  # the container itself may be gone
+                await self._container.stop(self._made.pid, grace_s=0)
+            self._made = None
+
+    async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
+        """The move is off: when this returns, no process of this order is here or will be."""
+        self._abandoned.add(order.epoch)
+        async with self._making:
+            if self._made is not None and self._made.epoch == order.epoch:
+                await self._unmake()
+        self._clear_images()

@@ -1,0 +1,417 @@
+"""Engines ``criu-pre-copy``, ``criu-post-copy``, ``criu-hybrid``: the memory does not cross in the downtime.
+
+=============  =======================================  ==========================================
+engine         before the freeze                        after the resume
+=============  =======================================  ==========================================
+pre-copy       all memory, then what changed, in rounds  nothing
+post-copy      nothing                                  all memory, as it is touched and besides
+hybrid         as pre-copy                              what changed since the last round
+=============  =======================================  ==========================================
+
+In the downtime cross the things that are no memory (sockets, files, registers), a list of all pages,
+the few pages that cannot be restored lazily, and for pre-copy the pages that changed since the last
+round. For that, CRIU dumps the process *without* its memory, which stays in the stopped process and is
+read there; at the same time it is compared with what the last round sent. See docs/adr/0008.
+
+At the destination each round is a native incremental image of CRIU, and the last one's parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from quicferry.errors import MigrationError
+from quicferry.migration.criu import LazyPages
+from quicferry.migration.criu_image import LEFT_BEHIND, Kind, Manifest, Unpacker, record
+from quicferry.migration.engines.base import CHUNK_BYTES, MoveOrder, PageRun, ToPageSource
+from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, unpack
+from quicferry.migration.lazy_pages import PageSink, PageSource
+from quicferry.migration.pagemap import (
+    NO_PAGES,
+    PAGE_BYTES,
+    PageMap,
+    Pages,
+    decode,
+    encode,
+    entries_of,
+)
+from quicferry.migration.process_memory import (
+    ProcessMemory,
+    Reading,
+    Snapshot,
+    merged,
+    unchanged,
+)
+
+#: Pre-copy ends after so many rounds, whatever they brought.
+MAX_ROUNDS = 8
+#: So few pages are no matter at 1 Gbit/s (8 ms), and a server that is in use never gets below.
+FEW_PAGES = 256
+#: A round with more than this share of the round before it makes no progress: the server writes as
+#: fast as the network sends.
+PROGRESS = 0.9
+STOPPED_S = 1.0
+POLL_S = 0.0005
+PAGES_ID = 1  # of the pages file of a round
+
+
+def why_stop(rounds: int, pages: int, before: int | None) -> str | None:
+    """Whether the round that was just sent was the last one, and by which rule.
+
+    ``rounds``: how many there were; ``pages``: sent in the last one; ``before``: in the one before it.
+    """
+    if pages <= FEW_PAGES:
+        return "few-pages"
+    if rounds >= MAX_ROUNDS:
+        return "max-rounds"
+    if before is not None and pages > PROGRESS * before:
+        return "no-progress"
+    return None
+
+
+class Plan(NamedTuple):
+    """How the last image of a process is made of a dump without memory and of what is known."""
+
+    parent: Pages  # as in the last round
+    dumped: Pages  # data from the dump
+    fetched: Pages  # data from the stopped process, into the image
+    lazy: Pages  # data stays in the stopped process
+
+
+def plan_of(pagemap: PageMap, same: Pages, *, lazily: bool) -> Plan:
+    """Decide for every page of a dump. ``same``: pages that are as the last round sent them."""
+    present, absent = pagemap.present, pagemap.absent
+    changed = np.setdiff1d(absent, same, assume_unique=True)
+    return Plan(
+        parent=np.intersect1d(np.concatenate((present, absent)), same, assume_unique=True),
+        dumped=np.setdiff1d(present, same, assume_unique=True),
+        fetched=NO_PAGES if lazily else changed,
+        lazy=changed if lazily else NO_PAGES,
+    )
+
+
+def in_chunks(name: str, data: memoryview) -> Iterator[bytes]:
+    """Records that append to an image file."""
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield record(Kind.IMAGE, name, bytes(data[start : start + CHUNK_BYTES]))
+
+
+def round_records(number: int, pid: int, reading: Reading) -> Iterator[bytes]:
+    """One round as an incremental image."""
+    directory = f"round-{number}"
+    if number:
+        yield record(Kind.PARENT, f"{directory}=round-{number - 1}", b"")
+    # CRIU opens the file also when it is empty
+    yield record(Kind.IMAGE, f"{directory}/pages-{PAGES_ID}.img", b"")
+    yield from in_chunks(f"{directory}/pages-{PAGES_ID}.img", reading.changed.data.data.cast("B"))
+    entries = entries_of(present=reading.changed.pages, parent=unchanged(reading))
+    yield record(Kind.IMAGE, f"{directory}/pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))
+
+
+class CriuCopyEngine(CriuEngine):
+    """The base of the three. See the module."""
+
+    lazily = False
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._known = Snapshot.empty()
+        self._rounds = 0
+        self._reading: Reading | None = None
+        self._memory: dict[int, ProcessMemory] = {}  # of the stopped process, by PID
+        self._source: PageSource | None = None
+        self._finishing: asyncio.Task[None] | None = None
+        self._daemon: LazyPages | None = None
+        self._sink: PageSink | None = None
+
+    async def _prepare(self) -> None:
+        await self._forget()
+        await super()._prepare()
+
+    async def _forget(self) -> None:
+        """Drop what is left of the last move."""
+        self._known, self._rounds, self._reading = Snapshot.empty(), 0, None
+        if self._source is not None:
+            self._source.abort()
+            self._source = None
+        for memory in self._memory.values():
+            memory.close()
+        self._memory.clear()
+        await self._end_lazy_pages()
+
+    # source
+
+    async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        """Freeze and stop the server, dump it without its memory, and yield what must cross now."""
+        pid = self._server_pid()
+        self._held = Held(order.epoch, pid)
+        self._dumping = asyncio.create_task(self._take(order, pid))
+        try:
+            await asyncio.shield(self._dumping)
+            if self.lazily:
+                self._source = PageSource(self._read_pages, order.compression)
+            records = self._records(order, pid)
+            packer = Packer(order.compression)
+            while (piece := await asyncio.to_thread(next, records, None)) is not None:
+                for chunk in await asyncio.to_thread(packer.pack, piece):
+                    yield chunk
+            for chunk in packer.pack(b"", flush=True):
+                yield chunk
+        finally:
+            await self._dump_is_over()
+
+    async def _take(self, order: MoveOrder, pid: int) -> None:
+        with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
+            await self._freeze(order)
+            await self._container.signal(pid, signal.SIGSTOP)
+            await self._stands(pid)
+            comparing = asyncio.create_task(asyncio.to_thread(self._compare, pid))
+            try:
+                await self._ready().dump_without_memory(
+                    pid, self._images, timeout_s=order.deadlines.checkpoint_s
+                )
+            finally:
+                await asyncio.wait([comparing])
+            self._reading = await comparing
+            detail["rounds"] = self._rounds
+            if self._reading is not None:
+                detail["changed_pages"] = len(self._reading.changed.pages)
+            detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir() if file.is_file())
+
+    async def _stands(self, pid: int) -> None:
+        async with asyncio.timeout(STOPPED_S):
+            while not self._container.is_stopped(pid):  # noqa: ASYNC110 - the kernel stops it, no event tells
+                await asyncio.sleep(POLL_S)
+
+    def _memory_of(self, pid: int) -> ProcessMemory:
+        if pid not in self._memory:
+            self._memory[pid] = ProcessMemory(self._container.path(f"/proc/{pid}"))
+        return self._memory[pid]
+
+    def _compare(self, pid: int) -> Reading | None:
+        return self._memory_of(pid).differing(self._known) if self._rounds else None
+
+    def _records(self, order: MoveOrder, pid: int) -> Iterator[bytes]:
+        """The last image: CRIU's own files, with the list of pages as this engine wants it."""
+        if self._rounds:
+            yield record(Kind.PARENT, f".=round-{self._rounds - 1}", b"")
+        replaced = set()
+        lazy: dict[int, int] = {}
+        for path in sorted(self._outside.glob("pagemap-[0-9]*.img")):
+            owner = int(path.stem.removeprefix("pagemap-"))
+            pagemap = decode(path.read_bytes())
+            reading = self._reading if owner == pid else None
+            same = unchanged(reading) if reading is not None else NO_PAGES
+            plan = plan_of(pagemap, same, lazily=self.lazily)
+            if len(plan.lazy):
+                lazy[owner] = len(plan.lazy)
+            pages_name = f"pages-{pagemap.pages_id}.img"
+            replaced |= {path.name, pages_name}
+            data = self._data(owner, plan, pagemap, self._outside / pages_name, reading)
+            entries = entries_of(present=data.pages, parent=plan.parent, lazy=plan.lazy)
+            yield record(Kind.IMAGE, path.name, encode(PageMap(pagemap.pages_id, entries)))
+            yield record(Kind.IMAGE, pages_name, b"")
+            yield from in_chunks(pages_name, data.data.data.cast("B"))
+        for path in sorted(self._outside.iterdir()):
+            if path.is_file() and path.name not in LEFT_BEHIND and path.name not in replaced:
+                yield from in_chunks(path.name, memoryview(path.read_bytes()))
+        manifest = Manifest(
+            epoch=order.epoch,
+            pid=pid,
+            files=self._container.open_files(pid),
+            rounds=self._rounds,
+            lazy=lazy,
+            stopped=True,
+        )
+        yield from self._file_records(pid, manifest)
+
+    def _data(
+        self, owner: int, plan: Plan, pagemap: PageMap, pages_file: Path, reading: Reading | None
+    ) -> Snapshot:
+        """The pages that the last image holds, sorted, from the dump and from the stopped process."""
+        present = pagemap.present
+        raw = np.fromfile(pages_file, np.uint8).reshape(-1, PAGE_BYTES)
+        dumped = raw[np.searchsorted(present, plan.dumped)]
+        pages = np.concatenate((plan.dumped, plan.fetched))
+        fetched = self._memory_of(owner).read(plan.fetched)
+        if len(fetched.pages) != len(plan.fetched):
+            raise MigrationError("memory of the stopped server is gone")
+        order = np.argsort(pages)
+        return Snapshot(pages[order], np.concatenate((dumped, fetched.data))[order])
+
+    def _read_pages(self, owner: int, first: int, count: int) -> bytes:
+        snapshot = self._memory_of(owner).read(np.arange(first, first + count, dtype=np.int64))
+        if len(snapshot.pages) != count:
+            raise MigrationError("memory of the stopped server is gone")
+        return snapshot.data.tobytes()
+
+    async def serve_pages(
+        self, epoch: int, requests: AsyncIterator[ToPageSource], send: Callable[[PageRun], Awaitable[None]]
+    ) -> None:
+        """Give the destination the memory that stayed here."""
+        if self._source is None or self._held is None or self._held.epoch != epoch:
+            raise MigrationError(f"no memory of epoch {epoch} is kept on {self._context.edge}")
+        await self._source.serve(requests, send)
+
+    async def drain_source(self, order: MoveOrder) -> dict[str, Any]:
+        """Wait until the destination has all memory."""
+        source = self._source
+        if source is None:
+            return {"pages": 0, "bytes": 0, "waited_for": 0}
+        await source.done()
+        return {"pages": source.sent_pages, "bytes": source.sent_bytes, "waited_for": source.waited_for}
+
+    async def give_up_source(self, order: MoveOrder) -> None:
+        await super().give_up_source(order)
+        await self._forget()
+
+    async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
+        answer = await super().resume_source(order, reason)
+        await self._forget()
+        return answer
+
+    # destination
+
+    async def _make_process(self, order: MoveOrder, manifest: Manifest, detail: dict[str, Any]) -> None:
+        limit_s = order.deadlines.restore_s
+        criu = self._ready()
+        detail["rounds"] = manifest.rounds
+        if manifest.lazy:
+            self._sink = self._open_sink(order, manifest)
+            self._daemon = await criu.serve_lazily(self._images, timeout_s=limit_s)
+            self._finishing = asyncio.create_task(self._finish(order, self._sink, self._daemon))
+        stats = await criu.restore(self._images, timeout_s=limit_s, lazy=bool(manifest.lazy))
+        detail["criu"] = msgspec.structs.asdict(stats)
+        if manifest.stopped:
+            await self._container.signal(manifest.pid, signal.SIGCONT)
+
+    def _open_sink(self, order: MoveOrder, manifest: Manifest) -> PageSink:
+        open_pages = self._context.open_pages
+        if open_pages is None:
+            raise MigrationError(f"{self._context.edge} has no way to fetch pages")
+        missing = {
+            owner: decode((self._outside / f"pagemap-{owner}.img").read_bytes()).absent
+            for owner in manifest.lazy
+        }
+        lifetime_s = order.deadlines.restore_s + order.deadlines.pages_s
+
+        return PageSink(order.epoch, missing, order.compression, lambda: open_pages(order.source, lifetime_s))
+
+    async def _finish(self, order: MoveOrder, sink: PageSink, daemon: LazyPages) -> None:
+        """Give CRIU what it asks for until the process has all its memory, and tell the source."""
+        answering = asyncio.create_task(sink.answer(daemon.requests))
+        ending = asyncio.create_task(daemon.finished())
+        error: str | None = None
+        try:
+            async with asyncio.timeout(order.deadlines.restore_s + order.deadlines.pages_s):
+                await asyncio.wait([answering, ending], return_when=asyncio.FIRST_EXCEPTION)
+                for task in (answering, ending):
+                    if task.done():
+                        task.result()
+                await ending
+        except (MigrationError, OSError, TimeoutError) as failure:
+            error = str(failure) or "not all memory came in time"
+        finally:
+            answering.cancel()
+            ending.cancel()
+            await asyncio.wait([answering, ending])
+        if error is not None and self._made is not None:
+            # half of its memory is nowhere: it must not go on as if nothing were
+            with contextlib.suppress(MigrationError):
+                await self._container.stop(self._made.pid, grace_s=0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(order.deadlines.pages_s):
+                await sink.finish(error)
+
+    async def _brought_up(self, order: MoveOrder, manifest: Manifest) -> None:
+        if self._finishing is None:
+            await super()._brought_up(order, manifest)
+            return
+        self._finishing.add_done_callback(lambda _: self._clear_images())
+
+    async def _unmake(self) -> None:
+        await self._end_lazy_pages()
+        await super()._unmake()
+
+    async def _end_lazy_pages(self) -> None:
+        if self._finishing is not None:
+            self._finishing.cancel()
+            await asyncio.wait([self._finishing])
+            self._finishing = None
+        if self._daemon is not None:
+            await self._daemon.close()
+            self._daemon = None
+        if self._sink is not None:
+            await self._sink.close()
+            self._sink = None
+
+
+class _Ahead(CriuCopyEngine):
+    """With rounds before the freeze."""
+
+    async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        """Send all memory, then what has changed meanwhile, until a rule says that it is enough."""
+        pid = self._server_pid()
+        memory = self._memory_of(pid)
+        packer = Packer(order.compression)
+        before: int | None = None
+        while True:
+            with self._context.events.phase("migration.precopy.round", epoch=order.epoch) as detail:
+                reading = await asyncio.to_thread(memory.differing, self._known)
+                self._known = await asyncio.to_thread(merged, self._known, reading)
+                size_bytes = 0
+                records = round_records(self._rounds, pid, reading)
+                while (piece := await asyncio.to_thread(next, records, None)) is not None:
+                    for chunk in await asyncio.to_thread(packer.pack, piece):
+                        size_bytes += len(chunk)
+                        yield chunk
+                self._rounds += 1
+                pages = len(reading.changed.pages)
+                stop = why_stop(self._rounds, pages, before)
+                detail.update(
+                    round=self._rounds, pages=pages, of_pages=len(reading.pages), bytes=size_bytes, stop=stop
+                )
+            if stop is not None:
+                break
+            before = pages
+        end = Manifest(epoch=order.epoch, pid=pid, files=[], rounds=self._rounds)
+        closing = record(Kind.MANIFEST, "", msgspec.json.encode(end)) + record(Kind.END, "", b"")
+        for chunk in packer.pack(closing, flush=True):
+            yield chunk
+
+    async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
+        """Write the rounds where the last image will find them."""
+        self._ready()
+        unpacker = Unpacker(self._outside, self._container.path("/"))
+        await unpack(order.compression, unpacker, chunks)
+        manifest = unpacker.manifest()
+        if manifest.epoch != order.epoch:
+            raise MigrationError(f"rounds of epoch {manifest.epoch}, not {order.epoch}")
+
+
+class CriuPreCopyEngine(_Ahead):
+    """All memory before the freeze, what changed since then in the downtime."""
+
+    name = "criu-pre-copy"
+
+
+class CriuPostCopyEngine(CriuCopyEngine):
+    """All memory after the resume."""
+
+    name = "criu-post-copy"
+    lazily = True
+
+
+class CriuHybridEngine(_Ahead):
+    """All memory before the freeze, what changed since then after the resume."""
+
+    name = "criu-hybrid"
+    lazily = True

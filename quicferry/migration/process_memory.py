@@ -1,0 +1,187 @@
+"""The private memory of a process, read from outside while it runs or stands, and compared.
+
+Needs no help of the process and no dirty tracking by the kernel: what was read last time is kept
+and compared page by page. Reading a running process may catch a page half-written; such a page has
+changed by the next reading, and the last reading is of a process that stands.
+
+Files: proc_pid_maps(5), proc_pid_pagemap(5), proc_pid_mem(5).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quicferry.errors import MigrationError
+from quicferry.migration.pagemap import NO_PAGES, PAGE_BYTES, Pages, numbers, runs_of
+
+PRESENT = 1 << 63
+SWAPPED = 1 << 62
+FILE_OR_SHARED = 1 << 61
+PAGEMAP_ENTRY_BYTES = 8
+#: Compared at once: two such pieces stay in a core's cache.
+CHUNK_PAGES = 64
+#: Areas that the kernel provides, and the addresses from which on nothing belongs to the process.
+KERNEL_AREAS = ("[vdso]", "[vvar", "[vsyscall]", "[uprobes]")
+
+Data = NDArray[np.uint8]  # one row of PAGE_BYTES for each page
+
+
+class Snapshot(NamedTuple):
+    """Pages and their contents, row by row."""
+
+    pages: Pages
+    data: Data
+
+    @classmethod
+    def empty(cls) -> Snapshot:
+        """No page."""
+        return cls(NO_PAGES, np.empty((0, PAGE_BYTES), np.uint8))
+
+
+class Reading(NamedTuple):
+    """What a reading found: all pages that are there, and those that differ from the last reading."""
+
+    pages: Pages
+    changed: Snapshot
+
+
+def private_areas(maps: str) -> list[tuple[int, int]]:
+    """The private, readable areas of a ``maps`` file, as runs of pages (first, count)."""
+    areas = []
+    for line in maps.splitlines():
+        words = line.split(maxsplit=5)
+        start, end = (int(word, 16) for word in words[0].split("-"))
+        name = words[5] if len(words) > 5 else ""
+        if words[1][0] == "r" and words[1][3] == "p" and not name.startswith(KERNEL_AREAS):
+            areas.append((start // PAGE_BYTES, (end - start) // PAGE_BYTES))
+    return areas
+
+
+class ProcessMemory:
+    """The memory of one process, by its directory in a ``/proc``. A context manager.
+
+    Raises ``MigrationError`` when the process is gone.
+    """
+
+    def __init__(self, proc: Path) -> None:
+        self._proc = proc
+        try:
+            self._memory = os.open(proc / "mem", os.O_RDONLY)
+            try:
+                self._pagemap = os.open(proc / "pagemap", os.O_RDONLY)
+            except OSError:
+                os.close(self._memory)
+                raise
+        except OSError as error:
+            raise MigrationError(f"the memory of the server cannot be read: {error}") from error
+
+    def close(self) -> None:
+        """Close the files."""
+        os.close(self._memory)
+        os.close(self._pagemap)
+
+    def __enter__(self) -> ProcessMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def anonymous_pages(self) -> Pages:
+        """All private pages that no file has: what CRIU dumps of private areas."""
+        runs = []
+        for first, count in private_areas((self._proc / "maps").read_text()):
+            raw = os.pread(self._pagemap, count * PAGEMAP_ENTRY_BYTES, first * PAGEMAP_ENTRY_BYTES)
+            words = np.frombuffer(raw, np.uint64)
+            there = (words & np.uint64(PRESENT | SWAPPED)) != 0
+            there &= (words & np.uint64(FILE_OR_SHARED)) == 0
+            runs += [(first + start, length) for start, length in runs_of(np.flatnonzero(there))]
+        return numbers(runs)
+
+    def read(self, pages: Pages) -> Snapshot:
+        """The contents of these pages; those that are gone by now are left out."""
+        data = np.empty((len(pages), PAGE_BYTES), np.uint8)
+        kept = np.ones(len(pages), bool)
+        row = 0
+        for first, count in runs_of(pages):
+            got = self._read_into(data[row : row + count], first)
+            kept[row + got : row + count] = False
+            row += count
+        return Snapshot(pages, data) if kept.all() else Snapshot(pages[kept], data[kept])
+
+    def _read_into(self, rows: Data, first: int) -> int:
+        """Fill whole pages from ``first`` on; how many could be read."""
+        try:
+            return os.preadv(self._memory, [rows.data], first * PAGE_BYTES) // PAGE_BYTES
+        except OSError:  # unmapped since the list was made
+            return 0
+
+    def differing(self, known: Snapshot) -> Reading:
+        """Read all anonymous pages and compare them with what is known of them."""
+        pages = self.anonymous_pages()
+        rows = np.searchsorted(known.pages, pages)
+        rows[rows == len(known.pages)] = -1
+        if len(known.pages):
+            rows[known.pages[rows] != pages] = -1
+        else:
+            rows[:] = -1
+        scratch = np.empty((CHUNK_PAGES, PAGE_BYTES), np.uint8)
+        there = np.ones(len(pages), bool)
+        changed_pages: list[Pages] = []
+        changed_data: list[Data] = []
+        row = 0
+        for first, count in runs_of(pages):
+            for start in range(row, row + count, CHUNK_PAGES):
+                size = min(CHUNK_PAGES, row + count - start)
+                got = self._read_into(scratch[:size], first + start - row)
+                there[start + got : start + size] = False
+                differ = _differing(scratch[:got], rows[start : start + got], known.data)
+                if len(differ):
+                    changed_pages.append(pages[start + differ])
+                    changed_data.append(scratch[differ])
+            row += count
+        if not changed_pages:
+            changed = Snapshot.empty()
+        else:
+            changed = Snapshot(np.concatenate(changed_pages), np.concatenate(changed_data))
+        return Reading(pages[there], changed)
+
+
+def _differing(now: Data, rows: Pages, known: Data) -> NDArray[np.intp]:
+    """Which rows of ``now`` are not as in the ``rows`` of ``known``; -1 stands for an unknown page."""
+    if not len(now):
+        return np.empty(0, np.intp)
+    if rows[0] >= 0 and rows[-1] - rows[0] == len(rows) - 1 and (rows >= 0).all():
+        # neighbours then and now: no copy is needed, and most of the time nothing has changed
+        unlike = _words(now) != _words(known[rows[0] : rows[0] + len(rows)])
+        return np.flatnonzero(unlike.any(axis=1)) if unlike.any() else np.empty(0, np.intp)
+    differ = rows < 0
+    known_rows = np.flatnonzero(~differ)
+    differ[known_rows] = (_words(now[known_rows]) != _words(known[rows[known_rows]])).any(axis=1)
+    return np.flatnonzero(differ)
+
+
+def _words(data: Data) -> NDArray[np.uint64]:
+    return data.view(np.uint64)
+
+
+def merged(known: Snapshot, reading: Reading) -> Snapshot:
+    """What is known after a reading: the pages that are there, the changed ones with their new contents."""
+    pages, changed = reading
+    data = np.empty((len(pages), PAGE_BYTES), np.uint8)
+    new_rows = np.searchsorted(pages, changed.pages)
+    data[new_rows] = changed.data
+    old = np.ones(len(pages), bool)
+    old[new_rows] = False
+    old_rows = np.flatnonzero(old)
+    data[old_rows] = known.data[np.searchsorted(known.pages, pages[old_rows])]
+    return Snapshot(pages, data)
+
+
+def unchanged(reading: Reading) -> Pages:
+    """The pages that are as they were at the last reading."""
+    return np.setdiff1d(reading.pages, reading.changed.pages, assume_unique=True)
