@@ -29,6 +29,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     pool: list[Endpoint] = []  # what clients are told right after the handshake
     strategies: tuple[Strategy, ...] = tuple(Strategy)
     extension: bool = True
+    tickets: bool = False  # clients may resume their TLS session, and send early data
     standby: bool = False
     response_bytes: int = 256
     memory_mib: int = 0  # touched, incompressible memory besides what the server needs
@@ -50,6 +51,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 1
     extension: bool = True
     strategies: tuple[Strategy, ...] = tuple(Strategy)
+    accept_moves: bool = True  # False: every announcement is answered with "refused"
     idle_timeout_s: float = 60.0
     patience_s: float = 15.0  # how long the client waits at the end for what is still open
 

@@ -18,6 +18,7 @@ from aioquic.quic.events import (
     QuicEvent,
 )
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
+from aioquic.tls import SessionTicket
 
 from apps.udp import Datagram, UdpPort
 from quicferry.quic import ExtensionConfig, MigratableConnection
@@ -59,6 +60,8 @@ class ConnectionTable:
         self._by_id: dict[bytes, Peer] = {}
         self.peers: dict[str, Peer] = {}
         self.accepting = True
+        #: TLS session tickets by their label; None: none are issued, and nobody resumes
+        self.tickets: dict[bytes, SessionTicket] | None = None
 
     def received(self, batch: list[Datagram]) -> None:
         """Give each datagram to its connection, then let every touched connection go on."""
@@ -92,8 +95,14 @@ class ConnectionTable:
             configuration=self.configuration,
             extension=self.extension,
             original_destination_connection_id=header.destination_cid,
+            session_ticket_fetcher=None if self.tickets is None else self.tickets.get,
+            session_ticket_handler=None if self.tickets is None else self._keep_ticket,
         )
         return self.adopt(connection, {header.destination_cid, connection.host_cid})
+
+    def _keep_ticket(self, ticket: SessionTicket) -> None:
+        assert self.tickets is not None
+        self.tickets[ticket.ticket] = ticket
 
     def adopt(
         self, connection: MigratableConnection, connection_ids: set[bytes], key: str | None = None

@@ -25,6 +25,7 @@ from aioquic.quic.events import (
     QuicEvent,
     StreamDataReceived,
 )
+from aioquic.tls import SessionTicket
 
 from apps.config import ALPN, ServerConfig, read_config
 from apps.connections import ConnectionTable, Peer
@@ -56,6 +57,7 @@ class HandedOver(msgspec.Struct, kw_only=True):
 
     service: bytes
     keys: list[str]
+    tickets: list[SessionTicket] = []  # whoever takes over must know the sessions that may be resumed
 
 
 class Server:
@@ -71,6 +73,8 @@ class Server:
         extension = ExtensionConfig(strategies=frozenset(config.strategies)) if config.extension else None
         self.port = UdpPort(config.listen, self._received)
         self.table = ConnectionTable(self.port, quic, extension, self._on_event, self._pump)
+        if config.tickets:
+            self.table.tickets = {}
         self.standby = config.standby
         self.table.accepting = not config.standby
         self.frozen_epoch: int | None = None
@@ -229,6 +233,8 @@ class Server:
             peers.append(peer)
         snapshots = [take_snapshot(peer.connection, now, epoch=epoch) for peer in peers]
         handed = HandedOver(service=self.service.dump(), keys=[peer.key for peer in peers])
+        if self.table.tickets:
+            handed.tickets = list(self.table.tickets.values())
         bundle = pack_bundle(epoch, snapshots, msgspec.msgpack.encode(handed))
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -260,6 +266,8 @@ class Server:
         ]
         self.service = Service.load(handed.service, order.edge, self.config.response_bytes)
         self.table.remove_all()
+        if self.table.tickets is not None:
+            self.table.tickets |= {ticket.ticket: ticket for ticket in handed.tickets}
         for key, connection in zip(handed.keys, connections, strict=True):
             assert isinstance(connection, MigratableConnection)
             self.table.adopt(connection, set(connection_ids(connection)), key)

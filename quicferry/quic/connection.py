@@ -49,6 +49,11 @@ class MigratableConnection(HookedConnection):
         """Where this end is in the server's move; None without the extension."""
         return None if self._role is None else self._role.state
 
+    @property
+    def pto_s(self) -> float:
+        """The current PTO in seconds, without backoff (RFC 9002 §6.2.1)."""
+        return seam.pto_s(self)
+
     def unsent_bytes(self, stream_id: int) -> int:
         """Bytes of a stream that wait to be sent: the application's measure for back-pressure."""
         return seam.unsent_bytes(self, stream_id)
