@@ -197,7 +197,6 @@ class ClientRole(Role):
         self._machine.feed(ClientInput.NOTICE)
         self._announcement = _Announcement(prepare, addresses, now)
         self._moved = False
-        self._deadline = now + self._patience_s(self._announcement.downtime_s)
         self._seam.emit(events.MigrationAnnounced(prepare.epoch, prepare.strategy, addresses))
         if self._announcement.probe_on is ProbeOn.NOTICE:
             self._probe(addresses, ProbeOn.NOTICE, now)
@@ -277,8 +276,11 @@ class ClientRole(Role):
         if address == self._seam.network_address:
             self._silent_since = None
             self._loss_noticed = False
-            if newest and self._machine.state is not ClientState.IDLE:
-                self._on_old_path_alive()
+            if self._machine.state is not ClientState.IDLE:
+                if self._machine.state is ClientState.ANNOUNCED:
+                    self._deadline = None
+                if newest:
+                    self._on_old_path_alive()
         elif newest or address in self._prober.candidates:
             self._on_packet_from_elsewhere(address, now)
         if self._responses:
@@ -295,6 +297,7 @@ class ClientRole(Role):
             self._machine.feed(ClientInput.STAND_BY)
             self._prober.running = False
             self._validated = None
+            self._deadline = None
         elif self._machine.allows(ClientInput.FALSE_ALARM):
             self._machine.feed(ClientInput.FALSE_ALARM)
             self._forget_race()
@@ -500,6 +503,8 @@ class ClientRole(Role):
             assert self._announcement is not None
             if self._announcement.probe_on is ProbeOn.LOSS:
                 self._probe(self._announcement.addresses, ProbeOn.LOSS, now)
+            else:
+                self._deadline = now + self._patience_s(self._announcement.downtime_s)
         elif self._machine.allows(ClientInput.PROBE) and Strategy.POOL in self.negotiated:
             pool = self._pool()
             if pool:
@@ -513,7 +518,9 @@ class ClientRole(Role):
         return tuple(usable[: self.max_addresses])
 
     def _fall_back(self) -> None:
-        reason = "no answer from the new address" if self._prober.running else "the server did not move"
+        reason = (
+            "no answer from the new address" if self._prober.candidates else "the server has not come back"
+        )
         self._deadline = None
         if not self._machine.allows(ClientInput.DEADLINE):
             return

@@ -68,9 +68,7 @@ def scope(ip: IpAddress) -> str:
         return "loopback"
     if ip.is_link_local:
         return "link-local"
-    if ip.is_private:
-        return "private"
-    return "global"
+    return "global" if ip.is_global else "private"
 
 
 def _unmapped(ip: IpAddress) -> IpAddress:

@@ -266,6 +266,34 @@ def test_a_server_that_never_comes_leaves_the_connection_open():
     assert len(pair.client._peer_cid_available) == 7
 
 
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_a_client_that_was_idle_for_long_still_finds_the_server(strategy):
+    pair = prepared(strategy, idle_timeout_s=300.0)
+    pair.move(strategy, downtime_s=0.1)
+    pair.drive(limit_s=100.0)
+    request = pair.request()
+    pair.drive(limit_s=2.0)
+    assert request.answered_at is not None
+    assert pair.switched_to(EDGE_2)
+    assert pair.all(MigrationFellBack) == []
+    pair.assert_open()
+
+
+def test_a_synchronized_client_waits_but_not_for_ever():
+    pair = prepared(Strategy.SYNCHRONIZED_SYMMETRIC, idle_timeout_s=20.0)
+    pair.server.prepare_migration(1, Strategy.SYNCHRONIZED_SYMMETRIC, [], 100, False, pair.now)
+    pair.drive(limit_s=0.1)
+    pair.server.hold()
+    pair.request()
+    pair.drive(limit_s=12.0)
+    assert len(pair.all(MigrationFellBack)) == 1
+    assert not pair.client._role.recovery_suspended
+    pair.server.abort_migration(1, "restore-failed", pair.now)
+    pair.drive(limit_s=3.0)
+    assert pair.answered()
+    assert pair.client.migration_state == "idle"
+
+
 @pytest.mark.parametrize("strategy", [Strategy.POOL, Strategy.REACTIVE_EXPLICIT])
 def test_a_false_alarm_ends_when_the_old_address_speaks_again(strategy):
     pair = prepared(strategy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from pathlib import Path
 
 import pytest
 from aioquic.buffer import Buffer
@@ -28,7 +29,7 @@ from quicferry.quic.wire import (
     find_parameter,
     pull_frame,
 )
-from quicferry.strategies import Strategy
+from quicferry.strategies import RULES, Strategy
 
 varints = st.integers(0, VARINT_MAX)
 ports = st.integers(0, 65535)
@@ -194,3 +195,19 @@ def test_abort_reasons_have_names():
 def test_an_address_goes_into_the_field_of_its_family():
     assert SmAddress.of(1, ("2001:db8::1", 1)).ipv4 is None
     assert SmAddress.of(1, (str(ipaddress.IPv4Address(1 << 24)), 1)).ipv6 is None
+
+
+def test_the_specification_has_the_numbers_of_the_code():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "wire-format.md").read_text()
+    text = " ".join(text.split())
+    for frame_type in FrameType:
+        assert f"{frame_type.name} (0x{frame_type:x})" in text
+        assert f"Type (i) = 0x{frame_type:x}," in text
+    assert f"`server_migration` (0x{TRANSPORT_PARAMETER_ID:x})" in text
+    for strategy, bit in STRATEGY_BITS.items():
+        assert f"0x{bit:02x} {RULES[strategy].title}" in text
+    for code in ErrorCode:
+        assert f"| 0x{code:02x} | {code.name} |" in text
+    for number, reason in enumerate(AbortReason):
+        assert reason == number
+        assert f"{number} {reason.name.lower().replace('_', ' ')}" in text
