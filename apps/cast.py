@@ -94,6 +94,7 @@ class Agent:
         *,
         module: str = "apps.server",
         plain: bool = False,
+        tickets: bool = False,
     ) -> None:
         self.name = f"agent-{edge}"
         self.edge = edge
@@ -103,6 +104,7 @@ class Agent:
         self._server_tls = server_tls
         self._module = module
         self._plain = plain
+        self._tickets = tickets
         self.replies = Replies(context)
         self.program: Program | None = None
 
@@ -162,6 +164,7 @@ class Agent:
             certificate=self._server_tls.certificate,
             key=self._server_tls.key,
             pool=[context.service_endpoint(edge) for edge in context.topology.pool] if pool else [],
+            tickets=self._tickets,
             standby=standby,
             response_bytes=asked.response_bytes,
             memory_mib=asked.memory_mib,

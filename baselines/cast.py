@@ -28,7 +28,15 @@ def patience_s(context: RunContext) -> float:
 class NameCast:
     """See ``quicferry.experiment.context.Cast``. ``config`` makes the client's configuration."""
 
-    def __init__(self, context: RunContext, *, server: str, client: str, config: ClientConfigMaker) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        *,
+        server: str,
+        client: str,
+        config: ClientConfigMaker,
+        tickets: bool = False,
+    ) -> None:
         self._context = context
         source, destination = context.part("source"), context.part("destination")
         issue = Credentials(context).issue
@@ -36,7 +44,7 @@ class NameCast:
         key = make_key(context)
 
         def agent(edge: str, peer: str) -> Agent:
-            return Agent(context, edge, peer, issue(edge), tls, module=server, plain=True)
+            return Agent(context, edge, peer, issue(edge), tls, module=server, plain=True, tickets=tickets)
 
         self._updater = NameUpdater(context, key)
         self._orchestra = Orchestra(context, [source, destination], issue(context.part("orchestrator")))

@@ -15,7 +15,10 @@ from quicferry.experiment.context import Cast, RunContext
 
 #: baseline name -> the module that has it; loaded when it is asked for
 _MODULES: dict[str, str] = {
+    "no-migration": "baselines.no_migration",
+    "quic-reconnect": "baselines.quic_reconnect.baseline",
     "tcp-dns": "baselines.tcp_dns.baseline",
+    "mptcp": "baselines.mptcp.baseline",
 }
 
 

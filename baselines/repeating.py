@@ -13,6 +13,7 @@ import msgspec
 
 from apps.load import Load
 from apps.workload import Ask, header
+from quicferry.units import now_s
 
 
 class OpenExchange:
@@ -28,6 +29,7 @@ class OpenExchange:
         self._answer: list[bytes] = []
         self._all_sent = False
         self.attempts = 0
+        self.begun_s = 0.0  # when the latest attempt began
 
     @property
     def _ask(self) -> Ask:
@@ -58,6 +60,7 @@ class OpenExchange:
     def begin(self) -> None:
         """A connection is about to take it; from the second time on it is a repeat."""
         self.attempts += 1
+        self.begun_s = now_s()
         if self.attempts == 1:
             return
         self._taken = 0
@@ -67,18 +70,21 @@ class OpenExchange:
         if done:
             self._parts = [header(msgspec.structs.replace(self._ask, offset=done))]
 
-    def answered(self, data: bytes, end: bool, origin: str) -> None:
-        """Bytes of the answer; all but a download's are given on only when they are complete."""
+    def answered(self, data: bytes, end: bool, origin: str, t_ns: int | None = None) -> None:
+        """Bytes of the answer; all but a download's are given on only when they are complete.
+
+        ``origin`` and ``t_ns`` are as in ``Load.received``.
+        """
         if self._op is None:
             self._op = self._ask.op
         if end:
             self._finished(self)
         if self._op == "download":
-            self._load.received(self.stream, data, end, origin)
+            self._load.received(self.stream, data, end, origin, t_ns)
             return
         self._answer.append(data)
         if end:
-            self._load.received(self.stream, b"".join(self._answer), True, origin)
+            self._load.received(self.stream, b"".join(self._answer), True, origin, t_ns)
 
 
 class Exchanges:
@@ -125,6 +131,15 @@ class Exchanges:
     def get(self, stream: int) -> OpenExchange | None:
         """An open exchange."""
         return self._open.get(stream)
+
+    def all_open(self) -> list[OpenExchange]:
+        """Everything that is not answered, the oldest first."""
+        return [self._open[stream] for stream in sorted(self._open)]
+
+    def oldest_begun_s(self) -> float | None:
+        """When the exchange that has been with a connection for longest was given to it."""
+        begun = [exchange.begun_s for exchange in self._open.values() if exchange.attempts]
+        return min(begun, default=None)
 
     @property
     def waiting(self) -> int:

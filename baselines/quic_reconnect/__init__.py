@@ -1,0 +1,1 @@
+"""Stock QUIC and the name service: the client notices, resolves, and makes a new connection."""

@@ -1,0 +1,44 @@
+"""``quic-reconnect`` for the registry."""
+
+from __future__ import annotations
+
+import msgspec
+
+from apps.config import ClientConfig
+from baselines.cast import NameCast, patience_s
+from baselines.dns.services import resolver_config
+from baselines.quic_reconnect.config import ReconnectConfig
+from baselines.registry import Baseline
+from quicferry.experiment.context import RunContext
+
+
+def client(context: RunContext, config: ClientConfig) -> ReconnectConfig:
+    """What the client is told: the load of every client, and the axes of this one."""
+    asked = context.asked
+    common = msgspec.structs.asdict(config) | {"patience_s": patience_s(context), "extension": False}
+    return ReconnectConfig(
+        **common,
+        resolver=resolver_config(context),
+        request_timeout_ms=asked.request_timeout_ms,
+        early_data=asked.tls_resumption,
+    )
+
+
+def make_cast(context: RunContext) -> NameCast:
+    """The cast of a run of stock QUIC with DNS."""
+    return NameCast(
+        context,
+        server="apps.server",
+        client="baselines.quic_reconnect.client",
+        config=client,
+        tickets=context.asked.tls_resumption,
+    )
+
+
+BASELINE = Baseline(
+    name="quic-reconnect",
+    title="QUIC, reconnecting",
+    summary="Stock QUIC; the connection is left behind, the client resolves the name and makes a new one.",
+    make_cast=make_cast,
+    needs=("dns",),
+)
