@@ -154,3 +154,21 @@ class Resolver:
                     await self._ask()
                 except NameNotFound:
                     await asyncio.sleep(TIMEOUTS_S[0])
+
+
+class FixedAddress:
+    """In the place of a resolver, for a service that keeps its address."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def resolve(self) -> str:
+        """The address."""
+        return self._address
+
+    def seconds_left(self) -> float:
+        """As of a record that is not kept: there is nothing to wait for."""
+        return 0.0
+
+    async def close(self) -> None:
+        """Nothing runs in the background."""

@@ -16,7 +16,7 @@ from apps.client import print_event
 from apps.config import read_config
 from apps.load import Load
 from apps.pace import Pace, first
-from baselines.dns.resolver import NameNotFound, Resolver
+from baselines.dns.resolver import FixedAddress, NameNotFound, Resolver
 from baselines.repeating import Exchanges, OpenExchange
 from baselines.tcp_dns.config import TcpClientConfig
 from baselines.tcp_dns.connection import ConnectFailed, HttpConnection, client_context
@@ -40,7 +40,11 @@ class TcpClient:
         self.connected = asyncio.Event()
         self._ended = asyncio.Event()  # never set: this client does not give up before its patience is over
         self._moved = asyncio.Event()
-        self.resolver = Resolver(config.resolver, events, self._moved.set)
+        self.resolver = (
+            Resolver(config.resolver, events, self._moved.set)
+            if config.resolver is not None
+            else FixedAddress(config.server.host)
+        )
         self._connections: list[HttpConnection] = []
         self._dials: set[asyncio.Task[None]] = set()
         self._reached = False  # whether the latest attempt to connect succeeded
@@ -50,6 +54,9 @@ class TcpClient:
         self.pace.listen()
         self._dial()
         await first(self.connected, self.pace.stopping)
+        if self.config.warm:
+            for _ in range(self.config.most_connections - 1):
+                self._dial()
         gc.freeze()
         self.load.start_transfers(self._exchanges.next_stream)
         await self.pace.run(self._ended)

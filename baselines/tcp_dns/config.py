@@ -12,10 +12,12 @@ MOST_CONNECTIONS = 6
 
 
 class TcpClientConfig(ClientConfig, frozen=True, kw_only=True):
-    """A client over TCP. ``server`` gives the port; the address comes from the resolver."""
+    """A client over TCP. ``server`` gives the port; the address comes from the resolver if there is one."""
 
-    resolver: ResolverConfig
+    resolver: ResolverConfig | None = None  # None: the server keeps its address
+    protocol: int = 0  # of the sockets; 0: TCP
     tcp_user_timeout_ms: float = 1000.0
     request_timeout_ms: float = 1000.0
     tls_resumption: bool = False
     most_connections: int = MOST_CONNECTIONS
+    warm: bool = False  # all of them are opened at the start, not when they are needed

@@ -130,7 +130,9 @@ class HttpConnection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with contextlib.ExitStack() as stack:
-            sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            made = socket.socket(family, socket.SOCK_STREAM, self._config.protocol)
+            # asyncio looks addresses up by the socket's protocol, and getaddrinfo knows TCP only
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, 0, made.detach()))
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._config.tcp_user_timeout_ms:

@@ -143,7 +143,13 @@ class HttpPeer(asyncio.Protocol):
 
 
 class TcpServer:
-    """One server process. Orders come one at a time through ``obey``."""
+    """One server process. Orders come one at a time through ``obey``.
+
+    With ``keeps_connections`` a resumed server goes on with the connections it had.
+    """
+
+    protocol = 0  # of the listening socket; 0: TCP
+    keeps_connections = False
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
@@ -192,7 +198,7 @@ class TcpServer:
         if self._listener is None:
             listen = self.config.listen
             family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-            self._listener = socket.socket(family, socket.SOCK_STREAM)
+            self._listener = socket.socket(family, socket.SOCK_STREAM, self.protocol)
             self._listener.setblocking(False)
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._listener.bind((listen.host, listen.port))
@@ -288,10 +294,16 @@ class TcpServer:
             raise MigrationError("the server was not frozen")
         self.service.edge = order.edge
         self.events.vantage = order.edge
-        # CRIU has closed them; not to wait until each of them is found out
-        for peer in list(self._peers):
-            peer.abort()
-        return self._go_on(order.epoch, order.edge)
+        peers = list(self._peers)
+        if not self.keeps_connections:
+            # CRIU has closed them; not to wait until each of them is found out
+            for peer in peers:
+                peer.abort()
+        answer = self._go_on(order.epoch, order.edge)
+        if self.keeps_connections:
+            for peer in peers:
+                peer.go_on()
+        return answer
 
     def _import(self, order: control.Import) -> dict[str, Any]:
         state = Path(order.state_path).read_bytes()
