@@ -62,6 +62,7 @@ def tabulate_tcp(datagrams: Iterable[Datagram], keylog: KeyLog, port: int) -> Tc
                     "offset": item.offset if is_data else None,
                     "length": item.size_bytes,
                     "new_bytes": item.size_bytes if is_data else None,
+                    "address": item.address,
                 }
             )
     return TcpTable(pl.DataFrame(rows, schema=SCHEMA), count, traffic.undecrypted)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
+from quicferry.capture.mptcp import Multipath, Piece
 from quicferry.capture.quic.keys import SUITES, KeyLog, expand_label
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
@@ -39,6 +40,7 @@ class Item(NamedTuple):
     name: str
     size_bytes: int = 0
     offset: int = 0  # of application data: how much came before it in this direction
+    address: str | None = None  # of MPTCP's signals: what they are about
 
 
 class Segment(NamedTuple):
@@ -225,6 +227,7 @@ class _Connection:
         self.number = number
         secrets = Secrets(keylog)
         self.order = {True: ByteOrder(), False: ByteOrder()}
+        self.data = {True: ByteOrder(), False: ByteOrder()}  # of MPTCP: across all subflows
         self.tls = {True: TlsStream("CLIENT", secrets), False: TlsStream("SERVER", secrets)}
         self.client_sequence: int | None = None
 
@@ -236,7 +239,8 @@ class TcpTraffic:
         self._keylog = keylog
         self._suffix = f":{port}"
         self._connections: dict[tuple[str, str], _Connection] = {}
-        self._count = 0
+        self._numbered: list[_Connection] = []
+        self._multipath = Multipath()
         self.undecrypted = 0
 
     def feed(self, source: str, destination: str, segment: bytes) -> Segment | None:
@@ -249,14 +253,21 @@ class TcpTraffic:
             return None
         ends = (source, destination) if to_server else (destination, source)
         connection = self._connection(ends, header, to_server)
-        order, tls = connection.order[to_server], connection.tls[to_server]
+        order = connection.order[to_server]
         items: list[Item] = []
         if header.flags & SYN:
             order.begin((header.sequence + 1) & 0xFFFFFFFF)
             items.append(Item("SYN-ACK" if header.flags & ACK else "SYN"))
         offset = order.relative(header.sequence)
+        placed = self._multipath.feed(connection.number, to_server, segment, header.payload)
+        if placed is None:
+            released = order.add(offset, header.payload)
+        else:
+            connection = self._numbered[placed.owner]
+            items += [Item(signal.name, address=signal.about or None) for signal in placed.signals]
+            released = self._in_data_order(connection, to_server, placed.pieces)
+        tls = connection.tls[to_server]
         before = tls.undecrypted
-        released = order.add(offset, header.payload)
         if released:
             items += tls.feed(released)
         for flag, name in ((FIN, "FIN"), (RST, "RST")):
@@ -268,13 +279,21 @@ class TcpTraffic:
         self.undecrypted += undecrypted
         return Segment(connection.number, to_server, offset, tuple(items), undecrypted)
 
+    def _in_data_order(self, connection: _Connection, to_server: bool, pieces: list[Piece]) -> bytes:
+        """What the pieces of a subflow add to the data of their MPTCP connection."""
+        order = connection.data[to_server]
+        begin = self._multipath.begins.get((connection.number, to_server))
+        if begin is not None:
+            order.begin(begin)
+        return b"".join(order.add(order.relative(piece.sequence), piece.data) for piece in pieces)
+
     def _connection(self, ends: tuple[str, str], header: TcpHeader, to_server: bool) -> _Connection:
         found = self._connections.get(ends)
         begins = to_server and bool(header.flags & SYN)
         # a SYN with another number on the same ports is another connection, not a repeat
         if found is None or (begins and found.client_sequence not in (None, header.sequence)):
-            found = self._connections[ends] = _Connection(self._count, self._keylog)
-            self._count += 1
+            found = self._connections[ends] = _Connection(len(self._numbered), self._keylog)
+            self._numbered.append(found)
         if begins:
             found.client_sequence = header.sequence
         return found
