@@ -73,7 +73,8 @@ class ClientRole(Role):
         self._moved = False  # SM_MIGRATED came from an address that is not the active path's
         self._validated: tuple[Candidate, float] | None = None
         self._responses: list[bytes] = []
-        self._silent_since: float | None = None
+        self._last_receipt = 0.0  # from the active path
+        self._silent_since: float | None = None  # when the oldest packet left that has no answer
         self._loss_noticed = False
         self._deadline: float | None = None
         self._next_stranger_at = 0.0
@@ -274,6 +275,7 @@ class ClientRole(Role):
     def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
         """News from the server."""
         if address == self._seam.network_address:
+            self._last_receipt = now
             self._silent_since = None
             self._loss_noticed = False
             if self._machine.state is not ClientState.IDLE:
@@ -400,6 +402,7 @@ class ClientRole(Role):
         self._forget_race()
         self._announcement = None
         self._former = {old_network_address: drain_until}
+        self._last_receipt = now
         self._silent_since = None
         self._loss_noticed = False
         self._seam.emit(events.PathSwitched(old, candidate.address))
@@ -447,11 +450,6 @@ class ClientRole(Role):
             candidate.responses.clear()
         return datagrams
 
-    def after_send(self, *, awaits_answer: bool, now: float) -> None:
-        """Starts the clock of silence at the first packet that wants an answer."""
-        if awaits_answer and self._silent_since is None and self._seam.handshake_confirmed:
-            self._silent_since = now
-
     @property
     def recovery_suspended(self) -> bool:
         """Synchronized Symmetric: the server said that it will be silent, so its silence is no loss.
@@ -465,14 +463,20 @@ class ClientRole(Role):
         )
 
     def _loss_at(self) -> float | None:
-        """When the old address counts as silent.
+        """When the old address counts as silent, or when that is to be looked at.
 
-        Counted from the first ack-eliciting packet after the last receipt: PTO itself is armed anew by
-        each packet that is sent (RFC 9002 §6.2.1), so a client that sends often would never notice.
+        One PTO after the oldest packet left that wants an answer and has none, if nothing at all has come
+        for half a PTO. The PTO timer itself is armed anew by each packet that is sent (RFC 9002 §6.2.1), so
+        a client that sends often would never notice. Half a PTO of quiet tells a server that is gone from a
+        packet that was lost; until then the oldest packet is of no interest, and is not looked for.
         """
-        if not self.negotiated or self._loss_noticed or self._silent_since is None:
+        if self._loss_noticed or not self.negotiated:
             return None
-        return self._silent_since + self._seam.pto_s
+        if self._silent_since is None and not self._seam.awaits_acknowledgement:
+            return None
+        pto_s = self._seam.pto_s
+        quiet_at = self._last_receipt + pto_s / 2
+        return quiet_at if self._silent_since is None else max(quiet_at, self._silent_since + pto_s)
 
     def timer(self) -> float | None:
         """The earliest of: silence, the next probe, the end of patience, the end of the former path."""
@@ -485,7 +489,10 @@ class ClientRole(Role):
     def on_timer(self, now: float) -> None:
         """Whatever of these is due; the probes themselves leave with ``before_send``."""
         loss_at = self._loss_at()
-        if loss_at is not None and now >= loss_at:
+        if loss_at is not None and now >= loss_at and self._silent_since is None:
+            self._silent_since = self._seam.oldest_unacknowledged_at()
+            loss_at = self._loss_at()
+        if loss_at is not None and now >= loss_at and self._silent_since is not None:
             self._on_silence(now)
         if self._deadline is not None and now >= self._deadline:
             self._fall_back()

@@ -40,7 +40,7 @@ class MigrationAnnounced(QuicEvent):
 
 @dataclass(frozen=True)
 class LossNoticed(QuicEvent):
-    """Client: nothing came back for one PTO since the first ack-eliciting packet after the last receipt."""
+    """Client: the old address is silent. ``silent_s``: since the oldest packet left that has no answer."""
 
     pto_s: float
     silent_s: float

@@ -46,9 +46,6 @@ class Role:
     def on_timer(self, now: float) -> None:
         """No timer of its own."""
 
-    def after_send(self, *, awaits_answer: bool, now: float) -> None:
-        """Nothing to note."""
-
     def send_control(self, frame: Frame) -> None:
         """Queues a frame; it is repeated until it is acknowledged or stale."""
         self._control.append(frame.encode())

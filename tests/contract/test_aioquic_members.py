@@ -63,8 +63,8 @@ METHODS: dict[str, tuple[str, str]] = {
     "QuicPacketPacer.__init__": ("self, *, max_datagram_size", "82551ac5ee88"),
     "QuicPacketPacer.update_rate": ("self, congestion_window, smoothed_rtt", "ec763995d360"),
     "QuicPacketRecovery.__init__": (
-        "self, *, congestion_control_algorithm, initial_rtt, max_datagram_size, peer_completed_address_validation, "
-        "send_probe, logger=, quic_logger=",
+        "self, *, congestion_control_algorithm, initial_rtt, max_datagram_size, "
+        "peer_completed_address_validation, send_probe, logger=, quic_logger=",
         "11dd9eddeac7",
     ),
     "QuicPacketRecovery._on_packets_lost": (
@@ -123,7 +123,7 @@ ATTRIBUTES = {
 UNDOCUMENTED = {
     "connection": {"tls", "host_cid", "configuration"},
     "recovery": {"spaces", "congestion_window", "bytes_in_flight"},
-    "space": {"ack_at", "largest_received_packet", "loss_time", "sent_packets"},
+    "space": {"ack_at", "ack_eliciting_in_flight", "loss_time", "sent_packets"},
     "path": {
         "addr",
         "bytes_received",

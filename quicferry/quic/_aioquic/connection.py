@@ -65,9 +65,6 @@ class Hooks(Protocol):
     def before_send(self, now: float) -> Datagrams:
         """Datagrams of the extension, to leave before all others."""
 
-    def after_send(self, *, awaits_answer: bool, now: float) -> None:
-        """Everything was sent; ``awaits_answer``: something ack-eliciting left since the last receipt."""
-
     def timer(self) -> float | None:
         """When ``on_timer`` wants to be called."""
 
@@ -209,12 +206,7 @@ class HookedConnection(QuicConnection):
         datagrams: Datagrams = []
         if self._handshake_confirmed and self._state not in END_STATES and not self._close_pending:
             datagrams = self._ferry.before_send(now)
-        if datagrams:
-            datagrams += super().datagrams_to_send(now)
-        else:
-            datagrams = super().datagrams_to_send(now)
-        self._ferry.after_send(awaits_answer=self._ack_eliciting_sent_since_receipt, now=now)
-        return datagrams
+        return datagrams + super().datagrams_to_send(now)
 
     def get_timer(self) -> float | None:
         if self._ferry is None:

@@ -84,6 +84,20 @@ class Seam:
         return pto_s(self._quic)
 
     @property
+    def awaits_acknowledgement(self) -> bool:
+        """Whether an ack-eliciting packet is in flight, once the handshake is confirmed."""
+        if not self._quic._handshake_confirmed:
+            return False
+        return any(space.ack_eliciting_in_flight for space in self._quic._loss.spaces)
+
+    def oldest_unacknowledged_at(self) -> float | None:
+        """When the oldest ack-eliciting packet in flight was sent; None if there is none."""
+        for packet in self._quic._spaces[tls.Epoch.ONE_RTT].sent_packets.values():
+            if packet.is_ack_eliciting:
+                return packet.sent_time
+        return None
+
+    @property
     def idle_timeout_s(self) -> float:
         """The idle timeout in effect (RFC 9000 §10.1)."""
         return self._quic._idle_timeout()
