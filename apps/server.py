@@ -25,12 +25,12 @@ from aioquic.quic.events import (
     QuicEvent,
     StreamDataReceived,
 )
-from aioquic.tls import SessionTicket
 
 from apps.config import ALPN, ServerConfig, read_config
 from apps.connections import ConnectionTable, Peer
 from apps.rehearsal import rehearse
 from apps.service import Service
+from apps.tickets import PlainTicket, from_plain, to_plain
 from apps.udp import Datagram, UdpPort
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog
@@ -57,7 +57,7 @@ class HandedOver(msgspec.Struct, kw_only=True):
 
     service: bytes
     keys: list[str]
-    tickets: list[SessionTicket] = []  # whoever takes over must know the sessions that may be resumed
+    tickets: list[PlainTicket] = []  # whoever takes over must know the sessions that may be resumed
 
 
 class Server:
@@ -234,7 +234,7 @@ class Server:
         snapshots = [take_snapshot(peer.connection, now, epoch=epoch) for peer in peers]
         handed = HandedOver(service=self.service.dump(), keys=[peer.key for peer in peers])
         if self.table.tickets:
-            handed.tickets = list(self.table.tickets.values())
+            handed.tickets = [to_plain(ticket) for ticket in self.table.tickets.values()]
         bundle = pack_bundle(epoch, snapshots, msgspec.msgpack.encode(handed))
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -267,7 +267,7 @@ class Server:
         self.service = Service.load(handed.service, order.edge, self.config.response_bytes)
         self.table.remove_all()
         if self.table.tickets is not None:
-            self.table.tickets |= {ticket.ticket: ticket for ticket in handed.tickets}
+            self.table.tickets |= {ticket.ticket: from_plain(ticket) for ticket in handed.tickets}
         for key, connection in zip(handed.keys, connections, strict=True):
             assert isinstance(connection, MigratableConnection)
             self.table.adopt(connection, set(connection_ids(connection)), key)

@@ -93,6 +93,11 @@ class Resolver:
         )
         return record.address
 
+    @property
+    def address(self) -> str | None:
+        """The latest answer, whether it may still be used or not."""
+        return self._record.address if self._record is not None else None
+
     def seconds_left(self) -> float:
         """How long the cached record will be used without asking."""
         if self._record is None:

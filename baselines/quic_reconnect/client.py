@@ -177,6 +177,8 @@ class ReconnectingClient:
             except TimeoutError:
                 break
             self._changed.clear()
+            if self.resolver.address != server.host:
+                break  # the server is elsewhere by now: no use in waiting for this one
         if not attempt.ready:
             self.events.emit(
                 "client.connect.failed",

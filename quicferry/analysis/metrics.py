@@ -89,6 +89,8 @@ def study(run_dir: Path) -> Analysis:
     try:
         convert = _clock(manifest, events, result)
         traffic = _client_traffic(paths, manifest, convert)
+        if manifest.asked.baseline is not None:
+            traffic = traffic._replace(frame=timeline.without_strangers(traffic.frame))
         packets = timeline.packets(traffic.frame)
         metrics = measure(traffic.frame, events, manifest.source_endpoint, manifest.destination_endpoint)
         _add_metrics(result, metrics, manifest)

@@ -11,7 +11,8 @@ one by one, so their sum is a check: what is left over is the client's own work 
                 old address meanwhile, and the question
     tcp         from the SYN to its SYN-ACK
     tls         from the ClientHello to the client's Finished
-    quic        from the first Initial to the first request that the server can read
+    quic        from the decision to connect to the first request that the server can read, which is in
+                the first flight when it is early data
     request     from the first byte of the request to the first useful byte of the answer
 """
 
@@ -50,7 +51,7 @@ def parts_ms(traffic: pl.DataFrame, events: Sequence[Event], metrics: Metrics, n
         "downtime": resumed - frozen,
         "detection": max(0, noticed - resumed),
         "dns": resolved - max(noticed, resumed),
-        **_connection(carrier, gap.first_new_ns),
+        **_connection(carrier, gap.first_new_ns, _latest(events, "client.quic.connecting", begun)),
     }
     return {name: round(ns_to_ms(found[name]), 6) for name in ORDER if name in found}
 
@@ -82,8 +83,12 @@ def _carrier(traffic: pl.DataFrame, new: str, first_new_ns: int) -> pl.DataFrame
     return traffic.filter((pl.col("connection") == row["connection"]) & (pl.col("space") != "retry"))
 
 
-def _connection(carrier: pl.DataFrame, first_new_ns: int) -> dict[str, int]:
-    """The parts that the capture alone tells."""
+def _latest(events: Iterable[Event], name: str, before_ns: int) -> int | None:
+    return max((t for t in _times(events, name) if t <= before_ns), default=None)
+
+
+def _connection(carrier: pl.DataFrame, first_new_ns: int, connecting_ns: int | None) -> dict[str, int]:
+    """The parts of the new connection, for TCP from the capture alone."""
     to_server = carrier.filter(pl.col("direction") == Direction.TO_SERVER.value)
     asked = _first(to_server.filter(pl.col("frame").is_in(USEFUL_FRAMES)))
     if asked is None:
@@ -92,7 +97,7 @@ def _connection(carrier: pl.DataFrame, first_new_ns: int) -> dict[str, int]:
     begun = _first(to_server)
     assert begun is not None
     if carrier["space"][0] != "tcp":
-        return {"quic": asked - begun, **found}
+        return {"quic": asked - (begun if connecting_ns is None else connecting_ns), **found}
     accepted = _first(carrier.filter(pl.col("frame") == "SYN-ACK"))
     hello = _first(to_server.filter(pl.col("frame") == "CLIENT_HELLO"))
     finished = _first(to_server.filter(pl.col("frame") == "FINISHED"))

@@ -37,6 +37,14 @@ RTT_SAMPLES_WANTED = 3
 _BY_ACK = "request to acknowledgement less its stated delay"
 
 
+#: the direction in which a signal of MPTCP says something of the server's addresses
+MULTIPATH_SIGNALS = {
+    "ADD_ADDR": Direction.TO_CLIENT,
+    "MP_JOIN": Direction.TO_SERVER,
+    "REMOVE_ADDR": Direction.TO_CLIENT,
+}
+
+
 class ServiceGap(NamedTuple):
     """The time without useful service."""
 
@@ -84,6 +92,28 @@ def arrivals(traffic: pl.DataFrame) -> pl.DataFrame:
         .select("t_ns", pl.col("source").alias("server"), "new_bytes")
         .sort("t_ns")
         .collect()
+    )
+
+
+def without_strangers(traffic: pl.DataFrame) -> pl.DataFrame:
+    """A decrypted capture of a stock client: what it must discard brings nothing.
+
+    RFC 9000 §9: a client discards packets from a server address that it has not sent to on that
+    connection. A server that was moved goes on sending to its old connections from its new address.
+    """
+    keys = ["connection", "server"]
+    to_server = pl.col("direction") == Direction.TO_SERVER.value
+    known = (
+        traffic.filter(to_server)
+        .group_by("connection", pl.col("destination").alias("server"))
+        .agg(pl.col("t_ns").min().alias("known_ns"))
+    )
+    stranger = (~to_server) & (pl.col("known_ns").is_null() | (pl.col("known_ns") > pl.col("t_ns")))
+    return (
+        traffic.with_columns(pl.col("source").alias("server"))
+        .join(known, on=keys, how="left", maintain_order="left")
+        .with_columns(pl.when(stranger).then(None).otherwise(pl.col("new_bytes")).alias("new_bytes"))
+        .drop("server", "known_ns")
     )
 
 
@@ -190,6 +220,18 @@ def tcp_round_trip(traffic: pl.DataFrame, server: str) -> RoundTrip | None:
         if begun is not None:
             samples.append(t_ns - begun)
     return RoundTrip(round(median(samples)), len(samples), "SYN to SYN-ACK") if samples else None
+
+
+def multipath_signals(traffic: pl.DataFrame) -> list[Moment]:
+    """The first of each signal of MPTCP's path managers that came to the client or left it."""
+    seen = {
+        name: traffic.filter((pl.col("frame") == name) & (pl.col("direction") == way.value))["t_ns"].min()
+        for name, way in MULTIPATH_SIGNALS.items()
+    }
+    names = {"ADD_ADDR": "add_addr", "MP_JOIN": "mp_join", "REMOVE_ADDR": "remove_addr"}
+    return [
+        Moment(t_ns, "client", names[name], "capture") for name, t_ns in seen.items() if isinstance(t_ns, int)
+    ]
 
 
 def packets(traffic: pl.DataFrame) -> pl.DataFrame:

@@ -364,6 +364,22 @@ class Decryptor:
                     connection.suite, secrets[label], connection.version
                 )
 
+    def _early_protection(
+        self, connection: _Connection, version: int, packet: bytes, number_offset: int
+    ) -> None:
+        """0-RTT comes before ServerHello: its suite is the ticket's, and the packet itself tells which."""
+        key = (Space.ZERO_RTT, Direction.TO_SERVER, version)
+        label = _LABELS[Space.ZERO_RTT, Direction.TO_SERVER]
+        secret = self._keylog.get(connection.client_random or b"", {}).get(label)
+        if secret is None or key in connection.protection:
+            return
+        for suite, (algorithm, _, _) in SUITES.items():
+            if len(secret) == hashlib.new(algorithm).digest_size:
+                protection = PacketProtection(suite, secret, version)
+                if protection.open(packet, number_offset) is not None:
+                    connection.protection[key] = protection
+                    return
+
     def _open(
         self,
         t_ns: int,
@@ -377,6 +393,8 @@ class Decryptor:
         number_offset: int,
         dcid: bytes,
     ) -> Packet:
+        if space is Space.ZERO_RTT:
+            self._early_protection(connection, version, packet, number_offset)
         protection = connection.protection.get((space, direction, version))
         opened = protection.open(packet, number_offset) if protection is not None else None
         frames: list[Frame] | None = None
