@@ -88,6 +88,8 @@ def test_silence_costs_one_pto_however_often_the_client_sends(strategy):
     assert noticed is not None
     _, event = noticed
     assert event.silent_s <= event.pto_s + 0.001
+    validated_at, _ = pair.first(PathValidated)
+    assert validated_at - pair.resumed_at <= event.pto_s + 1.1 * RTT_S
     overhead = pair.first_answer_after_move() - pair.resumed_at
     assert overhead <= event.pto_s + 2 * RTT_S + POOL_PROBE_INTERVAL_S + SLACK_S
 
