@@ -14,6 +14,7 @@ import polars as pl
 
 from quicferry.analysis.move import Metrics, inter_edge_bytes, measure
 from quicferry.analysis.parts import TOLERANCE_MS, parts_ms, unexplained_ms
+from quicferry.analysis.places import Places
 from quicferry.capture import timeline
 from quicferry.capture.capture import read_counts
 from quicferry.capture.clock import ClockConversion, clock_warning
@@ -24,6 +25,7 @@ from quicferry.capture.tcp_table import tabulate_tcp
 from quicferry.errors import CaptureError, FerryError
 from quicferry.events import Event, read_events
 from quicferry.record import ClientSummary, Manifest, RunPaths, RunResult, read_manifest, write_json
+from quicferry.units import NS_PER_MS
 
 
 class Analysis(NamedTuple):
@@ -92,7 +94,13 @@ def study(run_dir: Path) -> Analysis:
         if manifest.asked.baseline is not None:
             traffic = traffic._replace(frame=timeline.without_strangers(traffic.frame))
         packets = timeline.packets(traffic.frame)
-        metrics = measure(traffic.frame, events, manifest.source_endpoint, manifest.destination_endpoint)
+        metrics = measure(
+            traffic.frame,
+            events,
+            manifest.source_endpoint,
+            manifest.destination_endpoint,
+            _places(manifest, events),
+        )
         _add_metrics(result, metrics, manifest)
         _add_parts(result, traffic.frame, events, metrics, manifest.destination_endpoint)
         _add_service(result, traffic.frame, events)
@@ -105,6 +113,12 @@ def study(run_dir: Path) -> Analysis:
     except FerryError as error:
         _fail(result, str(error), error.hint)
     return Analysis(manifest, result, metrics, events, packets)
+
+
+def _places(manifest: Manifest, events: list[Event]) -> Places:
+    round_trip_ns = round(manifest.asked.rtt_ms * NS_PER_MS)
+    old, new = manifest.source_endpoint, manifest.destination_endpoint
+    return Places(events, old, new, manifest.place_by, round_trip_ns)
 
 
 def _empty_result(run_dir: Path, manifest: Manifest) -> RunResult:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from quicferry.analysis.places import NEW, OLD, Places
 from quicferry.capture import timeline
 from quicferry.capture.pcap import Datagram
 from quicferry.capture.timeline import Moment, RoundTrip, ServiceGap
@@ -44,6 +45,7 @@ class Metrics(NamedTuple):
     transferred_bytes: int | None
     spans: list[Span]
     warnings: list[str]
+    signals: tuple[Moment, ...] = ()  # of MPTCP's path managers, the first of each at the client
 
     @property
     def downtime_ms(self) -> float | None:
@@ -66,6 +68,7 @@ class Metrics(NamedTuple):
         if self.gap is not None:
             found.append((self.gap.last_old_ns, "client", "last_useful_old", "capture"))
             found.append((self.gap.first_new_ns, "client", "useful", "capture"))
+        found += self.signals
         for span in self.spans:
             found.append((span.begin_ns, span.vantage, f"{span.name}.started", "event"))
             end = "complete" if span.complete else "failed"
@@ -90,19 +93,24 @@ def _ms_between(begin_ns: int | None, end_ns: int | None) -> float | None:
     return None if begin_ns is None or end_ns is None else ns_to_ms(end_ns - begin_ns)
 
 
-def measure(traffic: pl.DataFrame, events: Sequence[Event], old: str, new: str) -> Metrics:
+def measure(
+    traffic: pl.DataFrame, events: Sequence[Event], old: str, new: str, places: Places | None = None
+) -> Metrics:
     """All numbers of one move from ``old`` to ``new`` (endpoints like ``10.0.1.2:4433``).
 
     ``traffic`` is the decrypted capture of the client. Of several moves in one run the first is
-    measured, an aborted attempt before it does not count.
+    measured, an aborted attempt before it does not count. Without ``places``, the endpoints tell the
+    places apart.
     """
+    if places is None:
+        places = Places(events, old, new)
     warnings: list[str] = []
     resumed = _first(events, "server.resumed")
     frozen = _last_before(events, "server.frozen", resumed.t_ns if resumed else None)
-    gap = timeline.service_gap(timeline.arrivals(traffic), old, new)
-    logged = timeline.service_gap(timeline.logged_arrivals(events), old, new)
+    gap = timeline.service_gap(places.arrivals(traffic), OLD, NEW)
+    logged = timeline.service_gap(places.logged_arrivals(events), OLD, NEW)
     warnings += _disagreement(gap, logged)
-    first_packet = timeline.first_packet_from(traffic, new)
+    first_packet = places.first_packet_ns(traffic)
     loss = _first(events, "client.loss.noticed")
     after = max((t for t in (resumed and resumed.t_ns, gap and gap.first_new_ns) if t), default=0)
     trip = timeline.round_trip(traffic, new, after)
@@ -122,6 +130,7 @@ def measure(traffic: pl.DataFrame, events: Sequence[Event], old: str, new: str) 
         transferred_bytes=_transferred(events),
         spans=phase_spans(events),
         warnings=warnings,
+        signals=tuple(timeline.multipath_signals(traffic)),
     )
 
 

@@ -1,0 +1,98 @@
+"""Telling the old place of the service from the new one in the client's capture and in its log.
+
+For the extension and for clients that reconnect, the server's address tells them apart. Where it does
+not change, or where both addresses serve for a while (an address that moves, MPTCP), a moment does:
+the middle of the server's downtime, later by the time a packet takes to the client. What the old place
+has sent is there by then, and nothing of the new place can be. Where the client moves and the server
+stays, the client's address does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from quicferry.capture import timeline
+from quicferry.capture.quic.decrypt import Direction
+from quicferry.events import Event
+from quicferry.record import PLACE_BY_CLIENT, PLACE_BY_SERVER, PLACE_BY_TIME
+
+OLD, NEW = "old", "new"
+
+
+class Places:
+    """What tells the places of one run apart.
+
+    ``old`` and ``new`` are the server's endpoints, ``round_trip_ns`` the round-trip time as asked.
+    """
+
+    def __init__(
+        self,
+        events: Sequence[Event],
+        old: str,
+        new: str,
+        place_by: str = PLACE_BY_SERVER,
+        round_trip_ns: int = 0,
+    ) -> None:
+        self._old, self._new = old, new
+        self._by = place_by
+        self._client = ""
+        self._boundary_ns: int | None = None
+        if place_by == PLACE_BY_TIME:
+            self._boundary_ns = _downtime_seen_ns(events, round_trip_ns)
+        elif place_by == PLACE_BY_CLIENT:
+            changed = next((event for event in events if event.name == "client.address.changed"), None)
+            if changed is not None:
+                self._client = str(changed.detail.get("new", ""))
+                # answers to the old address are there after half a round trip, to the new one after a whole
+                self._boundary_ns = changed.t_ns + round_trip_ns * 3 // 4
+
+    def arrivals(self, traffic: pl.DataFrame) -> pl.DataFrame:
+        """As ``timeline.arrivals``; ``server`` is OLD, NEW, or another endpoint."""
+        useful = timeline.arrivals(traffic)
+        if self._by != PLACE_BY_CLIENT:
+            return self._told_apart(useful)
+        on_new = timeline.arrivals(traffic.filter(pl.col("destination") == self._client))
+        on_old = timeline.arrivals(traffic.filter(pl.col("destination") != self._client))
+        return pl.concat(
+            [on_old.with_columns(server=pl.lit(OLD)), on_new.with_columns(server=pl.lit(NEW))]
+        ).sort("t_ns")
+
+    def logged_arrivals(self, events: Sequence[Event]) -> pl.DataFrame:
+        """As ``timeline.logged_arrivals``, in the same way."""
+        return self._told_apart(timeline.logged_arrivals(events))
+
+    def _told_apart(self, useful: pl.DataFrame) -> pl.DataFrame:
+        if self._by == PLACE_BY_SERVER:
+            return useful.with_columns(pl.col("server").replace({self._old: OLD, self._new: NEW}))
+        later = pl.lit(False) if self._boundary_ns is None else pl.col("t_ns") >= self._boundary_ns
+        return useful.with_columns(server=pl.when(later).then(pl.lit(NEW)).otherwise(pl.lit(OLD)))
+
+    def first_packet_ns(self, traffic: pl.DataFrame) -> int | None:
+        """When the first authentic packet from the new place came to the client."""
+        if self._by == PLACE_BY_SERVER:
+            return timeline.first_packet_from(traffic, self._new)
+        if self._boundary_ns is None:
+            return None
+        found = traffic.filter(
+            (pl.col("direction") == Direction.TO_CLIENT.value)
+            & pl.col("packet_number").is_not_null()
+            & (
+                pl.col("destination") == self._client
+                if self._by == PLACE_BY_CLIENT
+                else pl.col("t_ns") >= self._boundary_ns
+            )
+        )
+        return int(found["t_ns"].min()) if not found.is_empty() else None  # type: ignore[arg-type] # Int64 column
+
+
+def _downtime_seen_ns(events: Sequence[Event], round_trip_ns: int) -> int | None:
+    resumed = min((event.t_ns for event in events if event.name == "server.resumed"), default=None)
+    if resumed is None:
+        return None
+    frozen = max(
+        (event.t_ns for event in events if event.name == "server.frozen" and event.t_ns <= resumed),
+        default=resumed,
+    )
+    return (frozen + resumed + round_trip_ns) // 2
