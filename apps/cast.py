@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import queue
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from apps.config import SERVER_NAME, ClientConfig, ServerConfig
-from quicferry.errors import MigrationError
+from quicferry.errors import FerryError, MigrationError
 from quicferry.events import Event
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext, Service
+from quicferry.experiment.faults import DESTINATION, SOURCE, FaultInjector
 from quicferry.migration.certificates import Authority, TlsFiles
+from quicferry.migration.mishaps import Mishaps
 from quicferry.migration.node_agent import AgentConfig, Command, LocalMove
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
 from quicferry.migration.orders import Files
@@ -41,7 +45,8 @@ class Replies:
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
-        self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._answers: list[tuple[str, Any]] = []
+        self._come = threading.Condition()
 
     def line(self, line: bytes) -> None:
         """Take in one line: ``{kind: value}``."""
@@ -51,30 +56,72 @@ class Replies:
             return  # a library's print
         if kind == "event":
             self._context.collect(msgspec.convert(value, Event))
-        else:
-            self._queue.put((kind, value))
+            return
+        with self._come:
+            self._answers.append((kind, value))
+            self._come.notify_all()
 
-    def wait(self, program: Program, kinds: set[str], timeout_s: float) -> dict[str, Any]:
-        """The next answer of one of these kinds.
+    def forget(self) -> None:
+        """What has come and nobody has waited for does not matter any more."""
+        with self._come:
+            self._answers.clear()
 
-        Raises ``MigrationError`` when the program ends, refuses, or is silent for too long.
+    def wait(
+        self,
+        program: Program,
+        kinds: set[str],
+        timeout_s: float,
+        *,
+        replaced: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any]:
+        """The next answer of one of these kinds; others are left for those who wait for them.
+
+        Raises ``MigrationError`` when the program ends, refuses, or is silent for too long. Its end
+        is no failure while ``replaced`` says that another process takes or has taken its place.
         """
         waited_s = 0.0
-        while waited_s < timeout_s:
-            try:
-                kind, value = self._queue.get(timeout=0.1)
-            except queue.Empty:
-                waited_s += 0.1
-                if program.process.poll() is None:
+        with self._come:
+            while waited_s < timeout_s:
+                for place, (kind, value) in enumerate(self._answers):
+                    if kind in kinds:
+                        del self._answers[place]
+                        return dict(value)
+                    if kind == "outcome" and kinds.isdisjoint({"ready"}):
+                        del self._answers[place]
+                        raise MigrationError(f"{program.name}: {value.get('error')}", hint=value.get("hint"))
+                if self._come.wait(0.1):
                     continue
-                raise MigrationError(
-                    f"{program.name} ended: {program.last_words()}", hint=f"see {program.log.name}"
-                ) from None
-            if kind in kinds:
-                return dict(value)
-            if kind == "outcome":
-                raise MigrationError(f"{program.name}: {value.get('error')}", hint=value.get("hint"))
+                waited_s += 0.1
+                if program.process.poll() is not None and not replaced() and not self._answers:
+                    raise MigrationError(
+                        f"{program.name} ended: {program.last_words()}", hint=f"see {program.log.name}"
+                    )
         raise MigrationError(f"{program.name} was silent for {timeout_s:g} s", hint=f"see {program.log.name}")
+
+
+class Life:
+    """How often a process of the cast was started; more than once when a fault has killed it."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._ending = False
+
+    def name(self, name: str) -> str:
+        """The name of the present process: each has its own log."""
+        return f"{name}-{self.number + 1}" if self.number else name
+
+    def end(self) -> None:
+        """The present process is about to be killed."""
+        self._ending = True
+
+    def begin(self) -> None:
+        """The next one is about to start."""
+        self.number += 1
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the end of a process is nothing to worry about."""
+        return self._ending or self.number > 0
 
 
 class Agent:
@@ -95,6 +142,7 @@ class Agent:
         module: str = "apps.server",
         plain: bool = False,
         tickets: bool = False,
+        mishaps: Mishaps | None = None,
     ) -> None:
         self.name = f"agent-{edge}"
         self.edge = edge
@@ -105,17 +153,30 @@ class Agent:
         self._module = module
         self._plain = plain
         self._tickets = tickets
+        self._mishaps = mishaps
         self.replies = Replies(context)
         self.program: Program | None = None
+        self.container_pid = 0
+        self.life = Life()
 
     def start(self) -> None:
-        config = self._context.write_config(self.name, self._config())
+        config = self._context.write_config(self.life.name(self.name), self._config())
         argv = self._context.module("apps.agent", config)
-        self.program = self._context.start(self.name, self.edge, argv, self.replies.line)
+        self.program = self._context.start(self.life.name(self.name), self.edge, argv, self.replies.line)
 
     def wait_ready(self, timeout_s: float) -> None:
         assert self.program is not None
-        self.replies.wait(self.program, {"ready"}, timeout_s)
+        ready = self.replies.wait(self.program, {"ready"}, timeout_s)
+        self.container_pid = int(ready["init_pid"])
+
+    def move(self) -> dict[str, Any]:
+        """Have it move the server away by its own decision; returns how that ended."""
+        program = self.program
+        assert program is not None
+        self.replies.forget()
+        program.process.send_signal(signal.SIGUSR1)
+        kinds = {"outcome", "recovered"}
+        return self.replies.wait(program, kinds, MOVE_S, replaced=lambda: self.life.is_replaced)
 
     def stop(self) -> None:
         if self.program is not None:
@@ -128,12 +189,12 @@ class Agent:
             for link in topology.links_of(self.edge)
             if topology.node(link.b if link.a == self.edge else link.a).kind is not NodeKind.EDGE
         ]
-        destination = context.part("destination")
+        state = journals(context)
         local_move = LocalMove(
             strategy=context.asked.strategy,
             engine=context.asked.engine,
-            destination=destination,
-            service=context.service_endpoint(destination),
+            destination=self._peer,
+            service=context.service_endpoint(self._peer),
             server_first=context.asked.server_first,
             forwarding=context.asked.forwarding,
         )
@@ -141,6 +202,7 @@ class Agent:
             edge=self.edge,
             listen=Endpoint("0.0.0.0", RPC_PORT),
             peers={self._peer: Endpoint(between_edges(context, self._peer, self.edge), RPC_PORT)},
+            detours={self._peer: Endpoint(topology.service_addresses[self._peer], RPC_PORT)},
             tls=self._tls,
             service=self._server("server", standby=False),
             standby=self._server("standby", standby=True),
@@ -149,7 +211,10 @@ class Agent:
             client_interfaces=[] if self._plain else facing_clients,
             waiting_room=Endpoint(between_edges(context, self.edge, self._peer), WAITING_ROOM_PORT),
             collect=[SERVER_EVENTS, SERVER_LOGS],
-            on_signal=local_move if self.edge == context.part("source") else None,
+            on_signal=local_move,
+            journal=str(state / f"{self.edge}.journal"),
+            # what an agent does wrong, it does once: not again when it was started again
+            mishaps=self._mishaps if self._mishaps and not self.life.number else Mishaps(),
         )
 
     def _server(self, kind: str, *, standby: bool) -> Command:
@@ -183,6 +248,13 @@ def between_edges(context: RunContext, edge: str, other: str) -> str:
     return context.topology.service_addresses[edge]
 
 
+def journals(context: RunContext) -> Path:
+    """Where agents and orchestrator keep their journals; each reads its own alone."""
+    folder = context.paths.root / "journals"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 class Orchestra:
     """The orchestrator, and through it the server's start and end."""
 
@@ -194,25 +266,31 @@ class Orchestra:
         self._tls = tls
         self.replies = Replies(context)
         self.program: Program | None = None
+        self.life = Life()
 
     def start(self) -> None:
         context = self._context
         host = context.part("orchestrator")
         agents = {edge: Endpoint(context.topology.service_addresses[edge], RPC_PORT) for edge in self._edges}
-        config = OrchestratorConfig(name=host, agents=agents, tls=self._tls)
-        argv = context.module("apps.orchestrator", context.write_config(self.name, config))
-        self.program = context.start(self.name, host, argv, self.replies.line)
+        journal = str(journals(context) / f"{host}.journal")
+        config = OrchestratorConfig(name=host, agents=agents, tls=self._tls, journal=journal)
+        name = self.life.name(self.name)
+        argv = context.module("apps.orchestrator", context.write_config(name, config))
+        self.program = context.start(name, host, argv, self.replies.line)
 
     def wait_ready(self, timeout_s: float) -> None:
         assert self.program is not None
         self.replies.wait(self.program, {"ready"}, timeout_s)
+        if self.life.number:
+            return  # the server was started by the one before
         self.command(StartCommand(edge=self._context.part("source")), "started", timeout_s)
 
     def command(self, command: msgspec.Struct, answer: str, timeout_s: float) -> dict[str, Any]:
         """Give a command and wait for its answer. Raises ``MigrationError``."""
         assert self.program is not None
+        self.replies.forget()
         self.program.tell(msgspec.json.encode(command))
-        return self.replies.wait(self.program, {answer}, timeout_s)
+        return self.replies.wait(self.program, {answer}, timeout_s, replaced=lambda: self.life.is_replaced)
 
     def stop(self) -> None:
         if self.program is None:
@@ -318,14 +396,23 @@ class Credentials:
 
 
 def order_move(
-    context: RunContext, orchestra: Orchestra, strategy: Strategy, *, forwarding: bool
+    context: RunContext,
+    orchestra: Orchestra,
+    strategy: Strategy,
+    *,
+    forwarding: bool,
+    source: str | None = None,
+    destination: str | None = None,
 ) -> dict[str, Any]:
-    """Let the orchestrator move the server; returns what it says at the end. Raises ``MigrationError``."""
-    destination = context.part("destination")
+    """Let the orchestrator move the server; returns what it says at the end. Raises ``MigrationError``.
+
+    Edges are the parts source and destination unless given.
+    """
+    destination = destination or context.part(DESTINATION)
     command = MoveCommand(
         strategy=strategy,
         engine=context.asked.engine,
-        source=context.part("source"),
+        source=source or context.part(SOURCE),
         destination=destination,
         service=context.service_endpoint(destination),
         server_first=context.asked.server_first,
@@ -348,30 +435,73 @@ def moved(outcome: dict[str, Any]) -> dict[str, Any]:
 
 
 class QuicCast:
-    """See ``quicferry.experiment.context.Cast``."""
+    """See ``quicferry.experiment.context.Cast``; also the ``Stage`` on which faults happen."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
-        source, destination = context.part("source"), context.part("destination")
+        source, destination = context.part(SOURCE), context.part(DESTINATION)
         issue = Credentials(context).issue
         server = issue(SERVER_NAME)
-        self._source = Agent(context, source, destination, issue(source), server)
-        self._destination = Agent(context, destination, source, issue(destination), server)
+        faults = FaultInjector(context, self)
+        self._agents = {
+            edge: Agent(context, edge, peer, issue(edge), server, mishaps=faults.mishaps(edge))
+            for edge, peer in ((source, destination), (destination, source))
+        }
         self._orchestra = Orchestra(context, [source, destination], issue(context.part("orchestrator")))
-        client = LoadClient(context, client_config(context, server.authority))
-        self.services: list[Service] = [self._source, self._destination, self._orchestra, client]
+        config = client_config(context, server.authority)
+        if faults.client_refuses:
+            config = msgspec.structs.replace(config, accept_moves=False)
+        self._client = LoadClient(context, config)
+        self.services: list[Service] = [*self._agents.values(), self._orchestra, faults, self._client]
+        self._at, self._next = source, destination
 
     def move(self) -> dict[str, Any]:
-        """Move the server: by the orchestrator, or by the source host alone where none is needed."""
+        """Move the server to the other edge, by the orchestrator or by the host alone."""
         asked = self._context.asked
         if RULES[asked.strategy].notice:
-            return moved(
-                order_move(self._context, self._orchestra, asked.strategy, forwarding=asked.forwarding)
+            outcome = order_move(
+                self._context,
+                self._orchestra,
+                asked.strategy,
+                forwarding=asked.forwarding,
+                source=self._at,
+                destination=self._next,
             )
-        program = self._source.program
-        assert program is not None
-        program.process.send_signal(signal.SIGUSR1)
-        return moved(self._source.replies.wait(program, {"outcome"}, MOVE_S))
+        else:
+            outcome = self._agents[self._at].move()
+        if not asked.faults:
+            detail = moved(outcome)
+            self._at, self._next = self._next, self._at
+            return detail
+        # where the server is then is for the captures to tell
+        return {key: outcome.get(key) for key in ("outcome", "error", "transferred_bytes")}
+
+    # --- faults ------------------------------------------------------------------------------
+
+    def _player(self, part: str) -> Agent | Orchestra:
+        return self._orchestra if part == "orchestrator" else self._agents[self._context.part(part)]
+
+    def program(self, part: str) -> Program:
+        """See ``quicferry.experiment.faults.Stage``."""
+        program = self._client.program if part == "client" else self._player(part).program
+        if program is None:
+            raise FerryError(f"the {part} does not run")
+        return program
+
+    def expect_end(self, part: str) -> None:
+        """See ``Stage``."""
+        self._player(part).life.end()
+
+    def start_again(self, part: str) -> None:
+        """See ``Stage``."""
+        player = self._player(part)
+        player.life.begin()
+        player.start()
+        player.wait_ready(ASK_S)
+
+    def container_pid(self, part: str) -> int:
+        """See ``Stage``."""
+        return self._agents[self._context.part(part)].container_pid
 
 
 def make_cast(context: RunContext) -> QuicCast:

@@ -58,7 +58,11 @@ class Client:
         quic.load_verify_locations(config.authority)
         self._keys = Path(config.keys).open("a", encoding="ascii")  # noqa: SIM115 (aioquic writes for the process's life)
         quic.secrets_log_file = self._keys
-        extension = ExtensionConfig(strategies=frozenset(config.strategies)) if config.extension else None
+        extension = None
+        if config.extension:
+            extension = ExtensionConfig(
+                strategies=frozenset(config.strategies), accept_moves=config.accept_moves
+            )
         self.connection = MigratableConnection(configuration=quic, extension=extension)
         family = "::" if ":" in config.server.host else "0.0.0.0"
         self.port = UdpPort(Endpoint(family, 0), self._received, stamped=True)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "compare": "Run strategies and baselines with every engine; print medians with 95 % confidence intervals.",
     "demo": "Move the server once with each strategy, by CRIU and by hand-off, and show the result.",
     "topo": "List, show and draw the emulated topologies.",
+    "faults": "List what `quicferry run --fault` can make go wrong, and where the server is afterwards.",
     "runs": "List and show the runs that were recorded, and make a report of them.",
     "doctor": "Find out by trying what this machine can do.",
     "clean": "Remove what interrupted runs left behind.",

@@ -50,6 +50,13 @@ class RunFailed(FerryError):
     show_default=True,
     help="How the server's process moves.",
 )
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="POINT:KIND[=SECONDS]",
+    help="Make this go wrong, see `quicferry faults`; may be given several times.",
+)
 @axis_options
 @json_option
 @click.pass_context

@@ -76,6 +76,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     downtime_ms: float | None = None  # how long the MPTCP baseline stands still; None: as the engine does
     link_backend: str = "auto"  # auto, netem, cable
     calibrate: bool = False  # measure every link before the load begins
+    faults: tuple[str, ...] = ()  # what is made to go wrong: `quicferry faults`
     seed: int = 1  # of loss, jitter and payloads
 
 
@@ -105,6 +106,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     kernel: str = ""
     versions: dict[str, str] = {}  # program or package -> version
     interfaces: dict[str, str] = {}  # host -> captured interface
+    fault_places: list[str] = []  # where the server may be after the faults: source, destination
     outcome: str = "running"  # succeeded, failed, unsupported, invalid
     error: str | None = None
     warnings: list[str] = []
@@ -183,6 +185,8 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     rtt_method: str | None = None  # how rtt_ms was measured
     inter_edge_bytes: int | None = None  # seen on the wire between the edges: the check of transferred_bytes
     packets_undecrypted: int | None = None  # in the client's capture
+    fault: str | None = None  # what was made to go wrong; several are joined by ", "
+    served_by: str | None = None  # at the end, by the capture: source, destination, both or none
     run_id: str | None = None
     warnings: list[str] = []
     error: str | None = None

@@ -110,6 +110,8 @@ def study(run_dir: Path) -> Analysis:
                 f"{traffic.undecrypted} packets of the client's capture could not be decrypted"
             )
         _check_edges(paths, manifest, traffic, convert, result)
+        result.served_by = served_by(traffic.frame, events, manifest)
+        _judge_faults(result, manifest, events)
     except FerryError as error:
         _fail(result, str(error), error.hint)
     return Analysis(manifest, result, metrics, events, packets)
@@ -137,6 +139,7 @@ def _empty_result(run_dir: Path, manifest: Manifest) -> RunResult:
         loss_percent=asked.loss_percent,
         link_backend=manifest.link_backend or None,
         rtt_asked_ms=asked.rtt_ms,
+        fault=", ".join(asked.faults) or None,
         warnings=list(manifest.warnings),
         error=manifest.error,
         run_dir=str(run_dir),
@@ -242,7 +245,8 @@ def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest) -> Non
     result.transferred_bytes = metrics.transferred_bytes
     result.phases_ms = metrics.phases_ms()
     result.moments_ms = metrics.moments_ms()
-    moved = result.kind == "strategy" or metrics.frozen_ns is not None  # a baseline may stay where it is
+    # a baseline may stay where it is; after a fault, ``_judge_faults`` knows where the server must be
+    moved = (result.kind == "strategy" or metrics.frozen_ns is not None) and not manifest.asked.faults
     if result.outcome == "succeeded" and metrics.gap is None and moved:
         _fail(
             result,
@@ -275,6 +279,50 @@ def _add_service(result: RunResult, traffic: pl.DataFrame, events: list[Event]) 
     ]
     if times:
         result.service_time_ms = round(median(times), 6)
+
+
+def served_by(traffic: pl.DataFrame, events: list[Event], manifest: Manifest) -> str | None:
+    """Who served at the end: new packets to the client after the last move had ended, by its capture.
+
+    Packets that had been on their way before are left out: one round-trip time, as asked. None when
+    the run never came to a move.
+    """
+    ended = max(
+        (event.t_ns for event in events if event.name in ("run.migrate.complete", "run.migrate.failed")),
+        default=None,
+    )
+    if ended is None:
+        return None
+    settled_ns = ended + round((manifest.asked.rtt_ms + manifest.asked.jitter_ms) * NS_PER_MS)
+    senders = traffic.filter(
+        (pl.col("direction") == "to-client")
+        & (pl.col("space") == "1-rtt")
+        & (pl.col("t_ns") > settled_ns)
+        & ~pl.col("repeated")
+    )["source"].unique()
+    places = {manifest.source_endpoint: "source", manifest.destination_endpoint: "destination"}
+    found = sorted(places[sender] for sender in senders if sender in places)
+    return "both" if len(found) > 1 else (found or ["none"])[0]
+
+
+def _judge_faults(result: RunResult, manifest: Manifest, events: list[Event]) -> None:
+    """After a fault: the server at one place of the table, nothing lost, and the fault really injected."""
+    if not manifest.asked.faults:
+        return
+    injected = {str(event.detail.get("fault")) for event in events if event.name == "fault.injected"}
+    for words in manifest.asked.faults:
+        name = words.partition("=")[0]
+        if name not in injected:
+            _fail(result, f"the fault {name} was never injected", "the move did not come that far")
+    if result.served_by not in manifest.fault_places:
+        _fail(
+            result,
+            f"after the fault the server is at {result.served_by}, not at "
+            + " or ".join(manifest.fault_places),
+            "see the journals and events in the run directory",
+        )
+    if result.requests_lost or not result.state_ok:
+        _fail(result, f"{result.requests_lost} requests were lost, state ok: {result.state_ok}", None)
 
 
 def _check_edges(

@@ -121,6 +121,8 @@ class RunContext:
         self.emulator = emulator
         self.events = EventLog("run", sink=self.collect)
         self._on_event = on_event
+        #: called with every event, in the thread that has read it; whoever listens must not wait long
+        self.listeners: list[Callable[[Event], None]] = []
         self.warnings: list[str] = []
         #: where clients reach the server at an edge, if not at the edge's own address; a cast may say so
         self.endpoints: dict[str, Endpoint] = {}
@@ -151,6 +153,8 @@ class RunContext:
             self._collected.append(event)
             if self._on_event is not None:
                 self._on_event(event)
+        for listener in self.listeners:
+            listener(event)
 
     def collect_line(self, line: bytes) -> Event | None:
         """Take in a line of a process if it is an event; returns it."""

@@ -15,7 +15,7 @@ import msgspec
 
 from quicferry.emulation import private_root
 from quicferry.events import Event
-from quicferry.experiment import preflight
+from quicferry.experiment import faults, preflight
 from quicferry.experiment.scenario import check
 from quicferry.experiment.store import RunStore
 from quicferry.model import Topology
@@ -61,6 +61,7 @@ def launch(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         asked=asked,
         topology=topology,
+        fault_places=faults.places(faults.check(asked)),
     )
     write_json(paths.manifest, manifest)
     argv = [sys.executable, "-m", inside, str(paths.root)]

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from quicferry.errors import InvalidInput
+from quicferry.experiment import faults
 from quicferry.migration.engines.base import ENGINES
 from quicferry.record import Asked
 
@@ -138,6 +139,7 @@ def check(asked: Asked) -> Asked:
             raise InvalidInput(
                 f"{axis} cannot be {getattr(asked, axis)!r}", hint="choose from " + ", ".join(choices)
             )
+    faults.check(asked)
     if asked.engine not in ENGINES:
         raise InvalidInput(f"there is no engine {asked.engine!r}", hint="choose from " + ", ".join(ENGINES))
     return asked

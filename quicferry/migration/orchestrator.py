@@ -54,6 +54,7 @@ class OrchestratorConfig(msgspec.Struct, frozen=True, kw_only=True):
     agents: dict[str, Endpoint]  # edge name -> RPC endpoint
     tls: TlsFiles
     events: str | None = None  # its event file; None: JSON lines on stdout
+    journal: str | None = None  # None: what it began is forgotten when it ends
 
 
 class MoveCommand(msgspec.Struct, frozen=True, kw_only=True, tag="move"):
