@@ -4,6 +4,6 @@ A baseline plays in the same topology, with the same service, load, captures and
 strategy. ``names()`` and ``get(name)`` are the registry.
 """
 
-from baselines.registry import Baseline, get, names
+from baselines.registry import Baseline, check_engine, get, names
 
-__all__ = ["Baseline", "get", "names"]
+__all__ = ["Baseline", "check_engine", "get", "names"]

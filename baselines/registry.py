@@ -10,7 +10,7 @@ from importlib import import_module
 
 import msgspec
 
-from quicferry.errors import InvalidInput
+from quicferry.errors import InvalidInput, Unsupported
 from quicferry.experiment.context import Cast, RunContext
 
 #: baseline name -> the module that has it; loaded when it is asked for
@@ -31,6 +31,19 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     make_cast: Callable[[RunContext], Cast]
     needs: tuple[str, ...] = ()  # probes besides those of every run
     moves: bool = True  # whether the server moves at all
+    engines: tuple[str, ...] = ()  # that can move it; none named: all
+    why_not: str = ""  # why no other engine can
+    borrows_downtime: bool = False  # no engine moves it: it stands still as long as one would take
+
+
+def check_engine(name: str, engine: str) -> None:
+    """Raise ``Unsupported`` when that engine cannot move that baseline's server."""
+    baseline = get(name)
+    if baseline.engines and engine not in baseline.engines:
+        raise Unsupported(
+            f"the engine {engine} cannot move the server of {name}: {baseline.why_not}",
+            hint="choose the engine " + " or ".join(baseline.engines),
+        )
 
 
 def names() -> tuple[str, ...]:

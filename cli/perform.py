@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import baselines
 from cli.axes import build_topology
+from cli.downtimes import Downtimes
 from cli.support import stderr_console
 from quicferry.analysis.metrics import analyse
-from quicferry.errors import FerryError
+from quicferry.errors import FerryError, Unsupported
 from quicferry.events import Event
 from quicferry.experiment.launch import launch, needed_probes
 from quicferry.experiment.preflight import check as ask_machine
 from quicferry.experiment.store import RunStore
+from quicferry.model import Topology
 from quicferry.record import Asked, RunResult
 
 #: event -> what a watcher is told
@@ -106,6 +108,19 @@ def failure(asked: Asked, error: FerryError) -> RunResult:
     )
 
 
+def refusal(asked: Asked, refusals: Mapping[str, FerryError]) -> FerryError | None:
+    """Why a run cannot be: what the machine lacks, or an engine that cannot move the baseline's server."""
+    for probe in needs(asked):
+        if probe in refusals:
+            return refusals[probe]
+    if asked.baseline is not None:
+        try:
+            baselines.check_engine(asked.baseline, asked.engine)
+        except Unsupported as error:
+            return error
+    return None
+
+
 def perform_all(
     wanted: Sequence[Asked],
     runs_root: Path | None,
@@ -124,24 +139,26 @@ def perform_all(
             ask_machine([name])
         except FerryError as error:
             refusals[name] = error
-    if all(any(probe in refusals for probe in needs(asked)) for asked in wanted):
-        raise next(iter(refusals.values()))
+    refused = [refusal(asked, refusals) for asked in wanted]
+    if refused and None not in refused:
+        raise next(error for error in refused if error is not None)
     results: list[RunResult] = []
+    downtimes = Downtimes(results)
     with progress(len(plans)) as show:
         for done, (asked, topology) in enumerate(plans):
-            missing = [probe for probe in needs(asked) if probe in refusals]
-            if missing:
-                result = failure(asked, refusals[missing[0]])
-            else:
 
-                def on_event(event: Event, asked: Asked = asked, done: int = done) -> None:
+            def perform(asked: Asked, topology: Topology = topology, done: int = done) -> RunResult:
+                def on_event(event: Event) -> None:
                     if event.name in _SHOWN:
                         show(title(asked), _SHOWN[event.name], done)
 
                 show(title(asked), "", done)
                 paths = launch(asked, topology, store, "cli.inside", on_event, checked=True)
                 show(title(asked), _SHOWN["run.analyse.started"], done)
-                result = analyse(paths.root)
+                return analyse(paths.root)
+
+            why_not = refused[done]
+            result = failure(asked, why_not) if why_not is not None else downtimes.perform(asked, perform)
             results.append(result)
             if on_result is not None:
                 on_result(result)

@@ -283,4 +283,5 @@ BASELINE = Baseline(
     ),
     make_cast=make_cast,
     needs=("mptcp",),
+    borrows_downtime=True,
 )
