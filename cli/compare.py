@@ -10,14 +10,14 @@ import click
 
 import baselines
 from cli.axes import axis_options
-from cli.perform import perform_all
+from cli.perform import failure, perform_all
 from cli.support import json_option, print_json, say, stdout_console
 from quicferry.errors import FerryError, Unsupported
 from quicferry.experiment.scenario import Scenario, read_scenario, to_asked
+from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.base import ENGINES
 from quicferry.record import RunResult
 from quicferry.strategies import Strategy
-
 
 #: Compared when nothing else is asked for: the two ends of what there is, so that it stays quick.
 QUICK_ENGINES = ("handoff", "criu-cold")
@@ -29,16 +29,28 @@ class SomeFailed(FerryError):
     already_printed = True
 
 
-def show(results: Sequence[RunResult], report: Path | None) -> None:
-    """The table of all cells, and the page if one was asked for."""
+def show(results: Sequence[RunResult], report: Path | None, figures: Path | None = None) -> None:
+    """The table of all cells, why some are not there, and page and figures if they were asked for."""
     from quicferry.analysis.report import write_report
     from quicferry.analysis.tables import comparison_table
 
     stdout_console().print(comparison_table(results))
+    for reason in sorted({why_not(result) for result in results if result.outcome == "unsupported"}):
+        say(reason)
+    directories = [Path(result.run_dir) for result in results if result.run_dir]
+    if figures is not None and directories:
+        from quicferry.analysis.figures import save_comparison
+
+        say("figures: " + ", ".join(str(path) for path in save_comparison(directories, figures)))
     if report is not None:
-        directories = [Path(result.run_dir) for result in results if result.run_dir]
         write_report(directories, report)
         say(f"report: {report}")
+
+
+def why_not(result: RunResult) -> str:
+    """Why a run could not be made here, in a line."""
+    hint = f" ({result.hint})" if result.hint else ""
+    return f"{result.strategy} · {result.engine}: unsupported: {result.error}{hint}"
 
 
 def raise_for(results: Sequence[RunResult]) -> None:
@@ -97,6 +109,12 @@ def raise_for(results: Sequence[RunResult]) -> None:
     default=None,
     help="Also write a self-contained HTML page to this file.",
 )
+@click.option(
+    "--figures",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Draw bars with intervals, and the delivery gaps, in this folder.  [default: figures beside the runs]",
+)
 @axis_options
 @json_option
 def compare(
@@ -106,6 +124,7 @@ def compare(
     repetitions: int,
     scenario_file: Path | None,
     report: Path | None,
+    figures: Path | None,
     runs_root: Path | None,
     as_json: bool,
     **axes: Any,
@@ -131,9 +150,16 @@ def compare(
                 "baseline": list(baseline_names),
             },
         )
-    results = perform_all(list(scenario.runs()), runs_root, print_json if as_json else None)
+    wanted = list(scenario.runs())
+    try:
+        results = perform_all(wanted, runs_root, print_json if as_json else None)
+    except Unsupported as error:
+        if as_json:
+            for asked in wanted:
+                print_json(failure(asked, error))
+        raise
     if not as_json:
-        show(results, report)
+        show(results, report, figures or RunStore(runs_root).root / "figures")
     elif report is not None:
         from quicferry.analysis.report import write_report
 

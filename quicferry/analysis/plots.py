@@ -20,7 +20,7 @@ mpl.use("Agg")  # no display is there, and none is asked for
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from quicferry.analysis import tables
+from quicferry.analysis import part_bars, tables
 from quicferry.analysis.move import Metrics
 from quicferry.analysis.statistics import summarise
 from quicferry.capture.quic.decrypt import Direction
@@ -44,7 +44,7 @@ PHASE_COLOURS = {
     "restore": "#f0e442",
     "commit": "#b8bec6",
 }
-_STYLE: Any = {  # matplotlib types its keys as one enormous Literal
+STYLE: Any = {  # matplotlib types its keys as one enormous Literal
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.color": INK,
@@ -88,7 +88,7 @@ _TITLES = {
 def save_timeline(analysis: Analysis, folder: Path) -> None:
     """Write ``timeline.png`` and ``timeline.svg`` into a folder."""
     figure = timeline_figure(analysis)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(folder / "timeline.png", dpi=DPI)
         figure.savefig(folder / "timeline.svg", metadata={"Date": None})
 
@@ -96,7 +96,7 @@ def save_timeline(analysis: Analysis, folder: Path) -> None:
 def as_svg(figure: Figure) -> str:
     """A figure as an SVG element for a page: without the XML heading and fixed size."""
     buffer = io.StringIO()
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
@@ -105,7 +105,7 @@ def as_svg(figure: Figure) -> str:
 def timeline_figure(analysis: Analysis, *, titled: bool = True) -> Figure:
     """The move of one run: lanes for client, source, network and destination; zero is the freeze."""
     metrics, zero = analysis.metrics, analysis.zero_ns
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         if metrics is None or (metrics.frozen_ns is None and metrics.gap is None):
             figure = Figure(figsize=(WIDTH_IN, 2.0), dpi=DPI, facecolor="white")
             figure.text(0.5, 0.35, "nothing moved in this run", ha="center", va="center", color=SOFT)
@@ -127,6 +127,7 @@ def timeline_figure(analysis: Analysis, *, titled: bool = True) -> Figure:
         _service_bars(axes, metrics, zero, low, high)
         _phases(axes, metrics, zero, low, high)
         _packets(axes, analysis, zero, low, high)
+        _parts(axes, analysis, metrics, zero, low, high)
         _moments(axes, labels)
         axes.set_xlabel("milliseconds after the server froze", fontsize=9, loc="left")
         figure.text(0.98, 0.265 / height, _LEGEND, fontsize=8.5, color=SOFT, ha="right", va="center")
@@ -291,6 +292,16 @@ def _packets(axes: Any, analysis: Analysis, zero: int, low: float, high: float) 
     axes.text(edge, y - 0.26, "sent", **beside)
 
 
+def _parts(axes: Any, analysis: Analysis, metrics: Metrics, zero: int, low: float, high: float) -> None:
+    """What a client that came back by itself spent the gap on, beneath its packets."""
+    places = part_bars.places_ms(analysis.result.parts_ms, metrics, zero)
+    if places:
+        y = LANES["client"] - 0.46
+        part_bars.draw(axes, places, y, high - low, INK)
+        edge = low - 0.005 * (high - low)
+        axes.text(edge, y, "spent on", fontsize=8, color=SOFT, va="center", ha="right")
+
+
 class _Label(NamedTuple):
     """A turning point with the place of its words, in milliseconds."""
 
@@ -339,7 +350,7 @@ def _moments(axes: Any, labels: Sequence[_Label]) -> None:
 def bars_figure(groups: Mapping[str, Sequence[float]], title: str, unit: str = "ms") -> Figure:
     """One bar per group: the median, its 95 % confidence interval, and each single value as a dot."""
     names = [name for name, values in groups.items() if values]
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 1.5 + 0.42 * max(1, len(names))), dpi=DPI, facecolor="white")
         height = figure.get_size_inches()[1]
         axes = figure.add_axes((0.27, 0.62 / height, 0.7, 1 - 1.15 / height))
@@ -386,7 +397,7 @@ def gaps_figure(gaps_ms: Mapping[str, Sequence[float]], title: str = "Delivery g
     """How long the client waited between useful packets: the complementary distribution, on log axes."""
     colours = [OLD, GAP, NEW, "#cc79a7", "#e69f00", "#56b4e9", INK]
     dashes = ["-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)), "-", (0, (5, 2)), (0, (1, 1.4))]
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 4.6), dpi=DPI, facecolor="white")
         axes = figure.add_axes((0.08, 0.13, 0.9, 0.74))
         figure.text(0.018, 0.94, title, fontsize=13, fontweight="bold", va="center")

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from quicferry import __version__
 from quicferry.analysis import plots, tables
+from quicferry.analysis.figures import MANY, comparison_figures
 from quicferry.analysis.metrics import Analysis, study
 from quicferry.analysis.tables import NOTHING
 from quicferry.errors import StoreError
@@ -36,8 +37,17 @@ POINT_TITLES = {
     "validated": "path validated",
     "useful": "first useful byte from the new address",
 }
-#: bars need at least this many runs of a kind to say more than the table
-_MANY = 2
+#: parts of a service-migration time -> what they are called in words, see ``analysis.parts``
+PART_TITLES = {
+    "in-flight": "of it before the freeze (negative: answers were still on their way)",
+    "downtime": "of it downtime",
+    "detection": "of it detection: until the client gave its connection up",
+    "dns": "of it DNS: until it had the new address",
+    "tcp": "of it TCP: SYN to SYN-ACK",
+    "tls": "of it TLS: ClientHello to Finished",
+    "quic": "of it QUIC: until the first request was on its way",
+    "request": "of it the request and its answer",
+}
 
 
 def write_report(run_dirs: Sequence[Path], path: Path) -> None:
@@ -64,14 +74,16 @@ def render(analyses: Sequence[Analysis]) -> str:
         lstrip_blocks=True,
     )
     results = [analysis.result for analysis in analyses]
+    ratios = tables.ratios(results)
     return environment.get_template("report.html.j2").render(
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
         succeeded=sum(result.outcome == "succeeded" for result in results),
         lost=_total_lost(results),
         rows=_summary(results),
-        repeated=any(len(group) >= _MANY for group in tables.cells(results).values()),
-        pictures=_pictures(analyses),
+        compared=bool(ratios),
+        repeated=any(len(group) >= MANY for group in tables.cells(results).values()),
+        pictures=[_svg(figure) for figure in comparison_figures(analyses).values()],
         runs=[_section(place, analysis) for place, analysis in enumerate(analyses, start=1)],
     )
 
@@ -88,6 +100,7 @@ def _summary(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     """The rows of the table: one per kind of run, medians over its runs."""
     rows = []
     longest = max((r.service_migration_time_ms or 0.0 for r in results), default=0.0) or 1.0
+    ratios = tables.ratios(results)
     place = {id(result): number for number, result in enumerate(results, start=1)}
     for (strategy, engine), group in tables.cells(results).items():
         good = [result for result in group if result.outcome == "succeeded"]
@@ -104,6 +117,7 @@ def _summary(results: Sequence[RunResult]) -> list[dict[str, Any]]:
             {
                 "anchor": f"run-{place[id(group[0])]}",
                 "strategy": strategy,
+                "ratio": tables.number(ratios.get((strategy, engine)), 2),
                 "engine": engine,
                 "time": spread(list(times)),
                 "share": round(100 * middle / longest, 1),
@@ -118,33 +132,6 @@ def _summary(results: Sequence[RunResult]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _pictures(analyses: Sequence[Analysis]) -> list[Markup]:
-    """Pictures over all runs: bars when there is more than one kind, and the delivery gaps."""
-    results = [analysis.result for analysis in analyses]
-    groups = tables.cells(results)
-    pictures = []
-    if len(groups) > 1 or any(len(group) >= _MANY for group in groups.values()):
-        for title, attribute in (
-            ("Service-migration time", "service_migration_time_ms"),
-            ("Connection overhead", "connection_overhead_ms"),
-        ):
-            values = {
-                f"{strategy} · {engine}": [
-                    value for result in group if (value := getattr(result, attribute)) is not None
-                ]
-                for (strategy, engine), group in groups.items()
-            }
-            if any(values.values()):
-                pictures.append(_svg(plots.bars_figure(values, title)))
-    gaps: dict[str, list[float]] = {}
-    for analysis in analyses:
-        name = f"{tables.cell_name(analysis.result)} · {analysis.result.engine}"
-        gaps.setdefault(name, []).extend(plots.delivery_gaps_ms(analysis))
-    if any(gaps.values()):
-        pictures.append(_svg(plots.gaps_figure(gaps)))
-    return pictures
 
 
 def _svg(figure: Any) -> Markup:
@@ -224,6 +211,11 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
     overhead = tables.overhead_in_rtt(result)
     return [
         ("service-migration time, client's capture", ms(result.service_migration_time_ms)),
+        *(
+            (title, ms(result.parts_ms[name]))
+            for name, title in PART_TITLES.items()
+            if name in result.parts_ms
+        ),
         ("service-migration time, client's log", ms(result.log_service_migration_time_ms)),
         ("container downtime", ms(result.container_downtime_ms)),
         (
@@ -240,6 +232,12 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
             "requests obeyed twice",
             NOTHING if result.requests_duplicated is None else str(result.requests_duplicated),
         ),
+        (
+            "requests sent again",
+            NOTHING if result.requests_repeated is None else str(result.requests_repeated),
+        ),
+        ("median time from a request to its answer", ms(result.service_time_ms)),
+        ("largest delivery gap in the whole run", ms(result.largest_gap_ms)),
         ("bytes checked", tables.size(result.bytes_verified)),
         ("the service's state", state),
     ]
@@ -285,4 +283,11 @@ def describe_asked(asked: Asked) -> list[tuple[str, str]]:
     ]
     if asked.strategy is Strategy.POOL and not asked.baseline:
         rows.insert(4, ("addresses in the pool", str(asked.pool)))
+    if asked.baseline:
+        rows += [
+            ("TTL of the DNS record, the client's cache", f"{asked.dns_ttl_s} s, {asked.dns_cache}"),
+            ("TCP_USER_TIMEOUT", f"{asked.tcp_user_timeout_ms:g} ms"),
+            ("request time-out", f"{asked.request_timeout_ms:g} ms"),
+            ("TLS sessions are resumed", "yes" if asked.tls_resumption else "no"),
+        ]
     return rows

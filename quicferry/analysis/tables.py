@@ -115,16 +115,29 @@ class ResultTable:
             table.caption = "! has warnings: see `quicferry runs show`"
         return table
 
+    def _columns(self) -> list[tuple[str, str, Callable[[RunResult], str]]]:
+        shares = ratios(self._results)
+        if not shares:
+            return _COLUMNS
+
+        def share(result: RunResult) -> str:
+            succeeded = result.outcome == "succeeded" and result.service_migration_time_ms is not None
+            cell = (cell_name(result), engine_name(result))
+            return number(shares.get(cell) if succeeded else None, 2)
+
+        return [*_COLUMNS[:3], ("times the\nbest\nstrategy", "right", share), *_COLUMNS[3:]]
+
     def _wide(self) -> Table:
         table = self._empty()
+        columns = self._columns()
         if self._with_id:
             table.add_column("run")
-        for heading, justify, _ in _COLUMNS:
+        for heading, justify, _ in columns:
             table.add_column(heading, justify="right" if justify == "right" else "left")
         table.add_column("outcome")
         for result in self._results:
             cells: list[str | Text] = [short_id(result.run_id or NOTHING)] if self._with_id else []
-            cells += [value(result) for _, _, value in _COLUMNS]
+            cells += [value(result) for _, _, value in columns]
             table.add_row(*cells, _outcome(result))
         return table
 
@@ -132,7 +145,7 @@ class ResultTable:
         """Who and how it ended in one column, and the numbers that matter most."""
         table = self._empty()
         table.add_column("run", overflow="fold")
-        numbers = [column for column in _COLUMNS if column[0] not in _ONLY_WIDE]
+        numbers = [column for column in self._columns() if column[0] not in _ONLY_WIDE]
         for heading, _, _ in numbers:
             table.add_column(heading, justify="right", no_wrap=True)
         for result in self._results:
@@ -177,6 +190,31 @@ def median_and_interval(values: Sequence[float], digits: int = 1) -> str:
     return text
 
 
+def ratios(results: Sequence[RunResult]) -> dict[Cell, float]:
+    """Each cell's median service-migration time, in units of the best QUIC strategy's with the same engine.
+
+    Empty when there is no baseline to compare, or no strategy to compare it with.
+    """
+    medians: dict[Cell, float] = {}
+    best: dict[str, float] = {}
+    compared = False
+    for cell, group in cells(results).items():
+        compared |= group[0].kind == "baseline"
+        times = [
+            r.service_migration_time_ms
+            for r in group
+            if r.outcome == "succeeded" and r.service_migration_time_ms is not None
+        ]
+        if not times:
+            continue
+        medians[cell] = summarise(times).median
+        if group[0].kind == "strategy":
+            best[cell[1]] = min(best.get(cell[1], medians[cell]), medians[cell])
+    if not compared:
+        return {}
+    return {cell: value / best[cell[1]] for cell, value in medians.items() if best.get(cell[1])}
+
+
 def comparison_table(results: Sequence[RunResult]) -> Table | ResultTable:
     """One row per strategy, variant and engine: medians with 95 % confidence intervals.
 
@@ -197,8 +235,11 @@ def comparison_table(results: Sequence[RunResult]) -> Table | ResultTable:
         ("overhead,\nRTT", 2, overhead_in_rtt),
         ("RTT,\nms", 1, lambda r: r.rtt_ms),
     ]
+    shares = ratios(results)
     for heading, _, _ in columns:
         table.add_column(heading, justify="right", overflow="fold")
+    if shares:
+        table.add_column("times the\nbest\nstrategy", justify="right", overflow="fold")
     for heading in ("moved", "requests\nlost", "runs\nsucceeded"):
         table.add_column(heading, justify="right", overflow="fold")
     for (strategy, engine), group in groups.items():
@@ -206,6 +247,8 @@ def comparison_table(results: Sequence[RunResult]) -> Table | ResultTable:
         row = [strategy, engine]
         for _, digits, value in columns:
             row.append(median_and_interval([v for r in good if (v := value(r)) is not None], digits))
+        if shares:
+            row.append(number(shares.get((strategy, engine)), 2))
         moved = [r.transferred_bytes for r in good if r.transferred_bytes is not None]
         row.append(size(round(summarise(moved).median)) if moved else NOTHING)
         lost = sum(r.requests_lost or 0 for r in group)
