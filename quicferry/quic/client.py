@@ -78,6 +78,7 @@ class ClientRole(Role):
         self._loss_noticed = False
         self._deadline: float | None = None
         self._next_stranger_at = 0.0
+        self._answerable: dict[bytes, float] = {}  # challenges of the path that was switched to
         self._former: dict[NetworkAddress, float] = {}  # address -> until when stragglers are read
 
     @property
@@ -259,7 +260,7 @@ class ClientRole(Role):
 
     def response(self, data: bytes) -> bool:
         """Kept until the packet it came in is done with: the switch changes what upstream is looking at."""
-        if self._prober.answered(data) is None:
+        if self._prober.answered(data) is None and data not in self._answerable:
             return False
         self._responses.append(data)
         return True
@@ -371,6 +372,10 @@ class ClientRole(Role):
         return min(downtime_s + self._config.timings.give_up_s, self._seam.idle_timeout_s / 2)
 
     def _on_response(self, data: bytes, now: float) -> None:
+        if data in self._answerable:
+            # A waiting room gives the server our early challenges first; later ones tell the RTT better.
+            self._seam.lower_rtt(now - self._answerable.pop(data), now)
+            return
         found = self._prober.answered(data)
         if found is None or self._validated is not None:
             return
@@ -396,6 +401,7 @@ class ClientRole(Role):
         self._machine.feed(ClientInput.SWITCH)
         self._seam.adopt(candidate.network_address, candidate.cid, candidate.responses, rtt_s, now)
         candidate.cid = None  # it is the connection's now
+        self._answerable = dict(candidate.challenges)
         if self._announcement is not None:
             self._done_epoch = max(self._done_epoch, self._announcement.prepare.epoch)
         was_told = self._moved
@@ -499,6 +505,7 @@ class ClientRole(Role):
         for address, until in list(self._former.items()):
             if now >= until:
                 del self._former[address]
+                self._answerable.clear()
                 if self.state is ClientState.SWITCHED:
                     self._machine.feed(ClientInput.SETTLED)
 

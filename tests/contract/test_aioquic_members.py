@@ -209,7 +209,7 @@ def test_the_override_of_a_handler_is_what_the_table_holds():
 def private_names() -> set[str]:
     """Every private name that the two modules take from an object that is not their own."""
     names = set()
-    own = {"_ferry", "_quic", "_receive_provisionally", "_log_sent", "_handle_sm_frame"}
+    own = {"_ferry", "_quic", "_receive_provisionally", "_log_sent", "_set_rtt", "_handle_sm_frame"}
     for file in FILES:
         for node in ast.walk(ast.parse((ROOM / file).read_text())):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr not in own:

@@ -394,6 +394,7 @@ class Pair:
         room, self._room = self._room, []
         for data, source in room:
             self._into_server(data, source)
+            self.flush()  # as a server does that reads one datagram after another
         self.flush()
 
     def first(self, kind: type, *, side: str = "client", since: float = 0.0) -> tuple[float, Any] | None:

@@ -188,6 +188,16 @@ class Seam:
             loss._rtt_latest = loss._rtt_smoothed = loss._rtt_variance = 0.0
             loss._rtt_min = math.inf
             return
+        self._set_rtt(rtt_s, now)
+
+    def lower_rtt(self, rtt_s: float, now: float) -> None:
+        """The RTT is at most this: an estimate whose samples were all longer starts anew from it."""
+        if rtt_s < self._quic._loss._rtt_min:
+            self._set_rtt(rtt_s, now)
+
+    def _set_rtt(self, rtt_s: float, now: float) -> None:
+        """As the first sample of a path (RFC 9002 §5.3); not below aioquic's least RTT."""
+        loss = self._quic._loss
         rtt_s = max(rtt_s, 0.001)
         loss._rtt_initialized = True
         loss._rtt_first_sample_time = now
