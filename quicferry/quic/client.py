@@ -395,7 +395,10 @@ class ClientRole(Role):
         candidate, rtt_s = self._validated
         if not (candidate.named or self._moved or self._loss_noticed):
             return
-        assert candidate.cid is not None  # it was challenged, so it has one
+        if candidate.cid is None:  # the peer has retired the one it was challenged on
+            candidate.cid = self._seam.take_cid()
+        if candidate.cid is None:
+            return
         old, old_network_address = self._seam.address, self._seam.network_address
         drain_until = now + _FORMER_PATH_PTOS * self._seam.pto_s
         self._machine.feed(ClientInput.SWITCH)

@@ -316,3 +316,23 @@ def test_a_switch_starts_congestion_control_anew():
     assert pair.client._loss.congestion_window <= 2 * initial
     assert pair.server._loss.congestion_window <= 2 * initial
     assert pair.all(PathSwitched) == [PathSwitched(EDGE_1, EDGE_2)]
+
+
+def test_a_candidate_whose_connection_id_is_retired_takes_another():
+    """RFC 9000 §5.1.2: Retire Prior To is for those in use on other paths, too."""
+    pair = Pair()
+    pair.handshake()
+    pair.server.prepare_migration(1, Strategy.PROACTIVE_EXPLICIT, [EDGE_2], 500, False, pair.now)
+    pair.drive(limit_s=0.1)
+    (candidate,) = pair.client._role._prober.candidates.values()
+    first = candidate.cid
+    pair.client._role.retire_prior_to(first.sequence_number + 1)
+    assert candidate.cid is None and not candidate.challenges
+    pair.drive(limit_s=0.1)
+    assert candidate.cid is not None and candidate.cid.cid != first.cid
+    pair.freeze(EDGE_2)
+    pair.resume(1, Strategy.PROACTIVE_EXPLICIT, EDGE_2, speak_first=True)
+    pair.drive(limit_s=1.0)
+    assert pair.switched_to(EDGE_2)
+    pair.assert_open()
+    assert len(pair.client._peer_cid_available) == 7
