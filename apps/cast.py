@@ -356,7 +356,11 @@ class LoadClient:
 
     def _line(self, line: bytes) -> None:
         event = self._context.collect_line(line)
-        if event is not None and event.name == "client.connected":
+        if event is not None:
+            self._heard(event)
+
+    def _heard(self, event: Event) -> None:
+        if event.name == "client.connected":
             self._connected.put(None)
 
     def wait_ready(self, timeout_s: float) -> None:

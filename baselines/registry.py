@@ -19,6 +19,7 @@ _MODULES: dict[str, str] = {
     "quic-reconnect": "baselines.quic_reconnect.baseline",
     "tcp-dns": "baselines.tcp_dns.baseline",
     "mptcp": "baselines.mptcp.baseline",
+    "client-migration": "baselines.client_migration.baseline",
 }
 
 
