@@ -113,7 +113,7 @@ def raise_for(results: Sequence[RunResult]) -> None:
     "--figures",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    help="Draw bars with intervals, and the delivery gaps, in this folder.  [default: figures beside the runs]",
+    help="Draw bars with intervals and the delivery gaps here.  [default: figures/ beside the runs]",
 )
 @axis_options
 @json_option
