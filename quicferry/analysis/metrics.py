@@ -21,10 +21,18 @@ from quicferry.capture.clock import ClockConversion, clock_warning
 from quicferry.capture.pcap import read_datagrams
 from quicferry.capture.quic import Decryptor, TrafficTable, read_keylog
 from quicferry.capture.quic.table import SCHEMA, tabulate
-from quicferry.capture.tcp_table import tabulate_tcp
+from quicferry.capture.tcp_table import SPACE, tabulate_tcp
 from quicferry.errors import CaptureError, FerryError
 from quicferry.events import Event, read_events
-from quicferry.record import ClientSummary, Manifest, RunPaths, RunResult, read_manifest, write_json
+from quicferry.record import (
+    PLACE_BY_SERVER,
+    ClientSummary,
+    Manifest,
+    RunPaths,
+    RunResult,
+    read_manifest,
+    write_json,
+)
 from quicferry.units import NS_PER_MS
 
 
@@ -285,8 +293,10 @@ def served_by(traffic: pl.DataFrame, events: list[Event], manifest: Manifest) ->
     """Who served at the end: new packets to the client after the last move had ended, by its capture.
 
     Packets that had been on their way before are left out: one round-trip time, as asked. None when
-    the run never came to a move.
+    the run never came to a move, and where the server's address does not tell its place.
     """
+    if manifest.place_by != PLACE_BY_SERVER:
+        return None
     ended = max(
         (event.t_ns for event in events if event.name in ("run.migrate.complete", "run.migrate.failed")),
         default=None,
@@ -296,7 +306,7 @@ def served_by(traffic: pl.DataFrame, events: list[Event], manifest: Manifest) ->
     settled_ns = ended + round((manifest.asked.rtt_ms + manifest.asked.jitter_ms) * NS_PER_MS)
     senders = traffic.filter(
         (pl.col("direction") == "to-client")
-        & (pl.col("space") == "1-rtt")
+        & pl.col("space").is_in(["1-rtt", SPACE])
         & (pl.col("t_ns") > settled_ns)
         & ~pl.col("repeated")
     )["source"].unique()
