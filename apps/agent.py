@@ -4,8 +4,9 @@
 
 Runs as root in the edge host's namespaces. Its stdout has one JSON object per line: ``{"ready":
 {"edge": …, "port": …}}`` once it serves, ``{"event": {…}}`` for its events when they go to no file,
-``{"outcome": {…}}`` for moves it ordered itself (SIGUSR1). SIGTERM ends it, and with it the
-container and the server.
+``{"outcome": {…}}`` for moves it ordered itself (SIGUSR1), ``{"recovered": {…}}`` for a move that an
+agent before it was killed in. SIGTERM ends it, and with it the container and the server; SIGKILL
+does not, if it has a ``container_record``.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ async def serve(config: AgentConfig) -> None:
         except FerryError as error:
             tell("outcome", {"outcome": "refused", "error": str(error), "hint": error.hint})
 
+    async def recover() -> None:
+        outcome = await agent.recover()
+        if outcome is not None:
+            tell("recovered", outcome)
+
     def on_usr1() -> None:
         task = loop.create_task(move())
         moves.add(task)
@@ -68,7 +74,9 @@ async def serve(config: AgentConfig) -> None:
     await agent.start()
     try:
         tell("ready", {"edge": config.edge, "port": agent.rpc.port, "init_pid": agent.container.init_pid})
+        recovering = loop.create_task(recover())
         await ended.wait()
+        recovering.cancel()
     finally:
         await agent.close()
 

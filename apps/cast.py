@@ -19,6 +19,7 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.events import Event
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext, Service
 from quicferry.experiment.faults import DESTINATION, SOURCE, FaultInjector
+from quicferry.migration.address import MovingAddressConfig
 from quicferry.migration.certificates import Authority, TlsFiles
 from quicferry.migration.mishaps import Mishaps
 from quicferry.migration.node_agent import AgentConfig, Command, LocalMove
@@ -128,7 +129,8 @@ class Agent:
     """The node agent of one edge, with the commands for a server and a standby there.
 
     ``module`` is the server's. With ``plain`` the server offers no pool, and no
-    datagram is forwarded or kept waiting: what a move is without us.
+    datagram is forwarded or kept waiting: what a move is without us. ``address`` moves with the
+    server, which then listens only there; with ``keep_tcp`` its TCP connections move too.
     """
 
     def __init__(
@@ -143,6 +145,8 @@ class Agent:
         plain: bool = False,
         tickets: bool = False,
         mishaps: Mishaps | None = None,
+        address: MovingAddressConfig | None = None,
+        keep_tcp: bool = False,
     ) -> None:
         self.name = f"agent-{edge}"
         self.edge = edge
@@ -154,6 +158,8 @@ class Agent:
         self._plain = plain
         self._tickets = tickets
         self._mishaps = mishaps
+        self._address = address
+        self._keep_tcp = keep_tcp
         self.replies = Replies(context)
         self.program: Program | None = None
         self.container_pid = 0
@@ -213,8 +219,11 @@ class Agent:
             collect=[SERVER_EVENTS, SERVER_LOGS],
             on_signal=local_move,
             journal=str(state / f"{self.edge}.journal"),
+            container_record=str(state / f"{self.edge}.container"),
             # what an agent does wrong, it does once: not again when it was started again
             mishaps=self._mishaps if self._mishaps and not self.life.number else Mishaps(),
+            moving_address=self._address,
+            keep_tcp=self._keep_tcp,
         )
 
     def _server(self, kind: str, *, standby: bool) -> Command:
@@ -222,7 +231,7 @@ class Agent:
         pool = RULES[asked.strategy].pool and not self._plain
         config = ServerConfig(
             edge=self.edge,
-            listen=Endpoint("0.0.0.0", SERVICE_PORT),
+            listen=Endpoint(self._address.address if self._address else "0.0.0.0", SERVICE_PORT),
             control=CONTROL,
             events=SERVER_EVENTS,
             fence=SERVER_FENCE,

@@ -5,8 +5,9 @@
 Reads commands as JSON lines on stdin (``{"type": "move", …}``, see ``MoveCommand``, ``StartCommand``
 and ``EndCommand``) and carries them out one after another. Its stdout has one JSON object per line:
 ``{"ready": {…}}`` once all agents are reached, ``{"event": {…}}`` for its events when they go to no
-file, and one of ``{"outcome": {…}}``, ``{"started": {…}}``, ``{"ended": {…}}`` for every command. The
-end of stdin ends it.
+file, and one of ``{"outcome": {…}}``, ``{"started": {…}}``, ``{"ended": {…}}`` for every command. An
+outcome also comes directly after ``ready``, of a move that an orchestrator before it was killed in.
+The end of stdin ends it.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ async def serve(config: OrchestratorConfig) -> None:
     try:
         await orchestrator.connect()
         tell("ready", {"name": config.name})
+        unfinished = await orchestrator.recover()
+        if unfinished is not None:
+            tell("outcome", unfinished)
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
         transport, _ = await loop.connect_read_pipe(

@@ -20,6 +20,8 @@ _MODULES: dict[str, str] = {
     "tcp-dns": "baselines.tcp_dns.baseline",
     "mptcp": "baselines.mptcp.baseline",
     "client-migration": "baselines.client_migration.baseline",
+    "ip-move-quic": "baselines.ip_move.quic",
+    "ip-move-tcp": "baselines.ip_move.tcp",
 }
 
 

@@ -47,6 +47,9 @@ class FakeContainer:
     async def stop_service(self, *, grace_s: float = 1.0) -> None:
         self.service_pid = None
 
+    async def end_processes(self) -> None:
+        self.service_pid = None
+
     def path(self, inside: str) -> Path:
         return self._root / inside.lstrip("/")
 

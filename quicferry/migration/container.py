@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import sys
 import time
@@ -20,6 +21,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration import container_init
@@ -62,35 +65,63 @@ def first_pid_of(edge: str) -> int:
     return FIRST_SERVICE_PID + PIDS_PER_EDGE * (number % 20)
 
 
+Channel = tuple[asyncio.StreamWriter, asyncio.StreamReader]  # requests to init, its answers
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a container that outlives its agent."""
+
+    socket: str  # an abstract Unix socket in the edge host's network namespace
+    init_pid: int
+    service_pid: int | None
+    next_pid: int
+
+
 class Container:
     """One container. ``container = await Container.create("edge-1")`` … ``await container.close()``.
 
     Also an asynchronous context manager. Not for use by several event loops.
     """
 
-    def __init__(self, edge: str, parent: asyncio.subprocess.Process, init_pid: int) -> None:
+    def __init__(
+        self,
+        edge: str,
+        parent: asyncio.subprocess.Process | None,
+        init_pid: int,
+        channel: Channel,
+        record: Path | None = None,
+    ) -> None:
         self.edge = edge
-        self._parent = parent
+        self._parent = parent  # None: an agent before this one made the container
         self._init_pid = init_pid
+        self._requests, self._answers = channel
+        self._record = record
+        self._socket = ""
         self._service_pid: int | None = None
         self._next_pid = first_pid_of(edge)
         self._lock = asyncio.Lock()
 
     @classmethod
-    async def create(cls, edge: str, *, enter: Sequence[str] = ()) -> Container:
+    async def create(cls, edge: str, *, enter: Sequence[str] = (), record: Path | None = None) -> Container:
         """Make a container in the namespaces of the calling process.
 
         ``enter`` is an argument vector put before all others, for a caller that is not in the edge
         host's namespaces (``["nsenter", "--net=/proc/42/ns/net"]``). Raises ``Unsupported`` without
         root or without the programs of util-linux, ``MigrationError`` when it does not come up.
+
+        With a file as ``record`` the container outlives its agent: what was killed before it could
+        ``close`` leaves it there, with the server in it, and the next agent finds it by the record.
         """
+        if record is not None and (found := await cls._find(edge, record)) is not None:
+            return found
+        name = f"quicferry-{edge}-{secrets.token_hex(8)}" if record is not None else ""
         argv = [
             *enter,
             # The first dies with the agent's thread, the second kills init when the first dies.
-            *("setpriv", "--pdeathsig", "KILL"),
+            *(() if record is not None else ("setpriv", "--pdeathsig", "KILL")),
             *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"),
             *("sh", "-c", MOUNT_AND_EXEC, "sh"),
-            *(sys.executable, "-I", "-S", str(INIT)),
+            *(sys.executable, "-I", "-S", str(INIT), *filter(None, [name])),
         ]
         try:
             parent = await asyncio.create_subprocess_exec(
@@ -116,7 +147,40 @@ class Container:
                 f"the container on {edge} did not start: {why}",
                 hint="it takes root; `quicferry doctor` says more",
             )
-        return cls(edge, parent, _only_child(parent.pid))
+        if record is None:
+            assert parent.stdin is not None
+            return cls(edge, parent, _only_child(parent.pid), (parent.stdin, parent.stdout))
+        reader, writer = await asyncio.open_unix_connection("\0" + name)
+        made = cls(edge, parent, _only_child(parent.pid), (writer, reader), record)
+        made._socket = name
+        made._write_record()
+        return made
+
+    @classmethod
+    async def _find(cls, edge: str, record: Path) -> Container | None:
+        """The container that an agent before this one has left; None when there is none."""
+        try:
+            left = msgspec.json.decode(_read(record), type=Record)
+            reader, writer = await asyncio.open_unix_connection("\0" + left.socket)
+        except (OSError, msgspec.DecodeError):
+            return None
+        found = cls(edge, None, left.init_pid, (writer, reader), record)
+        found._socket, found._service_pid, found._next_pid = left.socket, left.service_pid, left.next_pid
+        return found
+
+    def _write_record(self) -> None:
+        """Note what the next agent needs, if this container is to outlive the present one."""
+        if self._record is None:
+            return
+        record = Record(
+            socket=self._socket,
+            init_pid=self._init_pid,
+            service_pid=self._service_pid,
+            next_pid=self._next_pid,
+        )
+        draft = self._record.with_name(f"{self._record.name}.new")
+        draft.write_bytes(msgspec.json.encode(record))
+        draft.replace(self._record)
 
     async def __aenter__(self) -> Container:
         return self
@@ -145,10 +209,9 @@ class Container:
         return f"/run/service-{pid}.log"
 
     async def _ask(self, **request: Any) -> dict[str, Any]:
-        assert self._parent.stdin is not None and self._parent.stdout is not None
         async with self._lock:
-            self._parent.stdin.write(json.dumps(request).encode() + b"\n")
-            answer = await self._parent.stdout.readline()
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            answer = await self._answers.readline()
         if not answer:
             raise MigrationError(f"the container on {self.edge} is gone")
         decoded: dict[str, Any] = json.loads(answer)
@@ -173,11 +236,19 @@ class Container:
             pid=wanted,
         )
         self._service_pid = int(answer["pid"])
+        self._write_record()
         return self._service_pid
 
     def adopt(self, pid: int) -> None:
         """The server's process is now this PID inside the container: an engine restored it."""
         self._service_pid = pid
+        self._write_record()
+
+    async def end_processes(self) -> None:
+        """End all that runs inside, whoever started it."""
+        for process in self.processes():
+            await self.stop(process.pid, grace_s=0)
+        self._service_pid = None
 
     async def signal(self, pid: int, number: int) -> None:
         """Send a signal to a process inside; nothing when it is gone."""
@@ -299,13 +370,22 @@ class Container:
 
     async def close(self) -> None:
         """End everything in the container and the container; may be called again."""
-        if self._parent.returncode is None:
+        if self._parent is None or self._parent.returncode is None:
             # init leads to the end of all in its PID namespace, and with the last one the mounts go
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._init_pid, signal.SIGKILL)
         self._service_pid = None
-        # communicate() closes our ends of the pipes and waits
-        await self._parent.communicate()
+        if self._record is not None:
+            self._requests.close()
+            self._record.unlink(missing_ok=True)
+        if self._parent is not None:
+            # communicate() closes our ends of the pipes and waits
+            await self._parent.communicate()
+
+
+def _read(path: Path) -> bytes:
+    """A small file of this host: not worth a thread."""
+    return path.read_bytes()
 
 
 def _only_child(pid: int) -> int:

@@ -4,6 +4,9 @@ Run as PID 1 of a PID namespace, by path and with the standard library only (``p
 that it is small and starts in some milliseconds. Requests are JSON lines on stdin, answers JSON
 lines on stdout; at the end of stdin it ends, and the kernel ends all that lives in the namespace.
 
+With the name of an abstract Unix socket as its argument it hears requests there instead, of one
+agent after another: it outlives the agent that made it, and waits for the next.
+
 SIGCHLD is ignored (not caught): the kernel then reaps every child at once, those that CRIU restored
 among them. A zombie would keep its PID, and a process that comes back to this container needs it.
 """
@@ -17,7 +20,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would double what this process imports
-    from typing import Any
+    from typing import Any, TextIO
 
 LAST_PID = "/proc/sys/kernel/ns_last_pid"
 #: Helpers that run in the container get PIDs from here up, services get far larger ones.
@@ -89,16 +92,50 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C in a terminal must not end the server
     set_last_pid(FIRST_HELPER_PID - 1)
+    if len(sys.argv) > 1:
+        serve_agents(sys.argv[1])
+        return
+    say_ready()
+    obey_all(sys.stdin, sys.stdout)
+
+
+def say_ready() -> None:
+    """Tell the agent that made this container."""
     sys.stdout.write('{"ready": true}\n')
     sys.stdout.flush()
-    for line in sys.stdin:
+
+
+def obey_all(requests: TextIO, answers: TextIO) -> None:
+    """Obey one request after another until there are no more."""
+    for line in requests:
         request = json.loads(line)
         try:
             answer = {"start": start, "kill": kill}[request["do"]](request)
         except OSError as error:
             answer = {"error": f"{error.strerror}: {error.filename}" if error.filename else str(error)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def serve_agents(name: str) -> None:
+    """Obey whoever is connected to the abstract socket of that name in this network namespace."""
+    import socket  # only here: without it, init starts faster
+
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind("\0" + name)
+    listener.listen(1)
+    say_ready()
+    while True:
+        connection, _ = listener.accept()
+        with (
+            connection,
+            connection.makefile("r", encoding="utf-8") as requests,
+            connection.makefile("w", encoding="utf-8") as answers,
+        ):
+            try:
+                obey_all(requests, answers)
+            except (OSError, ValueError):
+                continue  # the agent was killed in the middle of a request
 
 
 if __name__ == "__main__":

@@ -30,11 +30,15 @@ CHECKOUT = Path(__file__).parents[2]
 SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin")  # root's, not in every PATH
 INSTALL_HINT = "run `provision/criu.sh` as root (`make setup` does); `quicferry doctor` tries it out"
 
-#: Both ways. ``--tcp-close``: listeners live on, connections end, as their addresses do not move.
-#: ``--network-lock skip``: nothing is to be locked without live TCP connections, and a lock that is
-#: left over would block the edge host. ``--file-validation filesize``: the files are those of one
-#: machine; reading the build IDs of every mapped library takes longer. ``-v1``: errors only.
-COMMON = ("--tcp-close", "--network-lock", "skip", "--file-validation", "filesize", "-v1")
+#: Both ways. ``--network-lock skip``: without live TCP connections nothing is to be locked, and where
+#: they live on, their address has left the host before; a lock that is left over would block the edge
+#: host. ``--file-validation filesize``: the files are those of one machine; reading the build IDs of
+#: every mapped library takes longer. ``-v1``: errors only.
+COMMON = ("--network-lock", "skip", "--file-validation", "filesize", "-v1")
+#: Listeners live on, connections end, as their addresses do not move.
+CLOSE_TCP = "--tcp-close"
+#: Connections live on, too: for an address that moves with the process.
+KEEP_TCP = "--tcp-established"
 
 #: What a dump with lazy pages waits for before it ends: that its page server is told to close. The
 #: rest of the request is without meaning; it is as long as the longest form there is (CRIU 4.2).
@@ -99,10 +103,14 @@ def explain(step: str, done: Completed, log: str) -> MigrationError:
 
 
 class Criu:
-    """CRIU in one container. ``images`` are directories inside the container."""
+    """CRIU in one container. ``images`` are directories inside the container.
 
-    def __init__(self, container: Container, program: Path | None = None) -> None:
+    With ``keep_tcp`` established TCP connections are dumped and restored, else they are closed.
+    """
+
+    def __init__(self, container: Container, program: Path | None = None, *, keep_tcp: bool = False) -> None:
         self._container = container
+        self._common = (KEEP_TCP if keep_tcp else CLOSE_TCP, *COMMON)
         self.program = find_criu() if program is None else program
 
     async def warm_up(self, images: Path) -> None:
@@ -120,12 +128,12 @@ class Criu:
         """The arguments to dump a process and leave it stopped: then it can go on if the move fails."""
         return [
             *(str(self.program), "dump", "-t", str(pid), "-D", str(images), "-o", "dump.log"),
-            *("--leave-stopped", *COMMON),
+            *("--leave-stopped", *self._common),
         ]
 
     def restore_argv(self, images: Path) -> list[str]:
         """The arguments to restore a process that then lives on without CRIU."""
-        return [str(self.program), "restore", "-d", "-D", str(images), "-o", "restore.log", *COMMON]
+        return [str(self.program), "restore", "-d", "-D", str(images), "-o", "restore.log", *self._common]
 
     async def dump(self, pid: int, images: Path, *, timeout_s: float) -> DumpStats:
         """Write the images of a process, which is stopped afterwards. Raises ``MigrationError``.

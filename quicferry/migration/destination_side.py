@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import msgspec
+
 from quicferry.errors import FerryError, MigrationError
+from quicferry.migration import control
 from quicferry.migration.engines.base import CopiesAhead, MoveOrder
 from quicferry.migration.host import Host, fence_ns
 from quicferry.migration.orders import (
@@ -28,7 +31,7 @@ from quicferry.migration.orders import (
 )
 from quicferry.migration.rpc import Unreachable
 from quicferry.migration.source_side import describe
-from quicferry.migration.states import DESTINATION, Machine, Signal, Step
+from quicferry.migration.states import DESTINATION, SERVES_AT_DESTINATION, Machine, Signal, Step
 from quicferry.migration.transfer import Inbox
 from quicferry.strategies import speaks_first
 from quicferry.units import NS_PER_S, now_ns
@@ -61,8 +64,54 @@ class DestinationSide:
         before = self.machine.step
         step = self.machine.take(signal)
         if step is not before and self.order is not None:
-            self._host.journal.note(self.order.epoch, "destination", step)
+            order = msgspec.structs.replace(
+                self.order, resume_before_ns=self._lease_ns or self.order.resume_before_ns
+            )
+            self._host.journal.note(order.epoch, "destination", step, order)
         return step
+
+    async def recover(self) -> None:
+        """Go on after this agent was killed and started again, before anybody can ask it.
+
+        What had resumed serves on; what had not never will, as parts of it are gone.
+        """
+        journal = self._host.journal
+        for (epoch, part), entry in journal.last.items():
+            if part == "destination" and entry.step in SERVES_AT_DESTINATION:
+                self._verdicts[epoch] = Resumed(epoch=epoch, t_ns=entry.t_ns)
+            elif part == "destination" and entry.step is Step.STAYED:
+                self._verdicts[epoch] = None
+        latest = journal.latest
+        if latest is None or latest.part != "destination":
+            return
+        self.machine.step, self.order = latest.step, latest.order
+        order = latest.order
+        if self.machine.is_over or order is None:
+            return
+        self._lease_ns = order.resume_before_ns
+        if latest.step is Step.RESTORE and await self._serves(order):
+            self._verdicts[order.epoch] = Resumed(epoch=order.epoch, t_ns=now_ns())
+            self._take(Signal.RESUMED)
+        if self.machine.step is Step.COMMIT:
+            self._fencing = asyncio.get_running_loop().create_task(self._fence(order))
+            return
+        signal = Signal.SETTLED if latest.step is Step.ABORT else Signal.ABORTED
+        if signal is Signal.ABORTED:
+            await self._throw_away(signal, f"the agent of {self._host.edge} was killed in {latest.step}")
+        await self._host.container.end_processes()
+        if signal is Signal.SETTLED:
+            self._verdicts[order.epoch] = None
+            self._take(signal)
+
+    async def _serves(self, order: MoveOrder) -> bool:
+        """Whether the server had resumed, although nobody was there any more to write it down."""
+        if self._host.container.service_pid is None:
+            return False
+        try:
+            status = await self._host.control.ask(control.Status(), order.deadlines.commit_s / 4)
+        except FerryError:
+            return False
+        return not status.get("standby") and not status.get("frozen")
 
     # --- prepare -----------------------------------------------------------------------------
 
@@ -81,6 +130,7 @@ class DestinationSide:
             if not self.machine.is_over:
                 raise MigrationError(f"a move is in progress: step {self.machine.step}")
             self.order = order
+            self._lease_ns = 0
             self._take(Signal.ORDERED)
             self._preparing = asyncio.get_running_loop().create_task(self._prepare(order))
         if self._preparing is not None:
@@ -94,6 +144,8 @@ class DestinationSide:
         try:
             with self._host.events.phase("migration.prepare", epoch=order.epoch):
                 async with asyncio.timeout(order.deadlines.prepare_s):
+                    if self._host.address is not None:
+                        await self._host.address.take()  # nobody sends to it here before it is announced
                     await self._host.engine(order.engine).prepare_destination(order)
             if self._host.room is not None:
                 await_client = not speaks_first(order.strategy, order.server_first)
@@ -278,6 +330,8 @@ class DestinationSide:
         try:
             async with asyncio.timeout(within_s or order.deadlines.commit_s):
                 await self._host.engine(order.engine).abandon_destination(order, reason)
+                if self._host.address is not None:
+                    await self._host.address.leave()
         except Exception:  # the engine cannot: what runs in the container is ended by force
             await self._host.container.stop_service(grace_s=0.0)
         self._verdicts[order.epoch] = None
@@ -312,7 +366,10 @@ class DestinationSide:
         return mine and status.step in (Step.COMMIT, Step.MOVED)
 
     async def _source_is_gone(self, order: MoveOrder) -> bool:
-        """Whether the source's host answers, but its agent is not there: then its container is gone, too."""
+        """Whether the source's host answers, but its agent is not there: then nobody there will serve.
+
+        Whoever starts it again asks this host before it lets its server go on.
+        """
         endpoint = self._host.peer(order.source).endpoint
         try:
             async with asyncio.timeout(GONE_S):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from quicferry.events import EventLog
+from quicferry.migration.address import MovingAddress
 from quicferry.migration.control import ControlClient
 from quicferry.migration.engines.base import Engine, MoveOrder, ServiceContainer
 from quicferry.migration.forwarding import Forwarder
@@ -31,6 +32,7 @@ class Host:
     journal: Journal
     forwarder: Forwarder | None
     room: WaitingRoom | None
+    address: MovingAddress | None = None  # one that moves with the server
     linger_s: float  # late datagrams are handed on this long after the commit
 
 

@@ -1,7 +1,8 @@
 """What an agent remembers of its moves: one JSON line for every step, written before it is acted on.
 
-The latest epoch makes orders idempotent: one that was taken part in is never begun again. The file
-is opened for each line; losing power is not a case here, losing the process is.
+The latest epoch makes orders idempotent: one that was taken part in is never begun again. An agent
+or orchestrator that was killed and started again finds there what it was doing, and for whom. The
+file is opened for each line; losing power is not a case here, losing the process is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from quicferry.migration.engines.base import MoveOrder
 from quicferry.migration.states import Step
 from quicferry.units import now_ns
 
@@ -22,6 +24,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     part: str  # "source" or "destination"
     step: Step
+    order: MoveOrder | None = None  # with the lease, once there is one
 
 
 class Journal:
@@ -31,6 +34,7 @@ class Journal:
         self._path = path
         self.latest: Entry | None = None
         self._epochs: set[tuple[int, str]] = set()
+        self.last: dict[tuple[int, str], Entry] = {}  # (epoch, part) -> the last step taken in it
         if path is not None and path.exists():
             for line in path.read_bytes().splitlines():
                 try:
@@ -41,6 +45,7 @@ class Journal:
     def _take(self, entry: Entry) -> None:
         self.latest = entry
         self._epochs.add((entry.epoch, entry.part))
+        self.last[entry.epoch, entry.part] = entry
 
     @property
     def epoch(self) -> int:
@@ -51,9 +56,9 @@ class Journal:
         """Whether that part was begun in that epoch."""
         return (epoch, part) in self._epochs
 
-    def note(self, epoch: int, part: str, step: Step) -> None:
+    def note(self, epoch: int, part: str, step: Step, order: MoveOrder | None = None) -> None:
         """Write down a step."""
-        entry = Entry(t_ns=now_ns(), epoch=epoch, part=part, step=step)
+        entry = Entry(t_ns=now_ns(), epoch=epoch, part=part, step=step, order=order)
         self._take(entry)
         if self._path is not None:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -18,6 +18,7 @@ import msgspec
 from quicferry.errors import CommandFailed, FerryError, InvalidInput, MigrationError, Unsupported
 from quicferry.events import EventLog
 from quicferry.migration import control
+from quicferry.migration.address import MovingAddress, MovingAddressConfig
 from quicferry.migration.certificates import TlsFiles
 from quicferry.migration.destination_side import DestinationSide
 from quicferry.migration.engines.base import (
@@ -130,8 +131,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     collect: list[str] = []  # files inside the container that CollectFiles sends; may be glob patterns
     events: str | None = None  # this agent's own event file; None: JSON lines on stdout
     journal: str | None = None
+    container_record: str | None = None  # with it, container and server outlive an agent that is killed
     on_signal: LocalMove | None = None
     mishaps: Mishaps = Mishaps()  # for fault injection
+    moving_address: MovingAddressConfig | None = None  # one that moves with the server
+    keep_tcp: bool = False  # established TCP connections move with the server; only where the address does
 
 
 class OwnedContainer(ServiceContainer, Protocol):
@@ -176,7 +180,8 @@ class NodeAgent:
             # not at the top: a test on a fake container must not need what a real one needs
             from quicferry.migration.container import Container
 
-            self.container = await Container.create(config.edge)
+            record = Path(config.container_record) if config.container_record is not None else None
+            self.container = await Container.create(config.edge, record=record)
         self.container.path(str(STATE_DIR)).mkdir(mode=0o700, parents=True, exist_ok=True)
         self.control = await control.ControlClient.open(config.control)
         self._forwarder, self._room = self._datagram_helpers()
@@ -186,6 +191,10 @@ class NodeAgent:
             except (CommandFailed, Unsupported) as error:
                 # clients here use unconnected sockets, which do not hear of ICMP errors
                 sys.stderr.write(f"agent {config.edge}: ICMP errors are not held back: {error}\n")
+        self._address: MovingAddress | None = None
+        if config.moving_address is not None:
+            self._address = MovingAddress(config.edge, config.moving_address, self.events)
+            await self._address.start()
         host = self.host = Host(
             edge=config.edge,
             events=self.events,
@@ -196,12 +205,18 @@ class NodeAgent:
             journal=Journal(Path(config.journal) if config.journal is not None else None),
             forwarder=self._forwarder,
             room=self._room,
+            address=self._address,
             linger_s=config.linger_s,
         )
         self.source = SourceSide(host)
         self.destination = DestinationSide(host)
+        await self.destination.recover()
         self._serve_methods()
         await self.rpc.start()
+
+    async def recover(self) -> Outcome | None:
+        """Finish a move away from here that an earlier agent was killed in; None when there was none."""
+        return await self.source.recover()
 
     def _datagram_helpers(self) -> tuple[Forwarder | None, WaitingRoom | None]:
         config = self.config
@@ -246,6 +261,7 @@ class NodeAgent:
                 state_dir=STATE_DIR,
                 standby=self,
                 before_resume=self._let_in,
+                keep_tcp=self.config.keep_tcp,
                 open_pages=self._open_pages,
             )
             self._engines[name] = self._make_engine(name, context)
@@ -270,6 +286,8 @@ class NodeAgent:
         await engine.serve_pages(order.epoch, requests, send)
 
     def _let_in(self) -> None:
+        if self._address is not None and self.destination.order is not None:
+            self._address.announce(2 * self.destination.order.epoch)
         if self._room is not None:
             self._room.open()
 
@@ -402,4 +420,6 @@ class NodeAgent:
         if self._room is not None:
             self._room.close()
         self.control.close()
+        if self._address is not None:
+            await self._address.close()
         await self.container.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -15,6 +16,7 @@ from quicferry.errors import FerryError, InvalidInput, MigrationError
 from quicferry.events import EventLog
 from quicferry.migration.certificates import TlsFiles
 from quicferry.migration.engines.base import Deadlines, MoveOrder
+from quicferry.migration.journal import Journal
 from quicferry.migration.orders import (
     ABORT,
     COLLECT_FILES,
@@ -96,6 +98,7 @@ class Orchestrator:
         identity = config.tls.load()
         self._agents = {edge: RpcClient(identity, edge, endpoint) for edge, endpoint in config.agents.items()}
         self._epoch = 0
+        self._journal = Journal(Path(config.journal) if config.journal is not None else None)
         self.machine = Machine(ORCHESTRATOR, "orchestrator")
 
     async def connect(self) -> None:
@@ -133,8 +136,10 @@ class Orchestrator:
         if source is destination:
             raise InvalidInput("source and destination are the same edge", hint="name two edges")
         self.machine.take(Signal.ORDERED)
+        order: MoveOrder | None = None
         try:
             order = await self._order(command)
+            self._note(order)
             self._events.emit(
                 "migration.ordered",
                 epoch=order.epoch,
@@ -154,9 +159,52 @@ class Orchestrator:
         except FerryError:
             self.machine.take(Signal.FAILED)
             self.machine.take(Signal.SETTLED)
+            if order is not None:
+                self._note(order)
             raise
         self.machine.take(Signal.GO)
-        return await self._follow(order)
+        self._note(order)
+        outcome = await self._follow(order)
+        self._note(order)
+        return outcome
+
+    def _note(self, order: MoveOrder) -> None:
+        self._journal.note(order.epoch, "orchestrator", self.machine.step, order)
+
+    async def recover(self) -> Outcome | None:
+        """Finish the account of a move that an orchestrator was killed in; None when there was none.
+
+        What had not been ordered yet is called off. All else the agents do without it: it asks them.
+        """
+        entry = self._journal.latest
+        if entry is None:
+            return None
+        self._epoch, self.machine.step = self._journal.epoch, entry.step
+        order = entry.order
+        if self.machine.is_over or order is None:
+            return None
+        error = MigrationError("the orchestrator was killed in the middle of the move")
+        if entry.step is Step.RESTORE:
+            outcome = await self._find_out(order, error, self._deadline(order))
+        else:
+            self.machine.take(Signal.FAILED)
+            outcome = await self._call_off(order, error)
+            self.machine.take(Signal.SETTLED)
+        self._note(order)
+        return outcome
+
+    async def _call_off(self, order: MoveOrder, error: FerryError) -> Outcome:
+        """The source has not been told, or does not want to: what was prepared is not needed."""
+        with suppress(FerryError):
+            abort = Abort(epoch=order.epoch, reason=str(error))
+            await self.agent(order.destination).call(ABORT, abort, timeout_s=order.deadlines.commit_s)
+        return Outcome(
+            epoch=order.epoch,
+            outcome=Step.STAYED.value,
+            serves_at=order.source,
+            error=str(error),
+            hint=error.hint,
+        )
 
     async def _order(self, command: MoveCommand) -> MoveOrder:
         epoch = command.epoch
@@ -182,7 +230,8 @@ class Orchestrator:
             deadlines=command.deadlines,
         )
 
-    async def _follow(self, order: MoveOrder) -> Outcome:
+    def _deadline(self, order: MoveOrder) -> float:
+        """When a move must be over that is ordered now, by the clock of the loop."""
         limits = order.deadlines
         longest_s = (
             limits.prepare_s
@@ -192,31 +241,37 @@ class Orchestrator:
             + 2 * limits.restore_s
             + 3 * limits.commit_s
         )
-        deadline = asyncio.get_running_loop().time() + longest_s
-        request = MoveRequest(order=order)
+        return asyncio.get_running_loop().time() + longest_s
+
+    async def _follow(self, order: MoveOrder) -> Outcome:
+        deadline = self._deadline(order)
+        longest_s = deadline - asyncio.get_running_loop().time()
         try:
-            outcome = await self.agent(order.source).call(MOVE, request, timeout_s=longest_s)
+            return await self._order_source(order, longest_s)
         except (TooLate, Unreachable) as error:
             return await self._find_out(order, error, deadline)
+
+    async def _order_source(self, order: MoveOrder, timeout_s: float) -> Outcome:
+        try:
+            outcome = await self.agent(order.source).call(MOVE, MoveRequest(order=order), timeout_s=timeout_s)
+        except (TooLate, Unreachable):
+            raise
         except FerryError as error:
-            # the source agent refused: the server was not touched, and what was prepared is not needed
+            # the source agent refused: the server was not touched
             self.machine.take(Signal.ABORTED)
-            with suppress(FerryError):
-                abort = Abort(epoch=order.epoch, reason=str(error))
-                await self.agent(order.destination).call(ABORT, abort, timeout_s=limits.commit_s)
-            return Outcome(
-                epoch=order.epoch,
-                outcome=Step.STAYED.value,
-                serves_at=order.source,
-                error=str(error),
-                hint=error.hint,
-            )
+            return await self._call_off(order, error)
+        return self._heard(outcome)
+
+    def _heard(self, outcome: Outcome) -> Outcome:
         signals = {Step.MOVED.value: Signal.RESUMED, Step.STAYED.value: Signal.ABORTED}
         self.machine.take(signals.get(outcome.outcome, Signal.EXPIRED))
         return outcome
 
     async def _find_out(self, order: MoveOrder, error: MigrationError, deadline: float) -> Outcome:
-        """The source agent does not answer: ask both until one knows, or the time is over."""
+        """The source agent does not answer: ask both until one knows, or the time is over.
+
+        An order that never came to the source is repeated.
+        """
         found: tuple[Signal, Step, str | None] = (Signal.EXPIRED, Step.LOST, None)
         while asyncio.get_running_loop().time() < deadline:
             answers = [await self._step_of(edge, order.epoch) for edge in (order.destination, order.source)]
@@ -226,6 +281,12 @@ class Orchestrator:
             if answers[1] == Step.STAYED.value:
                 found = (Signal.ABORTED, Step.STAYED, order.source)
                 break
+            if answers[1] == Step.LOST.value:
+                break
+            if answers[1] == Step.IDLE.value:
+                left_s = deadline - asyncio.get_running_loop().time()
+                with suppress(TooLate, Unreachable):
+                    return await self._order_source(order, left_s)
             await asyncio.sleep(ASK_AGAIN_S)
         signal, step, edge = found
         self.machine.take(signal)
@@ -238,8 +299,11 @@ class Orchestrator:
         )
 
     async def _step_of(self, edge: str, epoch: int) -> str | None:
+        """The step of that agent in that move: ``idle`` when it has never heard of it."""
         try:
             status: AgentStatus = await self.agent(edge).call(STATUS, StatusQuery(), timeout_s=ASK_S)
         except FerryError:
             return None
-        return status.step if status.epoch == epoch else None
+        if status.epoch == epoch:
+            return status.step
+        return Step.IDLE.value if status.epoch < epoch else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -88,6 +89,25 @@ class SourceSide:
         self._task = asyncio.get_running_loop().create_task(move.run())
         return await asyncio.shield(self._task)
 
+    async def recover(self) -> Outcome | None:
+        """Finish what this agent was doing when it was killed; None when that was nothing.
+
+        What has become of the server is asked of those who know: before End the server can only be
+        here, after it the destination is asked for as long as it takes. Clocks decide nothing: the
+        destination takes a closed port for the word that nobody here will serve unasked.
+        """
+        journal = self._host.journal
+        entry = journal.latest
+        if entry is None or entry.part != "source":
+            return None
+        self.machine.step = entry.step
+        if self.machine.is_over or entry.order is None:
+            return None
+        self.order = entry.order
+        move = _SourceMove(self._host, self.machine, entry.order)
+        self._task = asyncio.get_running_loop().create_task(move.go_on())
+        return await asyncio.shield(self._task)
+
     async def close(self) -> None:
         """End a move in progress; used when the agent ends."""
         if self._task is not None and not self._task.done():
@@ -124,7 +144,10 @@ class _SourceMove:
             now = now_ns()
             self._steps_ms[before] = (now - self._since_ns) / NS_PER_MS
             self._since_ns = now
-            self._host.journal.note(self._order.epoch, "source", step)
+            order = msgspec.structs.replace(
+                self._order, resume_before_ns=self._lease_ns or self._order.resume_before_ns
+            )
+            self._host.journal.note(order.epoch, "source", step, order)
         return step
 
     async def run(self) -> Outcome:
@@ -142,7 +165,22 @@ class _SourceMove:
             failure = error
             self._take(Signal.FAILED)
         if self._machine.step is Step.RESTORE:
-            await self._ask_destination(describe(failure) if failure else "no answer")
+            fence_s = fence_ns(self._lease_ns, self._order) / NS_PER_S
+            await self._ask_destination(describe(failure) if failure else "no answer", fence_s)
+        return await self._end(failure)
+
+    async def go_on(self) -> Outcome:
+        """From where an agent was killed to one of the ends."""
+        step = self._machine.step
+        failure = MigrationError(f"the agent of {self._host.edge} was killed in the step {step}")
+        self._touched = step is not Step.PREPARING
+        if step not in (Step.RESTORE, Step.COMMIT, Step.ABORT):
+            self._take(Signal.FAILED)
+        if step is Step.RESTORE:
+            await self._ask_destination(str(failure), math.inf)
+        return await self._end(failure)
+
+    async def _end(self, failure: BaseException | None) -> Outcome:
         if self._machine.step is Step.COMMIT:
             failure = await self._commit() or failure
         if self._machine.step is Step.ABORT:
@@ -214,6 +252,11 @@ class _SourceMove:
         with self._host.events.phase("migration.notice", epoch=order.epoch) as detail:
             self._notice = await self._host.control.ask(ask, order.deadlines.notice_s + ASK_S)
             detail.update(self._notice)
+        counts = [self._notice.get(answer, 0) for answer in ("ready", "refused", "silent")]
+        if counts[1] and not counts[0] and not counts[2]:
+            raise MigrationError(
+                f"all clients refuse the move ({counts[1]})", hint="they go on with the server where it is"
+            )
 
     async def _send(self, waiting_room: Endpoint | None) -> None:
         assert self._stream is not None
@@ -225,6 +268,9 @@ class _SourceMove:
         if waiting_room is not None and self._host.forwarder is not None:
             self._host.forwarder.start(waiting_room)
         self._take(Signal.GO)
+        if self._host.address is not None:
+            # before the freeze: what reached a frozen server's kernel would be acknowledged and lost
+            await self._host.address.leave()
         chunks = self._engine.checkpoint(order)
         try:
             async with asyncio.timeout(limits.checkpoint_s):
@@ -268,9 +314,8 @@ class _SourceMove:
             raise MigrationError(f"{self._peer.peer} answered {type(answer).__name__} before {kind.__name__}")
         return answer
 
-    async def _ask_destination(self, reason: str) -> None:
+    async def _ask_destination(self, reason: str, fence_s: float) -> None:
         """Something failed after End: only the destination knows, or the fence decides."""
-        fence_s = fence_ns(self._lease_ns, self._order) / NS_PER_S
         loop = asyncio.get_running_loop()
         question = Abort(epoch=self._order.epoch, reason=reason)
         while (left_s := fence_s - loop.time()) > 0:
@@ -334,7 +379,8 @@ class _SourceMove:
         No deadline: there is nothing else the source may do. What it cannot know is not guessed.
         """
         with suppress(FerryError, TimeoutError):
-            assert self._stream is not None
+            if self._stream is None:
+                raise MigrationError("the stream was an earlier agent's")
             await self._stream.write(Commit(epoch=self._order.epoch))
             await self._answer(Committed, ASK_S)
             await self._stream.done_writing()
@@ -361,6 +407,9 @@ class _SourceMove:
         try:
             if self._touched:
                 async with asyncio.timeout(order.deadlines.restore_s):
+                    if self._host.address is not None:
+                        await self._host.address.take()
+                        self._host.address.announce(2 * order.epoch + 1)  # above the destination's
                     await self._engine.resume_source(order, reason)
             self._take(Signal.SETTLED)
         except Exception as error:  # it must be told, not hidden: nobody serves

@@ -183,6 +183,8 @@ class EngineContext:
     #: called by ``restore`` directly before Resume or Import, when the server's socket exists: the
     #: datagrams that wait for it then lie in the socket, and its first flight can answer them
     before_resume: Callable[[], None] = lambda: None
+    #: established TCP connections move with the process, as their address does
+    keep_tcp: bool = False
     #: opens a stream to the engine of that edge which serves pages, for at most so many seconds
     open_pages: Callable[[str, float], PageCall] | None = None
 

@@ -131,7 +131,7 @@ class CriuEngine:
         await self._prepare()
 
     async def _prepare(self) -> None:
-        self._criu = Criu(self._container)
+        self._criu = Criu(self._container, keep_tcp=self._context.keep_tcp)
         if self._clearing is not None:
             await self._clearing
         self._clear_images()
@@ -147,7 +147,7 @@ class CriuEngine:
 
     def _ready(self) -> Criu:
         if self._criu is None:
-            self._criu = Criu(self._container)
+            self._criu = Criu(self._container, keep_tcp=self._context.keep_tcp)
         self._outside.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._criu
 
@@ -178,10 +178,16 @@ class CriuEngine:
         yield record(Kind.MANIFEST, "", msgspec.json.encode(manifest))
         yield record(Kind.END, "", b"")
 
+    def _held_in(self, order: MoveOrder) -> Held | None:
+        """What this move has stopped here, also when another agent stopped it and was killed then."""
+        if self._held is None and (pid := self._container.service_pid) is not None:
+            return Held(order.epoch, pid)
+        return self._held if self._held is not None and self._held.epoch == order.epoch else None
+
     async def give_up_source(self, order: MoveOrder) -> None:
         """The destination serves: end the stopped process and forget its images."""
-        held = self._held
-        if held is None or held.epoch != order.epoch:
+        held = self._held_in(order)
+        if held is None:
             return
         await self._container.stop(held.pid, grace_s=0)
         self._clear_images()
@@ -192,8 +198,8 @@ class CriuEngine:
         if order.epoch in self._resumed:
             return self._resumed[order.epoch]
         await self._dump_is_over()
-        held = self._held
-        if held is not None and held.epoch == order.epoch:
+        held = self._held_in(order)
+        if held is not None:
             await self._revive(held, order)
         answer = await self._context.control.ask(
             Abort(epoch=order.epoch, reason=reason), order.deadlines.commit_s

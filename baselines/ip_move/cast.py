@@ -1,0 +1,131 @@
+"""Who plays when the service's address moves: a QUIC or a TCP server, agents, and the routers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apps.cast import Agent, Credentials, LoadClient, Orchestra, Replies, client_config, moved, order_move
+from apps.config import SERVER_NAME
+from baselines.cast import UNANNOUNCED, ClientConfigMaker
+from baselines.ip_move.router import RouterConfig
+from quicferry.emulation import routing
+from quicferry.experiment.context import SERVICE_PORT, Program, RunContext, Service
+from quicferry.migration.address import MovingAddressConfig
+from quicferry.model import Endpoint, NodeKind, Topology
+from quicferry.record import PLACE_BY_TIME
+
+SERVICE_ADDRESS = "192.0.2.1"  # of TEST-NET-1 (RFC 5737): in no network of any topology
+ROUTE_PORT = SERVICE_PORT + 4
+
+
+def gateways(topology: Topology, router: str, edges: list[str]) -> dict[str, str]:
+    """For each edge, the neighbour to whom this router hands what is for the edge's service address."""
+    ways = {
+        route.network: route.gateway for route in routing.shortest_routes(topology) if route.node == router
+    }
+    own = {end.network for end in routing.attachments(topology) if end.node == router}
+    found = {}
+    for edge in edges:
+        address = topology.service_addresses[edge]
+        (network,) = {
+            end.network
+            for end in routing.attachments(topology)
+            if end.node == edge and end.host_address == address and end.network is not None
+        }
+        if network in own:
+            found[edge] = address
+        elif network in ways:
+            found[edge] = ways[network]
+    return found
+
+
+def router_configs(topology: Topology, source: str, destination: str) -> list[RouterConfig]:
+    """For each router that knows a way to both edges, what the process there is told."""
+    found = []
+    for node in topology.nodes:
+        if node.kind is not NodeKind.ROUTER:
+            continue
+        ways = gateways(topology, node.name, [source, destination])
+        if len(ways) == 2:
+            listen = Endpoint(topology.addresses_of(node.name)[0].partition("/")[0], ROUTE_PORT)
+            found.append(
+                RouterConfig(
+                    vantage=node.name, listen=listen, address=SERVICE_ADDRESS, edge=source, gateways=ways
+                )
+            )
+    return found
+
+
+class RouterService:
+    """The process on one router."""
+
+    def __init__(self, context: RunContext, config: RouterConfig) -> None:
+        self.name = f"routes-{config.vantage}"
+        self._context = context
+        self._config = config
+        self.replies = Replies(context)
+        self.program: Program | None = None
+
+    def start(self) -> None:
+        context = self._context
+        argv = context.module("baselines.ip_move.router", context.write_config(self.name, self._config))
+        self.program = context.start(self.name, self._config.vantage, argv, self.replies.line)
+
+    def wait_ready(self, timeout_s: float) -> None:
+        assert self.program is not None
+        self.replies.wait(self.program, {"ready"}, timeout_s)
+
+    def stop(self) -> None:
+        if self.program is not None:
+            self.program.end()
+
+
+class IpMoveCast:
+    """See ``quicferry.experiment.context.Cast``. ``config`` makes the client's configuration."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        *,
+        server: str,
+        client: str,
+        config: ClientConfigMaker,
+        keep_tcp: bool = False,
+    ) -> None:
+        self._context = context
+        source, destination = context.part("source"), context.part("destination")
+        edges = [source, destination]
+        context.endpoints = dict.fromkeys(edges, Endpoint(SERVICE_ADDRESS, SERVICE_PORT))
+        context.place_by = PLACE_BY_TIME
+        issue = Credentials(context).issue
+        tls = issue(SERVER_NAME)
+        routers = router_configs(context.topology, source, destination)
+        # a router with one way to both edges need not be told
+        told = [config.listen for config in routers if len(set(config.gateways.values())) > 1]
+
+        def agent(edge: str, peer: str) -> Agent:
+            address = MovingAddressConfig(address=SERVICE_ADDRESS, routers=told, here=edge == source)
+            return Agent(
+                context,
+                edge,
+                peer,
+                issue(edge),
+                tls,
+                module=server,
+                plain=True,
+                address=address,
+                keep_tcp=keep_tcp,
+            )
+
+        self._orchestra = Orchestra(context, edges, issue(context.part("orchestrator")))
+        self.services: list[Service] = [
+            *(RouterService(context, config) for config in routers),
+            agent(source, destination),
+            agent(destination, source),
+            self._orchestra,
+            LoadClient(context, config(context, client_config(context, tls.authority)), module=client),
+        ]
+
+    def move(self) -> dict[str, Any]:
+        """Move the server by the orchestrator's order; its address goes with it."""
+        return moved(order_move(self._context, self._orchestra, UNANNOUNCED, forwarding=False))

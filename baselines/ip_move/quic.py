@@ -1,0 +1,28 @@
+"""``ip-move-quic`` for the registry."""
+
+from __future__ import annotations
+
+import msgspec
+
+from apps.config import ClientConfig
+from baselines.ip_move.cast import IpMoveCast
+from baselines.registry import Baseline
+from quicferry.experiment.context import RunContext
+
+
+def client(_context: RunContext, config: ClientConfig) -> ClientConfig:
+    """Stock QUIC: without the extension."""
+    return msgspec.structs.replace(config, extension=False)
+
+
+def make_cast(context: RunContext) -> IpMoveCast:
+    """The cast of a run in which a QUIC server's address moves with it."""
+    return IpMoveCast(context, server="apps.server", client="apps.client", config=client)
+
+
+BASELINE = Baseline(
+    name="ip-move-quic",
+    title="address moves, QUIC",
+    summary="Stock QUIC; the routers send what is for the service's address to its new place.",
+    make_cast=make_cast,
+)

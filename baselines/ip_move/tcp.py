@@ -1,0 +1,43 @@
+"""``ip-move-tcp`` for the registry."""
+
+from __future__ import annotations
+
+import msgspec
+
+from apps.config import ClientConfig
+from baselines.ip_move.cast import IpMoveCast
+from baselines.mptcp.baseline import REQUEST_TIMEOUT_MS
+from baselines.registry import Baseline
+from baselines.tcp_dns.config import TcpClientConfig
+from quicferry.experiment.context import RunContext
+
+
+def client(_context: RunContext, config: ClientConfig) -> TcpClientConfig:
+    """As that of TCP with DNS, but it relies on its connections, as their server takes them along."""
+    return TcpClientConfig(
+        **msgspec.structs.asdict(config),
+        warm=True,
+        tcp_user_timeout_ms=0.0,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+    )
+
+
+def make_cast(context: RunContext) -> IpMoveCast:
+    """The cast of a run in which a TCP server's address moves with it."""
+    return IpMoveCast(
+        context,
+        server="baselines.ip_move.tcp_server",
+        client="baselines.tcp_dns.client",
+        config=client,
+        keep_tcp=True,
+    )
+
+
+BASELINE = Baseline(
+    name="ip-move-tcp",
+    title="address moves, TCP",
+    summary="TLS 1.3 over TCP; CRIU takes the connections along, the routers follow the address.",
+    make_cast=make_cast,
+    engines=("criu-cold",),
+    why_not="only a dump with --tcp-established takes the kernel's TCP connections along",
+)

@@ -1,0 +1,151 @@
+"""An address that moves with the server: on which host it is, and who tells the routers.
+
+The address stands on the loopback interface of the host that has it. Leaving a host means that
+packets for it are dropped there without an answer: a host that is no router says nothing about
+addresses it does not have, so no reset and no ICMP error reaches the client. Routers are told by one
+datagram each, which is sent again until it is answered; ``RouteUpdate`` is its content.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import msgspec
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from quicferry.errors import MigrationError
+from quicferry.events import EventLog
+from quicferry.model import Endpoint
+
+REPEAT_S = 0.05
+GIVE_UP_S = 5.0
+_LOOPBACK = 1  # its index in every network namespace
+_HOST_BITS = {4: 32, 6: 128}
+
+
+class RouteUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """To a router: the address is at that edge now. ``number`` only grows; an older one is not obeyed."""
+
+    number: int
+    address: str
+    edge: str
+
+
+class MovingAddressConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The address, and where the processes listen that change the routers' routes."""
+
+    address: str
+    routers: list[Endpoint] = []
+    here: bool = False  # whether this host has it at the start
+
+
+class _Answers(asyncio.DatagramProtocol):
+    def __init__(self) -> None:
+        self.heard: set[tuple[tuple[str, int], int]] = set()
+        self.come = asyncio.Event()
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        try:
+            answer = msgspec.json.decode(data, type=RouteUpdate)
+        except msgspec.DecodeError:
+            return
+        self.heard.add((addr[:2], answer.number))
+        self.come.set()
+
+    def error_received(self, exc: Exception) -> None:
+        """Nobody listens there yet: the update is sent again."""
+
+
+class MovingAddress:
+    """The address as one host's agent sees it."""
+
+    def __init__(self, edge: str, config: MovingAddressConfig, events: EventLog) -> None:
+        self._edge = edge
+        self._config = config
+        self._events = events
+        self._announcing: asyncio.Task[None] | None = None
+        # pyroute2's synchronous calls run an event loop of their own
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="address")
+        self._netlink: IPRoute | None = None
+        self._answers: _Answers | None = None
+        self._transport: asyncio.DatagramTransport | None = None
+
+    async def start(self) -> None:
+        """Get ready, and have the address if this host is to have it at the start."""
+        loop = asyncio.get_running_loop()
+        self._transport, self._answers = await loop.create_datagram_endpoint(
+            _Answers, local_addr=("0.0.0.0", 0)
+        )
+        if self._config.here:
+            await self.take()
+
+    async def take(self) -> None:
+        """This host has the address; nothing when it had it before. Raises ``MigrationError``."""
+        if await self._change("add", errno.EEXIST):
+            self._events.emit("address.attached", address=self._config.address, edge=self._edge)
+
+    async def leave(self) -> None:
+        """This host has it no more; nothing when it had not. Raises ``MigrationError``."""
+        if await self._change("del", errno.EADDRNOTAVAIL):
+            self._events.emit("address.detached", address=self._config.address, edge=self._edge)
+
+    def announce(self, number: int) -> None:
+        """Tell the routers, without waiting, that it is here: in the background, until all have answered."""
+        if self._announcing is not None:
+            self._announcing.cancel()
+        self._announcing = asyncio.get_running_loop().create_task(self._announce(number))
+
+    async def close(self) -> None:
+        """Stop telling, close the sockets; the address stays where it is."""
+        if self._announcing is not None:
+            self._announcing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._announcing
+        if self._transport is not None:
+            self._transport.close()
+        if self._netlink is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._netlink.close)
+        self._thread.shutdown()
+
+    async def _change(self, do: str, already: int) -> bool:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._changed, do, already)
+
+    def _changed(self, do: str, already: int) -> bool:
+        address = self._config.address
+        length = _HOST_BITS[6 if ":" in address else 4]
+        try:
+            if self._netlink is None:
+                self._netlink = IPRoute()
+            self._netlink.addr(do, index=_LOOPBACK, address=address, prefixlen=length)
+        except NetlinkError as error:
+            if error.code == already:
+                return False
+            raise MigrationError(f"{address} at {self._edge}: {error}") from error
+        return True
+
+    async def _announce(self, number: int) -> None:
+        assert self._transport is not None and self._answers is not None
+        update = RouteUpdate(number=number, address=self._config.address, edge=self._edge)
+        data = msgspec.json.encode(update)
+        waiting = {(endpoint.host, endpoint.port) for endpoint in self._config.routers}
+        attempt = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GIVE_UP_S):
+                while waiting:
+                    attempt += 1
+                    self._answers.come.clear()
+                    for router in waiting:
+                        self._transport.sendto(data, router)
+                    self._events.emit(
+                        "route.update.sent", address=update.address, edge=self._edge, attempt=attempt
+                    )
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(REPEAT_S):
+                            while waiting:
+                                await self._answers.come.wait()
+                                self._answers.come.clear()
+                                waiting -= {where for where, what in self._answers.heard if what == number}
