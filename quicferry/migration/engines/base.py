@@ -138,6 +138,9 @@ class ServiceContainer(Protocol):
     async def stop_service(self, *, grace_s: float = 1.0) -> None:
         """End the server's process (SIGTERM, SIGKILL after ``grace_s``); nothing when none runs."""
 
+    async def end_processes(self) -> None:
+        """End all that runs inside, whoever started it."""
+
     def path(self, inside: str) -> Path:
         """The agent's path to a file of the container: ``/proc/<init>/root`` + ``inside``."""
 
