@@ -86,9 +86,11 @@ class Seam:
     @property
     def awaits_acknowledgement(self) -> bool:
         """Whether an ack-eliciting packet is in flight, once the handshake is confirmed."""
-        if not self._quic._handshake_confirmed:
-            return False
-        return any(space.ack_eliciting_in_flight for space in self._quic._loss.spaces)
+        if self._quic._handshake_confirmed:
+            for space in self._quic._loss.spaces:  # a loop: this is asked after each datagram
+                if space.ack_eliciting_in_flight:
+                    return True
+        return False
 
     def oldest_unacknowledged_at(self) -> float | None:
         """When the oldest ack-eliciting packet in flight was sent; None if there is none."""
