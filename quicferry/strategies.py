@@ -58,12 +58,3 @@ def speaks_first(strategy: Strategy, server_first: bool) -> bool:
     ``server_first`` is the variant in which nobody waits for a timer; it is open to every strategy.
     """
     return server_first or RULES[strategy].server_first
-
-
-def forwards_late_datagrams(strategy: Strategy, server_first: bool) -> bool:
-    """Whether the source hands datagrams that come too late for it on to the destination.
-
-    A client that is meant to find out by loss must see that loss: Reactive Explicit and Pool of
-    Addresses as published get no forwarding, or they would measure something else.
-    """
-    return server_first or RULES[strategy].probe_on is not ProbeOn.LOSS

@@ -38,7 +38,7 @@ from quicferry.quic import (
     PathValidated,
 )
 from quicferry.quic.snapshot import freeze, restore_snapshot, take_snapshot
-from quicferry.strategies import RULES, Strategy, forwards_late_datagrams, speaks_first
+from quicferry.strategies import RULES, Strategy, speaks_first
 
 CLIENT: Address = ("10.0.0.2", 40000)
 EDGE_1: Address = ("10.0.1.2", 4433)
@@ -139,6 +139,8 @@ class Pair:
         self.forward_from: Address | None = None
         self.waiting_room_at: Address | None = None
         self._room: list[tuple[bytes, Address]] = []
+        self._await_client = False
+        self._client_came = False
         self.hand_off = hand_off
         self._snapshot = b""
         self.client_seen_as: dict[Address, Address] = {}  # a NAT: by server address
@@ -235,9 +237,12 @@ class Pair:
         source = self.client_seen_as.get(address, CLIENT)
         if address == self.server_at:
             self._into_server(data, source)
-        elif address == self.forward_from and self.server_at is not None:
+            if self._await_client:
+                self._let_in()
+        elif address == self.forward_from and self.server_at is not None and not self._await_client:
             self.after(INTER_EDGE_S, functools.partial(self._into_server, data, source))
-        elif self.server_at is None and address in (self.forward_from, self.waiting_room_at):
+        elif address in (self.forward_from, self.waiting_room_at):
+            self._client_came |= address == self.waiting_room_at
             self._room.append((data, source))
 
     def _into_server(self, data: bytes, source: Address) -> None:
@@ -341,14 +346,19 @@ class Pair:
         server_first: bool = False,
         epoch: int = 1,
         announced_s: float | None = None,
-        forwarding: bool | None = None,
-        waiting_room: bool = False,
+        forwarding: bool = True,
+        waiting_room: bool | None = None,
         notice_s: float = 0.5,
     ) -> None:
-        """Prepares now, freezes when the client has answered (or ``notice_s`` is over), resumes later."""
+        """Prepares now, freezes when the client has answered (or ``notice_s`` is over), resumes later.
+
+        As the node agents do it: late datagrams are handed on (``forwarding``) and early ones kept
+        (``waiting_room``; None: as ``forwarding``) until the server runs, and the client has come itself
+        where it is the one to restart the traffic.
+        """
         self.forward_from = None
-        if forwarding is None:
-            forwarding = forwards_late_datagrams(strategy, server_first)
+        if waiting_room is None:
+            waiting_room = forwarding
         addresses = [to] if RULES[strategy].carries_address else []
         downtime_ms = 1000 * (downtime_s if announced_s is None else announced_s)
         self.server.prepare_migration(epoch, strategy, addresses, downtime_ms, server_first, self.now)
@@ -381,6 +391,7 @@ class Pair:
         self.waiting_room_at = to if waiting_room else None
         self.server_at = None
         self._room.clear()
+        self._client_came = False
 
     def resume(self, epoch: int, strategy: Strategy, to: Address, speak_first: bool) -> None:
         self.resumed_at = self.now
@@ -391,11 +402,17 @@ class Pair:
             )
         self.server_at = to
         self.server.resume(epoch, strategy, speak_first, self.now)
+        self._await_client = not (speak_first or self._client_came)
+        if not self._await_client:
+            self._let_in()
+        self.flush()
+
+    def _let_in(self) -> None:
+        self._await_client = False
         room, self._room = self._room, []
         for data, source in room:
             self._into_server(data, source)
             self.flush()  # as a server does that reads one datagram after another
-        self.flush()
 
     def first(self, kind: type, *, side: str = "client", since: float = 0.0) -> tuple[float, Any] | None:
         seen = self.client_events if side == "client" else self.server_events

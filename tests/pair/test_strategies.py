@@ -16,7 +16,7 @@ POOL_PROBE_INTERVAL_S = 0.020  # no downtime was announced
 
 
 def moved(
-    strategy: Strategy, server_first: bool, downtime_s: float, *, forwarding: bool | None = None, **keywords
+    strategy: Strategy, server_first: bool, downtime_s: float, *, forwarding: bool = True, **keywords
 ) -> Pair:
     pair = Pair()
     pair.handshake()
@@ -79,6 +79,26 @@ def test_a_server_that_speaks_first_needs_half_an_rtt(strategy):
     pair = moved(strategy, True, 0.2)
     overhead = pair.first_answer_after_move() - pair.resumed_at
     assert overhead <= RTT_S / 2 + SLACK_S
+
+
+@pytest.mark.parametrize("strategy", [Strategy.PROACTIVE_EXPLICIT, Strategy.REACTIVE_EXPLICIT, Strategy.POOL])
+def test_what_waited_comes_in_with_the_client(strategy):
+    """With the room and forwarding of the node agents, a client that probed meanwhile is answered at once."""
+    pair = moved(strategy, False, 0.4)
+    overhead = pair.first_answer_after_move() - pair.resumed_at
+    assert overhead <= RTT_S / 2 + SLACK_S
+
+
+@pytest.mark.parametrize("strategy", [Strategy.REACTIVE_EXPLICIT, Strategy.POOL])
+def test_what_waited_does_not_speak_for_the_client(strategy):
+    """A client that is to find out by loss does find out by loss, and then needs one probe."""
+    pair = moved(strategy, False, 0.02)
+    _, noticed = pair.first(LossNoticed)
+    answered = pair.first_answer_after_move()
+    first_from_new = min(t for t, address, _ in pair.down if address == EDGE_2)
+    first_to_new = min(t for t, address, _ in pair.up if address == EDGE_2)
+    assert first_from_new > first_to_new
+    assert answered - pair.resumed_at <= noticed.pto_s + 1.1 * RTT_S
 
 
 @pytest.mark.parametrize("strategy", [Strategy.REACTIVE_EXPLICIT, Strategy.POOL])
