@@ -19,6 +19,7 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.events import Event
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext, Service
 from quicferry.experiment.faults import DESTINATION, SOURCE, FaultInjector
+from quicferry.experiment.usage import children
 from quicferry.migration.address import MovingAddressConfig
 from quicferry.migration.certificates import Authority, TlsFiles
 from quicferry.migration.mishaps import Mishaps
@@ -467,6 +468,11 @@ class QuicCast:
         self._client = LoadClient(context, config)
         self.services: list[Service] = [*self._agents.values(), self._orchestra, faults, self._client]
         self._at, self._next = source, destination
+        context.watched["server"] = self._server_pid
+
+    def _server_pid(self) -> int | None:
+        """The server's process, seen from here."""
+        return next(iter(children(self._agents[self._at].container_pid)), None)
 
     def move(self) -> dict[str, Any]:
         """Move the server to the other edge, by the orchestrator or by the host alone."""

@@ -294,7 +294,14 @@ class Server:
         for peer in list(self.table.peers.values()):
             self.table.proceed(peer)
         self.port.start()
-        self.events.emit("server.resumed", t_ns=t_ns, epoch=epoch, edge=edge, server_first=first)
+        self.events.emit(
+            "server.resumed",
+            t_ns=t_ns,
+            epoch=epoch,
+            edge=edge,
+            server_first=first,
+            connection_ids=sum(len(peer.connection_ids) for peer in self.table.peers.values()),
+        )
         return {"t_ns": t_ns, "connections": len(self.table.peers)}
 
     def _abort(self, order: control.Abort) -> dict[str, Any]:

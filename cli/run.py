@@ -51,6 +51,13 @@ class RunFailed(FerryError):
     help="How the server's process moves.",
 )
 @click.option(
+    "--moves",
+    type=int,
+    default=1,
+    show_default=True,
+    help="How often the server moves, to and fro; times are then medians over all moves.",
+)
+@click.option(
     "--fault",
     "faults",
     multiple=True,

@@ -76,6 +76,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     downtime_ms: float | None = None  # how long the MPTCP baseline stands still; None: as the engine does
     link_backend: str = "auto"  # auto, netem, cable
     calibrate: bool = False  # measure every link before the load begins
+    moves: int = 1  # how often the server moves, to and fro between source and destination
     faults: tuple[str, ...] = ()  # what is made to go wrong: `quicferry faults`
     seed: int = 1  # of loss, jitter and payloads
 
@@ -149,6 +150,28 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     closed: str | None = None  # why the connection ended before its time
 
 
+class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several moves of a run, measured as a single one would be."""
+
+    number: int  # from 1
+    source: str  # "10.0.1.2:4433"
+    destination: str
+    container_downtime_ms: float | None
+    service_migration_time_ms: float | None
+    connection_overhead_ms: float | None
+    transferred_bytes: int | None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process held after the second move, and after the last one that came back to the source."""
+
+    process: str
+    fds_before: int
+    fds_after: int
+    rss_before_kib: int
+    rss_after_kib: int
+
+
 class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     """The result of a run: the JSON object of ``quicferry run --json``. None means not known."""
 
@@ -185,6 +208,9 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     rtt_method: str | None = None  # how rtt_ms was measured
     inter_edge_bytes: int | None = None  # seen on the wire between the edges: the check of transferred_bytes
     packets_undecrypted: int | None = None  # in the client's capture
+    moves: list[MoveRecord] = []  # of several in one run; then the times above are their medians
+    usage: list[Usage] = []  # the same
+    connection_ids: int | None = None  # the server's, of all connections, after the last move
     fault: str | None = None  # what was made to go wrong; several are joined by ", "
     served_by: str | None = None  # at the end, by the capture: source, destination, both or none
     run_id: str | None = None

@@ -15,6 +15,7 @@ import polars as pl
 from quicferry.analysis.move import Metrics, inter_edge_bytes, measure
 from quicferry.analysis.parts import TOLERANCE_MS, parts_ms, unexplained_ms
 from quicferry.analysis.places import Places
+from quicferry.analysis.several import add_moves, measure_all
 from quicferry.capture import timeline
 from quicferry.capture.capture import read_counts
 from quicferry.capture.clock import ClockConversion, clock_warning
@@ -28,6 +29,7 @@ from quicferry.record import (
     PLACE_BY_SERVER,
     ClientSummary,
     Manifest,
+    MoveRecord,
     RunPaths,
     RunResult,
     read_manifest,
@@ -102,14 +104,20 @@ def study(run_dir: Path) -> Analysis:
         if manifest.asked.baseline is not None:
             traffic = traffic._replace(frame=timeline.without_strangers(traffic.frame))
         packets = timeline.packets(traffic.frame)
-        metrics = measure(
-            traffic.frame,
-            events,
-            manifest.source_endpoint,
-            manifest.destination_endpoint,
-            _places(manifest, events),
-        )
+        moves: list[MoveRecord] = []
+        if manifest.asked.moves > 1:
+            metrics, moves = measure_all(traffic.frame, events, manifest)
+        else:
+            metrics = measure(
+                traffic.frame,
+                events,
+                manifest.source_endpoint,
+                manifest.destination_endpoint,
+                _places(manifest, events),
+            )
         _add_metrics(result, metrics, manifest)
+        if moves:
+            add_moves(result, moves, events)
         _add_parts(result, traffic.frame, events, metrics, manifest.destination_endpoint)
         _add_service(result, traffic.frame, events)
         result.packets_undecrypted = traffic.undecrypted

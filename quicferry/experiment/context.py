@@ -127,6 +127,8 @@ class RunContext:
         #: where clients reach the server at an edge, if not at the edge's own address; a cast may say so
         self.endpoints: dict[str, Endpoint] = {}
         self.place_by = PLACE_BY_SERVER
+        #: whose file descriptors and memory are noted between moves: name -> PID, None while there is none
+        self.watched: dict[str, Callable[[], int | None]] = {}
         self.configs = paths.root / "configs"
         self.configs.mkdir(exist_ok=True)
         self.credentials = paths.root / "credentials"  # private keys; gone when the run is over
@@ -192,4 +194,6 @@ class RunContext:
         log = self.paths.logs / f"{name}.log"
         with log.open("wb") as stderr:
             process = self.emulator.spawn(host, list(argv), env=env, stdin=PIPE, stdout=PIPE, stderr=stderr)
-        return Program(name, process, log, on_line)
+        program = Program(name, process, log, on_line)
+        self.watched[name] = lambda: process.pid if process.poll() is None else None
+        return program

@@ -204,6 +204,8 @@ def check(asked: Asked) -> list[Fault]:
     faults = [parse(words) for words in asked.faults]
     if faults and asked.baseline is not None:
         raise InvalidInput("a baseline takes no faults", hint="leave out --baseline or --fault")
+    if asked.moves > 1 and (faults or asked.baseline is not None):
+        raise InvalidInput("a fault or a baseline goes with one move only", hint="leave out --moves")
     for fault in faults:
         if fault.row.point is Point.NOTICE and not RULES[asked.strategy].notice:
             raise InvalidInput(

@@ -19,10 +19,12 @@ from quicferry.emulation.links import warnings_about
 from quicferry.errors import FerryError, MigrationError
 from quicferry.events import Event, write_events
 from quicferry.experiment.context import Cast, RunContext, Service
+from quicferry.experiment.usage import note_usage
 from quicferry.model import LinkReading
 from quicferry.record import Clock, Manifest, RunPaths, write_json
 
 READY_S = 30.0
+BETWEEN_MOVES_S = 1.1  # a client takes no two announcements within a second
 PACKAGES = ("aioquic", "mininet", "cryptography", "grpcio", "pyroute2", "scapy", "polars", "msgspec")
 
 MakeCast = Callable[[RunContext], Cast]
@@ -92,8 +94,13 @@ def _play(manifest: Manifest, context: RunContext, make_cast: MakeCast) -> None:
                 service.wait_ready(READY_S)
         with events.phase("run.load"):
             time.sleep(asked.before_s)
-        with events.phase("run.migrate") as outcome:
-            outcome |= cast.move()
+        for number in range(1, asked.moves + 1):
+            if number > 1:
+                time.sleep(BETWEEN_MOVES_S)
+            with events.phase("run.migrate", number=number) as outcome:
+                outcome |= cast.move()
+            if asked.moves > 1:
+                note_usage(events, ((name, pid) for name, of in context.watched.items() if (pid := of())))
         time.sleep(asked.after_s)
     finally:
         with events.phase("run.collect"):

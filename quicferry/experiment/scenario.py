@@ -96,6 +96,7 @@ def read_scenario(path: Path) -> Scenario:
 #: axis -> smallest and largest value that makes sense, and its unit
 LIMITS: dict[str, tuple[float, float, str]] = {
     "pool": (1, 7, "addresses"),
+    "moves": (1, 1000, "moves"),
     "memory_mib": (0, 4096, "MiB"),
     "interval_ms": (0, 60_000, "ms"),
     "request_bytes": (0, 1 << 20, "bytes"),

@@ -1,0 +1,101 @@
+"""Several moves in one run: each measured by itself, and what the processes held on to meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
+
+import polars as pl
+
+from quicferry.analysis.move import Metrics, measure
+from quicferry.events import Event
+from quicferry.record import Manifest, MoveRecord, RunResult, Usage
+
+#: both roles have been played once by both edges: from here on nothing should grow
+SETTLED_AFTER_MOVES = 2
+
+
+class Window(NamedTuple):
+    """One move with the time before and after it that belongs to no other."""
+
+    number: int  # from 1
+    traffic: pl.DataFrame
+    events: list[Event]
+
+
+def windows(traffic: pl.DataFrame, events: Sequence[Event]) -> list[Window]:
+    """The moves of a run: from the end of the one before to the beginning of the one after."""
+    begun = [event.t_ns for event in events if event.name == "run.migrate.started"]
+    ended = [e.t_ns for e in events if e.name in ("run.migrate.complete", "run.migrate.failed")]
+    found = []
+    for place in range(len(begun)):
+        since = ended[place - 1] if place else 0
+        until = begun[place + 1] if place + 1 < len(begun) else max((e.t_ns for e in events), default=0) + 1
+        found.append(
+            Window(
+                place + 1,
+                traffic.filter((pl.col("t_ns") >= since) & (pl.col("t_ns") < until)),
+                [event for event in events if since <= event.t_ns < until],
+            )
+        )
+    return found
+
+
+def measure_all(
+    traffic: pl.DataFrame, events: Sequence[Event], manifest: Manifest
+) -> tuple[Metrics, list[MoveRecord]]:
+    """The first move in full, and a record of every one."""
+    ends = manifest.source_endpoint, manifest.destination_endpoint
+    first: Metrics | None = None
+    records = []
+    for window in windows(traffic, events):
+        old, new = ends if window.number % 2 else ends[::-1]
+        metrics = measure(window.traffic, window.events, old, new)
+        first = first or metrics
+        records.append(
+            MoveRecord(
+                number=window.number,
+                source=old,
+                destination=new,
+                container_downtime_ms=metrics.downtime_ms,
+                service_migration_time_ms=metrics.gap.length_ns / 1e6 if metrics.gap else None,
+                connection_overhead_ms=metrics.overhead_ms,
+                transferred_bytes=metrics.transferred_bytes,
+            )
+        )
+    return first or measure(traffic, events, *ends), records
+
+
+def add_moves(result: RunResult, records: list[MoveRecord], events: Sequence[Event]) -> None:
+    """Put all moves into the result; its own numbers become the medians."""
+    result.moves = records
+    for name in ("container_downtime_ms", "service_migration_time_ms", "connection_overhead_ms"):
+        values = [value for record in records if (value := getattr(record, name)) is not None]
+        setattr(result, name, round(median(values), 6) if values else None)
+    result.usage = usage(events)
+    ids = [e.detail.get("connection_ids") for e in events if e.name == "server.resumed"]
+    result.connection_ids = next((count for count in reversed(ids) if isinstance(count, int)), None)
+
+
+def usage(events: Sequence[Event]) -> list[Usage]:
+    """What each process held after the first two moves and at the end."""
+    readings: dict[str, list[Event]] = {}
+    settled = False
+    moves = 0
+    for event in sorted(events, key=lambda each: each.t_ns):
+        if event.name == "run.migrate.complete":
+            moves += 1
+            settled = moves >= SETTLED_AFTER_MOVES
+        elif event.name == "process.usage" and settled and moves % 2 == 0:  # everybody where he was
+            readings.setdefault(str(event.detail["process"]), []).append(event)
+    return [
+        Usage(
+            process=process,
+            fds_before=int(seen[0].detail["fds"]),
+            fds_after=int(seen[-1].detail["fds"]),
+            rss_before_kib=int(seen[0].detail["rss_kib"]),
+            rss_after_kib=int(seen[-1].detail["rss_kib"]),
+        )
+        for process, seen in sorted(readings.items())
+    ]

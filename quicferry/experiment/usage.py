@@ -1,0 +1,29 @@
+"""What the processes of a run hold on to: file descriptors and memory, read from ``/proc``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from quicferry.events import EventLog
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process with one thread; none when it is gone."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def note_usage(events: EventLog, processes: Iterable[tuple[str, int]]) -> None:
+    """Tell what each of these (name, PID) holds now; those that have gone are left out."""
+    for name, pid in processes:
+        try:
+            descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue
+        resident = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
+        if resident:  # a zombie has none
+            events.emit("process.usage", process=name, fds=descriptors, rss_kib=int(resident[0]))
