@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import queue
 import signal
 from typing import Any
@@ -11,27 +10,15 @@ import msgspec
 
 from apps.cast import Agent, Credentials, LoadClient, Orchestra, client_config
 from apps.config import SERVER_NAME
+from baselines.addresses import free_address
 from baselines.client_migration.client import MovingClientConfig
 from baselines.registry import Baseline
 from quicferry.errors import MigrationError
 from quicferry.events import Event
 from quicferry.experiment.context import RunContext, Service
-from quicferry.model import Topology
 from quicferry.record import PLACE_BY_CLIENT
 
 CHANGE_S = 5.0  # until the client says that it has changed its address
-
-
-def second_address(topology: Topology, host: str) -> str:
-    """A free address in the network of a host, in CIDR form. Raises ``MigrationError``."""
-    own = ipaddress.ip_interface(topology.addresses_of(host)[0])
-    taken = {
-        address.partition("/")[0] for node in topology.nodes for address in topology.addresses_of(node.name)
-    }
-    for address in own.network.hosts():
-        if str(address) not in taken:
-            return f"{address}/{own.network.prefixlen}"
-    raise MigrationError(f"there is no free address in {own.network} for a second one of {host}")
 
 
 class MovingLoadClient(LoadClient):
@@ -84,7 +71,7 @@ class ClientMigrationCast:
         issue = Credentials(context).issue
         tls = issue(SERVER_NAME)
         client = context.part("client")
-        address = second_address(context.topology, client)
+        address = free_address(context.topology, client)
         common = msgspec.structs.asdict(client_config(context, tls.authority)) | {"extension": False}
         config = MovingClientConfig(
             **common, first=context.emulator.address(client), second=address.partition("/")[0]

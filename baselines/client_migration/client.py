@@ -13,7 +13,7 @@ import signal
 
 from apps.client import Client, address_text, print_event
 from apps.config import ClientConfig, read_config
-from apps.udp import UdpPort
+from apps.udp import Datagram, UdpPort
 from quicferry.events import EventLog
 from quicferry.model import Endpoint
 
@@ -34,11 +34,9 @@ class MovingClient(Client):
         super().__init__(config, events)
         self._second = config.second
         self.port.close()
-        self.port = self._open(config.first)
+        self.port = UdpPort(Endpoint(config.first, 0), self._received, stamped=True)
         self._former: UdpPort | None = None
-
-    def _open(self, address: str) -> UdpPort:
-        return UdpPort(Endpoint(address, 0), self._received, stamped=True)
+        self._answered = False
 
     async def run(self) -> None:
         """As every client; SIGUSR1 changes the address, once."""
@@ -49,13 +47,21 @@ class MovingClient(Client):
     def _change_address(self) -> None:
         if self._former is not None:
             return
-        self._former, self.port = self.port, self._open(self._second)
+        self._former = self.port
+        self.port = UdpPort(Endpoint(self._second, 0), self._received_there, stamped=True)
         self.port.start()
         old, new = (address_text(port.socket.getsockname()) for port in (self._former, self.port))
         self.events.emit("client.address.changed", old=old, new=new)
         self.connection.change_connection_id()
         self._proceed()
         asyncio.get_running_loop().call_later(STRAGGLERS_S, self._forget)
+
+    def _received_there(self, batch: list[Datagram]) -> None:
+        if not self._answered:
+            self._answered = True
+            address = address_text(self.port.socket.getsockname())
+            self.events.emit("client.address.answered", t_ns=batch[0].received_ns, address=address)
+        self._received(batch)
 
     def _forget(self) -> None:
         if self._former is not None:

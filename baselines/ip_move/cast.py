@@ -6,54 +6,30 @@ from typing import Any
 
 from apps.cast import Agent, Credentials, LoadClient, Orchestra, Replies, client_config, moved, order_move
 from apps.config import SERVER_NAME
+from baselines.addresses import first_hops
 from baselines.cast import UNANNOUNCED, ClientConfigMaker
 from baselines.ip_move.router import RouterConfig
-from quicferry.emulation import routing
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext, Service
 from quicferry.migration.address import MovingAddressConfig
-from quicferry.model import Endpoint, NodeKind, Topology
+from quicferry.model import Endpoint, Topology
 from quicferry.record import PLACE_BY_TIME
 
 SERVICE_ADDRESS = "192.0.2.1"  # of TEST-NET-1 (RFC 5737): in no network of any topology
 ROUTE_PORT = SERVICE_PORT + 4
 
 
-def gateways(topology: Topology, router: str, edges: list[str]) -> dict[str, str]:
-    """For each edge, the neighbour to whom this router hands what is for the edge's service address."""
-    ways = {
-        route.network: route.gateway for route in routing.shortest_routes(topology) if route.node == router
-    }
-    own = {end.network for end in routing.attachments(topology) if end.node == router}
-    found = {}
-    for edge in edges:
-        address = topology.service_addresses[edge]
-        (network,) = {
-            end.network
-            for end in routing.attachments(topology)
-            if end.node == edge and end.host_address == address and end.network is not None
-        }
-        if network in own:
-            found[edge] = address
-        elif network in ways:
-            found[edge] = ways[network]
-    return found
-
-
 def router_configs(topology: Topology, source: str, destination: str) -> list[RouterConfig]:
-    """For each router that knows a way to both edges, what the process there is told."""
-    found = []
-    for node in topology.nodes:
-        if node.kind is not NodeKind.ROUTER:
-            continue
-        ways = gateways(topology, node.name, [source, destination])
-        if len(ways) == 2:
-            listen = Endpoint(topology.addresses_of(node.name)[0].partition("/")[0], ROUTE_PORT)
-            found.append(
-                RouterConfig(
-                    vantage=node.name, listen=listen, address=SERVICE_ADDRESS, edge=source, gateways=ways
-                )
-            )
-    return found
+    """For each node that must know where the service is, what the process there is told."""
+    return [
+        RouterConfig(
+            vantage=node,
+            listen=Endpoint(topology.addresses_of(node)[0].partition("/")[0], ROUTE_PORT),
+            address=SERVICE_ADDRESS,
+            edge=source,
+            gateways=ways,
+        )
+        for node, ways in first_hops(topology, [source, destination]).items()
+    ]
 
 
 class RouterService:
@@ -100,7 +76,7 @@ class IpMoveCast:
         issue = Credentials(context).issue
         tls = issue(SERVER_NAME)
         routers = router_configs(context.topology, source, destination)
-        # a router with one way to both edges need not be told
+        # whoever has one way to both edges need not be told
         told = [config.listen for config in routers if len(set(config.gateways.values())) > 1]
 
         def agent(edge: str, peer: str) -> Agent:

@@ -24,6 +24,7 @@ from pyroute2 import IPRoute
 
 from apps.cast import CONTROL, Credentials, LoadClient, client_config
 from apps.config import SERVER_NAME, ServerConfig
+from baselines.addresses import first_hops, free_address
 from baselines.mptcp import path_manager
 from baselines.mptcp.orders import Orders
 from baselines.mptcp.pod import Plug, Pod, netlink_in, start_argv, wait_for_namespace
@@ -34,13 +35,12 @@ from quicferry.events import EventLog, read_events
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext, Service
 from quicferry.experiment.service_probes import IPPROTO_MPTCP
 from quicferry.migration import control
-from quicferry.model import Endpoint, NodeKind
+from quicferry.model import Endpoint
 from quicferry.process import Popen
 from quicferry.record import PLACE_BY_TIME
 from quicferry.strategies import Strategy
 from quicferry.units import NS_PER_MS, NS_PER_S, now_ns
 
-LAST_BYTE = 10  # of the server's addresses, in the networks of the edges
 JOIN_S = 5.0  # until the clients' subflows stand
 ORDER_S = 5.0
 #: Plugging in takes 1 to 2 ms; it is begun that much before the server is to go on.
@@ -48,11 +48,6 @@ PLUG_LEAD_NS = 3 * NS_PER_MS
 POLL_S = 0.001
 #: The connection is to outlive the move: neither end gives it up by itself.
 REQUEST_TIMEOUT_MS = 60_000.0
-
-
-def pod_address(edge_address: str) -> str:
-    """The server's address at an edge: in the edge's network, so only the router next to it must know."""
-    return f"{edge_address.rpartition('.')[0]}.{LAST_BYTE}"
 
 
 class PodServer:
@@ -91,13 +86,15 @@ class PodServer:
         self.program = context.start(self.name, source, argv, lambda _: None)
 
     def _route(self, edge: str, plug: Plug) -> None:
-        """The router next to an edge hands what is for the server's address there to the edge."""
+        """Whoever is next to an edge hands what is for the server's address there to the edge."""
         context = self._context
-        gateway = context.topology.service_addresses[edge]
-        for router in routers_of(context, edge):
-            netlink: IPRoute = netlink_in(context.emulator.pid(router))
+        address = context.topology.service_addresses[edge]
+        for node, ways in first_hops(context.topology, [edge]).items():
+            if ways[edge] != address:
+                continue  # further away: the address is in the edge's network, to which it knows the way
+            netlink: IPRoute = netlink_in(context.emulator.pid(node))
             try:
-                netlink.route("replace", dst=f"{plug.address}/32", gateway=gateway)
+                netlink.route("replace", dst=f"{plug.address}/32", gateway=address)
             finally:
                 netlink.close()
 
@@ -146,13 +143,6 @@ class PodServer:
         return path_manager.subflows(self.pod.pid, plug.address, SERVICE_PORT)
 
 
-def routers_of(context: RunContext, edge: str) -> list[str]:
-    """The routers next to an edge."""
-    topology = context.topology
-    ends = [link.b if link.a == edge else link.a for link in topology.links_of(edge)]
-    return [end for end in ends if topology.node(end).kind is NodeKind.ROUTER]
-
-
 class MptcpCast:
     """See ``quicferry.experiment.context.Cast``."""
 
@@ -165,10 +155,12 @@ class MptcpCast:
             )
         self._downtime_ns = round(asked.downtime_ms * NS_PER_MS)
         source, destination = context.part("source"), context.part("destination")
-        plugs = {
-            edge: Plug(edge, number, pod_address(context.topology.service_addresses[edge]))
-            for number, edge in enumerate((source, destination), 1)
-        }
+        plugs: dict[str, Plug] = {}
+        for number, edge in enumerate((source, destination), 1):
+            # in the edge's own network, so that only who is next to it must know
+            taken = [plug.address for plug in plugs.values()]
+            address = free_address(context.topology, edge, taken).partition("/")[0]
+            plugs[edge] = Plug(edge, number, address)
         context.endpoints = {edge: Endpoint(plug.address, SERVICE_PORT) for edge, plug in plugs.items()}
         context.place_by = PLACE_BY_TIME
         self._old, self._new = plugs[source], plugs[destination]

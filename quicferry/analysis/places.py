@@ -42,11 +42,11 @@ class Places:
         if place_by == PLACE_BY_TIME:
             self._boundary_ns = _downtime_seen_ns(events, round_trip_ns)
         elif place_by == PLACE_BY_CLIENT:
-            changed = next((event for event in events if event.name == "client.address.changed"), None)
-            if changed is not None:
-                self._client = str(changed.detail.get("new", ""))
-                # answers to the old address are there after half a round trip, to the new one after a whole
-                self._boundary_ns = changed.t_ns + round_trip_ns * 3 // 4
+            answered = next((event for event in events if event.name == "client.address.answered"), None)
+            if answered is not None:
+                self._client = str(answered.detail.get("address", ""))
+                # for the log, which does not know addresses: what was sent to the old one came before
+                self._boundary_ns = answered.t_ns
 
     def arrivals(self, traffic: pl.DataFrame) -> pl.DataFrame:
         """As ``timeline.arrivals``; ``server`` is OLD, NEW, or another endpoint."""
