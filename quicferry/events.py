@@ -67,7 +67,6 @@ NAMES: dict[str, str] = {
     "address.withdrawn": "MPTCP: the clients are told to forget it (REMOVE_ADDR); detail: address",
     "client.address.changed": "the client goes on from another address; detail: old, new",
     "client.address.answered": "the first datagram came to that address; detail: address",
-    "client.address.answered": "the first datagram came to that address; detail: address",
     "route.update.sent": "the router is told where an address is now; detail: address, gateway, attempt",
     "route.updated": "the router has its new route; detail: address, gateway, took_us",
     # the move, seen by orchestrator and node agents
