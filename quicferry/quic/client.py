@@ -74,6 +74,7 @@ class ClientRole(Role):
         self._validated: tuple[Candidate, float] | None = None
         self._responses: list[bytes] = []
         self._last_receipt = 0.0  # from the active path
+        self._last_elsewhere = 0.0  # from another
         self._silent_since: float | None = None  # when the oldest packet left that has no answer
         self._loss_noticed = False
         self._deadline: float | None = None
@@ -113,6 +114,7 @@ class ClientRole(Role):
 
     def frame(self, frame: Frame, address: NetworkAddress, now: float) -> None:
         """A frame of the server."""
+        self.passive = False
         if isinstance(frame, SmAddress):
             self._on_address(frame, now)
         elif isinstance(frame, SmPrepare):
@@ -276,22 +278,34 @@ class ClientRole(Role):
     def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
         """News from the server."""
         if address == self._seam.network_address:
-            self._last_receipt = now
-            self._silent_since = None
-            self._loss_noticed = False
+            self._heard_at(now)
             if self._machine.state is not ClientState.IDLE:
                 if self._machine.state is ClientState.ANNOUNCED:
                     self._deadline = None
                 if newest:
                     self._on_old_path_alive()
-        elif newest or address in self._prober.candidates:
-            self._on_packet_from_elsewhere(address, now)
+        else:
+            self._last_elsewhere = now
+            if newest or address in self._prober.candidates:
+                self._on_packet_from_elsewhere(address, now)
         if self._responses:
             responses, self._responses = self._responses, []
             for data in responses:
                 self._on_response(data, now)
         if self._validated is not None:
             self._switch_if_allowed(now)
+        self._settle_down()
+
+    def _heard_at(self, when: float) -> None:
+        self._last_receipt = when
+        self._silent_since = None
+        self._loss_noticed = False
+
+    def _settle_down(self) -> None:
+        """While nothing goes on, datagrams of the active path need not be shown to us."""
+        self.passive = (
+            self._machine.state is ClientState.IDLE and not self._responses and not self._answerable
+        )
 
     def _on_old_path_alive(self) -> None:
         if self._moved or self._cause is ProbeOn.NOTICE:
@@ -433,10 +447,13 @@ class ClientRole(Role):
 
     # ------------------------------------------------------------------ sending and time
 
+    @property
+    def has_datagrams(self) -> bool:
+        """Frames or candidates."""
+        return bool(self._control or self._prober.candidates)
+
     def before_send(self, now: float) -> Datagrams:
         """The answer to the announcement first, then the probes."""
-        if not self._control and not self._prober.candidates:
-            return []
         datagrams = self._control_datagrams(now)
         for candidate in self._prober.candidates.values():
             if candidate.responses and candidate.cid is not None:
@@ -479,7 +496,12 @@ class ClientRole(Role):
         a client that sends often would never notice. Half a PTO of quiet tells a server that is gone from a
         packet that was lost; until then the oldest packet is of no interest, and is not looked for.
         """
-        if self._loss_noticed or not self.negotiated:
+        if not self.negotiated:
+            return None
+        heard_at = self._seam.last_received_at
+        if heard_at > self._last_receipt and heard_at != self._last_elsewhere:
+            self._heard_at(heard_at)
+        if self._loss_noticed:
             return None
         if self._silent_since is None and not self._seam.awaits_acknowledgement:
             return None
@@ -497,6 +519,7 @@ class ClientRole(Role):
 
     def on_timer(self, now: float) -> None:
         """Whatever of these is due; the probes themselves leave with ``before_send``."""
+        self.passive = False
         loss_at = self._loss_at()
         if loss_at is not None and now >= loss_at and self._silent_since is None:
             self._silent_since = self._seam.oldest_unacknowledged_at()

@@ -22,6 +22,7 @@ class Role:
         self.max_addresses = config.max_addresses
         self.held = False
         self.mute = False
+        self.passive = False
 
     @property
     def recovery_suspended(self) -> bool:

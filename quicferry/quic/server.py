@@ -144,6 +144,7 @@ class ServerRole(Role):
             self._machine.feed(ServerInput.HOLD)
             self._cid_before_move = self._seam.host_cid
         self.held = True
+        self.passive = False
 
     def resume(self, epoch: int, *, speak_first: bool, now: float) -> None:
         """At the destination. Everything in flight is sent again; the path is new (RFC 9000 §9.4)."""
@@ -250,13 +251,17 @@ class ServerRole(Role):
         if self.state is ServerState.RESTORED and self._seam.host_cid != self._cid_before_move:
             self._machine.feed(ServerInput.COMMIT)
             self._seam.emit(events.MigrationCommitted(self._epoch))
+        self.passive = self.state is not ServerState.RESTORED
 
     # ------------------------------------------------------------------ sending
 
+    @property
+    def has_datagrams(self) -> bool:
+        """Frames, answers to probes, or a pool to name."""
+        return bool(self.negotiated and (self._control or self._challenges or self._offered))
+
     def before_send(self, now: float) -> Datagrams:
         """Answers to probes first, then our own frames."""
-        if not self.negotiated or not (self._control or self._challenges or self._offered):
-            return []
         datagrams: Datagrams = []
         by_address: dict[NetworkAddress, list[bytes]] = {}
         # The newest first: its age is nearest to the RTT, which the client takes from it.

@@ -123,7 +123,7 @@ ATTRIBUTES = {
 UNDOCUMENTED = {
     "connection": {"tls", "host_cid", "configuration"},
     "recovery": {"spaces", "congestion_window", "bytes_in_flight"},
-    "space": {"ack_at", "ack_eliciting_in_flight", "loss_time", "sent_packets"},
+    "space": {"ack_at", "ack_eliciting_in_flight", "largest_received_time", "loss_time", "sent_packets"},
     "path": {
         "addr",
         "bytes_received",

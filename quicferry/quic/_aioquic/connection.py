@@ -33,7 +33,12 @@ class Hooks(Protocol):
 
     held: bool
     mute: bool
+    passive: bool  # a datagram on the active path is upstream's business alone
     negotiated: frozenset[Strategy]
+
+    @property
+    def has_datagrams(self) -> bool:
+        """Whether ``before_send`` would do anything."""
 
     def own_parameter(self) -> bytes:
         """The encoded transport parameter to append to our list; empty for none."""
@@ -158,10 +163,11 @@ class HookedConnection(QuicConnection):
     # ------------------------------------------------------------------ in and out
 
     def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
-        if self._ferry is None:
+        ferry = self._ferry
+        if ferry is None or (ferry.passive and self._network_paths and self._network_paths[0].addr == addr):
             super().receive_datagram(data, addr, now)
             return
-        if self._ferry.held:
+        if ferry.held:
             return
         awaited = self._ack_eliciting_sent_since_receipt
         # Upstream clears this after each authentic packet, if the connection is not closing by then.
@@ -173,7 +179,7 @@ class HookedConnection(QuicConnection):
             and paths
             and paths[0].addr != addr
             and all(path.addr != addr for path in paths)
-            and self._ferry.admits(addr)
+            and ferry.admits(addr)
         ):
             self._receive_provisionally(data, addr, now)
         else:
@@ -181,7 +187,7 @@ class HookedConnection(QuicConnection):
         if self._ack_eliciting_sent_since_receipt:
             self._ack_eliciting_sent_since_receipt = awaited
         else:
-            self._ferry.received(addr, newest=self._spin_highest_pn > largest, now=now)
+            ferry.received(addr, newest=self._spin_highest_pn > largest, now=now)
 
     def _receive_provisionally(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         """Upstream drops what comes from an address that is no path (RFC 9000 §9).
@@ -199,31 +205,35 @@ class HookedConnection(QuicConnection):
                 self._network_paths.remove(provisional)
 
     def datagrams_to_send(self, now: float) -> Datagrams:
-        if self._ferry is None:
+        ferry = self._ferry
+        if ferry is None:
             return super().datagrams_to_send(now)
-        if self._ferry.held or self._ferry.mute:
+        if ferry.held or ferry.mute:
             return []
-        datagrams: Datagrams = []
-        if self._handshake_confirmed and self._state not in END_STATES and not self._close_pending:
-            datagrams = self._ferry.before_send(now)
-        return datagrams + super().datagrams_to_send(now)
+        if (
+            ferry.has_datagrams
+            and self._handshake_confirmed
+            and self._state not in END_STATES
+            and not self._close_pending
+        ):
+            return ferry.before_send(now) + super().datagrams_to_send(now)
+        return super().datagrams_to_send(now)
 
     def get_timer(self) -> float | None:
-        if self._ferry is None:
+        ferry = self._ferry
+        if ferry is None:
             return super().get_timer()
-        if self._ferry.held:
+        if ferry.held:
             return None
         timer = super().get_timer()
-        if self._state in END_STATES:
-            return timer
-        if self._ferry.mute:
+        if ferry.mute:
             self._loss_at = None
             return self._close_at
-        if self._ferry.recovery_suspended:
+        if ferry.recovery_suspended and self._state not in END_STATES:
             self._loss_at = None
             timer = _earliest(self._close_at, self._pacing_at, *(space.ack_at for space in self._loss.spaces))
-        own = self._ferry.timer()
-        if own is None or (timer is not None and timer < own):
+        own = ferry.timer()
+        if own is None or (timer is not None and timer < own) or self._state in END_STATES:
             return timer
         return own
 

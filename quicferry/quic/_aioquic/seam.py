@@ -92,6 +92,11 @@ class Seam:
                     return True
         return False
 
+    @property
+    def last_received_at(self) -> float:
+        """When the newest 1-RTT packet came; 0 before there was one."""
+        return self._quic._loss.spaces[-1].largest_received_time or 0.0
+
     def oldest_unacknowledged_at(self) -> float | None:
         """When the oldest ack-eliciting packet in flight was sent; None if there is none."""
         for packet in self._quic._spaces[tls.Epoch.ONE_RTT].sent_packets.values():
