@@ -498,6 +498,8 @@ class ClientRole(Role):
         """
         if not self.negotiated:
             return None
+        if self._silent_since is None and not self._loss_noticed and not self._seam.awaits_acknowledgement:
+            return None
         heard_at = self._seam.last_received_at
         if heard_at > self._last_receipt and heard_at != self._last_elsewhere:
             self._heard_at(heard_at)

@@ -229,7 +229,7 @@ class HookedConnection(QuicConnection):
         if ferry.mute:
             self._loss_at = None
             return self._close_at
-        if ferry.recovery_suspended and self._state not in END_STATES:
+        if not ferry.passive and ferry.recovery_suspended and self._state not in END_STATES:
             self._loss_at = None
             timer = _earliest(self._close_at, self._pacing_at, *(space.ack_at for space in self._loss.spaces))
         own = ferry.timer()
