@@ -165,11 +165,11 @@ class FixedAddress:
     """In the place of a resolver, for a service that keeps its address."""
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self.address = address
 
     async def resolve(self) -> str:
         """The address."""
-        return self._address
+        return self.address
 
     def seconds_left(self) -> float:
         """As of a record that is not kept: there is nothing to wait for."""

@@ -129,7 +129,7 @@ class TcpClient:
             )
             try:
                 address = await self.resolver.resolve()
-                await connection.open(address, self._session if self.config.tls_resumption else None)
+                await self._open(connection, address)
             except (NameNotFound, ConnectFailed) as error:
                 self._reached = False
                 self.events.emit("client.connect.failed", address=connection.origin, reason=str(error))
@@ -144,6 +144,25 @@ class TcpClient:
                 self.connected.set()
                 self.events.emit("client.connected", negotiated=False, strategies=[])
             return
+
+    async def _open(self, connection: HttpConnection, address: str) -> None:
+        """Open a connection unless the name comes to stand for another address meanwhile."""
+        session = self._session if self.config.tls_resumption else None
+        opening = asyncio.get_running_loop().create_task(connection.open(address, session))
+        try:
+            while not opening.done():
+                moved = asyncio.get_running_loop().create_task(self._moved.wait())
+                await asyncio.wait({opening, moved}, return_when=asyncio.FIRST_COMPLETED)
+                moved.cancel()
+                if not opening.done() and self.resolver.address != address:
+                    raise ConnectFailed("the server is elsewhere now")
+                self._moved.clear()
+            opening.result()
+        finally:
+            if not opening.done():
+                opening.cancel()
+                await asyncio.wait({opening})
+                connection.abort()
 
     async def _wait(self, backoff_s: float) -> None:
         """Before the next attempt: until the cache's record runs out or changes, but no longer than that."""

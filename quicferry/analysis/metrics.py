@@ -314,7 +314,7 @@ def served_by(traffic: pl.DataFrame, events: list[Event], manifest: Manifest) ->
     settled_ns = ended + round((manifest.asked.rtt_ms + manifest.asked.jitter_ms) * NS_PER_MS)
     senders = traffic.filter(
         (pl.col("direction") == "to-client")
-        & pl.col("space").is_in(["1-rtt", SPACE])
+        & (pl.col("space").eq("1-rtt") | (pl.col("space").eq(SPACE) & (pl.col("new_bytes") > 0)))
         & (pl.col("t_ns") > settled_ns)
         & ~pl.col("repeated")
     )["source"].unique()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import ssl
 from pathlib import Path
 
@@ -148,5 +149,28 @@ def test_what_is_not_http_is_refused(tmp_path: Path) -> None:
             await writer.wait_closed()
             status = await it.controls[0].ask(control.Status(), DEADLINE_S)
             assert status["frozen"] is False
+
+    asyncio.run(play())
+
+
+def test_an_attempt_is_given_up_when_the_name_moves_meanwhile(tmp_path: Path) -> None:
+    """The old server takes connections but answers nothing: there is no use in waiting it out."""
+
+    async def play() -> None:
+        async with stage(tmp_path, ttl_s=1) as it:
+            await begin(it, request_timeout_ms=2000.0)
+            frozen = await it.freeze()
+            it.servers[0].send_signal(signal.SIGSTOP)  # its kernel goes on accepting
+            await it.take_over(frozen)
+            await it.until("client.connection.lost", reason="request-timeout")
+            await it.until("client.tcp.connected", address=str(it.addresses[0]))
+            it.names.address = EDGES[1]
+            failed = await it.until("client.connect.failed")
+            assert failed.detail["reason"] == "the server is elsewhere now"
+            connecting = it.seen("client.tcp.connecting")[-1]
+            assert failed.t_ns - connecting.t_ns < 1.5e9  # the record's life, not the time-out
+            await it.until("client.response.received", 1, server=str(it.addresses[1]))
+            await it.kill_source()
+            assert_nothing_lost(await it.finish())
 
     asyncio.run(play())
