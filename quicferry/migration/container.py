@@ -326,18 +326,6 @@ class Container:
         # nsenter has a child in the namespace: killing the one must not leave the other running
         return [*enter, "setpriv", "--pdeathsig", "KILL", *argv]
 
-    async def spawn(
-        self, argv: Sequence[str], *, descriptors: Sequence[int] = ()
-    ) -> asyncio.subprocess.Process:
-        """Start a program inside; it has ``descriptors`` under the same numbers, and no output."""
-        return await asyncio.create_subprocess_exec(
-            *self.command(argv),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            pass_fds=descriptors,
-        )
-
     async def run(
         self, argv: Sequence[str], *, timeout_s: float = 60.0, descriptors: Sequence[int] = ()
     ) -> Completed:

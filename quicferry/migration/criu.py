@@ -7,8 +7,6 @@ Options: criu(8), https://criu.org/CLI. Measured reasons are in ``docs/adr/0004-
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import re
 import shutil
@@ -163,34 +161,10 @@ class Criu:
         if done.status != 0:
             raise explain("dump", done, _text(self._container.path(str(images)) / "dump.log"))
 
-    async def serve_lazily(self, images: Path, *, timeout_s: float) -> LazyPages:
-        """Start CRIU's daemon for lazy pages; it is ready for the restore when this returns.
-
-        Raises ``MigrationError``.
-        """
-        ours, theirs = socket.socketpair()
-        reader, writer = os.pipe()
-        argv = [
-            *(str(self.program), "lazy-pages", "-D", str(images), "-o", "lazy-pages.log", "-v1"),
-            *("--page-server", "--ps-socket", str(theirs.fileno()), "--status-fd", str(writer)),
-        ]
-        try:
-            process = await self._container.spawn(argv, descriptors=[theirs.fileno(), writer])
-        except BaseException:
-            ours.close()
-            os.close(reader)
-            raise
-        finally:
-            theirs.close()
-            os.close(writer)
-        lazy = LazyPages(process, ours, self._container.path(str(images)) / "lazy-pages.log")
-        await lazy.ready(reader, timeout_s)
-        return lazy
-
     async def restore(self, images: Path, *, timeout_s: float, lazy: bool = False) -> RestoreStats:
         """Make a running process of the images. Raises ``MigrationError``; then no process is left.
 
-        ``lazy``: pages that the images lack are asked of the daemon that ``serve_lazily`` started.
+        ``lazy``: pages that the images lack are left out, see ``userfault``.
         """
         outside = self._container.path(str(images))
         for name in LEFT_BEHIND:
@@ -200,53 +174,6 @@ class Criu:
         if done.status != 0:
             raise explain("restore", done, _text(outside / "restore.log"))
         return read_restore_stats((outside / "stats-restore").read_bytes())
-
-
-class LazyPages:
-    """CRIU's daemon for lazy pages, and our end of the socket on which it asks for them."""
-
-    def __init__(self, process: asyncio.subprocess.Process, requests: socket.socket, log: Path) -> None:
-        self._process = process
-        self._log = log
-        self.requests = requests
-
-    async def ready(self, status: int, timeout_s: float) -> None:
-        """Wait for the byte that says so, and close ``status``. Raises ``MigrationError``."""
-        loop = asyncio.get_running_loop()
-        heard: asyncio.Future[bytes] = loop.create_future()
-
-        def hear() -> None:
-            if not heard.done():
-                heard.set_result(os.read(status, 1))
-
-        loop.add_reader(status, hear)
-        try:
-            async with asyncio.timeout(timeout_s):
-                byte = await heard
-        except TimeoutError:
-            byte = b""
-        finally:
-            loop.remove_reader(status)
-            os.close(status)
-        if not byte:
-            await self.close()
-            raise explain(
-                "lazy-pages", Completed([], self._process.returncode or 0, "", ""), _text(self._log)
-            )
-
-    async def finished(self) -> None:
-        """Wait until the process has all its memory. Raises ``MigrationError`` if it will never have it."""
-        status = await self._process.wait()
-        if status != 0:
-            raise explain("lazy-pages", Completed([], status, "", ""), _text(self._log))
-
-    async def close(self) -> None:
-        """End it."""
-        self.requests.close()
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
 
 
 def _text(path: Path) -> str:

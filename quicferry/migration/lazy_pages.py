@@ -1,27 +1,23 @@
-"""Memory that stayed at the source: served there, fetched here, and given to CRIU as it asks for it.
+"""Memory that stayed at the source: served there, fetched here, and put in place.
 
-CRIU's daemon for lazy pages asks a page server, over a socket without protection, for one range
-after another and in the order in which the process happens to touch its memory. Here the daemon
-asks its own agent, over a socket pair. The agent has a stream to the source's agent (mutual TLS),
-which sends all missing pages without being asked, as fast as they are taken, and those first for
-which the process waits. What has arrived when CRIU asks costs no round trip: that is the better
-part of the pages, since sending begins before the restore.
+CRIU has a page server and a daemon that asks it for one range after another, over a connection
+without protection. Here the agents' own stream (mutual TLS) brings all missing pages without being
+asked, as fast as they are taken, and those first for which the process waits. Sending begins before
+the restore, so that most pages are there before the process touches them.
 
 A stream that breaks is opened again, with a list of what is still missing: the source keeps nothing
 in mind between two streams.
-
-CRIU's side of it: ``criu/page-xfer.c`` (``struct page_server_iov``), read from version 3.17 to 4.2.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
-import struct
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import zstandard
 
@@ -35,25 +31,16 @@ from quicferry.migration.engines.base import (
     WantAll,
     WantNow,
 )
-from quicferry.migration.pagemap import PAGE_BYTES, Flag, Pages
+from quicferry.migration.pagemap import PAGE_BYTES, Pages, runs_of
+from quicferry.migration.userfault import UserFaults
 
 #: Sent at once without being asked: 256 KiB, 2 ms at 1 Gbit/s, which is what an urgent page waits for.
 BATCH_PAGES = 64
 #: On its way and not yet taken: enough to fill 1 Gbit/s over the 3 ms of a round trip between agents.
-WINDOW_PAGES = 192
+WINDOW_PAGES = 512
 #: Sent along with a page that is waited for: its neighbours are likely to be next.
 AROUND_PAGES = 16
 REOPEN_S = 0.1
-
-PS_GET = 7  # PS_IOV_GET
-PS_ADD = 6  # PS_IOV_ADD_F
-PS_CLOSE = (0x1023, 0x1024)  # PS_IOV_CLOSE, PS_IOV_FORCE_CLOSE
-COMMAND_BITS = 16  # the flags are above
-#: command, number of pages, address, PID. Until CRIU 4.1 the number had 32 bits.
-OLD_REQUEST = struct.Struct("<IIQQ")
-NEW_REQUEST = struct.Struct("<I4xQQQ")
-#: No process has memory below this address, and no request is for so many pages.
-LEAST_ADDRESS = 1 << 16
 
 #: The answer to PagesDone.
 FAREWELL = PageRun(pid=0, first=0, count=0, data=b"", sha256=b"")
@@ -157,7 +144,7 @@ class _Stream:
 
     def _batches(self) -> Iterator[tuple[int, int, int]]:
         for pid, first, count in self.wanted.runs:
-            for start in range(first, first + count, BATCH_PAGES):
+            for start in range(first, first + count, BATCH_PAGES):  # nobody says how long a run may be
                 yield pid, start, min(BATCH_PAGES, first + count - start)
 
     def next_run(self) -> tuple[int, int, int] | None:
@@ -193,112 +180,90 @@ class _Stream:
 
 
 class PageSink:
-    """The destination's end: fetches the missing pages and answers CRIU's daemon.
+    """The destination's end: fetches the missing pages and puts them into the restored processes.
 
-    ``open_stream`` opens a stream to the source. ``await run(socket)`` in a task; ``close`` ends it.
+    ``images`` is the image directory, ``missing`` says what the images lack, ``open_stream`` opens a
+    stream to the source. It works from the beginning until ``close``.
     """
 
     def __init__(
-        self, epoch: int, missing: Mapping[int, Pages], compression: str, open_stream: Callable[[], PageCall]
+        self,
+        epoch: int,
+        images: Path,
+        missing: Mapping[int, Pages],
+        compression: str,
+        open_stream: Callable[[], PageCall],
     ) -> None:
         self._epoch = epoch
         self._packed = compression != "none"
         self._open_stream = open_stream
         self._missing = {pid: set(pages.tolist()) for pid, pages in missing.items()}
-        self._here: dict[tuple[int, int], bytes | memoryview] = {}
-        self._arrived = asyncio.Event()
+        self._order = [
+            (pid, first, count) for pid, pages in missing.items() for first, count in oldest_first(pages)
+        ]
+        self._faults = UserFaults(
+            images, {pid: set(pages) for pid, pages in self._missing.items()}, self._want
+        )
         self._stream: PageCall | None = None
+        self._asking: set[asyncio.Task[None]] = set()
         self._fetching = asyncio.create_task(self._fetch())
 
-    async def answer(self, requests: socket.socket) -> None:
-        """Answer CRIU's requests until it closes. Raises ``MigrationError`` for what is no request."""
-        requests.setblocking(False)
-        layout: struct.Struct | None = None
-        while (raw := await _receive(requests, OLD_REQUEST.size)) is not None:
-            if layout is None:
-                layout = _layout(raw)
-            if layout.size > len(raw):
-                raw += await _receive(requests, layout.size - len(raw)) or b""
-            if not await self._answer_one(requests, layout, raw):
-                # the status that CRIU waits for
-                await asyncio.get_running_loop().sock_sendall(requests, bytes(4))
-                return
+    async def placed(self) -> None:
+        """Return when all memory is in its place. Raises what went wrong meanwhile."""
+        await asyncio.wait([self._fetching, self._faults.over], return_when=asyncio.FIRST_EXCEPTION)
+        if self._fetching.done():
+            self._fetching.result()
+        await self._faults.over
 
-    async def _answer_one(self, requests: socket.socket, layout: struct.Struct, raw: bytes) -> bool:
-        command, count, address, pid = layout.unpack(raw)
-        command &= (1 << COMMAND_BITS) - 1
-        if command in PS_CLOSE:
-            return False
-        if command != PS_GET:
-            raise MigrationError(f"CRIU asks its page server for something unknown: {command}")
-        first = address // PAGE_BYTES
-        pages = await self._pages(pid, first, count)
-        header = layout.pack(PS_ADD | int(Flag.PRESENT) << COMMAND_BITS, count, address, pid)
-        await asyncio.get_running_loop().sock_sendall(requests, b"".join([header, *pages]))
-        return True
+    def _want(self, pid: int, page: int) -> None:
+        """A process waits for this page."""
+        task = asyncio.get_running_loop().create_task(self._ask(pid, page))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
-    async def _pages(self, pid: int, first: int, count: int) -> list[bytes | memoryview]:
-        keys = [(pid, page) for page in range(first, first + count)]
-        missing = [page for _, page in keys if page in self._missing.get(pid, ())]
-        if missing:
-            for start, length in _neighbours(missing):
-                await self._want_now(pid, start, length)
-            while any(page in self._missing[pid] for page in missing):
-                self._arrived.clear()
-                waiting = asyncio.ensure_future(self._arrived.wait())
-                await asyncio.wait([waiting, self._fetching], return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
-                if self._fetching.done():
-                    await self._fetching
-        if not all(key in self._here for key in keys):
-            raise MigrationError(f"CRIU asks for a page that no image lists, at {first * PAGE_BYTES:#x}")
-        return [self._here.pop(key) for key in keys]
-
-    async def _want_now(self, pid: int, first: int, count: int) -> None:
+    async def _ask(self, pid: int, page: int) -> None:
         if self._stream is not None:
             with suppress(MigrationError):  # a new stream begins with all that is missing
-                await self._stream.write(WantNow(pid=pid, first=first, count=count))
+                await self._stream.write(WantNow(pid=pid, first=page, count=1))
 
     async def _fetch(self) -> None:
-        """Read streams until all is here."""
+        """Read streams until all has come."""
         while True:
             try:
-                self._stream = self._open_stream()
-                await self._stream.write(WantAll(epoch=self._epoch, runs=self._wanted()))
+                stream = self._stream = self._open_stream()
+                await stream.write(WantAll(epoch=self._epoch, runs=self._wanted()))
                 while any(self._missing.values()):
-                    await self._take_in(await self._stream.read(), self._stream)
+                    run = await stream.read()
+                    data = await asyncio.to_thread(self._unpack, run)
+                    self._faults.arrived(run.pid, run.first, data)
+                    self._missing[run.pid].difference_update(range(run.first, run.first + run.count))
+                    await stream.write(GotPages(run.count))
                 return
             except MigrationError:
                 self._stream = None
                 await asyncio.sleep(REOPEN_S)
 
     def _wanted(self) -> list[tuple[int, int, int]]:
-        """All that is missing. Small pieces first: a process works in them and has its data in large ones."""
-        runs = [
+        """The runs of which something is missing, in the order in which a process is likely to need them."""
+        return [
             (pid, first, count)
-            for pid, pages in self._missing.items()
-            for first, count in _neighbours(sorted(pages))
+            for pid, first, count in self._order
+            if not self._missing[pid].isdisjoint(range(first, first + count))
         ]
-        return sorted(runs, key=lambda run: (run[2], run[1]))
 
-    async def _take_in(self, run: PageRun, stream: PageCall) -> None:
+    def _unpack(self, run: PageRun) -> bytes:
+        size = run.count * PAGE_BYTES
         data = run.data
         if self._packed:
             try:
-                data = zstandard.ZstdDecompressor().decompress(data, max_output_size=run.count * PAGE_BYTES)
+                data = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
             except zstandard.ZstdError as error:
                 raise MigrationError(f"pages were damaged on their way: {error}") from error
-        if len(data) != run.count * PAGE_BYTES or hashlib.sha256(data).digest() != run.sha256:
+        if len(data) != size or hashlib.sha256(data).digest() != run.sha256:
             raise MigrationError(f"{run.count} pages were damaged on their way")
-        view = memoryview(data)
-        missing = self._missing.get(run.pid, set())
-        for number in range(run.count):
-            page = run.first + number
-            if page in missing:
-                missing.discard(page)
-                self._here[run.pid, page] = view[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
-        self._arrived.set()
-        await stream.write(GotPages(run.count))
+        if run.pid not in self._missing:
+            raise MigrationError(f"pages of an unknown process {run.pid} came")
+        return data
 
     async def finish(self, error: str | None = None) -> None:
         """Tell the source that it is no longer needed, or that all is lost."""
@@ -316,37 +281,33 @@ class PageSink:
                 await asyncio.sleep(REOPEN_S)
 
     async def close(self) -> None:
-        """End it."""
+        """End it. A process that lacks memory must have been ended before."""
         self._fetching.cancel()
         await asyncio.wait([self._fetching])
+        await self._faults.close()
         if self._stream is not None:
             self._stream.cancel()
 
 
-def _neighbours(pages: list[int]) -> list[tuple[int, int]]:
-    """The runs of a sorted list of pages."""
-    runs: list[tuple[int, int]] = []
-    for page in pages:
-        if runs and runs[-1][0] + runs[-1][1] == page:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((page, 1))
-    return runs
+def oldest_first(pages: Pages) -> list[tuple[int, int]]:
+    """Sorted pages as runs of at most a batch: what the process had first comes first.
 
-
-def _layout(raw: bytes) -> struct.Struct:
-    """Which of the two forms a first request has: the second word is a number, or an address."""
-    (second,) = struct.unpack_from("<Q", raw, 8)
-    return NEW_REQUEST if second < LEAST_ADDRESS else OLD_REQUEST
-
-
-async def _receive(source: socket.socket, size: int) -> bytes | None:
-    """Exactly so many bytes; None at the end."""
-    loop = asyncio.get_running_loop()
-    parts = bytearray()
-    while len(parts) < size:
-        got = await loop.sock_recv(source, size - len(parts))
-        if not got:
-            return None
-        parts += got
-    return bytes(parts)
+    What it was started with and allocated early (interpreter, code, tables) it needs all the time;
+    bulk data comes later. Program and heap grow upwards from a low address, mappings grow downwards
+    from a high one, and the widest gap is between the two (mmap(2), Linux's top-down layout).
+    """
+    runs = runs_of(pages)
+    gaps = [after[0] - before[0] - before[1] for before, after in itertools.pairwise(runs)]
+    middle = gaps.index(max(gaps)) + 1 if gaps else 0
+    ordered = []
+    for first, count in runs[:middle]:
+        ordered += [
+            (start, min(BATCH_PAGES, first + count - start))
+            for start in range(first, first + count, BATCH_PAGES)
+        ]
+    for first, count in reversed(runs[middle:]):
+        ordered += [
+            (max(first, end - BATCH_PAGES), min(BATCH_PAGES, end - first))
+            for end in range(first + count, first, -BATCH_PAGES)
+        ]
+    return ordered

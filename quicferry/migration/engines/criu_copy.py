@@ -29,7 +29,6 @@ import msgspec
 import numpy as np
 
 from quicferry.errors import MigrationError
-from quicferry.migration.criu import LazyPages
 from quicferry.migration.criu_image import LEFT_BEHIND, Kind, Manifest, Unpacker, record
 from quicferry.migration.engines.base import CHUNK_BYTES, MoveOrder, PageRun, ToPageSource
 from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, unpack
@@ -129,7 +128,6 @@ class CriuCopyEngine(CriuEngine):
         self._memory: dict[int, ProcessMemory] = {}  # of the stopped process, by PID
         self._source: PageSource | None = None
         self._finishing: asyncio.Task[None] | None = None
-        self._daemon: LazyPages | None = None
         self._sink: PageSink | None = None
 
     async def _prepare(self) -> None:
@@ -286,8 +284,7 @@ class CriuCopyEngine(CriuEngine):
         detail["rounds"] = manifest.rounds
         if manifest.lazy:
             self._sink = self._open_sink(order, manifest)
-            self._daemon = await criu.serve_lazily(self._images, timeout_s=limit_s)
-            self._finishing = asyncio.create_task(self._finish(order, self._sink, self._daemon))
+            self._finishing = asyncio.create_task(self._finish(order, self._sink))
         stats = await criu.restore(self._images, timeout_s=limit_s, lazy=bool(manifest.lazy))
         detail["criu"] = msgspec.structs.asdict(stats)
         if manifest.stopped:
@@ -303,26 +300,22 @@ class CriuCopyEngine(CriuEngine):
         }
         lifetime_s = order.deadlines.restore_s + order.deadlines.pages_s
 
-        return PageSink(order.epoch, missing, order.compression, lambda: open_pages(order.source, lifetime_s))
+        return PageSink(
+            order.epoch,
+            self._outside,
+            missing,
+            order.compression,
+            lambda: open_pages(order.source, lifetime_s),
+        )
 
-    async def _finish(self, order: MoveOrder, sink: PageSink, daemon: LazyPages) -> None:
-        """Give CRIU what it asks for until the process has all its memory, and tell the source."""
-        answering = asyncio.create_task(sink.answer(daemon.requests))
-        ending = asyncio.create_task(daemon.finished())
+    async def _finish(self, order: MoveOrder, sink: PageSink) -> None:
+        """Wait until the process has all its memory, and tell the source."""
         error: str | None = None
         try:
             async with asyncio.timeout(order.deadlines.restore_s + order.deadlines.pages_s):
-                await asyncio.wait([answering, ending], return_when=asyncio.FIRST_EXCEPTION)
-                for task in (answering, ending):
-                    if task.done():
-                        task.result()
-                await ending
+                await sink.placed()
         except (MigrationError, OSError, TimeoutError) as failure:
             error = str(failure) or "not all memory came in time"
-        finally:
-            answering.cancel()
-            ending.cancel()
-            await asyncio.wait([answering, ending])
         if error is not None and self._made is not None:
             # half of its memory is nowhere: it must not go on as if nothing were
             with contextlib.suppress(MigrationError):
@@ -332,23 +325,20 @@ class CriuCopyEngine(CriuEngine):
                 await sink.finish(error)
 
     async def _brought_up(self, order: MoveOrder, manifest: Manifest) -> None:
-        if self._finishing is None:
+        if self._finishing is None or self._sink is None:
             await super()._brought_up(order, manifest)
             return
         self._finishing.add_done_callback(lambda _: self._clear_images())
 
     async def _unmake(self) -> None:
+        await super()._unmake()  # first: a process that lacks memory must not find zeros there
         await self._end_lazy_pages()
-        await super()._unmake()
 
     async def _end_lazy_pages(self) -> None:
         if self._finishing is not None:
             self._finishing.cancel()
             await asyncio.wait([self._finishing])
             self._finishing = None
-        if self._daemon is not None:
-            await self._daemon.close()
-            self._daemon = None
         if self._sink is not None:
             await self._sink.close()
             self._sink = None

@@ -1,0 +1,304 @@
+"""Missing memory of restored processes, by userfaultfd(2): what CRIU's ``lazy-pages`` daemon does.
+
+``criu restore --lazy-pages`` leaves pages out and hands a userfaultfd for each process to whoever
+listens on ``lazy-pages.socket`` in the image directory. That is this module instead of CRIU's daemon,
+for one reason: the daemon asks for one page after another and puts it in place, over 200 ms for a
+Python server; here all that arrives is put in place at once, many pages by one call, mostly before
+the process touches it (docs/adr/0008).
+
+The handshake (``criu/uffd.c``, the same from 3.11 to 4.2): the PID as an int, the descriptor, and so on
+for each process; at the end of the restore a magic number.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from quicferry.errors import MigrationError
+from quicferry.migration.pagemap import PAGE_BYTES
+
+SOCKET = "lazy-pages.socket"
+RESTORED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED
+INT = struct.Struct("<i")
+
+# linux/userfaultfd.h
+UFFDIO_WAKE = 0x8010AA02
+UFFDIO_COPY = 0xC028AA03
+UFFDIO_ZEROPAGE = 0xC020AA04
+RANGE = struct.Struct("<QQ")  # start, length
+COPY = struct.Struct("<QQQQq")  # destination, source, length, mode, result
+ZEROPAGE = struct.Struct("<QQQq")  # start, length, mode, result
+MESSAGE = struct.Struct("<B7xQQQ")  # event, three arguments
+PAGEFAULT, FORK, REMAP, REMOVE, UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
+MESSAGES = 16  # read at once
+
+
+class Target:
+    """One process with missing pages. Page numbers are those of the images, wherever it moves them."""
+
+    def __init__(
+        self, descriptor: int, pid: int, unplaced: set[int], moves: Iterable[tuple[int, int, int]] = ()
+    ) -> None:
+        self.descriptor = descriptor
+        self.pid = pid
+        self.unplaced = unplaced
+        self._moves = list(moves)  # from, to, how many, in the order of the events
+
+    def where(self, page: int) -> int:
+        """Where the process has that page now."""
+        for old, new, count in self._moves:
+            if old <= page < old + count:
+                page += new - old
+        return page
+
+    def which(self, page: int) -> int:
+        """Which page of the images the process has there now."""
+        for old, new, count in reversed(self._moves):
+            if new <= page < new + count:
+                page += old - new
+        return page
+
+    def moved(self, old: int, new: int, count: int) -> None:
+        """It has called mremap."""
+        self._moves.append((old, new, count))
+
+    def dropped(self, first: int, count: int) -> None:
+        """It has given up this range: what belonged there is not to be put in place any more."""
+        if count > len(self.unplaced):
+            gone = {page for page in self.unplaced if first <= self.where(page) < first + count}
+        else:
+            gone = {self.which(page) for page in range(first, first + count)}
+        self.unplaced -= gone
+
+    def child(self, descriptor: int) -> Target:
+        """It has forked: the child lacks the same pages."""
+        return Target(descriptor, self.pid, set(self.unplaced), self._moves)
+
+    def runs(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """The unplaced pages of a range as (image page, page in the process, how many) of neighbours."""
+        start = first
+        while start < first + count:
+            if start not in self.unplaced:
+                start += 1
+                continue
+            place, length = self.where(start), 1
+            while (
+                start + length < first + count
+                and start + length in self.unplaced
+                and self.where(start + length) == place + length
+            ):
+                length += 1
+            yield start, place, length
+            start += length
+
+
+class UserFaults:
+    """Puts pages in place, and says for which ones a process stands still.
+
+    ``missing``: PID inside the container -> pages that the images lack. ``wanted(pid, page)`` is
+    called when a process waits for a page that has not come yet.
+    """
+
+    def __init__(
+        self, images: Path, missing: dict[int, set[int]], wanted: Callable[[int, int], None]
+    ) -> None:
+        self._missing = missing
+        self._wanted = wanted
+        self._targets: list[Target] = []
+        self._kept: list[tuple[int, int, bytes]] = []  # came before there was a process to put it in
+        self._awaited: set[tuple[int, int]] = set()  # until then: pages that a process stands still for
+        self._restored = False
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        path = images / SOCKET
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+        self._greeting = asyncio.create_task(self._greet())
+
+    async def _greet(self) -> None:
+        """Take the descriptors that CRIU hands over, until the processes are restored."""
+        loop = asyncio.get_running_loop()
+        connection, _ = await loop.sock_accept(self._listener)
+        with connection:
+            connection.setblocking(False)
+            while (raw := await loop.sock_recv(connection, INT.size)) and len(raw) == INT.size:
+                (number,) = INT.unpack(raw)
+                if number == RESTORED:
+                    self._begin()
+                    return
+                if number > 0:  # a negative one is that of a zombie
+                    self._adopt(Target(await _descriptor(connection), number, self._missing[number]))
+
+    def _adopt(self, target: Target) -> None:
+        self._targets.append(target)
+        asyncio.get_running_loop().add_reader(target.descriptor, self._read, target)
+
+    def _begin(self) -> None:
+        """The processes have their mappings: what has come can be put in place."""
+        self._restored = True
+        for pid, first, data in self._kept:
+            self._place_all(pid, first, data)
+        self._kept.clear()
+        self._check()
+
+    def arrived(self, pid: int, first: int, data: bytes) -> None:
+        """Pages have come."""
+        if self._restored:
+            self._place_all(pid, first, data)
+            self._check()
+            return
+        self._kept.append((pid, first, data))
+        # a process may touch its memory before the restore is over
+        for page in {page for owner, page in self._awaited if owner == pid}:
+            if first <= page < first + len(data) // PAGE_BYTES:
+                self._place_all(pid, page, _page_of(data, page - first))
+                self._awaited.discard((pid, page))
+
+    def _place_all(self, pid: int, first: int, data: bytes) -> None:
+        for target in self._targets:
+            if target.pid == pid:
+                self._place(target, first, data)
+
+    def _place(self, target: Target, first: int, data: bytes) -> None:
+        address = np.frombuffer(data, np.uint8).ctypes.data
+        for page, place, count in list(target.runs(first, len(data) // PAGE_BYTES)):
+            source = address + (page - first) * PAGE_BYTES
+            while count:
+                done = self._copy(target, place, source, count)
+                if done is None:  # it is giving up memory at this moment: hear what, then go on
+                    self._read(target)
+                    if page not in target.unplaced:
+                        done = 1
+                    else:
+                        continue
+                target.unplaced.difference_update(range(page, page + done))
+                page, place, count = page + done, place + done, count - done
+                source += done * PAGE_BYTES
+
+    def _copy(self, target: Target, place: int, source: int, count: int) -> int | None:
+        """Put neighbours in place; how many are settled. None: try again."""
+        request = bytearray(COPY.pack(place * PAGE_BYTES, source, count * PAGE_BYTES, 0, 0))
+        try:
+            fcntl.ioctl(target.descriptor, UFFDIO_COPY, request)
+        except OSError as error:
+            copied = COPY.unpack(request)[4]
+            if copied > 0:
+                return int(copied) // PAGE_BYTES
+            if error.errno == errno.EAGAIN:
+                return None
+            if count > 1 and error.errno in (errno.ENOENT, errno.EINVAL):
+                return self._copy(target, place, source, 1)  # more than one mapping, or one that is gone
+            if error.errno == errno.EEXIST:
+                self._wake(target, place)
+                return 1
+            if error.errno in (errno.ENOENT, errno.EINVAL, errno.ESRCH):
+                return 1  # nobody can need it any more
+            raise
+        return count
+
+    def _wake(self, target: Target, place: int) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(target.descriptor, UFFDIO_WAKE, RANGE.pack(place * PAGE_BYTES, PAGE_BYTES))
+
+    def _read(self, target: Target) -> None:
+        """Obey what the kernel says of a process."""
+        try:
+            raw = os.read(target.descriptor, MESSAGE.size * MESSAGES)
+        except BlockingIOError:
+            return
+        except OSError:
+            raw = b""
+        if not raw:
+            self._leave(target)
+            return
+        for event, a, b, c in MESSAGE.iter_unpack(raw):
+            if event == PAGEFAULT:
+                self._fault(target, b // PAGE_BYTES)
+            elif event == FORK:
+                self._adopt(target.child(a & 0xFFFFFFFF))
+            elif event == REMAP:
+                target.moved(a // PAGE_BYTES, b // PAGE_BYTES, c // PAGE_BYTES)
+            elif event in (REMOVE, UNMAP):
+                target.dropped(a // PAGE_BYTES, (b - a) // PAGE_BYTES)
+        self._check()
+
+    def _fault(self, target: Target, place: int) -> None:
+        page = target.which(place)
+        if page not in target.unplaced:
+            self._zero(target, place)
+            return
+        for pid, first, data in self._kept:
+            if pid == target.pid and first <= page < first + len(data) // PAGE_BYTES:
+                self._place(target, page, _page_of(data, page - first))
+                return
+        self._awaited.add((target.pid, page))
+        self._wanted(target.pid, page)
+
+    def _zero(self, target: Target, place: int) -> None:
+        """A page that never held anything, or is there by now."""
+        request = bytearray(ZEROPAGE.pack(place * PAGE_BYTES, PAGE_BYTES, 0, 0))
+        try:
+            fcntl.ioctl(target.descriptor, UFFDIO_ZEROPAGE, request)
+        except OSError:
+            self._wake(target, place)
+
+    def _leave(self, target: Target) -> None:
+        """Close a descriptor: the kernel then treats the process as any other."""
+        if target in self._targets:
+            self._targets.remove(target)
+            asyncio.get_running_loop().remove_reader(target.descriptor)
+            os.close(target.descriptor)
+
+    def _check(self) -> None:
+        """Leave processes that have all their memory."""
+        if not self._restored:
+            return
+        for target in [target for target in self._targets if not target.unplaced]:
+            self._leave(target)
+        if not self._targets and not self.over.done():
+            self.over.set_result(None)
+
+    async def close(self) -> None:
+        """Give up. A process that waits for a page waits no longer: it must have been ended before."""
+        self._greeting.cancel()
+        await asyncio.wait([self._greeting])
+        self._listener.close()
+        for target in list(self._targets):
+            self._leave(target)
+        if not self.over.done():
+            self.over.cancel()
+
+
+def _page_of(data: bytes, number: int) -> bytes:
+    return data[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
+
+
+async def _descriptor(connection: socket.socket) -> int:
+    """The descriptor that comes next, with a byte or so of no meaning."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(connection, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(connection)
+    _, ancillary, _, _ = connection.recvmsg(INT.size, socket.CMSG_SPACE(INT.size))
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(data[: numbers.itemsize])
+            return numbers[0]
+    raise MigrationError("CRIU handed over no userfaultfd")
