@@ -157,6 +157,7 @@ def compare(
         if as_json:
             for asked in wanted:
                 print_json(failure(asked, error))
+            error.already_printed = True
         raise
     if not as_json:
         show(results, report, figures or RunStore(runs_root).root / "figures")
