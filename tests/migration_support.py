@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from quicferry.errors import MigrationError
 from quicferry.events import Event, EventLog
 from quicferry.migration import control
@@ -137,12 +139,14 @@ class World:
         self.service = FakeService("edge-1")
         self.events: list[Event] = []
         self.agents: dict[str, NodeAgent] = {}
+        self.notice = {"ready": 1, "refused": 0, "silent": 0}  # what the server answers to Prepare
+        self.containers: dict[str, FakeContainer] = {}  # they outlive their agents
         self.trouble: Callable[[str], Any] = lambda phase: None
         self.ports = {edge: free_port() for edge in EDGES}
         self.authority = Authority()
         self._transports: list[asyncio.BaseTransport] = []
 
-    async def start_agent(self, edge: str) -> NodeAgent:
+    async def start_agent(self, edge: str, **changes: Any) -> NodeAgent:
         control_port = free_port(socket.SOCK_DGRAM)
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
             lambda: control.ControlServer(self._obey), local_addr=("127.0.0.1", control_port)
@@ -156,11 +160,13 @@ class World:
             service=Command(argv=["fake"]),
             control=Endpoint("127.0.0.1", control_port),
             collect=["/run/events.jsonl", "/run/missing"],
+            journal=str(self.directory / f"{edge}.journal"),
         )
+        config = msgspec.structs.replace(config, **changes)
         agent = NodeAgent(
             config,
             EventLog(edge, None, self.events.append),
-            container=FakeContainer(self.directory / edge),
+            container=self.containers.setdefault(edge, FakeContainer(self.directory / edge)),
             make_engine=lambda name, context: FakeEngine(context, self.service, lambda p: self.trouble(p)),
         )
         await agent.start()
@@ -173,8 +179,15 @@ class World:
             result = self.trouble("notice")
             if asyncio.iscoroutine(result):
                 await result
-            return {"ready": 1, "refused": 0, "silent": 0}
+            return self.notice
         return {"standby": False}
+
+    async def kill_agent(self, edge: str) -> None:
+        """As if by SIGKILL: what it was doing stops where it is, and what it had stays."""
+        agent = self.agents.pop(edge)
+        await agent.rpc.stop(0)
+        await agent.source.close()
+        agent.control.close()
 
     def order(self, epoch: int = 1, **changes: Any) -> MoveOrder:
         values: dict[str, Any] = {

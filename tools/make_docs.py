@@ -1,4 +1,4 @@
-"""Writes the parts of docs/ that are made from the code: docs/events.md and docs/axes.md.
+"""Writes the parts of docs/ that are made from the code: events.md, axes.md and faults.md.
 
 ``tools/make_docs.py`` writes them, ``tools/make_docs.py --check`` says whether they are current.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quicferry import events, record
+from quicferry.experiment import faults
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _MADE = "<!-- Made by tools/make_docs.py; change the code instead. -->\n"
@@ -67,7 +68,32 @@ def axes_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"events.md": events_page, "axes.md": axes_page}
+def faults_page() -> str:
+    """docs/faults.md: its prose is a file of its own beside this one, its tables come from the code."""
+    places = {
+        ("source",): "the source",
+        ("destination",): "the destination",
+        ("source", "destination"): "either",
+    }
+    rows = [f"| `{row.name}` | {places[row.places]} | {row.why} |" for row in faults.ROWS]
+    kinds = []
+    for kind, (how, seconds) in faults.MEANS.items():
+        kinds.append(f"| `{kind}` | {how} | {'for good' if seconds is None else f'{seconds:g} s'} |")
+    points = [
+        f"| `{point}` | `{moment.event}` | the {moment.part}'s agent | {moment.meaning} |"
+        for point, moment in faults.MOMENTS.items()
+    ]
+    prose = (Path(__file__).parent / "faults.md.in").read_text()
+    return prose.format(
+        made=_MADE.strip(), rows="\n".join(rows), kinds="\n".join(kinds), points="\n".join(points)
+    )
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "events.md": events_page,
+    "axes.md": axes_page,
+    "faults.md": faults_page,
+}
 
 
 def main() -> int:

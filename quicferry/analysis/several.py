@@ -14,6 +14,9 @@ from quicferry.record import Manifest, MoveRecord, RunResult, Usage
 
 #: both roles have been played once by both edges: from here on nothing should grow
 SETTLED_AFTER_MOVES = 2
+#: what Python's allocator and a client's log of its own requests may come to
+RSS_NOISE_KIB = 6 * 1024
+RSS_NOISE_SHARE = 0.15
 
 
 class Window(NamedTuple):
@@ -74,8 +77,21 @@ def add_moves(result: RunResult, records: list[MoveRecord], events: Sequence[Eve
         values = [value for record in records if (value := getattr(record, name)) is not None]
         setattr(result, name, round(median(values), 6) if values else None)
     result.usage = usage(events)
+    result.warnings += grown(result.usage)
     ids = [e.detail.get("connection_ids") for e in events if e.name == "server.resumed"]
     result.connection_ids = next((count for count in reversed(ids) if isinstance(count, int)), None)
+
+
+def grown(readings: Sequence[Usage]) -> list[str]:
+    """What processes hold more of than after the second move, in words; nothing is as it should be."""
+    found = []
+    for each in readings:
+        if each.fds_after > each.fds_before:
+            found.append(f"{each.process} grew from {each.fds_before} to {each.fds_after} file descriptors")
+        spare_kib = max(RSS_NOISE_KIB, each.rss_before_kib * RSS_NOISE_SHARE)
+        if each.rss_after_kib > each.rss_before_kib + spare_kib:
+            found.append(f"{each.process} grew from {each.rss_before_kib} to {each.rss_after_kib} KiB")
+    return found
 
 
 def usage(events: Sequence[Event]) -> list[Usage]:

@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -32,6 +33,7 @@ from quicferry.record import Asked
 from quicferry.strategies import RULES
 
 SOURCE, DESTINATION = "source", "destination"
+STOP_S = 5.0  # for an agent that has told of its event to stop itself
 RESTART_S = 0.3  # after this long a killed agent or orchestrator is started again
 PAGE_BYTES = 4096
 STATE = "run/state"  # in a container: where a destination keeps what it received
@@ -276,13 +278,14 @@ class FaultInjector:
         moment = MOMENTS[here[0].row.point]
         held = self._stage.program(moment.part).process
         try:
+            # it tells first and stops then: what is done too early would be undone by its stop
+            _await_stop(held.pid)
             for fault in here:
                 self._left.remove(fault)
+                self._inject(fault)
                 self._context.events.emit("fault.injected", fault=fault.name, seconds=fault.seconds)
-                try:
-                    self._inject(fault)
-                except (FerryError, OSError) as error:
-                    self._context.warnings.append(f"the fault {fault.name} could not be injected: {error}")
+        except (FerryError, OSError) as error:
+            self._context.warnings.append(f"the fault {here[0].name} could not be injected: {error}")
         finally:
             held.send_signal(signal.SIGCONT)  # nothing happens when it was killed
 
@@ -383,6 +386,20 @@ _KILLED = {
     Kind.DESTINATION_AGENT_KILLED: DESTINATION,
     Kind.ORCHESTRATOR_KILLED: "orchestrator",
 }
+
+
+def _await_stop(pid: int) -> None:
+    """Wait until a process stands still. Raises ``FerryError`` when it does not."""
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError as error:
+            raise FerryError(f"process {pid} is gone: {error}") from error
+        if state == "T":
+            return
+        time.sleep(0.0005)
+    raise FerryError(f"process {pid} did not stop within {STOP_S:g} s")
 
 
 def _change_one_byte(path: Path) -> None:
