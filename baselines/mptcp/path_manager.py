@@ -26,6 +26,7 @@ ADD_ADDR_TIMEOUT_S = 1
 _EVENTS_GROUP = "mptcp_pm_events"
 _CONNECTION_ESTABLISHED, _CONNECTION_CLOSED, _SUBFLOW_ESTABLISHED = 2, 3, 10  # MPTCP_EVENT_…
 _TOKEN, _LOCAL_ADDRESS = 1, 5  # MPTCP_ATTR_TOKEN, MPTCP_ATTR_SADDR4
+_NEEDED = {_TOKEN, _LOCAL_ADDRESS}
 _NETLINK_GENERIC = 16
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _HEADER = struct.Struct("=IHHIIBBH")  # nlmsghdr, then genlmsghdr
@@ -78,12 +79,12 @@ def read_changes(data: bytes) -> list[Change]:
     at = 0
     while at + _HEADER.size <= len(data):
         length, _, _, _, _, command, _, _ = _HEADER.unpack_from(data, at)
-        if length < _HEADER.size:
+        if length < _HEADER.size or at + length > len(data):
             break
         values = _attributes(data[at + _HEADER.size : at + length])
         if command == _CONNECTION_CLOSED and _TOKEN in values:
             found.append(Change(values[_TOKEN], None))
-        elif command in (_CONNECTION_ESTABLISHED, _SUBFLOW_ESTABLISHED) and _LOCAL_ADDRESS in values:
+        elif command in (_CONNECTION_ESTABLISHED, _SUBFLOW_ESTABLISHED) and values.keys() >= _NEEDED:
             found.append(Change(values[_TOKEN], socket.inet_ntoa(values[_LOCAL_ADDRESS])))
         at += (length + 3) & ~3
     return found
@@ -94,7 +95,7 @@ def _attributes(data: bytes) -> dict[int, bytes]:
     at = 0
     while at + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size:
+        if length < _ATTRIBUTE.size or at + length > len(data):
             break
         values[kind & _TYPE_MASK] = data[at + _ATTRIBUTE.size : at + length]
         at += (length + 3) & ~3
