@@ -6,11 +6,12 @@ CI_REQUIRES := root,netns,veth,shaped-link,mininet,criu,tcpdump,tshark,mptcp,dns
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 # the programs of root, for those who became root by `su` and kept their own PATH
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream lint bench lock clean
+.PHONY: help setup demo test test-upstream lint bench soak lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,10 @@ lint: setup ## check form, types and the direction of imports
 
 bench: setup ## measure the targets and print them as a table (as root)
 	@$(PYTHON) -m bench.bench_migration $(BENCH_ARGS)
+	@$(PYTHON) -m bench.bench_notification
+
+soak: setup ## move one connection 200 times to and fro and look for leaks (as root, 10 minutes)
+	@$(PYTHON) -m bench.soak $(SOAK_ARGS)
 
 lock: ## make requirements.lock again from pyproject.toml
 	@tools/lock.sh

@@ -336,6 +336,8 @@ def client_config(context: RunContext, authority: str) -> ClientConfig:
         download_bytes=round(asked.download_mib * BYTES_PER_MIB),
         upload_bytes=round(asked.upload_mib * BYTES_PER_MIB),
         seed=asked.seed,
+        clients=asked.clients,
+        plain_clients=asked.plain_clients,
     )
 
 
@@ -350,12 +352,14 @@ class LoadClient:
         config: ClientConfig,
         *,
         module: str = "apps.client",
+        connections: int = 1,
         end_s: float = CLIENT_END_S,
     ) -> None:
         self._context = context
         self._config = config
         self._module = module
         self._end_s = end_s
+        self._connections = connections
         self._connected: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.program: Program | None = None
 
@@ -376,7 +380,8 @@ class LoadClient:
     def wait_ready(self, timeout_s: float) -> None:
         assert self.program is not None
         try:
-            self._connected.get(timeout=timeout_s)
+            for _ in range(self._connections):
+                self._connected.get(timeout=timeout_s)
         except queue.Empty:
             raise MigrationError(
                 f"the client did not connect: {self.program.last_words()}",
@@ -465,7 +470,13 @@ class QuicCast:
         config = client_config(context, server.authority)
         if faults.client_refuses:
             config = msgspec.structs.replace(config, accept_moves=False)
-        self._client = LoadClient(context, config)
+        crowd = context.asked.clients > 1 or context.asked.plain_clients > 0
+        self._client = LoadClient(
+            context,
+            config,
+            module="apps.many" if crowd else "apps.client",
+            connections=context.asked.clients,
+        )
         self.services: list[Service] = [*self._agents.values(), self._orchestra, faults, self._client]
         self._at, self._next = source, destination
         context.watched["server"] = self._server_pid

@@ -49,21 +49,8 @@ class Client:
     def __init__(self, config: ClientConfig, events: EventLog) -> None:
         self.config = config
         self.events = events
-        quic = QuicConfiguration(
-            is_client=True,
-            alpn_protocols=[ALPN],
-            server_name=SERVER_NAME,
-            idle_timeout=config.idle_timeout_s,
-        )
-        quic.load_verify_locations(config.authority)
         self._keys = Path(config.keys).open("a", encoding="ascii")  # noqa: SIM115 (aioquic writes for the process's life)
-        quic.secrets_log_file = self._keys
-        extension = None
-        if config.extension:
-            extension = ExtensionConfig(
-                strategies=frozenset(config.strategies), accept_moves=config.accept_moves
-            )
-        self.connection = MigratableConnection(configuration=quic, extension=extension)
+        self.connection = self.make_connection()
         family = "::" if ":" in config.server.host else "0.0.0.0"
         self.port = UdpPort(Endpoint(family, 0), self._received, stamped=True)
         self.load = Load(config, events, self._send, self.connection.unsent_bytes)
@@ -73,6 +60,24 @@ class Client:
         self._timer: asyncio.TimerHandle | None = None
         self._origin = ""
         self._received_ns = 0
+
+    def make_connection(self) -> MigratableConnection:
+        """A new connection, as the configuration wants it."""
+        config = self.config
+        quic = QuicConfiguration(
+            is_client=True,
+            alpn_protocols=[ALPN],
+            server_name=SERVER_NAME,
+            idle_timeout=config.idle_timeout_s,
+        )
+        quic.load_verify_locations(config.authority)
+        quic.secrets_log_file = self._keys
+        extension = None
+        if config.extension:
+            extension = ExtensionConfig(
+                strategies=frozenset(config.strategies), accept_moves=config.accept_moves
+            )
+        return MigratableConnection(configuration=quic, extension=extension)
 
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""

@@ -14,6 +14,8 @@ from quicferry.strategies import Strategy
 
 ALPN = "quicferry/1"
 SERVER_NAME = "service.edge.test"
+#: application error: "I have moved and you cannot follow me; connect to the address in the reason"
+MOVED_ERROR = 0x101
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,8 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     keys: str  # where the secrets go, NSS key log format
     summary: str  # where the ClientSummary goes at the end
     session: str = "client-1"
+    clients: int = 1  # of apps.many: so many connections, each with a session of its own
+    plain_clients: int = 0  # of apps.many: so many of them without the extension
     interval_ms: float = 10.0  # 0: back to back
     request_bytes: int = 64
     download_bytes: int = 0

@@ -14,6 +14,7 @@ import gc
 import hashlib
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from aioquic.quic.events import (
     StreamDataReceived,
 )
 
-from apps.config import ALPN, ServerConfig, read_config
+from apps.config import ALPN, MOVED_ERROR, ServerConfig, read_config
 from apps.connections import ConnectionTable, Peer
 from apps.rehearsal import rehearse
 from apps.service import Service
@@ -50,6 +51,12 @@ from quicferry.quic.snapshot import (
 from quicferry.quic.wire import Result
 from quicferry.strategies import RULES, Strategy, speaks_first
 from quicferry.units import BYTES_PER_MIB, now_ns, now_s
+
+NOTICE_LEAST_S = 0.2
+NOTICE_PTOS = 6  # two repetitions of a lost notice or answer, as recovery sends them
+NOTICES_AT_ONCE = 16
+#: answers of clients that will not be where the server is
+STAYS = frozenset({Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID})
 
 
 class HandedOver(msgspec.Struct, kw_only=True):
@@ -79,8 +86,10 @@ class Server:
         self.table.accepting = not config.standby
         self.frozen_epoch: int | None = None
         self.committed_epoch = 0
-        self._answers: dict[str, str] = {}  # connection key -> SM_READY's result, in the notice phase
-        self._answered = asyncio.Event()
+        self._answers: dict[str, Result] = {}  # connection key -> SM_READY's result, in the notice phase
+        self._answered = asyncio.Event()  # set when nobody is waited for any more
+        self._awaited: dict[str, float] = {}  # connection key -> until when it is waited for
+        self._new_address = ""  # where the clients are to be told to go
         self.stopped = asyncio.Event()
         self._ballast = [os.urandom(BYTES_PER_MIB) for _ in range(config.memory_mib)]
 
@@ -128,13 +137,18 @@ class Server:
                 )
         elif isinstance(event, MigrationReady):
             self.events.emit("server.client.ready", epoch=event.epoch, result=str(event.result))
-            self._answers[peer.key] = str(event.result)
-            self._answered.set()
+            self._answers[peer.key] = event.result
+            self._no_longer_awaited(peer)
         elif isinstance(event, MigrationCommitted):
             self.committed_epoch = event.epoch
             self.events.emit("server.committed", epoch=event.epoch)
         elif isinstance(event, ConnectionTerminated):
             self.service.forget(peer.key)
+            self._no_longer_awaited(peer)
+
+    def _no_longer_awaited(self, peer: Peer) -> None:
+        if self._awaited.pop(peer.key, None) is not None and not self._awaited:
+            self._answered.set()
 
     def _pump(self, peer: Peer) -> None:
         self.service.pump(peer.key, peer.connection.unsent_bytes, peer.connection.send_stream_data)
@@ -166,6 +180,8 @@ class Server:
                 return self._resume(order)
             case control.Import():
                 return self._import(order)
+            case control.Dismiss():
+                return {"dismissed": self._dismiss()}
             case control.Abort():
                 return self._abort(order)
             case control.Stop():
@@ -178,29 +194,58 @@ class Server:
         if rules.carries_address and order.destination is not None:
             addresses = [(order.destination.host, order.destination.port)]
         self._answers.clear()
-        peers = list(self.table.peers.values())
-        for peer in peers:
+        self._awaited.clear()
+        self._answered.clear()
+        self._new_address = str(order.service or "")
+        for number, peer in enumerate(list(self.table.peers.values()), 1):
+            if rules.notice:
+                # a deadline of its own: whoever is far away is waited for longer, but never for too long
+                patience_s = max(NOTICE_LEAST_S, NOTICE_PTOS * peer.connection.pto_s)
+                self._awaited[peer.key] = now_s() + min(order.deadline_s, patience_s)
             peer.connection.prepare_migration(
                 order.epoch, order.strategy, addresses, order.downtime_ms, order.server_first, now_s()
             )
             if rules.notice:
                 self.events.emit("server.prepare.sent", epoch=order.epoch, strategy=order.strategy)
             self.table.proceed(peer)
-        waiting = {peer.key for peer in peers} if rules.notice else set()
-        try:
-            async with asyncio.timeout(order.deadline_s):
-                while (waiting & set(self.table.peers)) - set(self._answers):
-                    self._answered.clear()
-                    await self._answered.wait()
-        except TimeoutError:
-            pass  # a client that is silent must not hold up the others
+            if number % NOTICES_AT_ONCE == 0:
+                await asyncio.sleep(0)  # answers are read meanwhile
+        silent = await self._await_answers()
         results = list(self._answers.values())
-        ready = results.count(Result.OK)
+        ready, unable = results.count(Result.OK), results.count(Result.NOT_NEGOTIATED)
         return {
             "ready": ready,
-            "refused": len(results) - ready,
-            "silent": len((waiting & set(self.table.peers)) - set(self._answers)),
+            "refused": len(results) - ready - unable,
+            "unable": unable,
+            "silent": silent,
         }
+
+    async def _await_answers(self) -> int:
+        """Wait for each client until its own deadline; returns how many were silent."""
+        silent = 0
+        while self._awaited:
+            now = now_s()
+            late = [key for key, until in self._awaited.items() if until <= now]
+            silent += len(late)
+            for key in late:
+                del self._awaited[key]
+            if self._awaited:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(self._awaited.values()) - now):
+                        await self._answered.wait()
+        return silent
+
+    def _cannot_follow(self, peer: Peer) -> bool:
+        """Whether the client has said that it will not go along, or does not know how to."""
+        return self._answers.get(peer.key, Result.OK) in STAYS
+
+    def _dismiss(self) -> int:
+        """Close what was not given away: those clients are to connect again, elsewhere."""
+        left = [peer for peer in self.table.peers.values() if not is_frozen(peer.connection)]
+        for peer in left:
+            peer.connection.close(MOVED_ERROR, reason_phrase=self._new_address)
+            self.table.proceed(peer)
+        return len(left)
 
     def _freeze(self, order: control.Freeze) -> dict[str, Any]:
         if self.frozen_epoch is not None:
@@ -212,8 +257,17 @@ class Server:
         if order.state_path is not None:
             while batch := self.port.drain():
                 self.table.deliver(batch)
+        elif any(map(self._cannot_follow, self.table.peers.values())):
+            # the whole process moves, and from elsewhere such a client would not hear it
+            for peer in list(self.table.peers.values()):
+                if self._cannot_follow(peer):
+                    peer.connection.close(MOVED_ERROR, reason_phrase=self._new_address)
+                    self.table.proceed(peer)
+                    self.table.remove(peer)
+                    self.service.forget(peer.key)
         for peer in self.table.peers.values():
-            peer.connection.hold()
+            if not self._cannot_follow(peer):
+                peer.connection.hold()
             if peer.timer is not None:
                 peer.timer.cancel()
                 peer.timer, peer.timer_at = None, None
@@ -226,6 +280,8 @@ class Server:
         self.fence.close(epoch)
         peers: list[Peer] = []
         for peer in self.table.peers.values():
+            if self._cannot_follow(peer):
+                continue
             try:
                 freeze(peer.connection, now)
             except MigrationError:

@@ -51,6 +51,20 @@ class RunFailed(FerryError):
     help="How the server's process moves.",
 )
 @click.option(
+    "--clients",
+    type=int,
+    default=1,
+    show_default=True,
+    help="How many clients there are, 1 to 500, each with a connection of its own.",
+)
+@click.option(
+    "--plain-clients",
+    type=int,
+    default=0,
+    show_default=True,
+    help="How many of them do not know the extension.",
+)
+@click.option(
     "--moves",
     type=int,
     default=1,

@@ -76,6 +76,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     downtime_ms: float | None = None  # how long the MPTCP baseline stands still; None: as the engine does
     link_backend: str = "auto"  # auto, netem, cable
     calibrate: bool = False  # measure every link before the load begins
+    clients: int = 1  # connections, all in one client process; more than one have a load in common
+    plain_clients: int = 0  # of these, so many do not know the extension and cannot follow the server
     moves: int = 1  # how often the server moves, to and fro between source and destination
     faults: tuple[str, ...] = ()  # what is made to go wrong: `quicferry faults`
     seed: int = 1  # of loss, jitter and payloads
@@ -147,6 +149,8 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     negotiated: list[str] = []
     requests: list[RequestRecord] = []
     transfers: list[TransferRecord] = []
+    connections: int = 1
+    reconnected: int = 0  # clients without the extension that were told to, because the server moved
     closed: str | None = None  # why the connection ended before its time
 
 
@@ -208,6 +212,8 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     rtt_method: str | None = None  # how rtt_ms was measured
     inter_edge_bytes: int | None = None  # seen on the wire between the edges: the check of transferred_bytes
     packets_undecrypted: int | None = None  # in the client's capture
+    clients: int | None = None  # connections
+    reconnected: int | None = None  # of these, told to connect again because they could not follow
     moves: list[MoveRecord] = []  # of several in one run; then the times above are their medians
     usage: list[Usage] = []  # the same
     connection_ids: int | None = None  # the server's, of all connections, after the last move

@@ -96,6 +96,8 @@ def read_scenario(path: Path) -> Scenario:
 #: axis -> smallest and largest value that makes sense, and its unit
 LIMITS: dict[str, tuple[float, float, str]] = {
     "pool": (1, 7, "addresses"),
+    "clients": (1, 500, "clients"),
+    "plain_clients": (0, 500, "clients"),
     "moves": (1, 1000, "moves"),
     "memory_mib": (0, 4096, "MiB"),
     "interval_ms": (0, 60_000, "ms"),
@@ -141,6 +143,15 @@ def check(asked: Asked) -> Asked:
                 f"{axis} cannot be {getattr(asked, axis)!r}", hint="choose from " + ", ".join(choices)
             )
     faults.check(asked)
+    if asked.plain_clients > asked.clients:
+        raise InvalidInput(
+            f"{asked.plain_clients} of {asked.clients} clients cannot be plain", hint="give more --clients"
+        )
+    if asked.clients > 1 and (asked.baseline is not None or asked.download_mib or asked.upload_mib):
+        raise InvalidInput(
+            "many clients send requests only, and to our own server",
+            hint="leave out --baseline, --download-mib and --upload-mib",
+        )
     if asked.engine not in ENGINES:
         raise InvalidInput(f"there is no engine {asked.engine!r}", hint="choose from " + ", ".join(ENGINES))
     return asked

@@ -28,7 +28,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
 class Prepare(msgspec.Struct, frozen=True, kw_only=True, tag="prepare"):
     """Tell the clients, as the strategy wants it. Answered when all have answered or ``deadline_s`` is over.
 
-    Answer: ready, refused, silent (numbers of connections). Without notice it is answered at once.
+    Answer: ready, refused, unable, silent (numbers of connections). Without notice it is answered at once.
     """
 
     epoch: int
@@ -37,6 +37,7 @@ class Prepare(msgspec.Struct, frozen=True, kw_only=True, tag="prepare"):
     destination: Endpoint | None
     downtime_ms: float
     deadline_s: float
+    service: Endpoint | None = None  # where clients reach the server afterwards, for those told to reconnect
 
 
 class Freeze(msgspec.Struct, frozen=True, kw_only=True, tag="freeze"):
@@ -72,6 +73,15 @@ class Import(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
     sha256: str
 
 
+class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag="dismiss"):
+    """The destination serves: close the connections that were not given to it. Answer: dismissed.
+
+    Their clients are told to connect again, there.
+    """
+
+    epoch: int
+
+
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
     """The move is off: the source serves again, above the packet-number lease. Answer: t_ns."""
 
@@ -83,7 +93,7 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
     """Write the closing event and end. Answer: the summary of the service."""
 
 
-Order = Status | Prepare | Freeze | Resume | Import | Abort | Stop
+Order = Status | Prepare | Freeze | Resume | Import | Dismiss | Abort | Stop
 
 
 class Envelope(msgspec.Struct, frozen=True):

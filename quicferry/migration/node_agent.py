@@ -126,7 +126,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     waiting_room: Endpoint = Endpoint("0.0.0.0", 4436)  # 0.0.0.0: at the address for RPC
     waiting_room_capacity: int = CAPACITY
     forward_from: list[str] = []  # addresses that other edges forward from; empty: the peers' addresses
-    linger_s: float = 2.0  # late datagrams are handed on this long after the commit
+    linger_s: float = 10.0  # late datagrams are handed on this long after the commit
     start_timeout_s: float = 20.0  # until a started server answers
     collect: list[str] = []  # files inside the container that CollectFiles sends; may be glob patterns
     events: str | None = None  # this agent's own event file; None: JSON lines on stdout

@@ -244,6 +244,7 @@ class _SourceMove:
             destination=order.service if rules.carries_address else None,
             downtime_ms=order.downtime_ms,
             deadline_s=order.deadlines.notice_s,
+            service=order.service,
         )
         self._touched = True
         if not rules.notice:

@@ -94,6 +94,9 @@ class HandoffEngine:
     async def give_up_source(self, order: MoveOrder) -> None:
         with suppress(FileNotFoundError):
             self._state(order)[1].unlink()
+        with suppress(MigrationError):  # it may have died; then nobody can be told
+            dismiss = control.Dismiss(epoch=order.epoch)
+            await self._context.control.ask(dismiss, order.deadlines.commit_s / 4)
         # it is frozen and has nothing more to tell: its closing words would be the destination's
         await self._context.container.stop_service(grace_s=0.0)
 
