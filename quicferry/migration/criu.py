@@ -122,6 +122,11 @@ class Criu:
         if not self._container.path(KERNEL_CACHE).exists():
             raise explain("check", done, done.stderr)
 
+    async def has(self, feature: str) -> bool:
+        """Whether kernel and CRIU can do something that ``criu check --feature`` knows."""
+        done = await self._container.run([str(self.program), "check", "--feature", feature])
+        return done.status == 0
+
     def dump_argv(self, pid: int, images: Path) -> list[str]:
         """The arguments to dump a process and leave it stopped: then it can go on if the move fails."""
         return [

@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
 from quicferry.migration.engines.base import (
@@ -31,7 +33,7 @@ from quicferry.migration.engines.base import (
     WantAll,
     WantNow,
 )
-from quicferry.migration.pagemap import PAGE_BYTES, Pages, runs_of
+from quicferry.migration.pagemap import PAGE_BYTES, Pages, decode, runs_of
 from quicferry.migration.userfault import UserFaults
 
 #: Sent at once without being asked: 256 KiB, 2 ms at 1 Gbit/s, which is what an urgent page waits for.
@@ -179,11 +181,41 @@ class _Stream:
         return pid, first, last - first
 
 
+class LocalPages:
+    """The memory of a process as rounds of pre-copy left it here: incremental images, the newest counts."""
+
+    def __init__(self, rounds: Sequence[Path], pid: int, pages: Pages) -> None:
+        """``rounds``: the image directories, the oldest first; ``pages``: those that are wanted of them."""
+        self.pages = pages
+        self._images: list[tuple[Pages, NDArray[np.uint8]]] = []
+        for directory in reversed(rounds):
+            pagemap = decode((directory / f"pagemap-{pid}.img").read_bytes())
+            if len(pagemap.present):
+                shape = (len(pagemap.present), PAGE_BYTES)
+                file = directory / f"pages-{pagemap.pages_id}.img"
+                self._images.append((pagemap.present, np.memmap(file, np.uint8, "r", shape=shape)))
+
+    def read(self, first: int, count: int) -> bytes:
+        """The contents of neighbouring pages. Raises ``MigrationError`` if no round has one of them."""
+        out = np.empty((count, PAGE_BYTES), np.uint8)
+        lacking = np.ones(count, bool)
+        for pages, data in self._images:
+            start, end = np.searchsorted(pages, (first, first + count))
+            rows = pages[start:end] - first
+            new = lacking[rows]
+            out[rows[new]] = data[start:end][new]
+            lacking[rows] = False
+            if not lacking.any():
+                return out.tobytes()
+        raise MigrationError(f"no round of pre-copy has all of {count} pages from {first * PAGE_BYTES:#x}")
+
+
 class PageSink:
     """The destination's end: fetches the missing pages and puts them into the restored processes.
 
-    ``images`` is the image directory, ``missing`` says what the images lack, ``open_stream`` opens a
-    stream to the source. It works from the beginning until ``close``.
+    ``images`` is the image directory, ``missing`` says what the source has, ``local`` what is here
+    already and how it is read, ``open_stream`` opens a stream to the source. It works from the beginning
+    until ``close``.
     """
 
     def __init__(
@@ -191,6 +223,7 @@ class PageSink:
         epoch: int,
         images: Path,
         missing: Mapping[int, Pages],
+        local: Mapping[int, LocalPages],
         compression: str,
         open_stream: Callable[[], PageCall],
     ) -> None:
@@ -201,22 +234,31 @@ class PageSink:
         self._order = [
             (pid, first, count) for pid, pages in missing.items() for first, count in oldest_first(pages)
         ]
-        self._faults = UserFaults(
-            images, {pid: set(pages) for pid, pages in self._missing.items()}, self._want
-        )
+        self._local = local
+        unplaced = {pid: set(pages) for pid, pages in self._missing.items()}
+        for pid, pages in local.items():
+            unplaced.setdefault(pid, set()).update(pages.pages.tolist())
+        self._faults = UserFaults(images, unplaced, self._want)
         self._stream: PageCall | None = None
         self._asking: set[asyncio.Task[None]] = set()
         self._fetching = asyncio.create_task(self._fetch())
+        self._filling = asyncio.create_task(self._fill())
 
     async def placed(self) -> None:
         """Return when all memory is in its place. Raises what went wrong meanwhile."""
-        await asyncio.wait([self._fetching, self._faults.over], return_when=asyncio.FIRST_EXCEPTION)
-        if self._fetching.done():
-            self._fetching.result()
+        working = [self._fetching, self._filling, self._faults.over]
+        await asyncio.wait(working, return_when=asyncio.FIRST_EXCEPTION)
+        for task in working:
+            if task.done():
+                task.result()
         await self._faults.over
 
     def _want(self, pid: int, page: int) -> None:
         """A process waits for this page."""
+        if page not in self._missing.get(pid, ()) and pid in self._local:
+            data = self._local[pid].read(page, 1)
+            asyncio.get_running_loop().call_soon(self._faults.arrived, pid, page, data)
+            return
         task = asyncio.get_running_loop().create_task(self._ask(pid, page))
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
@@ -226,9 +268,17 @@ class PageSink:
             with suppress(MigrationError):  # a new stream begins with all that is missing
                 await self._stream.write(WantNow(pid=pid, first=page, count=1))
 
+    async def _fill(self) -> None:
+        """Put in place what is here already, once there is a place."""
+        await self._faults.restored.wait()
+        for pid, pages in self._local.items():
+            for first, count in oldest_first(pages.pages):
+                data = await asyncio.to_thread(pages.read, first, count)
+                self._faults.arrived(pid, first, data)
+
     async def _fetch(self) -> None:
         """Read streams until all has come."""
-        while True:
+        while any(self._missing.values()):
             try:
                 stream = self._stream = self._open_stream()
                 await stream.write(WantAll(epoch=self._epoch, runs=self._wanted()))
@@ -283,7 +333,8 @@ class PageSink:
     async def close(self) -> None:
         """End it. A process that lacks memory must have been ended before."""
         self._fetching.cancel()
-        await asyncio.wait([self._fetching])
+        self._filling.cancel()
+        await asyncio.wait([self._fetching, self._filling])
         await self._faults.close()
         if self._stream is not None:
             self._stream.cancel()

@@ -59,9 +59,14 @@ class PageMap(NamedTuple):
         return self._pages(lambda flags: Flag.PRESENT in flags)
 
     @property
+    def optional(self) -> Pages:
+        """The pages whose data is in the parent image and may come later; CRIU itself knows no such."""
+        return self._pages(lambda flags: flags == Flag.PARENT | Flag.LAZY)
+
+    @property
     def absent(self) -> Pages:
         """The pages whose data is nowhere in the images: a page server has it."""
-        return self._pages(lambda flags: Flag.LAZY in flags and Flag.PRESENT not in flags)
+        return self._pages(lambda flags: flags == Flag.LAZY)
 
     def _pages(self, wanted: Callable[[Flag], bool]) -> Pages:
         return numbers([(first, length) for first, length, flags in self.entries if wanted(flags)])

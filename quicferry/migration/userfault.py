@@ -118,7 +118,7 @@ class UserFaults:
         self._targets: list[Target] = []
         self._kept: list[tuple[int, int, bytes]] = []  # came before there was a process to put it in
         self._awaited: set[tuple[int, int]] = set()  # until then: pages that a process stands still for
-        self._restored = False
+        self.restored = asyncio.Event()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         path = images / SOCKET
         path.unlink(missing_ok=True)
@@ -148,7 +148,7 @@ class UserFaults:
 
     def _begin(self) -> None:
         """The processes have their mappings: what has come can be put in place."""
-        self._restored = True
+        self.restored.set()
         for pid, first, data in self._kept:
             self._place_all(pid, first, data)
         self._kept.clear()
@@ -156,7 +156,7 @@ class UserFaults:
 
     def arrived(self, pid: int, first: int, data: bytes) -> None:
         """Pages have come."""
-        if self._restored:
+        if self.restored.is_set():
             self._place_all(pid, first, data)
             self._check()
             return
@@ -225,6 +225,8 @@ class UserFaults:
             self._leave(target)
             return
         for event, a, b, c in MESSAGE.iter_unpack(raw):
+            if target not in self._targets:  # it had all its memory after the message before this one
+                return
             if event == PAGEFAULT:
                 self._fault(target, b // PAGE_BYTES)
             elif event == FORK:
@@ -264,7 +266,7 @@ class UserFaults:
 
     def _check(self) -> None:
         """Leave processes that have all their memory."""
-        if not self._restored:
+        if not self.restored.is_set():
             return
         for target in [target for target in self._targets if not target.unplaced]:
             self._leave(target)

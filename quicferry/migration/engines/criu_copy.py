@@ -28,14 +28,15 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from quicferry.errors import MigrationError
+from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.criu_image import LEFT_BEHIND, Kind, Manifest, Unpacker, record
 from quicferry.migration.engines.base import CHUNK_BYTES, MoveOrder, PageRun, ToPageSource
 from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, unpack
-from quicferry.migration.lazy_pages import PageSink, PageSource
+from quicferry.migration.lazy_pages import LocalPages, PageSink, PageSource
 from quicferry.migration.pagemap import (
     NO_PAGES,
     PAGE_BYTES,
+    Flag,
     PageMap,
     Pages,
     decode,
@@ -57,6 +58,7 @@ FEW_PAGES = 256
 #: A round with more than this share of the round before it makes no progress: the server writes as
 #: fast as the network sends.
 PROGRESS = 0.9
+LAZY_FEATURE = "uffd-noncoop"
 STOPPED_S = 1.0
 POLL_S = 0.0005
 PAGES_ID = 1  # of the pages file of a round
@@ -79,7 +81,8 @@ def why_stop(rounds: int, pages: int, before: int | None) -> str | None:
 class Plan(NamedTuple):
     """How the last image of a process is made of a dump without memory and of what is known."""
 
-    parent: Pages  # as in the last round
+    parent: Pages  # as in the last round, and to be there before the process runs
+    parent_lazy: Pages  # as in the last round, and may also come later
     dumped: Pages  # data from the dump
     fetched: Pages  # data from the stopped process, into the image
     lazy: Pages  # data stays in the stopped process
@@ -90,7 +93,8 @@ def plan_of(pagemap: PageMap, same: Pages, *, lazily: bool) -> Plan:
     present, absent = pagemap.present, pagemap.absent
     changed = np.setdiff1d(absent, same, assume_unique=True)
     return Plan(
-        parent=np.intersect1d(np.concatenate((present, absent)), same, assume_unique=True),
+        parent=np.intersect1d(present, same, assume_unique=True),
+        parent_lazy=np.intersect1d(absent, same, assume_unique=True),
         dumped=np.setdiff1d(present, same, assume_unique=True),
         fetched=NO_PAGES if lazily else changed,
         lazy=changed if lazily else NO_PAGES,
@@ -122,6 +126,7 @@ class CriuCopyEngine(CriuEngine):
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
+        self._can_restore_lazily = False
         self._known = Snapshot.empty()
         self._rounds = 0
         self._reading: Reading | None = None
@@ -133,6 +138,16 @@ class CriuCopyEngine(CriuEngine):
     async def _prepare(self) -> None:
         await self._forget()
         await super()._prepare()
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        """Also find out whether memory can come after the restore. Post-copy and hybrid must have that."""
+        await super().prepare_destination(order)
+        self._can_restore_lazily = await self._ready().has(LAZY_FEATURE)
+        if self.lazily and not self._can_restore_lazily:
+            raise Unsupported(
+                f"{self.name} needs userfaultfd, and CRIU says that this kernel lacks it",
+                hint="`quicferry doctor` says more; criu-cold and criu-pre-copy do without",
+            )
 
     async def _forget(self) -> None:
         """Drop what is left of the last move."""
@@ -214,7 +229,9 @@ class CriuCopyEngine(CriuEngine):
             pages_name = f"pages-{pagemap.pages_id}.img"
             replaced |= {path.name, pages_name}
             data = self._data(owner, plan, pagemap, self._outside / pages_name, reading)
-            entries = entries_of(present=data.pages, parent=plan.parent, lazy=plan.lazy)
+            entries = entries_of(
+                present=data.pages, parent=plan.parent, parent_lazy=plan.parent_lazy, lazy=plan.lazy
+            )
             yield record(Kind.IMAGE, path.name, encode(PageMap(pagemap.pages_id, entries)))
             yield record(Kind.IMAGE, pages_name, b"")
             yield from in_chunks(pages_name, data.data.data.cast("B"))
@@ -282,33 +299,59 @@ class CriuCopyEngine(CriuEngine):
         limit_s = order.deadlines.restore_s
         criu = self._ready()
         detail["rounds"] = manifest.rounds
-        if manifest.lazy:
-            self._sink = self._open_sink(order, manifest)
-            self._finishing = asyncio.create_task(self._finish(order, self._sink))
-        stats = await criu.restore(self._images, timeout_s=limit_s, lazy=bool(manifest.lazy))
+        lazily = bool(manifest.lazy) or (manifest.rounds > 0 and self._can_restore_lazily)
+        detail["lazily"] = lazily
+        local = await asyncio.to_thread(self._decide_on_rounds, manifest)
+        if lazily:
+            self._sink = self._open_sink(order, manifest, local)
+            self._finishing = asyncio.create_task(self._finish(order, manifest, self._sink))
+        stats = await criu.restore(self._images, timeout_s=limit_s, lazy=lazily)
         detail["criu"] = msgspec.structs.asdict(stats)
         if manifest.stopped:
             await self._container.signal(manifest.pid, signal.SIGCONT)
 
-    def _open_sink(self, order: MoveOrder, manifest: Manifest) -> PageSink:
+    def _open_sink(self, order: MoveOrder, manifest: Manifest, local: dict[int, LocalPages]) -> PageSink:
         open_pages = self._context.open_pages
         if open_pages is None:
             raise MigrationError(f"{self._context.edge} has no way to fetch pages")
-        missing = {
-            owner: decode((self._outside / f"pagemap-{owner}.img").read_bytes()).absent
-            for owner in manifest.lazy
-        }
+        missing = {}
+        for owner in manifest.lazy:
+            absent = decode((self._outside / f"pagemap-{owner}.img").read_bytes()).absent
+            here = local[owner].pages if owner in local else NO_PAGES
+            missing[owner] = np.setdiff1d(absent, here, assume_unique=True)
         lifetime_s = order.deadlines.restore_s + order.deadlines.pages_s
 
         return PageSink(
             order.epoch,
             self._outside,
             missing,
+            local,
             order.compression,
             lambda: open_pages(order.source, lifetime_s),
         )
 
-    async def _finish(self, order: MoveOrder, sink: PageSink) -> None:
+    def _decide_on_rounds(self, manifest: Manifest) -> dict[int, LocalPages]:
+        """What the rounds brought and may come later does so, where the kernel can do it.
+
+        Else the restore would copy all memory while nothing serves. To CRIU a page is lazy or in the
+        parent, not both: both is the source's word for "as you like".
+        """
+        if not manifest.rounds:
+            return {}
+        path = self._outside / f"pagemap-{manifest.pid}.img"
+        pagemap = decode(path.read_bytes())
+        flag = Flag.LAZY if self._can_restore_lazily else Flag.PARENT
+        entries = [
+            entry._replace(flags=flag) if entry.flags == Flag.PARENT | Flag.LAZY else entry
+            for entry in pagemap.entries
+        ]
+        path.write_bytes(encode(PageMap(pagemap.pages_id, entries)))
+        if not self._can_restore_lazily:
+            return {}
+        rounds = [self._outside / f"round-{number}" for number in range(manifest.rounds)]
+        return {manifest.pid: LocalPages(rounds, manifest.pid, pagemap.optional)}
+
+    async def _finish(self, order: MoveOrder, manifest: Manifest, sink: PageSink) -> None:
         """Wait until the process has all its memory, and tell the source."""
         error: str | None = None
         try:
@@ -320,6 +363,8 @@ class CriuCopyEngine(CriuEngine):
             # half of its memory is nowhere: it must not go on as if nothing were
             with contextlib.suppress(MigrationError):
                 await self._container.stop(self._made.pid, grace_s=0)
+        if not manifest.lazy:
+            return  # the source has gone its way
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(order.deadlines.pages_s):
                 await sink.finish(error)
