@@ -32,7 +32,7 @@ from apps.connections import ConnectionTable, Peer
 from apps.rehearsal import rehearse
 from apps.service import Service
 from apps.tickets import PlainTicket, from_plain, to_plain
-from apps.udp import Datagram, UdpPort
+from apps.udp import BATCH, Datagram, UdpPort
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog
 from quicferry.migration import control
@@ -55,6 +55,7 @@ from quicferry.units import BYTES_PER_MIB, now_ns, now_s
 NOTICE_LEAST_S = 0.2
 NOTICE_PTOS = 6  # two repetitions of a lost notice or answer, as recovery sends them
 NOTICES_AT_ONCE = 16
+WAITING_PER_CLIENT = 4  # datagrams handled before the first flight of a server that resumes
 #: answers of clients that will not be where the server is
 STAYS = frozenset({Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID})
 
@@ -237,7 +238,7 @@ class Server:
 
     def _cannot_follow(self, peer: Peer) -> bool:
         """Whether the client has said that it will not go along, or does not know how to."""
-        return self._answers.get(peer.key, Result.OK) in STAYS
+        return not self.config.address_moves and self._answers.get(peer.key, Result.OK) in STAYS
 
     def _dismiss(self) -> int:
         """Close what was not given away: those clients are to connect again, elsewhere."""
@@ -344,8 +345,12 @@ class Server:
         self.table.accepting = True
         for peer in self.table.peers.values():
             peer.connection.resume(epoch, strategy, first, now_s())
-        # what waited in the socket is handled before anything leaves: the first flight can answer it
-        while batch := self.port.drain():
+        # what waited in the socket is handled before anything leaves: the first flight can answer it; no
+        # more than that, as many clients probe faster than they can be heard
+        for _ in range(1 + len(self.table.peers) * WAITING_PER_CLIENT // BATCH):
+            batch = self.port.drain()
+            if not batch:
+                break
             self.table.deliver(batch)
         for peer in list(self.table.peers.values()):
             self.table.proceed(peer)
