@@ -19,7 +19,7 @@ So there are never two servers. There is none only while the source cannot reach
 it knows to have resumed; it asks until it can.
 
 A destination that finds at the fence that the source's agent is gone (connection refused) keeps
-serving: the source's container has died with its agent, so nobody else serves or will.
+serving: the server there is frozen, and an agent that is started again asks before it thaws it.
 
 An engine that leaves memory at the source (post-copy, hybrid) has its point of no return there, too,
 but the destination's server is not whole yet: only the source has the rest of its memory. The source
