@@ -259,18 +259,27 @@ class TcpServer:
                     **self._summary(),
                 }
             case control.Prepare():
-                return {"ready": 0, "refused": 0, "silent": 0}  # HTTP has no word for it
+                return {"ready": 0, "refused": 0, "unable": 0, "silent": 0}  # HTTP has no word for it
             case control.Freeze():
                 return self._freeze(order)
             case control.Resume():
                 return self._resume(order)
             case control.Import():
                 return self._import(order)
+            case control.Dismiss():
+                return {"dismissed": self._dismiss()}
             case control.Abort():
                 return self._abort(order)
             case control.Stop():
                 self.stopped.set()
                 return self._summary()
+
+    def _dismiss(self) -> int:
+        """The destination serves: reset what is open, as the end of this process would."""
+        peers = list(self._peers)
+        for peer in peers:
+            peer.abort()
+        return len(peers)
 
     def _freeze(self, order: control.Freeze) -> dict[str, Any]:
         if self.frozen_epoch is not None:
