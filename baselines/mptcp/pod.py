@@ -131,9 +131,10 @@ class Pod:
     def detach(self, plug: Plug) -> None:
         """Unplug it: nothing comes or goes there any more."""
         outer, inner = self._ends[plug.edge]
-        # with the interfaces go their routes, neighbours, and the address
+        # with the interfaces go their routes and neighbours, but not the address
         self._outside[plug.edge].link("set", index=outer, state="down")
         self._inside.link("set", index=inner, state="down")
+        self._inside.addr("del", index=inner, address=plug.address, prefixlen=32)
 
     def keep(self, plug: Plug) -> None:
         """Let the address live on inside, without a plug, so that what has it as its own can still send."""
