@@ -28,7 +28,16 @@ class Performed(NamedTuple):
 
     def tshark(self, host: str, wanted: str, *fields: str) -> list[list[str]]:
         """Fields of the packets of a host's capture that a display filter keeps."""
-        argv = ["tshark", "-n", "-r", self.paths.captures / f"{host}.pcapng", "-Y", wanted, "-T", "fields"]
+        argv: list[str | Path] = [
+            "tshark",
+            "-n",
+            "-r",
+            self.paths.captures / f"{host}.pcapng",
+            "-Y",
+            wanted,
+            "-T",
+            "fields",
+        ]
         done = process.run([*argv, *(word for field in fields for word in ("-e", field))], timeout_s=120)
         return [line.split("\t") for line in done.stdout.splitlines()]
 

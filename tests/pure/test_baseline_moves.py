@@ -18,6 +18,7 @@ from baselines.mptcp.path_manager import Change, read_changes
 from baselines.mptcp.pod import Plug
 from cli.downtimes import Downtimes
 from quicferry.errors import InvalidInput, Unsupported
+from quicferry.experiment.scenario import check
 from quicferry.migration.address import RouteUpdate
 from quicferry.model import Endpoint, Link, Node, Topology
 from quicferry.record import Asked, RunResult
@@ -247,3 +248,10 @@ def test_a_downtime_that_is_given_is_taken_and_others_need_none() -> None:
     downtimes.perform(Asked(baseline="ip-move-quic"), session.perform)
     downtimes.perform(Asked(), session.perform)
     assert [asked.downtime_ms for asked in session.performed] == [30.0, None, None]
+
+
+def test_a_baseline_moves_once() -> None:
+    check(Asked(moves=3))
+    check(Asked(baseline="mptcp"))
+    with pytest.raises(InvalidInput, match="moves once"):
+        check(Asked(baseline="mptcp", moves=2))
