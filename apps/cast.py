@@ -204,6 +204,7 @@ class Agent:
             service=context.service_endpoint(self._peer),
             server_first=context.asked.server_first,
             forwarding=context.asked.forwarding,
+            compression=context.asked.compression,
         )
         return AgentConfig(
             edge=self.edge,
@@ -244,6 +245,7 @@ class Agent:
             address_moves=self._address is not None,
             response_bytes=asked.response_bytes,
             memory_mib=asked.memory_mib,
+            dirty_mib_s=asked.dirty_mib_s,
         )
         path = context.write_config(f"{kind}-{self.edge}", config)
         return Command(argv=context.module(self._module, path))
@@ -437,6 +439,7 @@ def order_move(
         service=context.service_endpoint(destination),
         server_first=context.asked.server_first,
         forwarding=forwarding,
+        compression=context.asked.compression,
     )
     return orchestra.command(command, "outcome", MOVE_S)
 

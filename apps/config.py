@@ -36,6 +36,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     address_moves: bool = False  # with the server: every client can follow, the extension or not
     response_bytes: int = 256
     memory_mib: int = 0  # touched, incompressible memory besides what the server needs
+    dirty_mib_s: float = 0.0  # how much of it is rewritten, in MiB per second
     idle_timeout_s: float = 60.0
 
 

@@ -27,6 +27,7 @@ from aioquic.quic.events import (
     StreamDataReceived,
 )
 
+from apps.ballast import Ballast
 from apps.config import ALPN, MOVED_ERROR, ServerConfig, read_config
 from apps.connections import ConnectionTable, Peer
 from apps.rehearsal import rehearse
@@ -50,7 +51,7 @@ from quicferry.quic.snapshot import (
 )
 from quicferry.quic.wire import Result
 from quicferry.strategies import RULES, Strategy, speaks_first
-from quicferry.units import BYTES_PER_MIB, now_ns, now_s
+from quicferry.units import now_ns, now_s
 
 NOTICE_LEAST_S = 0.2
 NOTICE_PTOS = 6  # two repetitions of a lost notice or answer, as recovery sends them
@@ -92,7 +93,7 @@ class Server:
         self._awaited: dict[str, float] = {}  # connection key -> until when it is waited for
         self._new_address = ""  # where the clients are to be told to go
         self.stopped = asyncio.Event()
-        self._ballast = [os.urandom(BYTES_PER_MIB) for _ in range(config.memory_mib)]
+        self._ballast = Ballast(config.memory_mib)
 
     async def run(self) -> None:
         """Serve until the order to stop, or SIGTERM."""
@@ -107,8 +108,10 @@ class Server:
         else:
             self.port.start()
         self.events.emit("server.started", pid=os.getpid(), standby=self.standby)
+        rewriting = loop.create_task(self._ballast.rewrite(self.config.dirty_mib_s))
         gc.freeze()  # what lives now lives on: a collection in mid-migration would be paid in downtime
         await self.stopped.wait()
+        rewriting.cancel()
         self.events.emit("server.stopped", **self._summary())
         self.port.close()
         transport.close()

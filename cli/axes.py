@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 import topologies
+from quicferry.migration.engines.base import COMPRESSIONS
 from quicferry.model import Topology
 from quicferry.record import Asked
 
@@ -25,6 +26,7 @@ _AXES: tuple[tuple[str, type, str], ...] = (
     ("inter_edge_mbps", float, "Rate of the link between the edges, which the server's state crosses."),
     ("pool", int, "How many addresses the client is given as candidates, 1 to 7 (strategy pool)."),
     ("memory_mib", int, "Touched, incompressible memory that the server holds besides its own."),
+    ("dirty_mib_s", float, "How much of that memory the server rewrites per second, in MiB."),
     ("interval_ms", float, "Time between two requests; 0 is back to back."),
     ("request_bytes", int, "Size of a request."),
     ("response_bytes", int, "Size of a response."),
@@ -75,6 +77,13 @@ def axis_options(command: F) -> F:
         "--mptcp-make-before-break",
         is_flag=True,
         help="MPTCP's new address stands before the old one goes.",
+    )(command)
+    command = click.option(
+        "--compression",
+        type=click.Choice(COMPRESSIONS),
+        default=_DEFAULTS.compression,
+        show_default=True,
+        help="How memory images of the CRIU engines are packed on their way.",
     )(command)
     command = click.option(
         "--link-backend",

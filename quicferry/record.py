@@ -57,6 +57,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     rate_mbps: float | None = None  # each way on the client's access link
     inter_edge_mbps: float = 1000.0  # between source and destination
     memory_mib: int = 0  # touched, incompressible memory added to the server
+    dirty_mib_s: float = 0.0  # how much of that memory the server rewrites, in MiB per second
+    compression: str = "auto"  # auto, none, zstd, zstd-1, zstd-3: of memory images on their way
     interval_ms: float = 10.0  # between requests; 0: back to back
     request_bytes: int = 64  # size of each request
     response_bytes: int = 256  # size of each response
@@ -210,6 +212,7 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     largest_gap_ms: float | None = None  # between two useful packets at the client, anywhere in the run
     service_time_ms: float | None = None  # median time from a request to the end of its answer
     rtt_method: str | None = None  # how rtt_ms was measured
+    memory_path: str | None = None  # how the server's memory got across, as the engine recorded it
     inter_edge_bytes: int | None = None  # seen on the wire between the edges: the check of transferred_bytes
     packets_undecrypted: int | None = None  # in the client's capture
     clients: int | None = None  # connections

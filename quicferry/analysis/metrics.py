@@ -265,6 +265,7 @@ def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest) -> Non
     result.connection_overhead_ms = rounded(metrics.overhead_ms)
     result.pto_ms = metrics.pto_ms
     result.transferred_bytes = metrics.transferred_bytes
+    result.memory_path = metrics.memory_path
     result.phases_ms = metrics.phases_ms()
     result.moments_ms = metrics.moments_ms()
     # a baseline may stay where it is; after a fault, ``_judge_faults`` knows where the server must be

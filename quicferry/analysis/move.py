@@ -18,6 +18,8 @@ from quicferry.events import Event
 from quicferry.units import NS_PER_MS, ns_to_ms
 
 LOG_TOLERANCE_NS = 1 * NS_PER_MS
+#: events of the parts in which a server's state crosses the network; each has ``bytes``
+TRANSFERS = ("migration.precopy.complete", "migration.transfer.complete", "migration.pages.complete")
 PHASES = ("notice", "checkpoint", "transfer", "restore", "commit")
 
 
@@ -43,6 +45,7 @@ class Metrics(NamedTuple):
     validated_ns: int | None
     pto_ms: float | None
     transferred_bytes: int | None
+    memory_path: str | None
     spans: list[Span]
     warnings: list[str]
     signals: tuple[Moment, ...] = ()  # of MPTCP's path managers, the first of each at the client
@@ -128,6 +131,7 @@ def measure(
         validated_ns=timeline.path_validated(traffic, new),
         pto_ms=_number(loss, "pto_ms"),
         transferred_bytes=_transferred(events),
+        memory_path=memory_path(events),
         spans=phase_spans(events),
         warnings=warnings,
         signals=tuple(timeline.multipath_signals(traffic)),
@@ -196,12 +200,35 @@ def _number(event: Event | None, key: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def memory_path(events: Sequence[Event]) -> str | None:
+    """How the server's memory got across, in words; None when no engine says."""
+    taken = _first(events, "migration.checkpoint.complete")
+    method = taken.detail.get("method") if taken is not None else None
+    if method is None:
+        return None
+    words = [str(method)]
+    rounds = [event for event in events if event.name == "migration.precopy.round.complete"]
+    if rounds:
+        last = max(rounds, key=lambda event: event.t_ns).detail
+        words.append(f"{len(rounds)} rounds, ended by the rule {last.get('stop')}")
+    restored = _first(events, "migration.restore.complete")
+    if restored is not None and "lazily" in restored.detail:
+        words.append("restored lazily" if restored.detail["lazily"] else "restored at once")
+    pages = _first(events, "migration.pages.complete")
+    if pages is not None and pages.detail.get("pages"):
+        detail = pages.detail
+        words.append(
+            f"{detail['pages']} pages afterwards, {detail.get('waited_for', 0)} times waited for one"
+        )
+    return "; ".join(words)
+
+
 def _transferred(events: Sequence[Event]) -> int | None:
-    """Bytes of all completed transfers; else what the orchestrator said at the end."""
+    """Bytes of all that was moved, before, in and after the downtime; else what was said at the end."""
     sizes = [
         event.detail["bytes"]
         for event in events
-        if event.name == "migration.transfer.complete" and isinstance(event.detail.get("bytes"), int)
+        if event.name in TRANSFERS and isinstance(event.detail.get("bytes"), int)
     ]
     if sizes:
         return int(sum(sizes))

@@ -226,6 +226,7 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
         ("how the RTT was measured", result.rtt_method or NOTHING),
         ("PTO when the client noticed the loss", ms(result.pto_ms)),
         ("state moved", tables.size(result.transferred_bytes)),
+        ("how the memory moved", result.memory_path or NOTHING),
         ("seen on the link between the edges", tables.size(result.inter_edge_bytes)),
         ("requests lost", tables.lost_requests(result)),
         (

@@ -31,6 +31,8 @@ def needed_probes(asked: Asked) -> list[str]:
     needed = ["root", "mininet", "tshark"]
     if asked.engine.startswith("criu"):
         needed.append("criu")
+    if asked.engine in ("criu-post-copy", "criu-hybrid"):
+        needed.append("criu-lazy-pages")
     if asked.link_backend == "netem":
         needed.append("netem")
     return needed

@@ -24,7 +24,7 @@ import msgspec
 
 from quicferry.errors import InvalidInput
 from quicferry.experiment import faults
-from quicferry.migration.engines.base import ENGINES
+from quicferry.migration.engines.base import COMPRESSIONS, ENGINES
 from quicferry.record import Asked
 
 
@@ -100,6 +100,7 @@ LIMITS: dict[str, tuple[float, float, str]] = {
     "plain_clients": (0, 500, "clients"),
     "moves": (1, 1000, "moves"),
     "memory_mib": (0, 4096, "MiB"),
+    "dirty_mib_s": (0, 4096, "MiB/s"),
     "interval_ms": (0, 60_000, "ms"),
     "request_bytes": (0, 1 << 20, "bytes"),
     "response_bytes": (0, 1 << 20, "bytes"),
@@ -121,6 +122,7 @@ LIMITS: dict[str, tuple[float, float, str]] = {
 }
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "compression": COMPRESSIONS,
     "dns_cache": ("warm", "cold"),
     "link_backend": ("auto", "netem", "cable"),
 }

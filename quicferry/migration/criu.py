@@ -42,6 +42,9 @@ KEEP_TCP = "--tcp-established"
 #: rest of the request is without meaning; it is as long as the longest form there is (CRIU 4.2).
 CLOSE_PAGE_SERVER = struct.pack("<I28x", 0x1023)  # PS_IOV_CLOSE
 
+#: What ``criu check`` calls a userfaultfd that tells all that is to be known for lazy pages.
+LAZY_FEATURE = "uffd-noncoop"
+
 KERNEL_CACHE = "/run/criu.kdat"
 
 #: Said in every run without CAP_SYS_RESOURCE, and of no consequence.

@@ -1,4 +1,6 @@
-"""The probe ``criu``: a child is really dumped and restored, by the judge that the set-up uses too."""
+"""The probes of CRIU: ``criu`` really dumps and restores a child, by the judge that the set-up uses too;
+the others have CRIU try a feature of the kernel.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import sys
 from pathlib import Path
 
 from quicferry.errors import Unsupported
-from quicferry.migration.criu import CHECKOUT, INSTALL_HINT, find_criu
+from quicferry.migration.criu import CHECKOUT, INSTALL_HINT, LAZY_FEATURE, find_criu
 from quicferry.probe import Probe
 from quicferry.process import run
 
@@ -30,4 +32,38 @@ def dump_and_restore() -> str:
     return f"criu {version_of(program)} dumped and restored a child with an UDP socket"
 
 
-PROBES = [Probe(name="criu", needed_for="engine criu-cold: the server's process moves", ask=dump_and_restore)]
+def has_feature(feature: str) -> bool:
+    """Whether ``criu check --feature`` finds that it works here; it tries the kernel, not its version."""
+    argv: list[str | Path] = [*NAMESPACES, find_criu(), "check", "--feature", feature]
+    return run(argv, check=False, timeout_s=60).status == 0
+
+
+def lazy_pages() -> str:
+    """Memory can follow a process that runs already."""
+    if not has_feature(LAZY_FEATURE):
+        raise Unsupported(
+            "CRIU finds no userfaultfd with events of fork, remap and unmap in this kernel",
+            hint="a kernel with CONFIG_USERFAULTFD; criu-pre-copy works without, more slowly",
+        )
+    return "userfaultfd tells of faults, fork, remap and unmap"
+
+
+def tracking() -> str:
+    """The kernel knows which pages were written. No engine needs it: pre-copy compares memory itself."""
+    if not has_feature("mem_dirty_track"):
+        raise Unsupported(
+            "this kernel does not track which pages were written (soft-dirty)",
+            hint="nothing is lost: the engines compare memory with what they sent before (docs/adr/0008)",
+        )
+    return "the kernel tracks written pages (soft-dirty); the engines compare memory all the same"
+
+
+PROBES = [
+    Probe(name="criu", needed_for="the engines criu-…: the server's process moves", ask=dump_and_restore),
+    Probe(
+        name="criu-lazy-pages",
+        needed_for="engines criu-post-copy and criu-hybrid; criu-pre-copy at its best",
+        ask=lazy_pages,
+    ),
+    Probe(name="criu-tracking", needed_for="nothing; it is good to know", ask=tracking),
+]

@@ -92,6 +92,7 @@ class LocalMove(msgspec.Struct, frozen=True, kw_only=True):
     server_first: bool = False
     downtime_ms: float = 500.0
     forwarding: bool = True  # late datagrams go on from the source to the destination
+    compression: str = "auto"  # of memory images, one of base.COMPRESSIONS
     deadlines: Deadlines = Deadlines()
 
     def order(self, source: str, epoch: int) -> MoveOrder:
@@ -106,6 +107,7 @@ class LocalMove(msgspec.Struct, frozen=True, kw_only=True):
             service=self.service,
             downtime_ms=self.downtime_ms,
             forwarding=self.forwarding,
+            compression=self.compression,
             deadlines=self.deadlines,
         )
 

@@ -70,6 +70,7 @@ class MoveCommand(msgspec.Struct, frozen=True, kw_only=True, tag="move"):
     server_first: bool = False
     downtime_ms: float = 500.0
     forwarding: bool = True  # late datagrams go on from the source to the destination
+    compression: str = "auto"  # of memory images, one of base.COMPRESSIONS
     deadlines: Deadlines = Deadlines()
     epoch: int | None = None
 
@@ -227,6 +228,7 @@ class Orchestrator:
             service=command.service,
             downtime_ms=command.downtime_ms,
             forwarding=command.forwarding,
+            compression=command.compression,
             deadlines=command.deadlines,
         )
 

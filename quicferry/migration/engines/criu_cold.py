@@ -86,6 +86,7 @@ class CriuColdEngine(CriuEngine):
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
             stats = await criu.dump(pid, self._images, timeout_s=order.deadlines.checkpoint_s)
+            detail["method"] = "dumped by CRIU"
             detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir())
             detail["criu"] = msgspec.structs.asdict(stats)
 

@@ -29,6 +29,7 @@ import msgspec
 import numpy as np
 
 from quicferry.errors import MigrationError, Unsupported
+from quicferry.migration.criu import LAZY_FEATURE
 from quicferry.migration.criu_image import LEFT_BEHIND, Kind, Manifest, Unpacker, record
 from quicferry.migration.engines.base import CHUNK_BYTES, MoveOrder, PageRun, ToPageSource
 from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, unpack
@@ -58,7 +59,6 @@ FEW_PAGES = 256
 #: A round with more than this share of the round before it makes no progress: the server writes as
 #: fast as the network sends.
 PROGRESS = 0.9
-LAZY_FEATURE = "uffd-noncoop"
 STOPPED_S = 1.0
 POLL_S = 0.0005
 PAGES_ID = 1  # of the pages file of a round
@@ -123,6 +123,7 @@ class CriuCopyEngine(CriuEngine):
     """The base of the three. See the module."""
 
     lazily = False
+    method = ""  # how the memory moves, for the record
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
@@ -194,6 +195,7 @@ class CriuCopyEngine(CriuEngine):
             finally:
                 await asyncio.wait([comparing])
             self._reading = await comparing
+            detail["method"] = self.method
             detail["rounds"] = self._rounds
             if self._reading is not None:
                 detail["changed_pages"] = len(self._reading.changed.pages)
@@ -436,6 +438,7 @@ class CriuPreCopyEngine(_Ahead):
     """All memory before the freeze, what changed since then in the downtime."""
 
     name = "criu-pre-copy"
+    method = "read by the agent and compared with the last round"
 
 
 class CriuPostCopyEngine(CriuCopyEngine):
@@ -443,6 +446,7 @@ class CriuPostCopyEngine(CriuCopyEngine):
 
     name = "criu-post-copy"
     lazily = True
+    method = "left in the stopped process and served by the agent"
 
 
 class CriuHybridEngine(_Ahead):
@@ -450,3 +454,4 @@ class CriuHybridEngine(_Ahead):
 
     name = "criu-hybrid"
     lazily = True
+    method = "read and compared by the agent, the changed pages served from the stopped process"
