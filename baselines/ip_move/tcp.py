@@ -39,5 +39,5 @@ BASELINE = Baseline(
     summary="TLS 1.3 over TCP; CRIU takes the connections along, the routers follow the address.",
     make_cast=make_cast,
     engines=("criu-cold",),
-    why_not="the kernel's TCP connections move only in the dump of CRIU that takes them along, --tcp-established",
+    why_not="only a dump with --tcp-established takes the kernel's TCP connections along",
 )
