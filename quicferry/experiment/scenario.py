@@ -154,8 +154,6 @@ def check(asked: Asked) -> Asked:
             "many clients send requests only, and to our own server",
             hint="leave out --baseline, --download-mib and --upload-mib",
         )
-    if asked.moves > 1 and asked.baseline is not None:
-        raise InvalidInput("a baseline moves once", hint="leave out --moves or --baseline")
     if asked.engine not in ENGINES:
         raise InvalidInput(f"there is no engine {asked.engine!r}", hint="choose from " + ", ".join(ENGINES))
     return asked

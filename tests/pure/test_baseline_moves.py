@@ -253,5 +253,5 @@ def test_a_downtime_that_is_given_is_taken_and_others_need_none() -> None:
 def test_a_baseline_moves_once() -> None:
     check(Asked(moves=3))
     check(Asked(baseline="mptcp"))
-    with pytest.raises(InvalidInput, match="moves once"):
+    with pytest.raises(InvalidInput, match="one move only"):
         check(Asked(baseline="mptcp", moves=2))
