@@ -110,6 +110,8 @@ class Attempt:
     def _events(self, t_ns: int) -> None:
         while not self.ended and (event := self.connection.next_event()) is not None:
             self._event(event, t_ns)
+        if not self.ended and self.connection.is_closing:
+            self._end("closed")  # at once, and not when the connection has drained
 
     def _event(self, event: QuicEvent, t_ns: int) -> None:
         match event:
@@ -137,10 +139,11 @@ class Attempt:
 
     def finish(self, *, politely: bool = False) -> None:
         """Forget the connection; ``politely``: the server is told."""
+        self.ended = True
         if politely:
             self.connection.close()
-            self.proceed()
-        self.ended = True
+            for data, receiver in self.connection.datagrams_to_send(now_s()):
+                self._port.send(data, (receiver[0], receiver[1]))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -2,15 +2,17 @@
 
     python -m baselines.quic_reconnect.client --config FILE
 
-It holds its connection for dead when nothing has come for some PTOs although something must, or the
-request time-out is over. Then it asks for the name again, as the cache allows, until another address
-comes, makes a new connection there and repeats what is open. The old connection is kept until the
-new one stands: it may have been a pause. Events go to stdout as JSON lines.
+It holds its connection for dead when the server closes it, when nothing has come for some PTOs although
+something must, or when the request time-out is over. Then it asks for the name again, as the cache
+allows, until another address comes, makes a new connection there and repeats what is open. Unless it
+was closed, the old connection is kept until the new one stands: it may have been a pause. Events go
+to stdout as JSON lines.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from pathlib import Path
 
@@ -50,6 +52,7 @@ class ReconnectingClient:
         self._changed = asyncio.Event()  # the address, or the state of an attempt
         self.resolver = Resolver(config.resolver, events, self._changed.set)
         self._current: Attempt | None = None
+        self._over = asyncio.Event()  # the current connection has ended by itself
 
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""
@@ -111,7 +114,9 @@ class ReconnectingClient:
     async def _until_dead(self) -> str:
         """Returns why the connection cannot be counted on any more."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._over.wait()
             current = self._current
             assert current is not None
             if current.ended:
@@ -152,6 +157,8 @@ class ReconnectingClient:
                 and await self._dial(Endpoint(address, self.config.server.port), limit_s)
             ):
                 return
+            if address is not None and self.resolver.address != address:
+                continue  # it has moved meanwhile: no reason to wait
             if old is not None and not old.ended and (old.heard_s or 0.0) > begun_s:
                 return
             await self._wait(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
@@ -209,6 +216,7 @@ class ReconnectingClient:
         if old is not None and not old.ended:
             old.finish()
         self._current = attempt
+        self._over.clear()
         for exchange in self._exchanges.all_open():
             self._exchanges.wait_again(exchange)
         self._carry_all(attempt)
@@ -228,6 +236,8 @@ class ReconnectingClient:
 
     def _lost(self, attempt: Attempt, reason: str) -> None:
         self._changed.set()
+        if attempt is self._current:
+            self._over.set()
 
     async def _wait(self, backoff_s: float) -> None:
         """Before the name is looked up again: until the cache's record runs out or changes, or so long."""

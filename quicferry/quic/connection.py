@@ -54,6 +54,11 @@ class MigratableConnection(HookedConnection):
         """The current PTO in seconds, without backoff (RFC 9002 §6.2.1)."""
         return seam.pto_s(self)
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether either end has closed it. ``ConnectionTerminated`` comes only when it has drained."""
+        return seam.is_closing(self)
+
     def unsent_bytes(self, stream_id: int) -> int:
         """Bytes of a stream that wait to be sent: the application's measure for back-pressure."""
         return seam.unsent_bytes(self, stream_id)

@@ -37,6 +37,11 @@ def pto_s(connection: QuicConnection) -> float:
     return connection._loss.get_probe_timeout()
 
 
+def is_closing(connection: QuicConnection) -> bool:
+    """Whether either end has closed the connection; upstream tells only when draining is over."""
+    return connection._state in END_STATES
+
+
 def unsent_bytes(connection: QuicConnection, stream_id: int) -> int:
     """Bytes of a stream that were written but have not been sent, or were lost and not yet sent again."""
     stream = connection._streams.get(stream_id)
