@@ -22,6 +22,9 @@ from matplotlib.figure import Figure
 
 from quicferry.analysis import part_bars, tables
 from quicferry.analysis.move import Metrics
+from quicferry.analysis.places import NEW as NEW_PLACE
+from quicferry.analysis.places import OLD as OLD_PLACE
+from quicferry.analysis.places import Places
 from quicferry.analysis.statistics import summarise
 from quicferry.capture.quic.decrypt import Direction
 from quicferry.units import NS_PER_MS, ns_to_ms
@@ -59,14 +62,10 @@ STYLE: Any = {  # matplotlib types its keys as one enormous Literal
 LANES = {"destination": 0.0, "network": 1.0, "source": 2.0, "client": 3.2}
 _Y_LIMITS = (-0.62, 4.05)
 _LANES_IN = 3.23
-_LEGEND = "   ".join(
-    (
-        "\u25bc useful data from the old address",
-        "\u25cf from the new",
-        "\u25c6 path probe",
-        "\u2605 frame of the extension",
-    )
-)
+_LEGEND = ("\u25bc useful data from the old address", "\u25cf from the new")
+_OF_QUIC = ("\u25c6 path probe", "\u2605 frame of the extension")
+_OF_MULTIPATH = ("\u2605 MP_JOIN, ADD_ADDR, REMOVE_ADDR",)
+_CONTROL = "SM_|MP_JOIN|ADD_ADDR|REMOVE_ADDR"  # frames of the extension, and what stands for them in MPTCP
 _LANE_NAMES = {
     "client": "client",
     "source": "source edge",
@@ -79,6 +78,9 @@ _LANE_NAMES = {
 _TITLES = {
     "frozen": "frozen",
     "resumed": "resumed",
+    "add_addr": "ADD_ADDR",
+    "mp_join": "MP_JOIN",
+    "remove_addr": "REMOVE_ADDR",
     "first_packet": "first packet from new address",
     "validated": "path validated",
     "useful": "first useful byte",
@@ -129,8 +131,10 @@ def timeline_figure(analysis: Analysis, *, titled: bool = True) -> Figure:
         _packets(axes, analysis, zero, low, high)
         _parts(axes, analysis, metrics, zero, low, high)
         _moments(axes, labels)
-        axes.set_xlabel("milliseconds after the server froze", fontsize=9, loc="left")
-        figure.text(0.98, 0.265 / height, _LEGEND, fontsize=8.5, color=SOFT, ha="right", va="center")
+        start = "the server froze" if metrics.frozen_ns is not None else "the client changed its address"
+        axes.set_xlabel(f"milliseconds after {start}", fontsize=9, loc="left")
+        legend = "   ".join(_LEGEND + (_OF_MULTIPATH if metrics.signals else _OF_QUIC))
+        figure.text(0.98, 0.265 / height, legend, fontsize=8.5, color=SOFT, ha="right", va="center")
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
         axes.tick_params(axis="y", length=0)
@@ -204,7 +208,10 @@ def _gap(axes: Any, metrics: Metrics, zero: int) -> None:
 
 def _service_bars(axes: Any, metrics: Metrics, zero: int, low: float, high: float) -> None:
     """Where the server runs."""
-    if metrics.frozen_ns is not None:
+    if metrics.frozen_ns is None:
+        axes.barh(LANES["source"], high - low, left=low, height=0.5, color=OLD, alpha=0.85)
+        _bar_text(axes, "server runs", low, high, LANES["source"], "white", (low, high))
+    else:
         end = ns_to_ms(metrics.frozen_ns - zero)
         axes.barh(LANES["source"], end - low, left=low, height=0.5, color=OLD, alpha=0.85)
         _bar_text(axes, "server runs", low, end, LANES["source"], "white", (low, high))
@@ -267,23 +274,23 @@ def _packets(axes: Any, analysis: Analysis, zero: int, low: float, high: float) 
         pl.col("t_ms").is_between(low, high) & pl.col("packet_number").is_not_null()
     )
     y = LANES["client"]
-    old, new = analysis.manifest.source_endpoint, analysis.manifest.destination_endpoint
+    table = Places.of(analysis.manifest, analysis.events).placed(table)
     to_client = pl.col("direction") == Direction.TO_CLIENT.value
     useful = pl.col("new_bytes") > 0
-    for server, colour, marker in ((old, OLD, "v"), (new, NEW, "o")):
-        came = table.filter(to_client & (pl.col("source") == server))
+    for place, colour, marker in ((OLD_PLACE, OLD, "v"), (NEW_PLACE, NEW, "o")):
+        came = table.filter(to_client & (pl.col("place") == place))
         good = came.filter(useful)["t_ms"].to_numpy()
         other = came.filter(~useful)["t_ms"].to_numpy()
         axes.vlines(other, y, y + 0.16, color=colour, linewidth=0.9, alpha=0.55, zorder=3)
         axes.vlines(good, y, y + 0.28, color=colour, linewidth=1.3, zorder=3)
         axes.plot(good, np.full(len(good), y + 0.30), marker, color=colour, markersize=4.2, zorder=4)
-        sent = table.filter(~to_client & (pl.col("destination") == server))["t_ms"].to_numpy()
+        sent = table.filter(~to_client & (pl.col("place") == place))["t_ms"].to_numpy()
         axes.vlines(sent, y - 0.2, y, color=colour, linewidth=1.1, alpha=0.8, zorder=3)
-    others = table.filter(~to_client & ~pl.col("destination").is_in([old, new]))["t_ms"].to_numpy()
+    others = table.filter(~to_client & pl.col("place").is_null())["t_ms"].to_numpy()
     axes.vlines(others, y - 0.2, y, color=SOFT, linewidth=1.1, zorder=3)
     probes = table.filter(pl.col("frames").str.contains("PATH_CHALLENGE") & ~to_client)["t_ms"].to_numpy()
     axes.plot(probes, np.full(len(probes), y - 0.28), "D", color=INK, markersize=3.6, zorder=5, clip_on=True)
-    control = table.filter(pl.col("frames").str.contains("SM_")).select("t_ms", to_client.alias("came"))
+    control = table.filter(pl.col("frames").str.contains(_CONTROL)).select("t_ms", to_client.alias("came"))
     for at, came in control.iter_rows():
         axes.plot([at], [y + 0.42 if came else y - 0.28], "*", color=GAP, markersize=8, zorder=6)
     beside = {"fontsize": 8, "color": SOFT, "va": "center", "ha": "right"}
@@ -396,7 +403,7 @@ def _number(value: float) -> str:
 def gaps_figure(gaps_ms: Mapping[str, Sequence[float]], title: str = "Delivery gaps at the client") -> Figure:
     """How long the client waited between useful packets: the complementary distribution, on log axes."""
     colours = [OLD, GAP, NEW, "#cc79a7", "#e69f00", "#56b4e9", INK]
-    dashes = ["-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)), "-", (0, (5, 2)), (0, (1, 1.4))]
+    dashes = ["-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2))]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 4.6), dpi=DPI, facecolor="white")
         axes = figure.add_axes((0.08, 0.13, 0.9, 0.74))
@@ -413,7 +420,8 @@ def gaps_figure(gaps_ms: Mapping[str, Sequence[float]], title: str = "Delivery g
                 label=name,
                 linewidth=1.8,
                 color=colours[place % len(colours)],
-                linestyle=dashes[place % len(dashes)],
+                # so that no two of 28 lines are alike
+                linestyle=dashes[(place % len(colours) + place // len(colours)) % len(dashes)],
             )
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -422,7 +430,8 @@ def gaps_figure(gaps_ms: Mapping[str, Sequence[float]], title: str = "Delivery g
         axes.grid(color=FAINT, linewidth=0.8)
         axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=9, loc="upper right")
+            columns = 1 + (len(gaps_ms) - 1) // 8
+            axes.legend(frameon=False, fontsize=9, loc="lower left", ncols=columns)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         return figure
