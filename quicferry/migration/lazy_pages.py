@@ -78,6 +78,7 @@ class PageSource:
             raise MigrationError("a stream for pages begins with what is wanted")
         stream = _Stream(wanted)
         listening = asyncio.create_task(self._listen(stream, requests))
+        listening.add_done_callback(lambda _: stream.news.set())
         try:
             while not listening.done():
                 if stream.over:
@@ -86,9 +87,7 @@ class PageSource:
                 run = stream.next_run()
                 if run is None:
                     stream.news.clear()
-                    waiting = asyncio.ensure_future(stream.news.wait())
-                    await asyncio.wait([waiting, listening], return_when=asyncio.FIRST_COMPLETED)
-                    waiting.cancel()
+                    await stream.news.wait()
                     continue
                 answer = await asyncio.to_thread(self._read, *run)
                 self.sent_pages += answer.count

@@ -1,6 +1,7 @@
 """The server that the CRIU tests move: stands for the real one, with the same sockets and a loop.
 
-``criu_server.py MIB [obstacle]``: holds MIB of random memory. Answers datagrams at port 4433 with
+``criu_server.py MIB [obstacle]``: holds MIB of random memory, and with the obstacle ``writes`` gives a
+page of it new contents every 10 ms. Answers datagrams at port 4433 with
 JSON about itself, and orders at 127.0.0.1:4434. An obstacle is something that CRIU cannot dump.
 """
 
@@ -24,6 +25,7 @@ class Service(asyncio.DatagramProtocol):
         self.requests = 0
         self.latest = b""
         self.ticks = 0
+        self.written = 0
         self.frozen = False
         self.orders: list[str] = []
 
@@ -39,6 +41,7 @@ class Service(asyncio.DatagramProtocol):
             "pid": os.getpid(),
             "requests": self.requests,
             "ticks": self.ticks,
+            "written": self.written,
             "t_ns": time.monotonic_ns(),
             "loop_s": asyncio.get_running_loop().time(),
             "orders": self.orders,
@@ -69,6 +72,10 @@ async def main() -> None:
     while True:
         await asyncio.sleep(0.01)
         service.ticks += 1
+        if OBSTACLE == "writes" and not service.frozen:
+            start = service.ticks * 4096 % len(service.memory)
+            service.memory[start : start + 4096] = os.urandom(4096)
+            service.written += 1
 
 
 asyncio.run(main())

@@ -12,11 +12,11 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+from quicferry.errors import MigrationError
 from quicferry.events import Event, EventLog
 from quicferry.migration.container import Container
 from quicferry.migration.control import ControlClient
-from quicferry.migration.engines.base import EngineContext, MoveOrder
-from quicferry.migration.engines.criu_cold import CriuColdEngine
+from quicferry.migration.engines.base import CopiesAhead, EngineContext, MoveOrder, ServesPages, create
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
 
@@ -41,6 +41,44 @@ def network_of(pid: int) -> Iterator[None]:
             assert libc.setns(home.fileno(), 0) == 0
 
 
+class PageStream:
+    """What the agents' stream for pages is, without agents: straight to the engine at the source."""
+
+    opened = 0
+    broken = False  # for tests: nothing gets through
+
+    def __init__(self, source: Edge) -> None:
+        type(self).opened += 1
+        self._requests: asyncio.Queue = asyncio.Queue()
+        self._answers: asyncio.Queue = asyncio.Queue(4)
+        self._serving = asyncio.create_task(self._serve(source))
+
+    async def _serve(self, source: Edge) -> None:
+        async def requests():
+            while True:
+                yield await self._requests.get()
+
+        try:
+            await source.engine.serve_pages(source.served_epoch, requests(), self._answers.put)
+        except MigrationError as error:
+            await self._answers.put(error)
+
+    async def write(self, message) -> None:
+        if self.broken:
+            raise MigrationError("the link is cut")
+        await self._requests.put(message)
+
+    async def read(self):
+        answer = await self._answers.get()
+        if self.broken or isinstance(answer, MigrationError):
+            self._serving.cancel()
+            raise answer if isinstance(answer, MigrationError) else MigrationError("the link is cut")
+        return answer
+
+    def cancel(self) -> None:
+        self._serving.cancel()
+
+
 class Edge:
     """One edge host: its own network namespace, its container, its engine."""
 
@@ -49,10 +87,12 @@ class Edge:
         self.container = container
         self.seen: list[Event] = []
 
-    async def open(self) -> None:
+    async def open(self, engine: str) -> None:
         with network_of(self.container.init_pid):
             self.control = await ControlClient.open(Endpoint("127.0.0.1", 4434))
-        self.engine = CriuColdEngine(
+        self.served_epoch = 0  # of the move away from here; pages of it may be fetched
+        self.engine = create(
+            engine,
             EngineContext(
                 edge=self.name,
                 container=self.container,
@@ -60,7 +100,8 @@ class Edge:
                 events=EventLog(self.name, sink=self.seen.append),
                 state_dir=Path("/run/state"),
                 standby=NoStandby(),
-            )
+                open_pages=lambda edge, timeout_s: PageStream(self.others[edge]),
+            ),
         )
 
     async def ask(self, timeout_s: float = 5.0) -> dict | None:
@@ -93,16 +134,18 @@ class Edge:
 
 
 @contextlib.asynccontextmanager
-async def edges(*names: str) -> AsyncIterator[list[Edge]]:
+async def edges(*names: str, engine: str = "criu-cold") -> AsyncIterator[list[Edge]]:
     async with contextlib.AsyncExitStack() as stack:
         made = []
         for name in names:
             edge = Edge(
                 name, await stack.enter_async_context(await Container.create(name, enter=OWN_NETWORK))
             )
-            await edge.open()
+            await edge.open(engine)
             stack.callback(edge.control.close)
             made.append(edge)
+        for edge in made:
+            edge.others = {other.name: other for other in made}
         yield made
 
 
@@ -111,7 +154,7 @@ def order(epoch: int, source: Edge, destination: Edge, **changes) -> MoveOrder:
         epoch=epoch,
         strategy=Strategy.SYMMETRIC,
         server_first=False,
-        engine="criu-cold",
+        engine=source.engine.name,
         source=source.name,
         destination=destination.name,
         service=Endpoint("10.0.2.2", 4433),
@@ -122,9 +165,21 @@ def order(epoch: int, source: Edge, destination: Edge, **changes) -> MoveOrder:
 async def prepare(move: MoveOrder, source: Edge, destination: Edge) -> None:
     await source.engine.prepare_source(move)
     await destination.engine.prepare_destination(move)
+    source.served_epoch = move.epoch
+    if isinstance(source.engine, CopiesAhead):
+        await destination.engine.accept_ahead(move, source.engine.copy_ahead(move))
 
 
 async def carry(move: MoveOrder, source: Edge, destination: Edge) -> dict:
     """A whole move but for the commit."""
     await prepare(move, source, destination)
     return await destination.engine.restore(move, source.engine.checkpoint(move))
+
+
+async def settle(move: MoveOrder, source: Edge) -> dict:
+    """The rest of a move: the source gives up when it is no longer needed."""
+    drained = {}
+    if isinstance(source.engine, ServesPages):
+        drained = await asyncio.wait_for(source.engine.drain_source(move), 30)
+    await source.engine.give_up_source(move)
+    return drained
