@@ -1,0 +1,205 @@
+"""The injector on an emulation that only pretends, with real processes that stand still."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import topologies
+from quicferry import process
+from quicferry.emulation.fake import Call, FakeEmulator
+from quicferry.errors import EmulationError, FerryError
+from quicferry.events import Event
+from quicferry.experiment.context import Program, RunContext
+from quicferry.experiment.faults import MOMENTS, FaultInjector, Kind, Point, parse
+from quicferry.record import Asked, RunPaths
+from quicferry.units import now_ns
+
+TOPOLOGY = topologies.get("two_edges").build_from_axes({}, {})
+PARTS = ("source", "destination", "orchestrator", "client")
+
+
+class FakeStage:
+    """Four processes that do nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.programs: dict[str, Program] = {}
+        self.expected: list[str] = []
+        self.restarted: list[str] = []
+        for part in PARTS:
+            self.start(part)
+
+    def start(self, part: str) -> None:
+        log = self._directory / f"{part}.log"
+        log.touch()
+        self.programs[part] = Program(part, process.spawn(["sleep", "60"]), log, lambda line: None)
+
+    def program(self, part: str) -> Program:
+        return self.programs[part]
+
+    def expect_end(self, part: str) -> None:
+        self.expected.append(part)
+
+    def start_again(self, part: str) -> None:
+        self.restarted.append(part)
+        self.start(part)
+
+    def container_pid(self, part: str) -> int:
+        raise FerryError("there is no container")
+
+    def close(self) -> None:
+        for program in self.programs.values():
+            program.process.send_signal(signal.SIGCONT)
+            program.end(grace_s=1.0)
+
+
+def state(program: Program) -> str:
+    return Path(f"/proc/{program.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[FakeStage]:
+    made = FakeStage(tmp_path)
+    yield made
+    made.close()
+
+
+def context(tmp_path: Path, *faults: str, emulator: FakeEmulator | None = None) -> RunContext:
+    emulator = emulator or FakeEmulator()
+    emulator.deploy(TOPOLOGY)
+    paths = RunPaths(tmp_path)
+    return RunContext(Asked(faults=faults), TOPOLOGY, paths, emulator)
+
+
+def reach(run: RunContext, stage: FakeStage, point: Point) -> None:
+    """The agent of that point tells of it and stops itself."""
+    moment = MOMENTS[point]
+    program = stage.program(moment.part)
+    program.process.send_signal(signal.SIGSTOP)
+    run.collect(Event(t_ns=now_ns(), vantage=run.part(moment.part), name=moment.event))
+
+
+def injected(run: RunContext) -> list[str]:
+    return [e.detail["fault"] for e in run.collected() if e.name == "fault.injected"]
+
+
+def mended(run: RunContext) -> list[str]:
+    return [e.detail["fault"] for e in run.collected() if e.name == "fault.mended"]
+
+
+@pytest.mark.parametrize("point", list(Point))
+def test_a_link_is_cut_and_mended(tmp_path: Path, stage: FakeStage, point: Point) -> None:
+    emulator = FakeEmulator()
+    run = context(tmp_path, f"{point}:link-cut=0.2", emulator=emulator)
+    faults = FaultInjector(run, stage)
+    reach(run, stage, point)
+    assert emulator.links_down == {"edge-1--edge-2"}
+    assert injected(run) == [f"{point}:link-cut"]
+    assert state(stage.program(MOMENTS[point].part)) != "T", "the agent must go on"
+    time.sleep(0.4)
+    assert emulator.links_down == set()
+    assert emulator.calls[-2:] == [
+        Call("set_link", "edge-1--edge-2", ("down",)),
+        Call("set_link", "edge-1--edge-2", ("up",)),
+    ]
+    faults.stop()
+    assert mended(run) == [f"{point}:link-cut"]
+
+
+def test_it_happens_once(tmp_path: Path, stage: FakeStage) -> None:
+    run = context(tmp_path, "transfer:link-cut")
+    faults = FaultInjector(run, stage)
+    reach(run, stage, Point.TRANSFER)
+    run.collect(Event(t_ns=now_ns(), vantage="edge-1", name=MOMENTS[Point.TRANSFER].event))
+    faults.stop()
+    assert injected(run) == ["transfer:link-cut"]
+
+
+def test_the_end_of_the_run_mends(tmp_path: Path, stage: FakeStage) -> None:
+    emulator = FakeEmulator()
+    run = context(tmp_path, "transfer:link-cut=60", emulator=emulator)
+    faults = FaultInjector(run, stage)
+    reach(run, stage, Point.TRANSFER)
+    begun = time.monotonic()
+    faults.stop()
+    assert time.monotonic() - begun < 5
+    assert emulator.links_down == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        (Kind.SOURCE_AGENT_KILLED, "source"),
+        (Kind.DESTINATION_AGENT_KILLED, "destination"),
+        (Kind.ORCHESTRATOR_KILLED, "orchestrator"),
+    ],
+)
+def test_a_process_is_killed_and_started_again(
+    tmp_path: Path, stage: FakeStage, kind: Kind, part: str
+) -> None:
+    run = context(tmp_path, f"checkpoint:{kind}=0.1")
+    faults = FaultInjector(run, stage)
+    first = stage.program(part)
+    reach(run, stage, Point.CHECKPOINT)
+    assert first.process.poll() == -signal.SIGKILL
+    assert stage.expected == [part]
+    faults.stop()
+    assert stage.restarted == [part]
+    assert stage.program(part).process.poll() is None
+
+
+def test_the_client_is_silent_for_a_while(tmp_path: Path, stage: FakeStage) -> None:
+    run = context(tmp_path, "notice:client-silent=0.2")
+    faults = FaultInjector(run, stage)
+    reach(run, stage, Point.NOTICE)
+    time.sleep(0.05)
+    assert state(stage.program("client")) == "T"
+    time.sleep(0.3)
+    assert state(stage.program("client")) != "T"
+    faults.stop()
+
+
+def test_nothing_is_done_to_an_agent_that_does_not_stand_still(
+    tmp_path: Path, stage: FakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quicferry.experiment.faults.STOP_S", 0.1)
+    emulator = FakeEmulator()
+    run = context(tmp_path, "transfer:link-cut", emulator=emulator)
+    FaultInjector(run, stage)
+    run.collect(Event(t_ns=now_ns(), vantage="edge-1", name=MOMENTS[Point.TRANSFER].event))
+    assert not emulator.links_down
+    assert injected(run) == []
+    assert "did not stop" in run.warnings[0]
+
+
+def test_a_fault_that_fails_is_told_and_the_agent_goes_on(tmp_path: Path, stage: FakeStage) -> None:
+    broken = FakeEmulator(failures={"set_link": EmulationError("no such link")})
+    run = context(tmp_path, "transfer:link-cut", emulator=broken)
+    FaultInjector(run, stage)
+    reach(run, stage, Point.TRANSFER)
+    assert injected(run) == []
+    assert run.warnings == ["the fault transfer:link-cut could not be injected: no such link"]
+    assert state(stage.program("source")) != "T"
+
+
+def test_an_agent_is_told_only_what_concerns_it(tmp_path: Path, stage: FakeStage) -> None:
+    run = context(tmp_path, "transfer:image-corrupted", "restore:link-cut")
+    faults = FaultInjector(run, stage)
+    source, destination = faults.mishaps("edge-1"), faults.mishaps("edge-2")
+    assert source.stop_at == [MOMENTS[Point.TRANSFER].event] and source.damage_transfer
+    assert destination.stop_at == [MOMENTS[Point.RESTORE].event] and not destination.damage_transfer
+    assert not faults.client_refuses
+    assert FaultInjector(context(tmp_path, "notice:client-refusing"), stage).client_refuses
+
+
+def test_a_run_without_faults_hears_nothing(tmp_path: Path, stage: FakeStage) -> None:
+    run = context(tmp_path)
+    faults = FaultInjector(run, stage)
+    assert run.listeners == []
+    assert faults.mishaps("edge-1").stop_at == []
+    assert parse("transfer:link-cut").name == "transfer:link-cut"
