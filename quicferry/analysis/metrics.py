@@ -49,9 +49,12 @@ class Analysis(NamedTuple):
 
     @property
     def zero_ns(self) -> int:
-        """The moment the server froze; without one, the first event."""
+        """The moment the server froze or the client changed its address; without one, the first event."""
         if self.metrics is not None and self.metrics.frozen_ns is not None:
             return self.metrics.frozen_ns
+        for event in self.events:
+            if event.name == "client.address.changed":
+                return event.t_ns
         return self.events[0].t_ns if self.events else 0
 
 
@@ -114,7 +117,7 @@ def study(run_dir: Path) -> Analysis:
                 events if manifest.asked.clients == 1 else [e for e in events if not _is_service(e)],
                 manifest.source_endpoint,
                 manifest.destination_endpoint,
-                _places(manifest, events),
+                Places.of(manifest, events),
             )
         _add_metrics(result, metrics, manifest)
         if moves:
@@ -136,12 +139,6 @@ def study(run_dir: Path) -> Analysis:
 
 def _is_service(event: Event) -> bool:
     return event.name in ("client.response.received", "client.download.data")
-
-
-def _places(manifest: Manifest, events: list[Event]) -> Places:
-    round_trip_ns = round(manifest.asked.rtt_ms * NS_PER_MS)
-    old, new = manifest.source_endpoint, manifest.destination_endpoint
-    return Places(events, old, new, manifest.place_by, round_trip_ns)
 
 
 def _empty_result(run_dir: Path, manifest: Manifest) -> RunResult:

@@ -16,7 +16,8 @@ import polars as pl
 from quicferry.capture import timeline
 from quicferry.capture.quic.decrypt import Direction
 from quicferry.events import Event
-from quicferry.record import PLACE_BY_CLIENT, PLACE_BY_SERVER, PLACE_BY_TIME
+from quicferry.record import PLACE_BY_CLIENT, PLACE_BY_SERVER, PLACE_BY_TIME, Manifest
+from quicferry.units import NS_PER_MS
 
 OLD, NEW = "old", "new"
 
@@ -47,6 +48,32 @@ class Places:
                 self._client = str(answered.detail.get("address", ""))
                 # for the log, which does not know addresses: what was sent to the old one came before
                 self._boundary_ns = answered.t_ns
+
+    @classmethod
+    def of(cls, manifest: Manifest, events: Sequence[Event]) -> Places:
+        """The places of a run."""
+        round_trip_ns = round(manifest.asked.rtt_ms * NS_PER_MS)
+        return cls(
+            events, manifest.source_endpoint, manifest.destination_endpoint, manifest.place_by, round_trip_ns
+        )
+
+    def placed(self, packets: pl.DataFrame) -> pl.DataFrame:
+        """Packets with a column ``place``: OLD, NEW or null, by the address that says it, else by the moment."""
+        address = (
+            pl.when(pl.col("direction") == Direction.TO_CLIENT.value)
+            .then(pl.col("destination" if self._by == PLACE_BY_CLIENT else "source"))
+            .otherwise(pl.col("source" if self._by == PLACE_BY_CLIENT else "destination"))
+        )
+        if self._by == PLACE_BY_CLIENT:
+            is_new, is_old = address == self._client, address != self._client
+        elif self._old != self._new:
+            is_new, is_old = address == self._new, address == self._old
+        else:
+            boundary_ns = self._boundary_ns
+            is_new = pl.lit(False) if boundary_ns is None else pl.col("t_ns") >= boundary_ns
+            is_old = ~is_new
+        place = pl.when(is_new).then(pl.lit(NEW)).when(is_old).then(pl.lit(OLD)).otherwise(None)
+        return packets.with_columns(place=place)
 
     def arrivals(self, traffic: pl.DataFrame) -> pl.DataFrame:
         """As ``timeline.arrivals``; ``server`` is OLD, NEW, or another endpoint."""

@@ -98,3 +98,20 @@ def test_addresses_tell_places_apart_where_they_change() -> None:
     old, new = "10.0.1.2:4433", "10.0.2.2:4433"
     seen = traffic((1, old, FIRST), (9, new, FIRST), (10, "10.0.3.2:4433", FIRST))
     assert Places([], old, new).arrivals(seen)["server"].to_list() == [OLD, NEW, "10.0.3.2:4433"]
+
+
+def test_packets_have_places_also_those_that_leave() -> None:
+    old, new, other = "10.0.1.3:4433", "10.0.2.3:4433", "10.0.3.2:4433"
+    seen = pl.concat([traffic((1, old, FIRST), (200, new, FIRST)), traffic((201, other, FIRST))])
+    sent = seen.with_columns(
+        source=pl.col("destination"), destination=pl.col("source"), direction=pl.lit("to-server")
+    )
+    events = [event(100, "server.frozen"), event(150, "server.resumed")]
+    for packets in (seen, sent):
+        by_address = Places(events, old, new, PLACE_BY_TIME, RTT_NS).placed(packets)
+        assert by_address["place"].to_list() == [OLD, NEW, None]
+        by_time = Places(events, SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS).placed(packets)
+        assert by_time["place"].to_list() == [OLD, NEW, NEW]
+    moved = [event(118, "client.address.answered", address=SECOND)]
+    both = traffic((1, SERVICE, FIRST), (120, SERVICE, SECOND))
+    assert Places(moved, SERVICE, SERVICE, PLACE_BY_CLIENT).placed(both)["place"].to_list() == [OLD, NEW]
