@@ -174,3 +174,20 @@ def test_an_attempt_is_given_up_when_the_name_moves_meanwhile(tmp_path: Path) ->
             assert_nothing_lost(await it.finish())
 
     asyncio.run(play())
+
+
+def test_a_dismissed_client_is_reset_at_once(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path, ttl_s=0) as it:
+            await begin(it)
+            await it.take_over(await it.freeze())
+            it.names.address = EDGES[1]
+            answer = await it.controls[0].ask(control.Dismiss(epoch=1), DEADLINE_S)
+            assert answer["dismissed"] >= 1
+            lost = await it.until("client.connection.lost")
+            assert lost.detail["reason"] in ("reset", "eof")
+            await it.until("client.response.received", 5, server=str(it.addresses[1]))
+            await it.kill_source()
+            assert_nothing_lost(await it.finish())
+
+    asyncio.run(play())
