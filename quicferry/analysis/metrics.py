@@ -129,8 +129,8 @@ def study(run_dir: Path) -> Analysis:
             result.warnings.append(
                 f"{traffic.undecrypted} packets of the client's capture could not be decrypted"
             )
-        _check_edges(paths, manifest, traffic, convert, result)
-        result.served_by = served_by(traffic.frame, events, manifest)
+        edges = _check_edges(paths, manifest, traffic, convert, result)
+        result.served_by = served_by([traffic.frame, *edges], events, manifest)
         _judge_faults(result, manifest, events)
     except FerryError as error:
         _fail(result, str(error), error.hint)
@@ -301,8 +301,10 @@ def _add_service(result: RunResult, traffic: pl.DataFrame, events: list[Event]) 
         result.service_time_ms = round(median(times), 6)
 
 
-def served_by(traffic: pl.DataFrame, events: list[Event], manifest: Manifest) -> str | None:
-    """Who served at the end: new packets to the client after the last move had ended, by its capture.
+def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manifest) -> str | None:
+    """Who served at the end: new packets to the client after the last move had ended.
+
+    By the captures of client and edges, so that a server counts whose packets get lost on the way.
 
     Packets that had been on their way before are left out: one round-trip time, as asked. None when
     the run never came to a move, and where the server's address does not tell its place.
@@ -316,12 +318,16 @@ def served_by(traffic: pl.DataFrame, events: list[Event], manifest: Manifest) ->
     if ended is None:
         return None
     settled_ns = ended + round((manifest.asked.rtt_ms + manifest.asked.jitter_ms) * NS_PER_MS)
-    senders = traffic.filter(
-        (pl.col("direction") == "to-client")
-        & (pl.col("space").eq("1-rtt") | (pl.col("space").eq(SPACE) & (pl.col("new_bytes") > 0)))
-        & (pl.col("t_ns") > settled_ns)
-        & ~pl.col("repeated")
-    )["source"].unique()
+    senders = (
+        pl.concat(captures)
+        .filter(
+            (pl.col("direction") == "to-client")
+            & (pl.col("space").eq("1-rtt") | (pl.col("space").eq(SPACE) & (pl.col("new_bytes") > 0)))
+            & (pl.col("t_ns") > settled_ns)
+            & ~pl.col("repeated")
+        )["source"]
+        .unique()
+    )
     places = {manifest.source_endpoint: "source", manifest.destination_endpoint: "destination"}
     found = sorted(places[sender] for sender in senders if sender in places)
     return "both" if len(found) > 1 else (found or ["none"])[0]
@@ -349,8 +355,12 @@ def _judge_faults(result: RunResult, manifest: Manifest, events: list[Event]) ->
 
 def _check_edges(
     paths: RunPaths, manifest: Manifest, traffic: TrafficTable, convert: ClockConversion, result: RunResult
-) -> None:
-    """What only the edges saw: packets that never arrived, and the image on its way."""
+) -> list[pl.DataFrame]:
+    """What only the edges saw: packets that never arrived, and the image on its way.
+
+    Returns the captures of the edges, decrypted.
+    """
+    frames: list[pl.DataFrame] = []
     reused = _reused_nonces(traffic.frame)
     crossed = 0
     own = {
@@ -368,6 +378,7 @@ def _check_edges(
         crossed = max(crossed, inter_edge_bytes(datagrams, own.get("source", ()), own.get("destination", ())))
         decryptor = decryptor.other_vantage()
         seen = tabulate(datagrams, decryptor, port=_port(manifest))
+        frames.append(seen.frame)
         reused += _reused_nonces(seen.frame)
     if crossed:
         result.inter_edge_bytes = crossed
@@ -383,6 +394,7 @@ def _check_edges(
             f"{reused} packets used a key and packet number that another packet had used before",
             "two servers held the keys at one time; do not use this build for anything but finding out why",
         )
+    return frames
 
 
 def _dropped(log: Path) -> int:
