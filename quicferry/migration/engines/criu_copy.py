@@ -114,7 +114,7 @@ def round_records(number: int, pid: int, reading: Reading) -> Iterator[bytes]:
         yield record(Kind.PARENT, f"{directory}=round-{number - 1}", b"")
     # CRIU opens the file also when it is empty
     yield record(Kind.IMAGE, f"{directory}/pages-{PAGES_ID}.img", b"")
-    yield from in_chunks(f"{directory}/pages-{PAGES_ID}.img", reading.changed.data.data.cast("B"))
+    yield from in_chunks(f"{directory}/pages-{PAGES_ID}.img", reading.changed.data.reshape(-1).data)
     entries = entries_of(present=reading.changed.pages, parent=unchanged(reading))
     yield record(Kind.IMAGE, f"{directory}/pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))
 
@@ -236,7 +236,7 @@ class CriuCopyEngine(CriuEngine):
             )
             yield record(Kind.IMAGE, path.name, encode(PageMap(pagemap.pages_id, entries)))
             yield record(Kind.IMAGE, pages_name, b"")
-            yield from in_chunks(pages_name, data.data.data.cast("B"))
+            yield from in_chunks(pages_name, data.data.reshape(-1).data)
         for path in sorted(self._outside.iterdir()):
             if path.is_file() and path.name not in LEFT_BEHIND and path.name not in replaced:
                 yield from in_chunks(path.name, memoryview(path.read_bytes()))
