@@ -58,7 +58,7 @@ class Places:
         )
 
     def placed(self, packets: pl.DataFrame) -> pl.DataFrame:
-        """Packets with a column ``place``: OLD, NEW or null, by the address that says it, else by the moment."""
+        """Packets with a column ``place``, OLD, NEW or null: by the address, else by the moment."""
         address = (
             pl.when(pl.col("direction") == Direction.TO_CLIENT.value)
             .then(pl.col("destination" if self._by == PLACE_BY_CLIENT else "source"))
