@@ -36,6 +36,10 @@ FIRST_SERVICE_PID = 10_000
 PIDS_PER_SERVICE = 50
 MOUNT_AND_EXEC = 'mount -t tmpfs -o mode=0755 tmpfs /run && exec "$@"'
 
+#: Reads from its agent; at the end of that without a word, the agent is dead. $0 is the PID.
+GUARD = 'read -r word; [ "$word" = over ] || kill -9 "$0"'
+GUARD_OVER = b"over\n"
+
 
 class Completed(NamedTuple):
     """What a program that ran in the container left behind. A negative status is the signal that ended it."""
@@ -325,6 +329,21 @@ class Container:
         enter = ["nsenter", "-t", str(self._init_pid), "-n", "-m", "-p", "--"]
         # nsenter has a child in the namespace: killing the one must not leave the other running
         return [*enter, "setpriv", "--pdeathsig", "KILL", *argv]
+
+    async def guard(self, pid: int, descriptor: int) -> asyncio.subprocess.Process:
+        """Start a process that kills ``pid`` when this agent dies; until then it keeps ``descriptor`` open.
+
+        ``communicate(GUARD_OVER)`` with it ends it without that.
+        """
+        enter = ["nsenter", "-t", str(self._init_pid), "-m", "-p", "--"]
+        return await asyncio.create_subprocess_exec(
+            *(*enter, "sh", "-c", GUARD, str(pid)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            pass_fds=[descriptor],
+            start_new_session=True,
+        )
 
     async def run(
         self, argv: Sequence[str], *, timeout_s: float = 60.0, descriptors: Sequence[int] = ()

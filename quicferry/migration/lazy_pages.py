@@ -124,7 +124,14 @@ class PageSource:
     def _read(self, pid: int, first: int, count: int) -> PageRun:
         data = self._reader(pid, first, count)
         packed = data if self._level is None else zstandard.ZstdCompressor(level=self._level).compress(data)
-        return PageRun(pid=pid, first=first, count=count, data=packed, sha256=hashlib.sha256(data).digest())
+        return PageRun(
+            pid=pid,
+            first=first,
+            count=count,
+            data=packed,
+            sha256=hashlib.sha256(data).digest(),
+            packed=self._level is not None,
+        )
 
 
 @dataclass
@@ -213,8 +220,8 @@ class PageSink:
     """The destination's end: fetches the missing pages and puts them into the restored processes.
 
     ``images`` is the image directory, ``missing`` says what the source has, ``local`` what is here
-    already and how it is read, ``open_stream`` opens a stream to the source. It works from the beginning
-    until ``close``.
+    already and how it is read, ``open_stream`` opens a stream to the source; ``adopted`` as for
+    ``UserFaults``. It works from the beginning until ``close``.
     """
 
     def __init__(
@@ -223,11 +230,10 @@ class PageSink:
         images: Path,
         missing: Mapping[int, Pages],
         local: Mapping[int, LocalPages],
-        compression: str,
         open_stream: Callable[[], PageCall],
+        adopted: Callable[[int, int], None],
     ) -> None:
         self._epoch = epoch
-        self._packed = compression != "none"
         self._open_stream = open_stream
         self._missing = {pid: set(pages.tolist()) for pid, pages in missing.items()}
         self._order = [
@@ -237,7 +243,7 @@ class PageSink:
         unplaced = {pid: set(pages) for pid, pages in self._missing.items()}
         for pid, pages in local.items():
             unplaced.setdefault(pid, set()).update(pages.pages.tolist())
-        self._faults = UserFaults(images, unplaced, self._want)
+        self._faults = UserFaults(images, unplaced, self._want, adopted)
         self._stream: PageCall | None = None
         self._asking: set[asyncio.Task[None]] = set()
         self._fetching = asyncio.create_task(self._fetch())
@@ -303,7 +309,7 @@ class PageSink:
     def _unpack(self, run: PageRun) -> bytes:
         size = run.count * PAGE_BYTES
         data = run.data
-        if self._packed:
+        if run.packed:
             try:
                 data = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
             except zstandard.ZstdError as error:

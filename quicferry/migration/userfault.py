@@ -107,12 +107,18 @@ class UserFaults:
     """Puts pages in place, and says for which ones a process stands still.
 
     ``missing``: PID inside the container -> pages that the images lack. ``wanted(pid, page)`` is
-    called when a process waits for a page that has not come yet.
+    called when a process waits for a page that has not come yet, ``adopted(pid, descriptor)`` when a
+    process is taken on.
     """
 
     def __init__(
-        self, images: Path, missing: dict[int, set[int]], wanted: Callable[[int, int], None]
+        self,
+        images: Path,
+        missing: dict[int, set[int]],
+        wanted: Callable[[int, int], None],
+        adopted: Callable[[int, int], None],
     ) -> None:
+        self._adopted = adopted
         self._missing = missing
         self._wanted = wanted
         self._targets: list[Target] = []
@@ -144,6 +150,7 @@ class UserFaults:
 
     def _adopt(self, target: Target) -> None:
         self._targets.append(target)
+        self._adopted(target.pid, target.descriptor)
         asyncio.get_running_loop().add_reader(target.descriptor, self._read, target)
 
     def _begin(self) -> None:

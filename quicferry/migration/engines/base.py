@@ -66,13 +66,14 @@ class PagesDone(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
 
 
 class PageRun(msgspec.Struct, frozen=True, kw_only=True):
-    """Neighbouring pages and the digest of what they hold. ``data`` is packed by the order's compression."""
+    """Neighbouring pages and the digest of what they hold. ``packed``: ``data`` is a zstd frame."""
 
     pid: int
     first: int
     count: int
     data: bytes
     sha256: bytes
+    packed: bool = False
 
 
 ToPageSource = WantAll | WantNow | GotPages | PagesDone

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ import msgspec
 import numpy as np
 
 from quicferry.errors import MigrationError, Unsupported
+from quicferry.migration.container import GUARD_OVER
 from quicferry.migration.criu import LAZY_FEATURE
 from quicferry.migration.criu_image import LEFT_BEHIND, Kind, Manifest, Unpacker, record
 from quicferry.migration.engines.base import CHUNK_BYTES, MoveOrder, PageRun, ToPageSource
@@ -133,8 +135,10 @@ class CriuCopyEngine(CriuEngine):
         self._reading: Reading | None = None
         self._memory: dict[int, ProcessMemory] = {}  # of the stopped process, by PID
         self._source: PageSource | None = None
+        self._left_behind = False  # the destination needs memory of the stopped process
         self._finishing: asyncio.Task[None] | None = None
         self._sink: PageSink | None = None
+        self._guards: list[asyncio.Task[asyncio.subprocess.Process]] = []
 
     async def _prepare(self) -> None:
         await self._forget()
@@ -240,6 +244,7 @@ class CriuCopyEngine(CriuEngine):
         for path in sorted(self._outside.iterdir()):
             if path.is_file() and path.name not in LEFT_BEHIND and path.name not in replaced:
                 yield from in_chunks(path.name, memoryview(path.read_bytes()))
+        self._left_behind = bool(lazy)
         manifest = Manifest(
             epoch=order.epoch,
             pid=pid,
@@ -274,17 +279,27 @@ class CriuCopyEngine(CriuEngine):
         self, epoch: int, requests: AsyncIterator[ToPageSource], send: Callable[[PageRun], Awaitable[None]]
     ) -> None:
         """Give the destination the memory that stayed here."""
+        self._find_source(epoch)
         if self._source is None or self._held is None or self._held.epoch != epoch:
             raise MigrationError(f"no memory of epoch {epoch} is kept on {self._context.edge}")
         await self._source.serve(requests, send)
 
     async def drain_source(self, order: MoveOrder) -> dict[str, Any]:
         """Wait until the destination has all memory."""
+        self._find_source(order.epoch)
         source = self._source
-        if source is None:
+        if source is None or not self._left_behind:
             return {"pages": 0, "bytes": 0, "waited_for": 0}
         await source.done()
         return {"pages": source.sent_pages, "bytes": source.sent_bytes, "waited_for": source.waited_for}
+
+    def _find_source(self, epoch: int) -> None:
+        """After a restart of this agent: the stopped process is still there, and so is its memory."""
+        pid = self._container.service_pid
+        if self.lazily and self._source is None and pid is not None and self._container.is_stopped(pid):
+            self._held = Held(epoch, pid)
+            self._left_behind = True
+            self._source = PageSource(self._read_pages, "auto")
 
     async def give_up_source(self, order: MoveOrder) -> None:
         await super().give_up_source(order)
@@ -328,9 +343,30 @@ class CriuCopyEngine(CriuEngine):
             self._outside,
             missing,
             local,
-            order.compression,
             lambda: open_pages(order.source, lifetime_s),
+            self._guard,
         )
+
+    def _guard(self, pid: int, descriptor: int) -> None:
+        """Should this agent die, the kernel would give the process zeros for what has not come yet.
+
+        A guard keeps the descriptor, so that the process stands still then, and ends it.
+        """
+        # a copy: ours is closed as soon as all has come, which may be before the guard has begun
+        held = os.dup(descriptor)
+
+        async def start() -> asyncio.subprocess.Process:
+            try:
+                return await self._container.guard(pid, held)
+            finally:
+                os.close(held)
+
+        self._guards.append(asyncio.create_task(start()))
+
+    async def _end_guards(self) -> None:
+        guards, self._guards = self._guards, []
+        for started in guards:
+            await (await started).communicate(GUARD_OVER)
 
     def _decide_on_rounds(self, manifest: Manifest) -> dict[int, LocalPages]:
         """What the rounds brought and may come later does so, where the kernel can do it.
@@ -365,6 +401,7 @@ class CriuCopyEngine(CriuEngine):
             # half of its memory is nowhere: it must not go on as if nothing were
             with contextlib.suppress(MigrationError):
                 await self._container.stop(self._made.pid, grace_s=0)
+        await self._end_guards()
         if not manifest.lazy:
             return  # the source has gone its way
         with contextlib.suppress(TimeoutError):
@@ -389,6 +426,7 @@ class CriuCopyEngine(CriuEngine):
         if self._sink is not None:
             await self._sink.close()
             self._sink = None
+        await self._end_guards()
 
 
 class _Ahead(CriuCopyEngine):
