@@ -234,6 +234,8 @@ class Server:
             for key in late:
                 del self._awaited[key]
             if self._awaited:
+                # those who are unable have answered while the others were not told yet
+                self._answered.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(self._awaited.values()) - now):
                         await self._answered.wait()
