@@ -33,6 +33,7 @@ from quicferry.migration.rpc import Unreachable
 from quicferry.migration.source_side import describe
 from quicferry.migration.states import DESTINATION, SERVES_AT_DESTINATION, Machine, Signal, Step
 from quicferry.migration.transfer import Inbox
+from quicferry.model import Endpoint
 from quicferry.strategies import speaks_first
 from quicferry.units import NS_PER_S, now_ns
 
@@ -370,7 +371,11 @@ class DestinationSide:
 
         Whoever starts it again asks this host before it lets its server go on.
         """
-        endpoint = self._host.peer(order.source).endpoint
+        endpoints = self._host.peer(order.source).endpoints
+        return any(await asyncio.gather(*map(self._is_port_closed, endpoints)))
+
+    async def _is_port_closed(self, endpoint: Endpoint) -> bool:
+        """Whether a host answers that nobody listens there."""
         try:
             async with asyncio.timeout(GONE_S):
                 _, writer = await asyncio.open_connection(*endpoint)

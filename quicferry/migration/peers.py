@@ -30,6 +30,11 @@ class PeerClient(RpcClient):
         super().__init__(identity, peer, endpoint)
         self.detour = RpcClient(identity, peer, detour) if detour is not None else None
 
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """The address on the link between the edges, and that of the detour."""
+        return [self.endpoint] if self.detour is None else [self.endpoint, self.detour.endpoint]
+
     async def call(self, method: Unary[Q, A], request: Q, *, timeout_s: float, wait: bool = False) -> A:
         """As ``RpcClient.call``, by both ways if need be."""
         direct = asyncio.ensure_future(super().call(method, request, timeout_s=timeout_s, wait=wait))

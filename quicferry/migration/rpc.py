@@ -268,6 +268,11 @@ class RpcClient:
         self._channel = grpc.aio.secure_channel(address_of(endpoint), credentials, options=options)
         self._calls: dict[str, Any] = {}
 
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """All addresses at which the party can be reached."""
+        return [self.endpoint]
+
     async def __aenter__(self) -> Self:
         return self
 
