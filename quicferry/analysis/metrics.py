@@ -335,6 +335,10 @@ def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manif
 
 def _judge_faults(result: RunResult, manifest: Manifest, events: list[Event]) -> None:
     """After a fault: the server at one place of the table, nothing lost, and the fault really injected."""
+    if result.served_by == "both":
+        _fail(
+            result, "two servers sent new packets after the move had ended", "see the captures of the edges"
+        )
     if not manifest.asked.faults:
         return
     injected = {str(event.detail.get("fault")) for event in events if event.name == "fault.injected"}
