@@ -1,0 +1,102 @@
+"""A container with a record outlives its agent, and the next agent finds it as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.e2e.support import in_private_root
+
+PRELUDE = """
+import asyncio, os, signal, sys, time
+from pathlib import Path
+from quicferry.migration.container import Container
+RECORD = Path(ARGUMENTS)
+FIRST_AGENT = '''
+import asyncio, sys
+from pathlib import Path
+from quicferry.migration.container import Container
+async def play():
+    box = await Container.create("edge-1", record=Path(sys.argv[1]))
+    await box.start(["sleep", "60"])
+    print(box.init_pid, box.service_pid, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(play())
+'''
+async def killed_agent():
+    agent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FIRST_AGENT, str(RECORD), stdout=asyncio.subprocess.PIPE
+    )
+    init_pid, service_pid = map(int, (await agent.stdout.readline()).split())
+    agent.kill()
+    await agent.wait()
+    return init_pid, service_pid
+"""
+
+
+def test_the_next_agent_finds_container_and_service(tmp_path: Path) -> None:
+    got = in_private_root(
+        PRELUDE
+        + """
+async def play():
+    init_pid, service_pid = await killed_agent()
+    await asyncio.sleep(0.2)
+    box = await Container.create("edge-1", record=RECORD)
+    same = (box.init_pid, box.service_pid) == (init_pid, service_pid)
+    alive = box.is_alive(service_pid)
+    second = await box.start(["sleep", "60"])
+    running = len(box.processes())
+    await box.end_processes()
+    left = (len(box.processes()), box.service_pid)
+    await box.close()
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{init_pid}"):
+            break
+        await asyncio.sleep(0.02)
+    return dict(same=same, alive=alive, next=second - service_pid, running=running, left=left,
+        init=os.path.exists(f"/proc/{init_pid}"), record=RECORD.exists())
+report(asyncio.run(play()))
+""",
+        tmp_path,
+        arguments=str(tmp_path / "record"),
+    )
+    assert got["same"] and got["alive"]
+    assert (got["next"], got["running"]) == (50, 2)
+    assert got["left"] == [0, None]
+    assert (got["init"], got["record"]) == (False, False)
+
+
+def test_a_container_that_has_gone_is_made_anew(tmp_path: Path) -> None:
+    got = in_private_root(
+        PRELUDE
+        + """
+async def play():
+    init_pid, _ = await killed_agent()
+    os.kill(init_pid, signal.SIGKILL)
+    await asyncio.sleep(0.2)
+    async with await Container.create("edge-1", record=RECORD) as box:
+        return dict(other=box.init_pid != init_pid, service=box.service_pid)
+report(asyncio.run(play()))
+""",
+        tmp_path,
+        arguments=str(tmp_path / "record"),
+    )
+    assert got == {"other": True, "service": None}
+
+
+def test_a_container_without_a_record_ends_with_its_agent(tmp_path: Path) -> None:
+    got = in_private_root(
+        PRELUDE.replace("record=Path(sys.argv[1])", "")
+        + """
+async def play():
+    init_pid, _ = await killed_agent()
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{init_pid}"):
+            return False
+        await asyncio.sleep(0.02)
+    return True
+report(asyncio.run(play()))
+""",
+        tmp_path,
+        arguments=str(tmp_path / "record"),
+    )
+    assert got is False
