@@ -129,7 +129,7 @@ def compare(
     as_json: bool,
     **axes: Any,
 ) -> None:
-    """Run strategies and baselines with every engine; print medians with 95 % confidence intervals.
+    """Run strategies and baselines with every engine; print medians with 95 % intervals.
 
     Runs are interleaved, one repetition of all cells before the next, and the cells of one
     repetition share a seed. With --json each run is one line as soon as it is done.

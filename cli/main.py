@@ -23,7 +23,7 @@ from quicferry.errors import FerryError
 #: Command ``x`` is the object ``x`` of the module ``cli.x``. A test holds both ends together.
 COMMANDS: dict[str, str] = {
     "run": "Move a live server from one edge to another, once, and measure how long it was gone.",
-    "compare": "Run strategies and baselines with every engine; print medians with 95 % confidence intervals.",
+    "compare": "Run strategies and baselines with every engine; print medians with 95 % intervals.",
     "demo": "Move the server once with each strategy, by CRIU and by hand-off, and show the result.",
     "topo": "List, show and draw the emulated topologies.",
     "faults": "List what `quicferry run --fault` can make go wrong, and where the server is afterwards.",
