@@ -42,6 +42,10 @@ BATCH_PAGES = 64
 WINDOW_PAGES = 512
 #: Sent along with a page that is waited for: its neighbours are likely to be next.
 AROUND_PAGES = 16
+#: So much comes while the server is brought up, 24 MiB: about what the server of this tool works with
+#: (5,800 pages without added memory). The rest would take the processor from those who bring it up, and
+#: comes when it serves; what it waits for comes at any time.
+WORKING_PAGES = 6144
 REOPEN_S = 0.1
 
 #: The answer to PagesDone.
@@ -246,8 +250,17 @@ class PageSink:
         self._faults = UserFaults(images, unplaced, self._want, adopted)
         self._stream: PageCall | None = None
         self._asking: set[asyncio.Task[None]] = set()
+        self._serving = asyncio.Event()
+        self._taken = 0  # pages that have come from the source
+        self._untold = 0  # of these, those that the source does not know of
         self._fetching = asyncio.create_task(self._fetch())
         self._filling = asyncio.create_task(self._fill())
+
+    async def serving(self) -> None:
+        """The server serves: what it does not need at once may come, too."""
+        self._serving.set()
+        with suppress(MigrationError):  # a new stream begins with nothing on its way
+            await self._tell()
 
     async def placed(self) -> None:
         """Return when all memory is in its place. Raises what went wrong meanwhile."""
@@ -276,8 +289,12 @@ class PageSink:
     async def _fill(self) -> None:
         """Put in place what is here already, once there is a place."""
         await self._faults.restored.wait()
+        filled = 0
         for pid, pages in self._local.items():
             for first, count in oldest_first(pages.pages):
+                if filled >= WORKING_PAGES:
+                    await self._serving.wait()
+                filled += count
                 data = await asyncio.to_thread(pages.read, first, count)
                 self._faults.arrived(pid, first, data)
 
@@ -285,6 +302,7 @@ class PageSink:
         """Read streams until all has come."""
         while any(self._missing.values()):
             try:
+                self._untold = 0
                 stream = self._stream = self._open_stream()
                 await stream.write(WantAll(epoch=self._epoch, runs=self._wanted()))
                 while any(self._missing.values()):
@@ -292,11 +310,19 @@ class PageSink:
                     data = await asyncio.to_thread(self._unpack, run)
                     self._faults.arrived(run.pid, run.first, data)
                     self._missing[run.pid].difference_update(range(run.first, run.first + run.count))
-                    await stream.write(GotPages(run.count))
+                    self._taken += run.count
+                    self._untold += run.count
+                    await self._tell()
                 return
             except MigrationError:
                 self._stream = None
                 await asyncio.sleep(REOPEN_S)
+
+    async def _tell(self) -> None:
+        """Tell the source what has come, and thereby to go on, unless that can wait."""
+        if self._untold and self._stream and (self._taken < WORKING_PAGES or self._serving.is_set()):
+            told, self._untold = self._untold, 0
+            await self._stream.write(GotPages(told))
 
     def _wanted(self) -> list[tuple[int, int, int]]:
         """The runs of which something is missing, in the order in which a process is likely to need them."""

@@ -412,6 +412,7 @@ class CriuCopyEngine(CriuEngine):
         if self._finishing is None or self._sink is None:
             await super()._brought_up(order, manifest)
             return
+        await self._sink.serving()
         self._finishing.add_done_callback(lambda _: self._clear_images())
 
     async def _unmake(self) -> None:
