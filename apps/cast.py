@@ -37,7 +37,7 @@ WAITING_ROOM_PORT = SERVICE_PORT + 3
 SERVER_EVENTS = "/run/server.jsonl"  # inside the container
 SERVER_LOGS = "/run/service-*.log"  # what a server wrote to stderr
 SERVER_FENCE = "/run/server.fence"
-MOVE_S = 240.0  # longer than all deadlines of a move together
+MOVE_S = 480.0  # longer than all deadlines of a move together
 ASK_S = 40.0
 CLIENT_END_S = 25.0  # longer than the client's own patience
 
@@ -230,7 +230,7 @@ class Agent:
 
     def _server(self, kind: str, *, standby: bool) -> Command:
         context, asked = self._context, self._context.asked
-        pool = RULES[asked.strategy].pool and not self._plain
+        pool = (RULES[asked.strategy].pool or asked.mixed_strategies) and not self._plain
         config = ServerConfig(
             edge=self.edge,
             listen=Endpoint(self._address.address if self._address else "0.0.0.0", SERVICE_PORT),
@@ -341,6 +341,7 @@ def client_config(context: RunContext, authority: str) -> ClientConfig:
         seed=asked.seed,
         clients=asked.clients,
         plain_clients=asked.plain_clients,
+        mixed_strategies=asked.mixed_strategies,
     )
 
 
@@ -474,7 +475,7 @@ class QuicCast:
         config = client_config(context, server.authority)
         if faults.client_refuses:
             config = msgspec.structs.replace(config, accept_moves=False)
-        crowd = context.asked.clients > 1 or context.asked.plain_clients > 0
+        crowd = context.asked.clients > 1 or context.asked.plain_clients > 0 or context.asked.mixed_strategies
         self._client = LoadClient(
             context,
             config,

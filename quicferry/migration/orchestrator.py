@@ -15,7 +15,7 @@ import msgspec
 from quicferry.errors import FerryError, InvalidInput, MigrationError
 from quicferry.events import EventLog
 from quicferry.migration.certificates import TlsFiles
-from quicferry.migration.engines.base import Deadlines, MoveOrder
+from quicferry.migration.engines.base import LONG_ENGINES, Deadlines, MoveOrder
 from quicferry.migration.journal import Journal
 from quicferry.migration.orders import (
     ABORT,
@@ -243,6 +243,8 @@ class Orchestrator:
             + 2 * limits.restore_s
             + 3 * limits.commit_s
         )
+        if order.engine in LONG_ENGINES:
+            longest_s += limits.precopy_s + limits.pages_s
         return asyncio.get_running_loop().time() + longest_s
 
     async def _follow(self, order: MoveOrder) -> Outcome:

@@ -169,6 +169,10 @@ class StandbyHooks(Protocol):
         """
 
 
+async def nothing_more() -> None:
+    """What follows a freeze where nothing but the process moves."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineContext:
     """What an engine is given on its host.
@@ -187,6 +191,8 @@ class EngineContext:
     #: called by ``restore`` directly before Resume or Import, when the server's socket exists: the
     #: datagrams that wait for it then lie in the socket, and its first flight can answer them
     before_resume: Callable[[], None] = lambda: None
+    #: awaited by ``checkpoint`` directly after Freeze, before the process is looked at
+    after_freeze: Callable[[], Awaitable[None]] = nothing_more
     #: established TCP connections move with the process, as their address does
     keep_tcp: bool = False
     #: opens a stream to the engine of that edge which serves pages, for at most so many seconds
@@ -210,7 +216,7 @@ class Engine(Protocol):
         """Do at the destination what can be done before the state comes."""
 
     def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
-        """Give Freeze to the server, then yield the checkpoint in chunks of at most ``CHUNK_BYTES``.
+        """Give Freeze to the server, await ``after_freeze``, then yield the checkpoint in chunks of at most ``CHUNK_BYTES``.
 
         The bytes are opaque to the agents; they add framing, length and digest of their own. The
         iterator may be closed early: then the move is off and ``resume_source`` follows.
@@ -287,6 +293,10 @@ ENGINES: dict[str, str] = {
     "criu-post-copy": "quicferry.migration.engines.criu_copy:CriuPostCopyEngine",
     "criu-hybrid": "quicferry.migration.engines.criu_copy:CriuHybridEngine",
 }
+
+
+#: Engines whose moves take longer than their downtime: memory crosses before or after it.
+LONG_ENGINES = frozenset({"criu-pre-copy", "criu-post-copy", "criu-hybrid"})
 
 
 def create(name: str, context: EngineContext) -> Engine:
