@@ -103,6 +103,7 @@ class FakeEngine:
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
         await self._phase("checkpoint")
         self.service.serves.discard(order.source)
+        await self.context.after_freeze()
         await self._phase("frozen")
         size = len(self.service.state) // self._chunks
         for number in range(self._chunks):

@@ -263,6 +263,7 @@ class NodeAgent:
                 state_dir=STATE_DIR,
                 standby=self,
                 before_resume=self._let_in,
+                after_freeze=self._leave_address,
                 keep_tcp=self.config.keep_tcp,
                 open_pages=self._open_pages,
             )
@@ -286,6 +287,12 @@ class NodeAgent:
         if not isinstance(engine, ServesPages):
             raise MigrationError(f"the engine {order.engine} leaves no memory behind")
         await engine.serve_pages(order.epoch, requests, send)
+
+    async def _leave_address(self) -> None:
+        # what reached the kernel until now is in the process's sockets and moves with them; what came
+        # later would be acknowledged here, and its copy at the destination would never see it
+        if self.host.address is not None:
+            await self.host.address.leave()
 
     def _let_in(self) -> None:
         if self._address is not None and self.destination.order is not None:

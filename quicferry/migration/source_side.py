@@ -269,9 +269,6 @@ class _SourceMove:
         if waiting_room is not None and self._host.forwarder is not None:
             self._host.forwarder.start(waiting_room)
         self._take(Signal.GO)
-        if self._host.address is not None:
-            # before the freeze: what reached a frozen server's kernel would be acknowledged and lost
-            await self._host.address.leave()
         chunks = self._engine.checkpoint(order)
         try:
             async with asyncio.timeout(limits.checkpoint_s):

@@ -16,7 +16,8 @@ RTT_MS = 18.0
 def assert_the_route_followed(run: Performed) -> None:
     """The address left the source, and packets for it reach the other edge after the route has changed."""
     at = run.at_ms
-    assert at("address.detached") <= 1 < at("server.resumed") < at("route.updated")
+    # after the freeze: what its kernel has acknowledged moves with the process
+    assert 0 < at("address.detached") < at("server.resumed") < at("route.updated")
     updated = next(event for event in run.events if event.name == "route.updated")
     assert (updated.vantage, updated.detail["gateway"]) == ("core", "10.0.2.2")
     # half a round trip from the destination to the core

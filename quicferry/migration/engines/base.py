@@ -216,9 +216,9 @@ class Engine(Protocol):
         """Do at the destination what can be done before the state comes."""
 
     def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
-        """Give Freeze to the server, await ``after_freeze``, then yield the checkpoint in chunks of at most ``CHUNK_BYTES``.
+        """Give Freeze to the server, await ``after_freeze``, then yield the checkpoint in chunks.
 
-        The bytes are opaque to the agents; they add framing, length and digest of their own. The
+        A chunk has at most ``CHUNK_BYTES``. The bytes are opaque to the agents; they add framing, length and digest of their own. The
         iterator may be closed early: then the move is off and ``resume_source`` follows.
         """
 

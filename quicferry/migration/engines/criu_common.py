@@ -162,6 +162,7 @@ class CriuEngine:
     async def _freeze(self, order: MoveOrder) -> None:
         freeze = Freeze(epoch=order.epoch, strategy=order.strategy, server_first=order.server_first)
         await self._context.control.ask(freeze, order.deadlines.checkpoint_s)
+        await self._context.after_freeze()
 
     async def _dump_is_over(self) -> None:
         """Wait for CRIU: whoever takes it away in the middle of a dump breaks the server."""

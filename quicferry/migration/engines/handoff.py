@@ -54,6 +54,7 @@ class HandoffEngine:
                 ),
                 order.deadlines.checkpoint_s,
             )
+            await self._context.after_freeze()
             state = outside.read_bytes()
             outside.unlink()
             if hashlib.sha256(state).hexdigest() != answer.get("sha256"):
