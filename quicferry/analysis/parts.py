@@ -10,10 +10,10 @@ one by one, so their sum is a check: what is left over is the client's own work 
     dns         until the client has the new address: the rest of the old record's life, attempts at the
                 old address meanwhile, and the question
     tcp         from the SYN to its SYN-ACK
-    tls         from the ClientHello to the client's Finished
+    tls         from then to the client's Finished
     quic        from the decision to connect to the first request that the server can read, which is in
                 the first flight when it is early data
-    request     from the first byte of the request to the first useful byte of the answer
+    request     from then to the first useful byte of the answer
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ def _connection(carrier: pl.DataFrame, first_new_ns: int, connecting_ns: int | N
     if carrier["space"][0] != "tcp":
         return {"quic": asked - (begun if connecting_ns is None else connecting_ns), **found}
     accepted = _first(carrier.filter(pl.col("frame") == "SYN-ACK"))
-    hello = _first(to_server.filter(pl.col("frame") == "CLIENT_HELLO"))
     finished = _first(to_server.filter(pl.col("frame") == "FINISHED"))
     if accepted is not None:
         found["tcp"] = accepted - begun
-    if hello is not None and finished is not None:
-        found["tls"] = finished - hello
+    if accepted is not None and finished is not None:
+        found["tls"] = finished - accepted
+        found["request"] = first_new_ns - finished
     return found
 
 

@@ -44,7 +44,7 @@ PART_TITLES = {
     "detection": "of it detection: until the client gave its connection up",
     "dns": "of it DNS: until it had the new address",
     "tcp": "of it TCP: SYN to SYN-ACK",
-    "tls": "of it TLS: ClientHello to Finished",
+    "tls": "of it TLS: until the client's Finished",
     "quic": "of it QUIC: until the first request was on its way",
     "request": "of it the request and its answer",
 }
