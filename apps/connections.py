@@ -22,6 +22,7 @@ from aioquic.tls import SessionTicket
 
 from apps.udp import Datagram, UdpPort
 from quicferry.quic import ExtensionConfig, MigratableConnection
+from quicferry.strategies import Strategy
 from quicferry.units import now_s
 
 
@@ -32,6 +33,7 @@ class Peer:
         self.key = key
         self.connection = connection
         self.connection_ids: set[bytes] = set()
+        self.strategy: Strategy | None = None  # how this client follows the present move
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at: float | None = None
 

@@ -24,10 +24,12 @@ from apps.config import MOVED_ERROR, ClientConfig, read_config
 from apps.pace import first
 from quicferry.events import Event, EventLog, Sink
 from quicferry.record import ClientSummary, write_json
+from quicferry.strategies import Strategy
 from quicferry.units import now_s
 
 CONNECTING_AT_ONCE = 10  # handshakes cost both ends some milliseconds each
 CONNECT_S = 25.0
+STRATEGIES = tuple(Strategy)
 LEAST_INTERVAL_MS = 5.0  # between two requests of all clients together, when there are many
 #: what the clients after the first tell of
 TOLD = frozenset(
@@ -135,6 +137,11 @@ class Crowd:
                     session=f"client-{number}",
                     extension=config.extension and number > config.plain_clients,
                     interval_ms=interval_ms,
+                    strategies=(
+                        (STRATEGIES[number % len(STRATEGIES)],)
+                        if config.mixed_strategies
+                        else config.strategies
+                    ),
                 ),
                 EventLog("client", sink=told_by(number)),
             )

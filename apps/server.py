@@ -66,6 +66,7 @@ class HandedOver(msgspec.Struct, kw_only=True):
 
     service: bytes
     keys: list[str]
+    strategies: list[Strategy | None] = []  # of each: how its client follows this move
     tickets: list[PlainTicket] = []  # whoever takes over must know the sessions that may be resumed
 
 
@@ -193,24 +194,24 @@ class Server:
                 return self._summary()
 
     async def _prepare(self, order: control.Prepare) -> dict[str, Any]:
-        rules = RULES[order.strategy]
-        addresses: list[tuple[str, int]] = []
-        if rules.carries_address and order.destination is not None:
-            addresses = [(order.destination.host, order.destination.port)]
+        target = order.destination or order.service
         self._answers.clear()
         self._awaited.clear()
         self._answered.clear()
         self._new_address = str(order.service or "")
         for number, peer in enumerate(list(self.table.peers.values()), 1):
+            strategy = peer.strategy = _strategy_of(peer, order.strategy)
+            rules = RULES[strategy]
+            addresses = [(target.host, target.port)] if rules.carries_address and target is not None else []
             if rules.notice:
                 # a deadline of its own: whoever is far away is waited for longer, but never for too long
                 patience_s = max(NOTICE_LEAST_S, NOTICE_PTOS * peer.connection.pto_s)
                 self._awaited[peer.key] = now_s() + min(order.deadline_s, patience_s)
             peer.connection.prepare_migration(
-                order.epoch, order.strategy, addresses, order.downtime_ms, order.server_first, now_s()
+                order.epoch, strategy, addresses, order.downtime_ms, order.server_first, now_s()
             )
             if rules.notice:
-                self.events.emit("server.prepare.sent", epoch=order.epoch, strategy=order.strategy)
+                self.events.emit("server.prepare.sent", epoch=order.epoch, strategy=strategy)
             self.table.proceed(peer)
             if number % NOTICES_AT_ONCE == 0:
                 await asyncio.sleep(0)  # answers are read meanwhile
@@ -294,7 +295,11 @@ class Server:
                 continue  # in the middle of its handshake, or closing: it stays, the others go
             peers.append(peer)
         snapshots = [take_snapshot(peer.connection, now, epoch=epoch) for peer in peers]
-        handed = HandedOver(service=self.service.dump(), keys=[peer.key for peer in peers])
+        handed = HandedOver(
+            service=self.service.dump(),
+            keys=[peer.key for peer in peers],
+            strategies=[peer.strategy for peer in peers],
+        )
         if self.table.tickets:
             handed.tickets = [to_plain(ticket) for ticket in self.table.tickets.values()]
         bundle = pack_bundle(epoch, snapshots, msgspec.msgpack.encode(handed))
@@ -330,9 +335,9 @@ class Server:
         self.table.remove_all()
         if self.table.tickets is not None:
             self.table.tickets |= {ticket.ticket: from_plain(ticket) for ticket in handed.tickets}
-        for key, connection in zip(handed.keys, connections, strict=True):
+        for key, strategy, connection in zip(handed.keys, handed.strategies, connections, strict=True):
             assert isinstance(connection, MigratableConnection)
-            self.table.adopt(connection, set(connection_ids(connection)), key)
+            self.table.adopt(connection, set(connection_ids(connection)), key).strategy = strategy
         self.standby = False
         return self._go_on(order.epoch, order.strategy, order.server_first, order.edge)
 
@@ -344,12 +349,12 @@ class Server:
         return self._go_on(order.epoch, order.strategy, order.server_first, order.edge)
 
     def _go_on(self, epoch: int, strategy: Strategy, server_first: bool, edge: str) -> dict[str, Any]:
-        first = speaks_first(strategy, server_first)
         t_ns = now_ns()
         self.frozen_epoch = None
         self.table.accepting = True
         for peer in self.table.peers.values():
-            peer.connection.resume(epoch, strategy, first, now_s())
+            its = peer.strategy or strategy
+            peer.connection.resume(epoch, its, speaks_first(its, server_first), now_s())
         # what waited in the socket is handled before anything leaves: the first flight can answer it; no
         # more than that, as many clients probe faster than they can be heard
         for _ in range(1 + len(self.table.peers) * WAITING_PER_CLIENT // BATCH):
@@ -365,7 +370,7 @@ class Server:
             t_ns=t_ns,
             epoch=epoch,
             edge=edge,
-            server_first=first,
+            server_first=speaks_first(strategy, server_first),
             connection_ids=sum(len(peer.connection_ids) for peer in self.table.peers.values()),
         )
         return {"t_ns": t_ns, "connections": len(self.table.peers)}
@@ -383,6 +388,12 @@ class Server:
         self.port.start()
         self.events.emit("server.aborted", epoch=order.epoch, reason=order.reason)
         return {"t_ns": t_ns}
+
+
+def _strategy_of(peer: Peer, wanted: Strategy) -> Strategy:
+    """The strategy of the order, or if this client has not agreed to it, the first that it has agreed to."""
+    agreed = peer.connection.negotiated
+    return wanted if wanted in agreed else next((each for each in Strategy if each in agreed), wanted)
 
 
 async def serve(config: ServerConfig) -> None:

@@ -58,6 +58,11 @@ class RunFailed(FerryError):
     help="How many clients there are, 1 to 500, each with a connection of its own.",
 )
 @click.option(
+    "--mixed-strategies",
+    is_flag=True,
+    help="Each client agrees to one strategy only, all of them in turn.",
+)
+@click.option(
     "--plain-clients",
     type=int,
     default=0,

@@ -79,6 +79,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     link_backend: str = "auto"  # auto, netem, cable
     calibrate: bool = False  # measure every link before the load begins
     clients: int = 1  # connections, all in one client process; more than one have a load in common
+    mixed_strategies: bool = False  # each client agrees to one strategy only, all of them in turn
     plain_clients: int = 0  # of these, so many do not know the extension and cannot follow the server
     moves: int = 1  # how often the server moves, to and fro between source and destination
     faults: tuple[str, ...] = ()  # what is made to go wrong: `quicferry faults`

@@ -73,3 +73,15 @@ def test_a_crowd_that_is_silent_holds_nobody_up(tmp_path: Path) -> None:
         for end in ("started", "complete")
     )
     assert ended - begun < 1.4e9, "it waited longer than any client's deadline"
+
+
+@pytest.mark.needs("mininet", "tcpdump", "tshark", "criu")
+@pytest.mark.parametrize("engine", ["handoff", "criu-cold"])
+def test_each_client_follows_in_its_own_way(tmp_path: Path, engine: str) -> None:
+    result, events = run(tmp_path, "--clients", "10", "--mixed-strategies", "--engine", engine)
+    assert (result["outcome"], result["reconnected"]) == ("succeeded", 0)
+    assert (result["requests_lost"], result["requests_duplicated"], result["state_ok"]) == (0, 0, True)
+    told = {event.detail["strategy"] for event in events if event.name == "server.prepare.sent"}
+    assert told == {"proactive-explicit", "reactive-explicit", "synchronized-symmetric"}
+    switched = {event.detail["client"] for event in events if event.name == "client.switched"}
+    assert switched == set(range(1, 11))
