@@ -102,6 +102,8 @@ class Container:
         self._record = record
         self._socket = ""
         self._service_pid: int | None = None
+        #: ends when the service has all its memory; an engine that moves it on must wait for that
+        self.settling: asyncio.Task[None] | None = None
         self._next_pid = first_pid_of(edge)
         self._lock = asyncio.Lock()
 

@@ -211,3 +211,30 @@ async def play():
     assert len(got["states"]) == 1
     assert got["left"] == []
     assert got["after"] is None
+
+
+def test_a_server_is_not_moved_on_before_it_has_all_its_memory(tmp_path):
+    got = played(
+        """
+from quicferry.migration.engines.base import create
+
+async def play():
+    async with edges("edge-1", "edge-2", engine="criu-pre-copy") as (a, b):
+        await a.start_server("50")
+        before = await a.ask()
+        move = order(1, a, b)
+        await carry(move, a, b)
+        await settle(move, a)
+        unsettled = not b.container.settling.done()
+        # at once back, by another engine
+        for edge in (a, b):
+            edge.engine = create("criu-cold", edge.engine._context)
+        move = order(2, b, a)
+        await carry(move, b, a)
+        await settle(move, b)
+        return dict(before=before, after=await a.ask(), unsettled=unsettled)
+""",
+        tmp_path,
+    )
+    assert got["unsettled"]
+    assert got["after"]["sha256"] == got["before"]["sha256"]

@@ -130,7 +130,13 @@ class CriuEngine:
         """The same at the other end."""
         await self._prepare()
 
+    async def _settled(self) -> None:
+        """A server that was brought here lazily must have all its memory before it is moved on."""
+        if self._container.settling is not None:
+            await asyncio.wait([self._container.settling])
+
     async def _prepare(self) -> None:
+        await self._settled()
         self._criu = Criu(self._container, keep_tcp=self._context.keep_tcp)
         if self._clearing is not None:
             await self._clearing

@@ -141,6 +141,7 @@ class CriuCopyEngine(CriuEngine):
         self._guards: list[asyncio.Task[asyncio.subprocess.Process]] = []
 
     async def _prepare(self) -> None:
+        await self._settled()
         await self._forget()
         await super()._prepare()
 
@@ -322,6 +323,7 @@ class CriuCopyEngine(CriuEngine):
         if lazily:
             self._sink = self._open_sink(order, manifest, local)
             self._finishing = asyncio.create_task(self._finish(order, manifest, self._sink))
+            self._container.settling = self._finishing
         stats = await criu.restore(self._images, timeout_s=limit_s, lazy=lazily)
         detail["criu"] = msgspec.structs.asdict(stats)
         if manifest.stopped:
@@ -402,11 +404,11 @@ class CriuCopyEngine(CriuEngine):
             with contextlib.suppress(MigrationError):
                 await self._container.stop(self._made.pid, grace_s=0)
         await self._end_guards()
-        if not manifest.lazy:
-            return  # the source has gone its way
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(order.deadlines.pages_s):
-                await sink.finish(error)
+        if manifest.lazy:  # else the source has gone its way
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(order.deadlines.pages_s):
+                    await sink.finish(error)
+        await sink.close()
 
     async def _brought_up(self, order: MoveOrder, manifest: Manifest) -> None:
         if self._finishing is None or self._sink is None:
