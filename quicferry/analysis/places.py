@@ -25,7 +25,8 @@ OLD, NEW = "old", "new"
 class Places:
     """What tells the places of one run apart.
 
-    ``old`` and ``new`` are the server's endpoints, ``round_trip_ns`` the round-trip time as asked.
+    ``old`` and ``new`` are the server's endpoints, ``round_trip_ns`` the round-trip time as asked, of
+    both places the mean.
     """
 
     def __init__(
@@ -52,7 +53,10 @@ class Places:
     @classmethod
     def of(cls, manifest: Manifest, events: Sequence[Event]) -> Places:
         """The places of a run."""
-        round_trip_ns = round(manifest.asked.rtt_ms * NS_PER_MS)
+        asked = manifest.asked
+        # both ways to the client count by half: from the source the last, from the destination the first
+        source_rtt_ms = asked.rtt_ms if asked.source_rtt_ms is None else asked.source_rtt_ms
+        round_trip_ns = round((source_rtt_ms + asked.rtt_ms) / 2 * NS_PER_MS)
         return cls(
             events, manifest.source_endpoint, manifest.destination_endpoint, manifest.place_by, round_trip_ns
         )

@@ -219,7 +219,8 @@ class Engine(Protocol):
         """Give Freeze to the server, await ``after_freeze``, then yield the checkpoint in chunks.
 
         A chunk has at most ``CHUNK_BYTES``. The bytes are opaque to the agents; they add framing, length
-        and digest of their own. The iterator may be closed early: then the move is off and ``resume_source`` follows.
+        and digest of their own. The iterator may be closed early: then the move is off and
+        ``resume_source`` follows.
         """
 
     async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
