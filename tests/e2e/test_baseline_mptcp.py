@@ -16,7 +16,7 @@ JOIN, ADD_ADDR, REMOVE_ADDR = "1", "3", "4"  # subtypes of the MPTCP option (RFC
 def test_the_namespace_moves_and_the_subflows_follow(tmp_path: Path) -> None:
     run = perform(tmp_path, "mptcp", "--downtime-ms", "120", "--download-mib", "1", "--after-s", "1.5")
     result = run.result
-    assert 120 <= result["container_downtime_ms"] < 160
+    assert 120 <= result["container_downtime_ms"] < 200
     assert result["service_migration_time_ms"] >= 120
     assert result["bytes_verified"] > 1 << 20
     # unplugged first, then plugged in, announced, joined, and only then the old address withdrawn
@@ -66,7 +66,7 @@ def test_make_before_break_joins_before_the_server_stands_still(tmp_path: Path) 
     ]
     order += ["server.frozen", "server.resumed"]
     assert [event.name for event in run.events if event.name in order] == order
-    assert 60 <= run.result["container_downtime_ms"] < 100
+    assert 60 <= run.result["container_downtime_ms"] < 140
     assert run.manifest.asked.mptcp_make_before_break is True
 
 
@@ -78,4 +78,4 @@ def test_it_stands_still_as_long_as_the_engine_took_in_the_same_session(tmp_path
     assert model.is_dir()
     asked = run.manifest.asked.downtime_ms
     assert asked is not None and asked > 20
-    assert asked <= run.result["container_downtime_ms"] < asked + 40
+    assert asked <= run.result["container_downtime_ms"] < asked + 80
