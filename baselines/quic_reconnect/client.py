@@ -34,6 +34,7 @@ from quicferry.units import now_s
 BACKOFF_S = (0.02, 0.04, 0.08, 0.16, 0.25)
 #: How long the server is silent while it answers is told by the PTO; this is only how often it is looked at.
 LOOK_S = 0.005
+ASK_AGAIN_S = 0.1  # an attempt without an answer for so long: is the name still this address's?
 
 
 class ReconnectingClient:
@@ -179,10 +180,11 @@ class ReconnectingClient:
         deadline_s = now_s() + limit_s
         while not attempt.ready and not attempt.ended and (left_s := deadline_s - now_s()) > 0:
             try:
-                async with asyncio.timeout(left_s):
+                async with asyncio.timeout(min(left_s, ASK_AGAIN_S)):
                     await self._changed.wait()
             except TimeoutError:
-                break
+                with contextlib.suppress(NameNotFound):
+                    await self.resolver.resolve()
             self._changed.clear()
             if self.resolver.address != server.host:
                 break  # the server is elsewhere by now: no use in waiting for this one

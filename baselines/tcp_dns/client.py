@@ -9,6 +9,7 @@ again, as the cache allows, connects, and repeats what was open. Events go to st
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import ssl
 
@@ -24,6 +25,7 @@ from quicferry.events import EventLog
 
 #: A server that is away for a moment is asked again soon, one that stays away more and more rarely.
 BACKOFF_S = (0.02, 0.04, 0.08, 0.16, 0.25)
+ASK_AGAIN_S = 0.1  # an attempt without an answer for so long: is the name still this address's?
 
 
 class TcpClient:
@@ -152,8 +154,11 @@ class TcpClient:
         try:
             while not opening.done():
                 moved = asyncio.get_running_loop().create_task(self._moved.wait())
-                await asyncio.wait({opening, moved}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({opening, moved}, timeout=ASK_AGAIN_S, return_when=asyncio.FIRST_COMPLETED)
                 moved.cancel()
+                if not opening.done():
+                    with contextlib.suppress(NameNotFound):
+                        await self.resolver.resolve()
                 if not opening.done() and self.resolver.address != address:
                     raise ConnectFailed("the server is elsewhere now")
                 self._moved.clear()
