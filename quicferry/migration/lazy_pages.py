@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,13 +39,17 @@ from quicferry.migration.userfault import UserFaults
 BATCH_PAGES = 64
 #: On its way and not yet taken: enough to fill 1 Gbit/s over the 3 ms of a round trip between agents.
 WINDOW_PAGES = 512
-#: Sent along with a page that is waited for: its neighbours are likely to be next.
-AROUND_PAGES = 16
+#: Sent right after a page that is waited for: the block it is in, as its neighbours are likely to be next.
+AROUND_PAGES = 64
+#: After so many pages that the process had to wait for, what it works with is elsewhere than expected:
+#: all may come.
+PATIENCE_PAGES = 16
 #: So much comes while the server is brought up, 24 MiB: about what the server of this tool works with
 #: (5,800 pages without added memory). The rest would take the processor from those who bring it up, and
 #: comes when it serves; what it waits for comes at any time.
 WORKING_PAGES = 6144
 REOPEN_S = 0.1
+ASK_AGAIN_S = 0.5
 
 #: The answer to PagesDone.
 FAREWELL = PageRun(pid=0, first=0, count=0, data=b"", sha256=b"")
@@ -110,6 +113,8 @@ class PageSource:
                 case WantNow():
                     self.waited_for += 1
                     stream.urgent.append((request.pid, request.first, request.count))
+                    around = request.first // AROUND_PAGES * AROUND_PAGES
+                    stream.urgent.append((request.pid, around, AROUND_PAGES))
                 case PagesDone():
                     self._finish(request.error)
                     stream.over = True
@@ -163,7 +168,7 @@ class _Stream:
         """What to send now; None when nothing is left, or too much is on its way."""
         while self.urgent:
             pid, first, count = self.urgent.pop(0)
-            if run := self._take(pid, first, max(count, AROUND_PAGES)):
+            if run := self._take(pid, first, count):
                 return run
         while self.on_its_way < WINDOW_PAGES:
             batch = next(self._order, None)
@@ -241,7 +246,7 @@ class PageSink:
         self._open_stream = open_stream
         self._missing = {pid: set(pages.tolist()) for pid, pages in missing.items()}
         self._order = [
-            (pid, first, count) for pid, pages in missing.items() for first, count in oldest_first(pages)
+            (pid, first, count) for pid, pages in missing.items() for first, count in small_first(pages)
         ]
         self._local = local
         unplaced = {pid: set(pages) for pid, pages in self._missing.items()}
@@ -250,8 +255,10 @@ class PageSink:
         self._faults = UserFaults(images, unplaced, self._want, adopted)
         self._stream: PageCall | None = None
         self._asking: set[asyncio.Task[None]] = set()
+        self._writing = asyncio.Lock()  # gRPC takes one message at a time and may lose the other
         self._serving = asyncio.Event()
         self._taken = 0  # pages that have come from the source
+        self._waits = 0  # pages that a process waited for
         self._untold = 0  # of these, those that the source does not know of
         self._fetching = asyncio.create_task(self._fetch())
         self._filling = asyncio.create_task(self._fill())
@@ -282,16 +289,22 @@ class PageSink:
         task.add_done_callback(self._asking.discard)
 
     async def _ask(self, pid: int, page: int) -> None:
-        if self._stream is not None:
-            with suppress(MigrationError):  # a new stream begins with all that is missing
-                await self._stream.write(WantNow(pid=pid, first=page, count=1))
+        """Until it has come: the kernel says only once that a process stands still."""
+        self._waits += 1
+        while page in self._missing.get(pid, ()):
+            if self._stream is not None:
+                with suppress(MigrationError):  # a new stream will be asked
+                    async with self._writing:
+                        await self._stream.write(WantNow(pid=pid, first=page, count=1))
+                    await self._tell()
+            await asyncio.sleep(ASK_AGAIN_S)
 
     async def _fill(self) -> None:
         """Put in place what is here already, once there is a place."""
         await self._faults.restored.wait()
         filled = 0
         for pid, pages in self._local.items():
-            for first, count in oldest_first(pages.pages):
+            for first, count in small_first(pages.pages):
                 if filled >= WORKING_PAGES:
                     await self._serving.wait()
                 filled += count
@@ -320,9 +333,11 @@ class PageSink:
 
     async def _tell(self) -> None:
         """Tell the source what has come, and thereby to go on, unless that can wait."""
-        if self._untold and self._stream and (self._taken < WORKING_PAGES or self._serving.is_set()):
+        enough = self._taken >= WORKING_PAGES and self._waits < PATIENCE_PAGES
+        if self._untold and self._stream and (self._serving.is_set() or not enough):
             told, self._untold = self._untold, 0
-            await self._stream.write(GotPages(told))
+            async with self._writing:
+                await self._stream.write(GotPages(told))
 
     def _wanted(self) -> list[tuple[int, int, int]]:
         """The runs of which something is missing, in the order in which a process is likely to need them."""
@@ -365,31 +380,24 @@ class PageSink:
         """End it. A process that lacks memory must have been ended before."""
         self._fetching.cancel()
         self._filling.cancel()
-        await asyncio.wait([self._fetching, self._filling])
+        for task in self._asking:
+            task.cancel()
+        await asyncio.wait([self._fetching, self._filling, *self._asking])
         await self._faults.close()
         if self._stream is not None:
             self._stream.cancel()
 
 
-def oldest_first(pages: Pages) -> list[tuple[int, int]]:
-    """Sorted pages as runs of at most a batch: what the process had first comes first.
+def small_first(pages: Pages) -> list[tuple[int, int]]:
+    """Sorted pages as runs of at most a batch, those of short stretches of memory before those of long ones.
 
-    What it was started with and allocated early (interpreter, code, tables) it needs all the time;
-    bulk data comes later. Program and heap grow upwards from a low address, mappings grow downwards
-    from a high one, and the widest gap is between the two (mmap(2), Linux's top-down layout).
+    A process works in many small stretches (stacks, tables, arenas of small objects); a long one is bulk
+    data as a rule. Where that is wrong, what the process waits for corrects it.
     """
-    runs = runs_of(pages)
-    gaps = [after[0] - before[0] - before[1] for before, after in itertools.pairwise(runs)]
-    middle = gaps.index(max(gaps)) + 1 if gaps else 0
     ordered = []
-    for first, count in runs[:middle]:
+    for first, count in sorted(runs_of(pages), key=lambda run: (run[1], run[0])):
         ordered += [
             (start, min(BATCH_PAGES, first + count - start))
             for start in range(first, first + count, BATCH_PAGES)
-        ]
-    for first, count in reversed(runs[middle:]):
-        ordered += [
-            (max(first, end - BATCH_PAGES), min(BATCH_PAGES, end - first))
-            for end in range(first + count, first, -BATCH_PAGES)
         ]
     return ordered

@@ -17,7 +17,7 @@ from quicferry.migration.engines.criu_copy import (
     round_records,
     why_stop,
 )
-from quicferry.migration.lazy_pages import BATCH_PAGES, LocalPages, oldest_first
+from quicferry.migration.lazy_pages import BATCH_PAGES, LocalPages, small_first
 from quicferry.migration.pagemap import (
     PAGE_BYTES,
     Entry,
@@ -144,14 +144,15 @@ def test_a_page_that_no_round_has_is_told(tmp_path):
 
 @given(page_sets)
 def test_every_page_is_asked_for_once_in_small_runs(pages):
-    runs = oldest_first(pages)
+    runs = small_first(pages)
     assert sorted(numbers(runs).tolist()) == pages.tolist()
     assert all(0 < count <= BATCH_PAGES for _, count in runs)
 
 
-def test_program_and_heap_go_first_then_the_oldest_mapping():
-    pages = numbers([(16, 2), (30, 1), (0x7F00_0000, 3), (0x7F00_0010, 1)])
-    assert oldest_first(pages) == [(16, 2), (30, 1), (0x7F00_0010, 1), (0x7F00_0000, 3)]
+def test_short_stretches_go_before_long_ones():
+    pages = numbers([(16, 2), (30, 1), (1000, BATCH_PAGES + 1), (5000, 3)])
+    expected = [(30, 1), (16, 2), (5000, 3), (1000, BATCH_PAGES), (1000 + BATCH_PAGES, 1)]
+    assert small_first(pages) == expected
 
 
 @pytest.mark.parametrize(
