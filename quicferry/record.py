@@ -209,6 +209,7 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     state_ok: bool | None = None
     phases_ms: dict[str, float] = {}  # notice, checkpoint, transfer, restore, first_packet, validated, useful
     moments_ms: dict[str, float] = {}  # the same and more as moments, relative to server.frozen
+    dns_ttl_s: int | None = None  # of the service's record; None: the client looked no name up
     parts_ms: dict[str, float] = {}  # what a reconnecting baseline's service-migration time is made of
     largest_gap_ms: float | None = None  # between two useful packets at the client, anywhere in the run
     service_time_ms: float | None = None  # median time from a request to the end of its answer

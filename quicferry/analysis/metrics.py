@@ -98,6 +98,8 @@ def study(run_dir: Path) -> Analysis:
     paths = RunPaths(run_dir)
     result = _empty_result(run_dir, manifest)
     events = _events(paths, result)
+    if any(event.name == "dns.started" for event in events):
+        result.dns_ttl_s = manifest.asked.dns_ttl_s
     _add_client_summary(paths, result)
     metrics: Metrics | None = None
     packets = timeline.packets(pl.DataFrame(schema=SCHEMA))

@@ -40,6 +40,8 @@ def cell_name(result: RunResult) -> str:
         name += f" of {result.pool}" if name == "pool" else f", pool of {result.pool}"
     if result.server_first:
         name += ", server first"
+    if result.dns_ttl_s not in (None, Asked().dns_ttl_s):
+        name += f", TTL {result.dns_ttl_s} s"
     return name
 
 

@@ -58,6 +58,7 @@ def test_every_millisecond_is_explained_and_every_request_answered(tmp_path: Pat
     assert result["requests_sent"] > 100
     assert result["state_ok"] is True
     assert result["packets_undecrypted"] == 0
+    assert result["dns_ttl_s"] == 1
     assert result["rtt_ms"] == pytest.approx(RTT_MS, abs=2.0)
     assert result["transferred_bytes"] > 0
 

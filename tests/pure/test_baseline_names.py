@@ -23,7 +23,7 @@ from baselines.dns.updater import Updater
 from cli import main
 from quicferry.analysis.parts import ORDER
 from quicferry.analysis.report import PART_TITLES
-from quicferry.analysis.tables import ratios
+from quicferry.analysis.tables import cells, ratios
 from quicferry.errors import InvalidInput
 from quicferry.events import EventLog
 from quicferry.experiment.preflight import probes
@@ -169,6 +169,16 @@ def test_ratios_are_to_the_best_strategy_of_the_same_engine() -> None:
     }
     assert ratios(results[:4]) == {}
     assert ratios(results[4:]) == {}
+
+
+def test_records_that_live_longer_are_cells_of_their_own() -> None:
+    results = [result("tcp-dns", "baseline", "handoff", 500.0) for _ in range(4)]
+    for each, ttl_s in zip(results, (1, 1, 30, None), strict=True):
+        each.dns_ttl_s = ttl_s
+    assert [(name, len(group)) for (name, _), group in cells(results).items()] == [
+        ("tcp-dns", 3),
+        ("tcp-dns, TTL 30 s", 1),
+    ]
 
 
 def test_every_part_has_a_title() -> None:
