@@ -16,6 +16,7 @@ from baselines.ip_move.cast import SERVICE_ADDRESS, router_configs
 from baselines.ip_move.router import Router, RouterConfig
 from baselines.mptcp.path_manager import Change, read_changes
 from baselines.mptcp.pod import Plug
+from cli.compare import SomeFailed, raise_for
 from cli.downtimes import Downtimes
 from quicferry.errors import InvalidInput, Unsupported
 from quicferry.experiment.scenario import check
@@ -255,3 +256,15 @@ def test_a_baseline_moves_once() -> None:
     check(Asked(baseline="mptcp"))
     with pytest.raises(InvalidInput, match="one move only"):
         check(Asked(baseline="mptcp", moves=2))
+
+
+def test_a_baseline_that_cannot_be_is_no_failure_beside_others() -> None:
+    cannot = result(outcome="unsupported", kind="baseline", strategy="ip-move-tcp", error="not so")
+    raise_for([result(), cannot])
+    with pytest.raises(Unsupported) as caught:
+        raise_for([cannot, cannot])
+    assert caught.value.exit_code == 127
+    with pytest.raises(SomeFailed):
+        raise_for([result(), cannot, result(outcome="failed", kind="baseline")])
+    with pytest.raises(SomeFailed):
+        raise_for([result(), result(outcome="unsupported")])  # a strategy that was asked for
