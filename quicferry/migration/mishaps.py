@@ -15,7 +15,7 @@ from typing import Any, cast
 import msgspec
 
 from quicferry.events import Event, Sink
-from quicferry.migration.orders import Piece, ToDestination, ToSource
+from quicferry.migration.orders import Begin, Piece, ToDestination, ToSource
 from quicferry.migration.peers import PeerClient
 from quicferry.migration.rpc import Duplex, DuplexCall
 
@@ -56,12 +56,14 @@ class _DamagingCall:
     def __init__(self, call: DuplexCall[ToDestination, ToSource], client: DamagingClient) -> None:
         self._call = call
         self._client = client
+        self._begun = False  # what is copied ahead is left alone: the point is the transfer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
 
     async def write(self, message: ToDestination) -> None:
-        if isinstance(message, Piece) and message.data and not self._client.damaged:
+        self._begun = self._begun or isinstance(message, Begin)
+        if self._begun and isinstance(message, Piece) and message.data and not self._client.damaged:
             self._client.damaged = True
             middle = len(message.data) // 2
             changed = bytes([message.data[middle] ^ 0x01])

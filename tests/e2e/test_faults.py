@@ -21,12 +21,31 @@ from quicferry.record import RunPaths
 CHECKOUT = Path(__file__).resolve().parents[2]
 AT_ONCE = 4
 RUN_S = 120.0
-LOCAL_MOVES = ("symmetric", "pool")  # need no orchestrator
+#: engines that copy memory ahead or behind
+COPYING = (
+    ("notice:source-agent-killed", "criu-pre-copy"),
+    ("transfer:link-cut", "criu-pre-copy"),
+    ("transfer:image-corrupted", "criu-hybrid"),
+    ("commit:link-cut", "criu-post-copy"),
+)
+#: two at once, at one point or at two
+TWO = (
+    "restore:link-cut=8+restore:source-agent-killed",
+    "commit:destination-agent-killed+commit:orchestrator-killed",
+)
+#: strategies that need no orchestrator
+LOCAL_MOVES = (
+    ("prepare:orchestrator-killed", "symmetric"),
+    ("prepare:orchestrator-killed", "pool"),
+    ("transfer:source-agent-killed", "symmetric"),
+)
 #: what CRIU makes different: images on disk, a process that is stopped and not only muted
 WITH_CRIU = (
     *("transfer:destination-full", "transfer:image-corrupted", "restore:restore-fails"),
     *("notice:source-agent-killed", "restore:source-agent-killed", "commit:source-agent-killed"),
-    *("transfer:destination-agent-killed", "commit:destination-agent-killed"),
+    *("checkpoint:source-agent-killed", "transfer:source-agent-killed"),
+    *("transfer:destination-agent-killed", "restore:destination-agent-killed"),
+    "commit:destination-agent-killed",
     *("transfer:orchestrator-killed", "transfer:client-silent", "commit:link-cut"),
 )
 
@@ -42,16 +61,15 @@ class Case(NamedTuple):
 
 EMULATED = pytest.mark.needs("mininet", "tcpdump", "tshark")
 CRIU = pytest.mark.needs("mininet", "tcpdump", "tshark", "criu")
+LAZY = pytest.mark.needs("mininet", "tcpdump", "tshark", "criu", "criu-lazy-pages")
 CASES = [
     *(pytest.param(Case(row.name), marks=EMULATED) for row in ROWS),
     # long enough for a deadline to come before the link does
     *(pytest.param(Case(f"{point}:link-cut=8"), marks=EMULATED) for point in ("transfer", "restore")),
     *(pytest.param(Case(fault, "criu-cold"), marks=CRIU) for fault in WITH_CRIU),
-    *(
-        pytest.param(Case(fault, "handoff", strategy), marks=EMULATED)
-        for strategy in LOCAL_MOVES
-        for fault in ("prepare:orchestrator-killed", "transfer:source-agent-killed", "commit:link-cut")
-    ),
+    *(pytest.param(Case(fault, engine), marks=LAZY) for fault, engine in COPYING),
+    *(pytest.param(Case(faults), marks=EMULATED) for faults in TWO),
+    *(pytest.param(Case(fault, "handoff", strategy), marks=EMULATED) for fault, strategy in LOCAL_MOVES),
 ]
 PLACES = {row.name: row.places for row in ROWS}
 Performed = dict[str, "Future[process.Result]"]
@@ -68,7 +86,8 @@ def performed(
         return process.run(
             [
                 *(CHECKOUT / "bin" / "quicferry", "run", "--json", "--runs", folder / str(case)),
-                *("--fault", case.fault, "--engine", case.engine, "--strategy", case.strategy),
+                *(word for fault in case.fault.split("+") for word in ("--fault", fault)),
+                *("--engine", case.engine, "--strategy", case.strategy),
                 *("--before-s", "0.4", "--after-s", "0.4", "--interval-ms", "20"),
             ],
             check=False,
@@ -93,15 +112,16 @@ def test_the_server_is_at_one_place_and_nothing_is_lost(case: Case, performed: P
     result: dict[str, Any] = json.loads(lines[0])
     assert result["outcome"] == "succeeded", done.stderr
     assert done.status == 0
-    name = case.fault.partition("=")[0]
-    assert result["fault"] == case.fault
-    assert result["served_by"] in PLACES[name]
+    asked = case.fault.split("+")
+    names = [fault.partition("=")[0] for fault in asked]
+    assert result["fault"] == ", ".join(asked)
+    assert all(result["served_by"] in PLACES[name] for name in names)
     assert (result["requests_lost"], result["requests_duplicated"], result["state_ok"]) == (0, 0, True)
     assert result["requests_sent"] > 30
     assert not [w for w in result["warnings"] if "nonce" in w or "could not be injected" in w]
     events = read_events(RunPaths(Path(result["run_dir"])).events)
     injected = [event.detail["fault"] for event in events if event.name == "fault.injected"]
-    assert injected == [name]
+    assert injected == names
 
 
 @pytest.mark.parametrize(
