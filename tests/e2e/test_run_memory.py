@@ -1,0 +1,37 @@
+"""``quicferry run`` with engines that move the memory before or after the downtime, and a busy server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quicferry.events import read_events
+from quicferry.record import RunPaths
+from quicferry.units import BYTES_PER_MIB
+from tests.e2e.test_run import assert_sound, run
+
+pytestmark = pytest.mark.needs("mininet", "tcpdump", "tshark", "criu", "criu-lazy-pages")
+
+#: engine, another axis, a part of what the result says of the memory's way
+RUNS = [
+    ("criu-pre-copy", ("--dirty-mib-s", "5"), "rounds, ended by the rule"),
+    ("criu-post-copy", ("--compression", "none"), "pages afterwards"),
+    ("criu-hybrid", ("--dirty-mib-s", "5"), "pages afterwards"),
+]
+
+
+@pytest.mark.parametrize(("engine", "more", "said"), RUNS, ids=[run[0] for run in RUNS])
+def test_the_server_moves_with_its_memory(
+    tmp_path: Path, engine: str, more: tuple[str, ...], said: str
+) -> None:
+    result = run(tmp_path, "--strategy", "symmetric", "--engine", engine, "--memory-mib", "10", *more)
+    assert_sound(result)
+    assert said in result["memory_path"]
+    assert result["transferred_bytes"] > 10 * BYTES_PER_MIB, "all of it, whenever it crossed"
+    assert result["inter_edge_bytes"] > result["transferred_bytes"], "and on the link between the edges"
+    names = [event.name for event in read_events(RunPaths(Path(result["run_dir"])).events)]
+    if engine != "criu-post-copy":
+        assert names.index("migration.precopy.complete") < names.index("server.frozen")
+    if engine != "criu-pre-copy":
+        assert names.index("server.resumed") < names.index("migration.pages.complete")
