@@ -72,6 +72,7 @@ from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
 from quicferry.units import now_ns
 
+END_POLL_S = 0.01
 STATE_DIR = Path("/run/state")  # inside the container
 
 
@@ -359,9 +360,16 @@ class NodeAgent:
                 summary = await self.control.ask(control.Stop(), request.timeout_s)
             except FerryError as error:
                 summary = {"error": str(error)}
-            # it is on its way out; SIGTERM changes nothing for it
+            await self._let_it_end(request.timeout_s)
             await self.container.stop_service(grace_s=request.timeout_s)
         return Stopped(summary=summary)
+
+    async def _let_it_end(self, within_s: float) -> None:
+        """A server that was told to stop still has its last words to write: a signal would cut them off."""
+        for _ in range(round(within_s / END_POLL_S)):
+            if self.container.service_pid is None:
+                return
+            await asyncio.sleep(END_POLL_S)
 
     # --- the other methods ---------------------------------------------------------------------
 

@@ -229,7 +229,7 @@ def test_a_client_without_the_extension_is_served_as_ever(tmp_path: Path) -> Non
                 ),
                 2.0,
             )
-            assert answer == {"ready": 0, "refused": 1, "silent": 0}
+            assert answer == {"ready": 0, "refused": 0, "unable": 1, "silent": 0}
             await it.until(client, "client.response.received")
             summary = await it.finish(client)
             assert summary.requests_lost == 0

@@ -169,6 +169,7 @@ ROLE_FIELDS: dict[str, str | None] = {
     "max_addresses": "max_addresses",
     "mute": "mute",
     "negotiated": "negotiated",
+    "passive": None,  # made anew from the state with each receipt
 }
 
 
