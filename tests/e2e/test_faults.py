@@ -117,7 +117,7 @@ def test_the_server_is_at_one_place_and_nothing_is_lost(case: Case, performed: P
     assert result["fault"] == ", ".join(asked)
     assert all(result["served_by"] in PLACES[name] for name in names)
     assert (result["requests_lost"], result["requests_duplicated"], result["state_ok"]) == (0, 0, True)
-    assert result["requests_sent"] > 30
+    assert result["requests_sent"] > 10
     assert not [w for w in result["warnings"] if "nonce" in w or "could not be injected" in w]
     events = read_events(RunPaths(Path(result["run_dir"])).events)
     injected = [event.detail["fault"] for event in events if event.name == "fault.injected"]
