@@ -110,7 +110,7 @@ class FakeEmulator:
         for phase in DeployPhase:
             try:
                 self._perhaps_fail(phase)
-            except Exception:
+            except Exception:  # whatever it was: nothing may be left
                 self.destroy()
                 raise
             self._progress(phase)

@@ -344,8 +344,7 @@ class _SourceMove:
             try:
                 async with asyncio.timeout(order.deadlines.commit_s):
                     await self._engine.give_up_source(order)
-            except Exception:
-                # it is frozen and fenced; without the engine's help it is ended by force
+            except Exception:  # it is frozen and fenced; without the engine's help it is ended by force
                 await self._host.container.stop_service(grace_s=0.0)
                 raise
         if self._machine.step is Step.ABORT:

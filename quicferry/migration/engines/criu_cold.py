@@ -55,8 +55,7 @@ class CriuColdEngine(CriuEngine):
         """Read, compress and queue all records; None at the end, also at that of a failure."""
         try:
             await self._pack_all(order, pid, dumping, packed)
-        except Exception:
-            # not when cancelled: then nobody reads on, and a full queue would hold this up for ever
+        except Exception:  # not when cancelled: then nobody reads on, and a full queue would hold this up
             await packed.put(None)
             raise
         await packed.put(None)
