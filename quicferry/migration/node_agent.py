@@ -360,7 +360,7 @@ class NodeAgent:
                 summary = await self.control.ask(control.Stop(), request.timeout_s)
             except FerryError as error:
                 summary = {"error": str(error)}
-            await self._let_it_end(request.timeout_s)
+            await self._let_it_end(request.timeout_s / 4)
             await self.container.stop_service(grace_s=request.timeout_s)
         return Stopped(summary=summary)
 

@@ -36,7 +36,7 @@ def test_stock_quic_goes_on_at_the_same_address(tmp_path: Path) -> None:
     run = perform(tmp_path, "ip-move-quic", "--engine", "handoff", "--seed", "2")
     assert_the_route_followed(run)
     assert run.manifest.source_endpoint == run.manifest.destination_endpoint == f"{SERVICE_ADDRESS}:4433"
-    senders = run.tshark("client", "udp.srcport == 4433", "ip.src")
+    senders = run.tshark("client", "udp.srcport == 4433 && !icmp", "ip.src")
     assert {row[0] for row in senders} == {SERVICE_ADDRESS}
     result = run.result
     assert result["service_migration_time_ms"] > RTT_MS
