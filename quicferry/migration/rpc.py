@@ -32,6 +32,10 @@ KIND_KEY = "quicferry-error"
 
 KEEPALIVE_MS = 2_000
 
+# gRPC's poller lives from the first object to the last; when a garbage collection takes the last one,
+# it waits for a thread that may never wake (seen: for ever). One reference of our own keeps it alive.
+grpc.aio.init_grpc_aio()
+
 _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", -1),  # event files are collected in one answer
     ("grpc.max_send_message_length", -1),
