@@ -22,11 +22,10 @@ from quicferry.migration.address import MovingAddress, MovingAddressConfig
 from quicferry.migration.certificates import TlsFiles
 from quicferry.migration.destination_side import DestinationSide
 from quicferry.migration.engines.base import (
-    Deadlines,
     Engine,
     EngineContext,
-    MoveOrder,
     PageRun,
+    PlannedMove,
     ServesPages,
     ServiceContainer,
     ToPageSource,
@@ -69,7 +68,6 @@ from quicferry.migration.rpc import DuplexCall, RpcClient, RpcServer
 from quicferry.migration.source_side import SourceSide
 from quicferry.migration.waiting_room import CAPACITY, WaitingRoom
 from quicferry.model import Endpoint
-from quicferry.strategies import Strategy
 from quicferry.units import now_ns
 
 END_POLL_S = 0.01
@@ -83,34 +81,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] | None = None
 
 
-class LocalMove(msgspec.Struct, frozen=True, kw_only=True):
+class LocalMove(PlannedMove, frozen=True, kw_only=True):
     """What SIGUSR1 sets off, for strategies that need no orchestrator. The epoch is the next one."""
-
-    strategy: Strategy
-    engine: str
-    destination: str
-    service: Endpoint  # where clients reach the server at the destination
-    server_first: bool = False
-    downtime_ms: float = 500.0
-    forwarding: bool = True  # late datagrams go on from the source to the destination
-    compression: str = "auto"  # of memory images, one of base.COMPRESSIONS
-    deadlines: Deadlines = Deadlines()
-
-    def order(self, source: str, epoch: int) -> MoveOrder:
-        """The order to move the server away from ``source``."""
-        return MoveOrder(
-            epoch=epoch,
-            strategy=self.strategy,
-            server_first=self.server_first,
-            engine=self.engine,
-            source=source,
-            destination=self.destination,
-            service=self.service,
-            downtime_ms=self.downtime_ms,
-            forwarding=self.forwarding,
-            compression=self.compression,
-            deadlines=self.deadlines,
-        )
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):

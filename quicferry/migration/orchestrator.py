@@ -15,7 +15,7 @@ import msgspec
 from quicferry.errors import FerryError, InvalidInput, MigrationError
 from quicferry.events import EventLog
 from quicferry.migration.certificates import TlsFiles
-from quicferry.migration.engines.base import LONG_ENGINES, Deadlines, MoveOrder
+from quicferry.migration.engines.base import LONG_ENGINES, MoveOrder, PlannedMove
 from quicferry.migration.journal import Journal
 from quicferry.migration.orders import (
     ABORT,
@@ -40,7 +40,6 @@ from quicferry.migration.orders import (
 from quicferry.migration.rpc import RpcClient, TooLate, Unreachable
 from quicferry.migration.states import ORCHESTRATOR, Machine, Signal, Step
 from quicferry.model import Endpoint
-from quicferry.strategies import Strategy
 
 CONNECT_S = 10.0
 ASK_S = 1.0
@@ -59,19 +58,10 @@ class OrchestratorConfig(msgspec.Struct, frozen=True, kw_only=True):
     journal: str | None = None  # None: what it began is forgotten when it ends
 
 
-class MoveCommand(msgspec.Struct, frozen=True, kw_only=True, tag="move"):
+class MoveCommand(PlannedMove, frozen=True, kw_only=True, tag="move"):
     """A move, as one JSON line on the orchestrator's stdin. ``epoch`` None: the next one."""
 
-    strategy: Strategy
-    engine: str
     source: str
-    destination: str
-    service: Endpoint  # where clients reach the server at the destination
-    server_first: bool = False
-    downtime_ms: float = 500.0
-    forwarding: bool = True  # late datagrams go on from the source to the destination
-    compression: str = "auto"  # of memory images, one of base.COMPRESSIONS
-    deadlines: Deadlines = Deadlines()
     epoch: int | None = None
 
 
@@ -218,19 +208,7 @@ class Orchestrator:
             )
             epoch = max(self._epoch, *(answer.epoch for answer in answers)) + 1
         self._epoch = max(self._epoch, epoch)
-        return MoveOrder(
-            epoch=epoch,
-            strategy=command.strategy,
-            server_first=command.server_first,
-            engine=command.engine,
-            source=command.source,
-            destination=command.destination,
-            service=command.service,
-            downtime_ms=command.downtime_ms,
-            forwarding=command.forwarding,
-            compression=command.compression,
-            deadlines=command.deadlines,
-        )
+        return command.order(command.source, epoch)
 
     def _deadline(self, order: MoveOrder) -> float:
         """When a move must be over that is ordered now, by the clock of the loop."""

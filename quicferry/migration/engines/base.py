@@ -115,6 +115,36 @@ class MoveOrder(msgspec.Struct, frozen=True, kw_only=True):
     resume_before_ns: int = 0  # 0: not frozen yet
 
 
+class PlannedMove(msgspec.Struct, frozen=True, kw_only=True):
+    """All of a move that can be said before it is known from where and as which epoch it begins."""
+
+    strategy: Strategy
+    engine: str
+    destination: str
+    service: Endpoint  # where clients reach the server at the destination
+    server_first: bool = False
+    downtime_ms: float = 500.0
+    forwarding: bool = True  # late datagrams go on from the source to the destination
+    compression: str = "auto"  # of memory images, one of COMPRESSIONS
+    deadlines: Deadlines = Deadlines()
+
+    def order(self, source: str, epoch: int) -> MoveOrder:
+        """The order to move the server away from ``source``."""
+        return MoveOrder(
+            epoch=epoch,
+            strategy=self.strategy,
+            server_first=self.server_first,
+            engine=self.engine,
+            source=source,
+            destination=self.destination,
+            service=self.service,
+            downtime_ms=self.downtime_ms,
+            forwarding=self.forwarding,
+            compression=self.compression,
+            deadlines=self.deadlines,
+        )
+
+
 class ServiceContainer(Protocol):
     """The place in which the server's process lives: own PID and mount namespace inside the edge host.
 
