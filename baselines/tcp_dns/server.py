@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import ssl
+import struct
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,9 @@ from quicferry.migration import control
 from quicferry.units import BYTES_PER_MIB
 
 LISTEN_BACKLOG = 128
+#: SO_LINGER values (``struct linger``): reset at the end, and the kernel's usual end in good order.
+RESET_AT_END = struct.pack("ii", 1, 0)
+SEND_TO_THE_END = struct.pack("ii", 0, 0)
 
 
 class HttpPeer(asyncio.Protocol):
@@ -138,7 +142,9 @@ class HttpPeer(asyncio.Protocol):
 
     def close(self) -> None:
         """End the connection in good order."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
+            connection = self._transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, SEND_TO_THE_END)
             self._transport.close()
 
 
@@ -217,6 +223,11 @@ class TcpServer:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not self.keeps_connections:
+                # The kernel would send on what a dismissed or killed server had written, and the
+                # client would take that for service. In a deployment the container's network
+                # namespace ends with it; here it is the edge host's.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_END)
             self._accepted += 1
             task = asyncio.get_running_loop().create_task(self._shake_hands(connection, str(self._accepted)))
             self._tasks.add(task)
