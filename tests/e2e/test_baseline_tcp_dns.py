@@ -12,6 +12,7 @@ from quicferry import process
 from quicferry.analysis.parts import TOLERANCE_MS
 from quicferry.events import Event, read_events
 from quicferry.record import RunPaths, read_manifest
+from tests.e2e.support import in_private_root
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RTT_MS = 18.0
@@ -107,3 +108,40 @@ def test_transfers_and_losses_and_a_name_that_is_not_cached(tmp_path: Path) -> N
     assert sum(result["parts_ms"].values()) == pytest.approx(
         result["service_migration_time_ms"], abs=TOLERANCE_MS
     )
+
+
+#: One client, one server and a path that swallows whatever the server should get: nobody is told.
+CUT = """
+import asyncio, time
+from pathlib import Path
+from baselines.tcp_dns.config import TcpClientConfig
+from quicferry.process import run
+from tests.baseline_support import EDGES, stage
+
+async def play():
+    async with stage(Path(ARGUMENTS), ttl_s=0) as it:
+        for edge in (1, 2):
+            await it.server(edge, "baselines.tcp_dns.server")
+        await it.client("baselines.tcp_dns.client", TcpClientConfig, tcp_user_timeout_ms=400.0,
+                        request_timeout_ms=20_000.0)
+        await it.until("client.response.received", 5)
+        run(["nft", "add table ip cut; add chain ip cut input { type filter hook input priority 0; };"
+             f" add rule ip cut input ip daddr {EDGES[0]} tcp dport {it.addresses[0].port} drop"])
+        cut_ns = time.monotonic_ns()
+        lost = await it.until("client.connection.lost")
+        run(["nft", "delete table ip cut"])
+        await it.until("client.response.received", 5)
+        summary = await it.finish()
+        return {"reason": lost.detail["reason"], "after_ms": (lost.t_ns - cut_ns) / 1e6,
+                "lost": summary.requests_lost, "twice": summary.requests_duplicated}
+
+report(asyncio.run(play()))
+"""
+
+
+@pytest.mark.needs("netns")
+def test_tcps_own_time_out_ends_a_connection_on_a_path_that_is_cut(tmp_path: Path) -> None:
+    seen = in_private_root(CUT, tmp_path, arguments=str(tmp_path))
+    assert seen["reason"] == "timeout"
+    assert 400 <= seen["after_ms"] < 4000, "not the request's time-out of 20 s"
+    assert (seen["lost"], seen["twice"]) == (0, 0)

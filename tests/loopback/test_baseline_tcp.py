@@ -131,6 +131,10 @@ def test_a_damaged_state_is_not_served(tmp_path: Path) -> None:
             assert status["standby"] is True
             with pytest.raises(ConnectionRefusedError):  # a standby does not even listen
                 await asyncio.open_connection(EDGES[1], it.addresses[1].port)
+            # the client's last requests, answered: it need not wait for them at its end
+            await it.controls[0].ask(control.Abort(epoch=1, reason="the state was damaged"), DEADLINE_S)
+            await it.until("client.response.received", 10)
+            assert_nothing_lost(await it.finish())
 
     asyncio.run(play())
 
