@@ -70,7 +70,7 @@ class HandedOver(msgspec.Struct, kw_only=True):
     tickets: list[PlainTicket] = []  # whoever takes over must know the sessions that may be resumed
 
 
-class Server:
+class Server(control.Obedient):
     """One server process. Orders come one at a time through ``obey``."""
 
     def __init__(self, config: ServerConfig) -> None:
@@ -164,34 +164,20 @@ class Server:
 
     # --- orders ------------------------------------------------------------------------------
 
-    async def obey(self, order: control.Order) -> dict[str, Any]:
-        """Carry out one order and return the answer's detail. Raises on refusal."""
-        match order:
-            case control.Status():
-                return {
-                    "pid": os.getpid(),
-                    "edge": self.service.edge,
-                    "standby": self.standby,
-                    "frozen": self.frozen_epoch is not None,
-                    "connections": len(self.table.peers),
-                    "committed_epoch": self.committed_epoch,
-                    **self._summary(),
-                }
-            case control.Prepare():
-                return await self._prepare(order)
-            case control.Freeze():
-                return self._freeze(order)
-            case control.Resume():
-                return self._resume(order)
-            case control.Import():
-                return self._import(order)
-            case control.Dismiss():
-                return {"dismissed": self._dismiss()}
-            case control.Abort():
-                return self._abort(order)
-            case control.Stop():
-                self.stopped.set()
-                return self._summary()
+    def _status(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "edge": self.service.edge,
+            "standby": self.standby,
+            "frozen": self.frozen_epoch is not None,
+            "connections": len(self.table.peers),
+            "committed_epoch": self.committed_epoch,
+            **self._summary(),
+        }
+
+    def _stop(self) -> dict[str, Any]:
+        self.stopped.set()
+        return self._summary()
 
     async def _prepare(self, order: control.Prepare) -> dict[str, Any]:
         target = order.destination or order.service

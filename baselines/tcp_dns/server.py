@@ -148,7 +148,7 @@ class HttpPeer(asyncio.Protocol):
             self._transport.close()
 
 
-class TcpServer:
+class TcpServer(control.Obedient):
     """One server process. Orders come one at a time through ``obey``.
 
     With ``keeps_connections`` a resumed server goes on with the connections it had.
@@ -256,34 +256,23 @@ class TcpServer:
 
     # --- orders ------------------------------------------------------------------------------
 
-    async def obey(self, order: control.Order) -> dict[str, Any]:
-        """Carry out one order and return the answer's detail. Raises on refusal."""
-        match order:
-            case control.Status():
-                return {
-                    "pid": os.getpid(),
-                    "edge": self.service.edge,
-                    "standby": self.standby,
-                    "frozen": self.frozen_epoch is not None,
-                    "connections": len(self._peers),
-                    "committed_epoch": 0,
-                    **self._summary(),
-                }
-            case control.Prepare():
-                return {"ready": 0, "refused": 0, "unable": 0, "silent": 0}  # HTTP has no word for it
-            case control.Freeze():
-                return self._freeze(order)
-            case control.Resume():
-                return self._resume(order)
-            case control.Import():
-                return self._import(order)
-            case control.Dismiss():
-                return {"dismissed": self._dismiss()}
-            case control.Abort():
-                return self._abort(order)
-            case control.Stop():
-                self.stopped.set()
-                return self._summary()
+    def _status(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "edge": self.service.edge,
+            "standby": self.standby,
+            "frozen": self.frozen_epoch is not None,
+            "connections": len(self._peers),
+            "committed_epoch": 0,
+            **self._summary(),
+        }
+
+    async def _prepare(self, order: control.Prepare) -> dict[str, Any]:
+        return {"ready": 0, "refused": 0, "unable": 0, "silent": 0}  # HTTP has no word for it
+
+    def _stop(self) -> dict[str, Any]:
+        self.stopped.set()
+        return self._summary()
 
     def _dismiss(self) -> int:
         """The destination serves: reset what is open, as the end of this process would."""

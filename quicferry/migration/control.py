@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -112,6 +113,57 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 Handler = Callable[[Order], Awaitable[dict[str, Any]]]
+
+
+class Obedient(ABC):
+    """A server's side of the orders: a method for each, whatever the server speaks with its clients.
+
+    Each returns the detail of the answer, as the order's own text says, and raises on refusal.
+    """
+
+    async def obey(self, order: Order) -> dict[str, Any]:
+        """Carry out one order; the ``Handler`` for a ``ControlServer``."""
+        match order:
+            case Status():
+                return self._status()
+            case Prepare():
+                return await self._prepare(order)
+            case Freeze():
+                return self._freeze(order)
+            case Resume():
+                return self._resume(order)
+            case Import():
+                return self._import(order)
+            case Dismiss():
+                return {"dismissed": self._dismiss()}
+            case Abort():
+                return self._abort(order)
+            case Stop():
+                return self._stop()
+
+    @abstractmethod
+    def _status(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    async def _prepare(self, order: Prepare) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _freeze(self, order: Freeze) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _resume(self, order: Resume) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _import(self, order: Import) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _dismiss(self) -> int: ...
+
+    @abstractmethod
+    def _abort(self, order: Abort) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _stop(self) -> dict[str, Any]: ...
 
 
 class ControlServer(asyncio.DatagramProtocol):
