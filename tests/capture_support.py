@@ -7,11 +7,9 @@ an extension: the endpoints never notice, the capture does.
 
 from __future__ import annotations
 
-import datetime
 import heapq
 import struct
 from collections.abc import Callable
-from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +19,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import StreamDataReceived
 from aioquic.tls import CipherSuite
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import serialization
 
 from quicferry.events import Event, write_events
 from quicferry.model import Node, NodeKind, Topology
@@ -37,6 +33,7 @@ from quicferry.record import (
     write_json,
 )
 from quicferry.units import NS_PER_MS
+from tests.certificate import certificate
 
 CLIENT = ("10.0.0.2", 50_000)
 OLD = ("10.0.1.2", 4433)
@@ -96,25 +93,6 @@ def ethernet_frame(sighting: Sighting) -> bytes:
         total = (total & 0xFFFF) + (total >> 16)
     head = head[:10] + struct.pack("!H", ~total & 0xFFFF) + head[12:]
     return b"\x02" + bytes(4) + b"\x02\x02" + bytes(4) + b"\x01\x08\x00" + head + udp + sighting.payload
-
-
-@lru_cache(maxsize=1)
-def certificate() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "service.test")])
-    start = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=36_500))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("service.test")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    return made, key
 
 
 class Answer(NamedTuple):

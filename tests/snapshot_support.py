@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import heapq
 import math
@@ -10,7 +9,6 @@ import random
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 from aioquic._buffer import Buffer
@@ -19,11 +17,9 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.crypto import CryptoContext
 from aioquic.quic.events import HandshakeCompleted, QuicEvent, StreamDataReceived
 from aioquic.quic.packet import pull_quic_header
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from quicferry.quic.snapshot import Build, freeze, restore_snapshot, take_snapshot
+from tests.certificate import certificate
 
 CLIENT = ("10.0.0.2", 40000)
 SERVER = ("10.0.1.2", 4433)
@@ -31,24 +27,6 @@ SERVER = ("10.0.1.2", 4433)
 CLOCKS_S = (0.0, 5000.0, 1.0, 700.0)
 #: timers fire a little late, as real ones do; on the dot, rounding could make them fire for nothing, for ever
 TIMER_SLACK_S = 1e-9
-
-
-@lru_cache(maxsize=1)
-def certificate() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server.test")])
-    start = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=36500))
-        .sign(key, hashes.SHA256())
-    )
-    return made, key
 
 
 def server_configuration(**other: Any) -> QuicConfiguration:

@@ -14,8 +14,9 @@ from aioquic.quic.events import QuicEvent
 from cryptography.hazmat.primitives import serialization
 
 from quicferry.quic.snapshot import freeze, is_frozen, pack_bundle, take_snapshot
+from tests.certificate import certificate
 from tests.snapshot_process import Reply, Start, Turn, dump_service, pem, read, write
-from tests.snapshot_support import World, certificate, pattern
+from tests.snapshot_support import World, pattern
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,6 @@ and must hold probing frames only, in at least 1200 bytes: that check runs in ev
 
 from __future__ import annotations
 
-import datetime
 import functools
 import heapq
 import itertools
@@ -25,9 +24,6 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.logger import QuicLogger
 from aioquic.quic.packet import pull_quic_header
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from quicferry.quic import (
     Address,
@@ -39,6 +35,7 @@ from quicferry.quic import (
 )
 from quicferry.quic.snapshot import freeze, restore_snapshot, take_snapshot
 from quicferry.strategies import RULES, Strategy, speaks_first
+from tests.certificate import certificate
 
 CLIENT: Address = ("10.0.0.2", 40000)
 EDGE_1: Address = ("10.0.1.2", 4433)
@@ -52,24 +49,6 @@ START = 1000.0
 def edge(number: int) -> Address:
     """The service address at edge ``number``."""
     return (f"10.0.{number}.2", 4433)
-
-
-@functools.cache
-def certificate() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "service.test")])
-    day = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(day)
-        .not_valid_after(day + datetime.timedelta(days=36500))
-        .sign(key, hashes.SHA256())
-    )
-    return built, key
 
 
 def configurations(idle_timeout_s: float = 60.0) -> tuple[QuicConfiguration, QuicConfiguration]:
