@@ -64,7 +64,7 @@ def test_without_a_move_nothing_is_measured_that_did_not_happen(tmp_path: Path) 
     for name in ("service_migration_time_ms", "container_downtime_ms", "connection_overhead_ms"):
         assert result[name] is None
     assert result["parts_ms"] == {}
-    assert RTT_MS - 1 < result["service_time_ms"] < RTT_MS + 10
-    assert 0 < result["largest_gap_ms"] < 200
+    assert RTT_MS - 1 < result["service_time_ms"] < 10 * RTT_MS
+    assert 0 < result["largest_gap_ms"] < 1000  # a busy machine stands still at times
     events = [event.name for event in read_events(RunPaths(Path(result["run_dir"])).events)]
     assert "server.frozen" not in events
