@@ -22,6 +22,7 @@ from quicferry.experiment.faults import DESTINATION, SOURCE, FaultInjector
 from quicferry.experiment.usage import children
 from quicferry.migration.address import MovingAddressConfig
 from quicferry.migration.certificates import Authority, TlsFiles
+from quicferry.migration.engines.base import runs_in_oci
 from quicferry.migration.mishaps import Mishaps
 from quicferry.migration.node_agent import AgentConfig, Command, LocalMove
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
@@ -222,6 +223,11 @@ class Agent:
             on_signal=local_move,
             journal=str(state / f"{self.edge}.journal"),
             container_record=str(state / f"{self.edge}.container"),
+            oci_readable=(
+                [str(context.configs), str(context.credentials)]
+                if runs_in_oci(context.asked.engine)
+                else None
+            ),
             # what an agent does wrong, it does once: not again when it was started again
             mishaps=self._mishaps if self._mishaps and not self.life.number else Mishaps(),
             moving_address=self._address,

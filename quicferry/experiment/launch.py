@@ -18,6 +18,7 @@ from quicferry.events import Event
 from quicferry.experiment import faults, preflight
 from quicferry.experiment.scenario import check
 from quicferry.experiment.store import RunStore
+from quicferry.migration.engines.base import runs_in_oci
 from quicferry.model import Topology
 from quicferry.process import PIPE
 from quicferry.record import Asked, Manifest, RunPaths, read_manifest, write_json
@@ -31,6 +32,8 @@ def needed_probes(asked: Asked) -> list[str]:
     needed = ["root", "mininet", "tshark"]
     if asked.engine.startswith("criu"):
         needed.append("criu")
+    if runs_in_oci(asked.engine):
+        needed.append("oci")
     if asked.engine in ("criu-post-copy", "criu-hybrid"):
         needed.append("criu-lazy-pages")
     if asked.link_backend == "netem":

@@ -12,13 +12,14 @@ from quicferry.emulation import link_probes
 from quicferry.emulation import probes as emulation_probes
 from quicferry.errors import InvalidInput
 from quicferry.experiment import service_probes
-from quicferry.migration import criu_probes
+from quicferry.migration import criu_probes, oci_probes
 from quicferry.probe import Probe, ProbeResult, require
 
 _SOURCES = (
     emulation_probes.PROBES,
     link_probes.PROBES,
     criu_probes.PROBES,
+    oci_probes.PROBES,
     capture_probes.PROBES,
     service_probes.PROBES,
 )

@@ -20,6 +20,7 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.events import Event, write_events
 from quicferry.experiment.context import Cast, RunContext, Service
 from quicferry.experiment.usage import note_usage
+from quicferry.migration.oci_probes import engine_versions
 from quicferry.model import LinkReading
 from quicferry.record import Clock, Manifest, RunPaths, write_json
 
@@ -52,6 +53,7 @@ def perform(
     manifest.versions |= package_versions()
     start_offset_ns = realtime_minus_monotonic_ns()
     try:
+        manifest.versions |= engine_versions(manifest.asked.engine)
         with emulator:
             _play(manifest, context, make_cast)
         manifest.outcome = "succeeded"

@@ -20,7 +20,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -34,7 +34,7 @@ PIDS_PER_EDGE = 1_000
 FIRST_SERVICE_PID = 10_000
 #: Between two services started in one container: room for the threads of the first.
 PIDS_PER_SERVICE = 50
-MOUNT_AND_EXEC = 'mount -t tmpfs -o mode=0755 tmpfs /run && exec "$@"'
+MOUNT_RUN = "mount -t tmpfs -o mode=0755 tmpfs /run"
 
 #: Reads from its agent; at the end of that without a word, the agent is dead. $0 is the PID.
 GUARD = 'read -r word; [ "$word" = over ] || kill -9 "$0"'
@@ -87,6 +87,9 @@ class Container:
     Also an asynchronous context manager. Not for use by several event loops.
     """
 
+    #: shell commands that make its mounts, before init starts
+    mounts = MOUNT_RUN
+
     def __init__(
         self,
         edge: str,
@@ -108,7 +111,7 @@ class Container:
         self._lock = asyncio.Lock()
 
     @classmethod
-    async def create(cls, edge: str, *, enter: Sequence[str] = (), record: Path | None = None) -> Container:
+    async def create(cls, edge: str, *, enter: Sequence[str] = (), record: Path | None = None) -> Self:
         """Make a container in the namespaces of the calling process.
 
         ``enter`` is an argument vector put before all others, for a caller that is not in the edge
@@ -126,7 +129,7 @@ class Container:
             # The first dies with the agent's thread, the second kills init when the first dies.
             *(() if record is not None else ("setpriv", "--pdeathsig", "KILL")),
             *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"),
-            *("sh", "-c", MOUNT_AND_EXEC, "sh"),
+            *("sh", "-c", f'{cls.mounts} && exec "$@"', "sh"),
             *(sys.executable, "-I", "-S", str(INIT), *filter(None, [name])),
         ]
         try:
@@ -163,7 +166,7 @@ class Container:
         return made
 
     @classmethod
-    async def _find(cls, edge: str, record: Path) -> Container | None:
+    async def _find(cls, edge: str, record: Path) -> Self | None:
         """The container that an agent before this one has left; None when there is none."""
         try:
             left = msgspec.json.decode(_read(record), type=Record)
@@ -188,7 +191,7 @@ class Container:
         draft.write_bytes(msgspec.json.encode(record))
         draft.replace(self._record)
 
-    async def __aenter__(self) -> Container:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -69,6 +69,10 @@ HINTS: tuple[tuple[str, str], ...] = (
         "CRIU lacks a privilege: run as root, outside of unprivileged containers",
     ),
     (r"vdso|vDSO", "this CRIU is too old for the kernel: run `provision/criu.sh`"),
+    (
+        r"cgroup manager can not access cgroup",
+        "this runc restores only what has a cgroup of its own; runc 1.1 (Debian 12 and 13) does without",
+    ),
     (r"soft-dirty|pagemap", "the kernel lacks a feature that CRIU uses here: `quicferry doctor`"),
 )
 
@@ -89,8 +93,8 @@ def find_criu() -> Path:
     return Path(system)
 
 
-def explain(step: str, done: Completed, log: str) -> MigrationError:
-    """The error for a CRIU run that failed: its last words, and what they mean."""
+def explain(step: str, done: Completed, log: str, program: str = "criu") -> MigrationError:
+    """The error for a run of CRIU that failed, its own or that of a program: last words and their meaning."""
     errors = [match[1].strip() for match in re.finditer(r"Error \([^)]*\): (.*)", log)]
     errors = [error for error in errors if not re.search(HARMLESS, error)]
     words = errors or (done.stderr or done.stdout or log).strip().splitlines() or ["it left no message"]
@@ -98,7 +102,7 @@ def explain(step: str, done: Completed, log: str) -> MigrationError:
     told = "; ".join(dict.fromkeys(word for word in words[:4] if not word.endswith("FAILED.")))
     hint = next((hint for pattern, hint in HINTS if re.search(pattern, "\n".join(words))), None)
     return MigrationError(
-        f"criu {step} failed with status {done.status}: {told or words[-1]}",
+        f"{program} {step} failed with status {done.status}: {told or words[-1]}",
         hint=hint or "`quicferry doctor` tries CRIU out; docs/criu.md says what cannot be moved",
     )
 
@@ -149,7 +153,7 @@ class Criu:
         done = await self._container.run(self.dump_argv(pid, images), timeout_s=timeout_s)
         outside = self._container.path(str(images))
         if done.status != 0:
-            raise explain("dump", done, _text(outside / "dump.log"))
+            raise explain("dump", done, log_text(outside / "dump.log"))
         return read_dump_stats((outside / "stats-dump").read_bytes())
 
     async def dump_without_memory(self, pid: int, images: Path, *, timeout_s: float) -> None:
@@ -167,7 +171,12 @@ class Criu:
             argv = [*self.dump_argv(pid, images), "--lazy-pages", "--ps-socket", str(theirs.fileno())]
             done = await self._container.run(argv, timeout_s=timeout_s, descriptors=[theirs.fileno()])
         if done.status != 0:
-            raise explain("dump", done, _text(self._container.path(str(images)) / "dump.log"))
+            raise explain("dump", done, log_text(self._container.path(str(images)) / "dump.log"))
+
+    def leave_behind(self, images: Path) -> None:
+        """Remove from a directory of images what must not be restored."""
+        for name in LEFT_BEHIND:
+            (self._container.path(str(images)) / name).unlink(missing_ok=True)
 
     async def restore(self, images: Path, *, timeout_s: float, lazy: bool = False) -> RestoreStats:
         """Make a running process of the images. Raises ``MigrationError``; then no process is left.
@@ -175,16 +184,16 @@ class Criu:
         ``lazy``: pages that the images lack are left out, see ``userfault``.
         """
         outside = self._container.path(str(images))
-        for name in LEFT_BEHIND:
-            (outside / name).unlink(missing_ok=True)
+        self.leave_behind(images)
         argv = [*self.restore_argv(images), *(["--lazy-pages"] if lazy else [])]
         done = await self._container.run(argv, timeout_s=timeout_s)
         if done.status != 0:
-            raise explain("restore", done, _text(outside / "restore.log"))
+            raise explain("restore", done, log_text(outside / "restore.log"))
         return read_restore_stats((outside / "stats-restore").read_bytes())
 
 
-def _text(path: Path) -> str:
+def log_text(path: Path) -> str:
+    """A log, or nothing when there is none."""
     try:
         return path.read_text(errors="replace")
     except OSError:

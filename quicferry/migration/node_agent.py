@@ -107,6 +107,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     events: str | None = None  # this agent's own event file; None: JSON lines on stdout
     journal: str | None = None
     container_record: str | None = None  # with it, container and server outlive an agent that is killed
+    oci_readable: list[str] | None = None  # the server is an OCI container that may read these directories
     on_signal: LocalMove | None = None
     mishaps: Mishaps = Mishaps()  # for fault injection
     moving_address: MovingAddressConfig | None = None  # one that moves with the server
@@ -154,9 +155,13 @@ class NodeAgent:
         else:
             # not at the top: a test on a fake container must not need what a real one needs
             from quicferry.migration.container import Container
+            from quicferry.migration.oci_container import OciContainer
 
             record = Path(config.container_record) if config.container_record is not None else None
-            self.container = await Container.create(config.edge, record=record)
+            if config.oci_readable is None:
+                self.container = await Container.create(config.edge, record=record)
+            else:
+                self.container = await OciContainer.make(config.edge, config.oci_readable, record=record)
         self.container.path(str(STATE_DIR)).mkdir(mode=0o700, parents=True, exist_ok=True)
         self.control = await control.ControlClient.open(config.control)
         self._forwarder, self._room = self._datagram_helpers()

@@ -16,7 +16,15 @@ from quicferry.errors import MigrationError
 from quicferry.events import Event, EventLog
 from quicferry.migration.container import Container
 from quicferry.migration.control import ControlClient
-from quicferry.migration.engines.base import CopiesAhead, EngineContext, MoveOrder, ServesPages, create
+from quicferry.migration.engines.base import (
+    CopiesAhead,
+    EngineContext,
+    MoveOrder,
+    ServesPages,
+    create,
+    runs_in_oci,
+)
+from quicferry.migration.oci_container import OciContainer
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
 
@@ -135,12 +143,11 @@ class Edge:
 
 @contextlib.asynccontextmanager
 async def edges(*names: str, engine: str = "criu-cold") -> AsyncIterator[list[Edge]]:
+    make = OciContainer.make if runs_in_oci(engine) else Container.create
     async with contextlib.AsyncExitStack() as stack:
         made = []
         for name in names:
-            edge = Edge(
-                name, await stack.enter_async_context(await Container.create(name, enter=OWN_NETWORK))
-            )
+            edge = Edge(name, await stack.enter_async_context(await make(name, enter=OWN_NETWORK)))
             await edge.open(engine)
             stack.callback(edge.control.close)
             made.append(edge)

@@ -323,7 +323,13 @@ ENGINES: dict[str, str] = {
     "criu-pre-copy": "quicferry.migration.engines.criu_copy:CriuPreCopyEngine",
     "criu-post-copy": "quicferry.migration.engines.criu_copy:CriuPostCopyEngine",
     "criu-hybrid": "quicferry.migration.engines.criu_copy:CriuHybridEngine",
+    "runc-cold": "quicferry.migration.engines.runc_cold:RuncColdEngine",
 }
+
+
+def runs_in_oci(engine: str) -> bool:
+    """Whether the server of that engine runs as an OCI container that runc makes."""
+    return engine.startswith("runc-")
 
 
 #: Engines whose moves take longer than their downtime: memory crosses before or after it.

@@ -31,6 +31,9 @@ class CriuColdEngine(CriuEngine):
     """See the module."""
 
     name = "criu-cold"
+    method = "dumped by CRIU"  # how the memory gets into the image, for the record
+    #: the process is stopped by a signal first, and is restored as one that is stopped
+    dumps_stopped = False
 
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
         """Freeze the server, dump it, and yield the packed images while they are written."""
@@ -84,8 +87,10 @@ class CriuColdEngine(CriuEngine):
     async def _dump(self, criu: Criu, order: MoveOrder, pid: int) -> None:
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
+            if self.dumps_stopped:
+                await self._stop(pid)
             stats = await criu.dump(pid, self._images, timeout_s=order.deadlines.checkpoint_s)
-            detail["method"] = "dumped by CRIU"
+            detail["method"] = self.method
             detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir())
             detail["criu"] = msgspec.structs.asdict(stats)
 
@@ -95,7 +100,8 @@ class CriuColdEngine(CriuEngine):
             if not _is_pages(path) and path.name not in LEFT_BEHIND:
                 yield record(Kind.IMAGE, path.name, path.read_bytes())
         files = self._container.open_files(pid)
-        yield from self._file_records(pid, Manifest(epoch=order.epoch, pid=pid, files=files))
+        manifest = Manifest(epoch=order.epoch, pid=pid, files=files, stopped=self.dumps_stopped)
+        yield from self._file_records(pid, manifest)
 
     async def _restore_dead(self, held: Held, order: MoveOrder) -> None:
         dumping = self._dumping

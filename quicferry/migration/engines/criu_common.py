@@ -37,6 +37,10 @@ from quicferry.migration.engines.base import (
 ZSTD_LEVELS = {"auto": -1, "zstd": -1, "zstd-1": 1, "zstd-3": 3}
 
 
+STOPPED_S = 1.0  # for a process that got SIGSTOP to stand still
+POLL_S = 0.0005
+
+
 class Held(NamedTuple):
     """What an end keeps until the move is decided."""
 
@@ -137,11 +141,15 @@ class CriuEngine:
 
     async def _prepare(self) -> None:
         await self._settled()
-        self._criu = Criu(self._container, keep_tcp=self._context.keep_tcp)
+        self._criu = self._tool()
         if self._clearing is not None:
             await self._clearing
         self._clear_images()
         await self._criu.warm_up(self._images)
+
+    def _tool(self) -> Criu:
+        """What dumps and restores."""
+        return Criu(self._container, keep_tcp=self._context.keep_tcp)
 
     def _clear_images(self) -> None:
         shutil.rmtree(self._outside, ignore_errors=True)
@@ -153,7 +161,7 @@ class CriuEngine:
 
     def _ready(self) -> Criu:
         if self._criu is None:
-            self._criu = Criu(self._container, keep_tcp=self._context.keep_tcp)
+            self._criu = self._tool()
         self._outside.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._criu
 
@@ -169,6 +177,13 @@ class CriuEngine:
         freeze = Freeze(epoch=order.epoch, strategy=order.strategy, server_first=order.server_first)
         await self._context.control.ask(freeze, order.deadlines.checkpoint_s)
         await self._context.after_freeze()
+
+    async def _stop(self, pid: int) -> None:
+        """Stop the process and wait until it stands."""
+        await self._container.signal(pid, signal.SIGSTOP)
+        async with asyncio.timeout(STOPPED_S):
+            while not self._container.is_stopped(pid):  # noqa: ASYNC110 - the kernel stops it, no event tells
+                await asyncio.sleep(POLL_S)
 
     async def _dump_is_over(self) -> None:
         """Wait for CRIU: whoever takes it away in the middle of a dump breaks the server."""
@@ -244,18 +259,28 @@ class CriuEngine:
             with self._context.events.phase("migration.restore", epoch=order.epoch) as detail:
                 if manifest.epoch != order.epoch:
                     raise MigrationError(f"a checkpoint of epoch {manifest.epoch}, not {order.epoch}")
-                if self._container.is_alive(manifest.pid):
-                    raise MigrationError(f"PID {manifest.pid} is in use on {self._context.edge}")
+                self._check_room(manifest)
                 self._made = Held(order.epoch, manifest.pid)
                 try:
                     await self._make_process(order, manifest, detail)
+                    if manifest.stopped:
+                        await self._container.signal(self._pid_of(manifest), signal.SIGCONT)
                     answer = await self._resume(order)
-                    self._container.adopt(manifest.pid)
+                    self._container.adopt(self._pid_of(manifest))
                     await self._brought_up(order, manifest)
                 except BaseException:
                     await self._unmake()
                     raise
         return answer
+
+    def _check_room(self, manifest: Manifest) -> None:
+        """Raise ``MigrationError`` when the process cannot be made because another one is here."""
+        if self._container.is_alive(manifest.pid):
+            raise MigrationError(f"PID {manifest.pid} is in use on {self._context.edge}")
+
+    def _pid_of(self, manifest: Manifest) -> int:
+        """The PID in this host's container of the process that was made: the one it has everywhere."""
+        return manifest.pid
 
     async def _make_process(self, order: MoveOrder, manifest: Manifest, detail: dict[str, Any]) -> None:
         stats = await self._ready().restore(self._images, timeout_s=order.deadlines.restore_s)

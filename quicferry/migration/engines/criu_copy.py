@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,8 +60,6 @@ FEW_PAGES = 256
 #: A round with more than this share of the round before it makes no progress: the server writes as
 #: fast as the network sends.
 PROGRESS = 0.9
-STOPPED_S = 1.0
-POLL_S = 0.0005
 PAGES_ID = 1  # of the pages file of a round
 
 
@@ -190,8 +187,7 @@ class CriuCopyEngine(CriuEngine):
     async def _take(self, order: MoveOrder, pid: int) -> None:
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
-            await self._container.signal(pid, signal.SIGSTOP)
-            await self._stands(pid)
+            await self._stop(pid)
             comparing = asyncio.create_task(asyncio.to_thread(self._compare, pid))
             try:
                 await self._ready().dump_without_memory(
@@ -205,11 +201,6 @@ class CriuCopyEngine(CriuEngine):
             if self._reading is not None:
                 detail["changed_pages"] = len(self._reading.changed.pages)
             detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir() if file.is_file())
-
-    async def _stands(self, pid: int) -> None:
-        async with asyncio.timeout(STOPPED_S):
-            while not self._container.is_stopped(pid):  # noqa: ASYNC110 - the kernel stops it, no event tells
-                await asyncio.sleep(POLL_S)
 
     def _memory_of(self, pid: int) -> ProcessMemory:
         if pid not in self._memory:
@@ -326,8 +317,6 @@ class CriuCopyEngine(CriuEngine):
             self._container.settling = self._finishing
         stats = await criu.restore(self._images, timeout_s=limit_s, lazy=lazily)
         detail["criu"] = msgspec.structs.asdict(stats)
-        if manifest.stopped:
-            await self._container.signal(manifest.pid, signal.SIGCONT)
 
     def _open_sink(self, order: MoveOrder, manifest: Manifest, local: dict[int, LocalPages]) -> PageSink:
         open_pages = self._context.open_pages
