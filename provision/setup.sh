@@ -25,6 +25,8 @@ PACKAGES=(
   bind9 bind9-dnsutils     # the emulated DNS host
   iperf3
 )
+# For the engine runc-cold. Docker's own packages bring another runc: apt would remove them for this one.
+[ -n "$(PATH=$PATH:/usr/sbin:/usr/local/sbin command -v runc)" ] || PACKAGES+=(runc)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() {
@@ -149,5 +151,5 @@ if "$ROOT/provision/criu.sh" "${criu_arguments[@]}" </dev/null; then
   say "ready: bin/quicferry doctor shows what this machine can do"
 else
   # Without the stamp the next call tries again: a mirror that was away may be back.
-  say "ready but for CRIU: the engine handoff works without it, criu-cold does not"
+  say "ready but for CRIU: the engine handoff works without it, those of CRIU and runc do not"
 fi

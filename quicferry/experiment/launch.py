@@ -28,8 +28,8 @@ OnEvent = Callable[[Event], None]
 
 
 def needed_probes(asked: Asked) -> list[str]:
-    """What this run needs of the machine."""
-    needed = ["root", "mininet", "tshark"]
+    """What this run needs of the machine: first what fewer machines have."""
+    needed = ["root"]
     if asked.engine.startswith("criu"):
         needed.append("criu")
     if runs_in_oci(asked.engine):
@@ -38,7 +38,7 @@ def needed_probes(asked: Asked) -> list[str]:
         needed.append("criu-lazy-pages")
     if asked.link_backend == "netem":
         needed.append("netem")
-    return needed
+    return [*needed, "mininet", "tshark"]
 
 
 def launch(

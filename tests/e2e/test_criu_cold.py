@@ -97,7 +97,12 @@ async def play():
     assert got["images"] == [], "images are not kept after a move"
 
 
-FAILED_RESTORE = """
+SQUAT = """
+SQUAT = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 4433)); time.sleep(60)"
+"""
+FAILED_RESTORE = (
+    SQUAT
+    + """
 async def play():
     async with edges("edge-1", "edge-2") as (a, b):
         pid = await a.start_server("5")
@@ -125,9 +130,8 @@ async def play():
         moved = await b.ask()
         return dict(before=before, after=after, said=said, moved=moved, same=answer == again, pid=pid,
             b=[p.argv for p in b.container.processes()], failed=[e.name for e in b.seen])
-
-SQUAT = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 4433)); time.sleep(60)"
 """
+)
 
 
 @pytest.mark.parametrize("source_died", [False, True], ids=["stopped", "died"])

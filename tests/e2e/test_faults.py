@@ -48,6 +48,11 @@ WITH_CRIU = (
     "commit:destination-agent-killed",
     *("transfer:orchestrator-killed", "transfer:client-silent", "commit:link-cut"),
 )
+#: what an OCI container makes different: runc's state, and a container that a successor has to find
+WITH_RUNC = (
+    *("transfer:source-agent-killed", "restore:restore-fails"),
+    *("restore:destination-agent-killed", "commit:destination-agent-killed"),
+)
 
 
 class Case(NamedTuple):
@@ -61,12 +66,14 @@ class Case(NamedTuple):
 
 EMULATED = pytest.mark.needs("mininet", "tcpdump", "tshark")
 CRIU = pytest.mark.needs("mininet", "tcpdump", "tshark", "criu")
+OCI = pytest.mark.needs("mininet", "tcpdump", "tshark", "oci")
 LAZY = pytest.mark.needs("mininet", "tcpdump", "tshark", "criu", "criu-lazy-pages")
 CASES = [
     *(pytest.param(Case(row.name), marks=EMULATED) for row in ROWS),
     # long enough for a deadline to come before the link does
     *(pytest.param(Case(f"{point}:link-cut=8"), marks=EMULATED) for point in ("transfer", "restore")),
     *(pytest.param(Case(fault, "criu-cold"), marks=CRIU) for fault in WITH_CRIU),
+    *(pytest.param(Case(fault, "runc-cold"), marks=OCI) for fault in WITH_RUNC),
     *(pytest.param(Case(fault, engine), marks=LAZY) for fault, engine in COPYING),
     *(pytest.param(Case(faults), marks=EMULATED) for faults in TWO),
     *(pytest.param(Case(fault, "handoff", strategy), marks=EMULATED) for fault, strategy in LOCAL_MOVES),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from quicferry import process
+from quicferry.record import read_manifest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -52,3 +53,11 @@ def test_a_connection_is_handed_to_and_fro(tmp_path: Path, strategy: str) -> Non
 @pytest.mark.needs("mininet", "tcpdump", "tshark", "criu")
 def test_a_process_is_carried_to_and_fro(tmp_path: Path) -> None:
     assert_sound(moves(tmp_path, 4, "--engine", "criu-cold"), 4)
+
+
+@pytest.mark.needs("mininet", "tcpdump", "tshark", "oci")
+def test_an_oci_container_is_carried_to_and_fro(tmp_path: Path) -> None:
+    result = moves(tmp_path, 2, "--engine", "runc-cold", "--strategy", "symmetric")
+    assert_sound(result, 2)
+    assert result["memory_path"] == "dumped by runc with CRIU"
+    assert {"runc", "criu"} <= read_manifest(Path(result["run_dir"])).versions.keys()

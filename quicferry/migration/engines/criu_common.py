@@ -39,6 +39,8 @@ ZSTD_LEVELS = {"auto": -1, "zstd": -1, "zstd-1": 1, "zstd-3": 3}
 
 STOPPED_S = 1.0  # for a process that got SIGSTOP to stand still
 POLL_S = 0.0005
+DUMPERS = ("criu", "runc")  # programs that must not be disturbed
+OTHERS_POLL_S = 0.01
 
 
 class Held(NamedTuple):
@@ -191,6 +193,14 @@ class CriuEngine:
             await asyncio.wait([self._dumping])
             if not self._dumping.cancelled():
                 self._dumping.exception()  # the agent has it from the iterator
+        else:
+            while self._others_dump():  # noqa: ASYNC110 - it is no child of this agent, no event tells
+                await asyncio.sleep(OTHERS_POLL_S)
+
+    def _others_dump(self) -> bool:
+        """Whether CRIU is at work here; that of an agent that was killed goes on without it."""
+        running = self._container.processes()
+        return any(Path(word).name in DUMPERS for process in running for word in process.argv)
 
     def _file_records(self, pid: int, manifest: Manifest) -> Iterator[bytes]:
         """The files that the process holds open, the manifest, the end."""
