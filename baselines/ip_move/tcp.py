@@ -38,6 +38,6 @@ BASELINE = Baseline(
     title="address moves, TCP",
     summary="TLS 1.3 over TCP; CRIU takes the connections along, the routers follow the address.",
     make_cast=make_cast,
-    engines=("criu-cold",),
+    engines=("criu-cold", "runc-cold"),
     why_not="only a dump with --tcp-established takes the kernel's TCP connections along",
 )
