@@ -7,11 +7,12 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
+FAULTS_ARGS ?=
 # the programs of root, for those who became root by `su` and kept their own PATH
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream lint bench soak lock clean
+.PHONY: help setup demo test test-upstream lint bench soak faults lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ bench: setup ## measure the targets and print them as a table (as root)
 
 soak: setup ## move one connection 200 times to and fro and look for leaks (as root, 10 minutes)
 	@$(PYTHON) -m bench.soak $(SOAK_ARGS)
+
+faults: setup ## perform every fault with every engine and strategy (as root, an hour)
+	@$(PYTHON) -m bench.fault_matrix $(FAULTS_ARGS)
 
 lock: ## make requirements.lock again from pyproject.toml
 	@tools/lock.sh

@@ -18,7 +18,8 @@ from apps.config import SERVER_NAME, ClientConfig, ServerConfig
 from quicferry.errors import FerryError, MigrationError
 from quicferry.events import Event
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext, Service
-from quicferry.experiment.faults import DESTINATION, SOURCE, FaultInjector
+from quicferry.experiment.fault_injector import FaultInjector
+from quicferry.experiment.faults import DESTINATION, SOURCE
 from quicferry.experiment.usage import children
 from quicferry.migration.address import MovingAddressConfig
 from quicferry.migration.certificates import Authority, TlsFiles
@@ -523,7 +524,7 @@ class QuicCast:
         return self._orchestra if part == "orchestrator" else self._agents[self._context.part(part)]
 
     def program(self, part: str) -> Program:
-        """See ``quicferry.experiment.faults.Stage``."""
+        """See ``quicferry.experiment.fault_injector.Stage``."""
         program = self._client.program if part == "client" else self._player(part).program
         if program is None:
             raise FerryError(f"the {part} does not run")

@@ -80,6 +80,7 @@ NAMES: dict[str, str] = {
     "migration.transfer": "phase: the state crosses the network; detail: bytes",
     "migration.restore": "phase: the state becomes a running server again",
     "migration.pages": "phase: memory that stayed at the source follows; detail: pages, bytes, waited_for",
+    "migration.pages.taken_over": "an agent that was started again goes on with it; detail: pages, error",
     "migration.commit": "phase: the source gives up what it kept",
     "migration.finished": "detail: outcome, transferred_bytes",
     # the run

@@ -73,9 +73,9 @@ def launch(
     log = paths.logs / "run.log"
     with log.open("wb") as stderr:
         root = private_root.start(argv, run_id=run_id, stdout=PIPE, stderr=stderr, cwd=CHECKOUT)
-    with root:
-        assert root.process.stdout is not None
-        for line in root.process.stdout:
+    assert root.process.stdout is not None
+    with root, root.process.stdout as lines:
+        for line in lines:
             if on_event is not None:
                 try:
                     on_event(msgspec.json.decode(line, type=Event))

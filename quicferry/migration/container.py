@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import time
 import zlib
@@ -35,10 +36,7 @@ FIRST_SERVICE_PID = 10_000
 #: Between two services started in one container: room for the threads of the first.
 PIDS_PER_SERVICE = 50
 MOUNT_RUN = "mount -t tmpfs -o mode=0755 tmpfs /run"
-
-#: Reads from its agent; at the end of that without a word, the agent is dead. $0 is the PID.
-GUARD = 'read -r word; [ "$word" = over ] || kill -9 "$0"'
-GUARD_OVER = b"over\n"
+MAX_KEPT = 16  # descriptors that init keeps
 
 
 class Completed(NamedTuple):
@@ -103,11 +101,15 @@ class Container:
         self._init_pid = init_pid
         self._requests, self._answers = channel
         self._record = record
-        self._socket = ""
+        self._name = ""  # of init's socket
+        self._socket: socket.socket | None = None  # our end of it
+        #: descriptors that init has kept for an agent before this one, with the PIDs inside
+        self.left: list[tuple[int, int]] = []
         self._service_pid: int | None = None
         #: ends when the service has all its memory; an engine that moves it on must wait for that
         self.settling: asyncio.Task[None] | None = None
         self._next_pid = first_pid_of(edge)
+        self._left_to_itself: set[asyncio.Task[int]] = set()
         self._lock = asyncio.Lock()
 
     @classmethod
@@ -159,9 +161,10 @@ class Container:
         if record is None:
             assert parent.stdin is not None
             return cls(edge, parent, _only_child(parent.pid), (parent.stdin, parent.stdout))
-        reader, writer = await asyncio.open_unix_connection("\0" + name)
+        connection = await _connect(name)
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
         made = cls(edge, parent, _only_child(parent.pid), (writer, reader), record)
-        made._socket = name
+        made._name, made._socket = name, connection
         made._write_record()
         return made
 
@@ -170,11 +173,14 @@ class Container:
         """The container that an agent before this one has left; None when there is none."""
         try:
             left = msgspec.json.decode(_read(record), type=Record)
-            reader, writer = await asyncio.open_unix_connection("\0" + left.socket)
+            connection = await _connect(left.socket)
+            kept = await _what_is_kept(connection)
+            reader, writer = await asyncio.open_unix_connection(sock=connection)
         except (OSError, msgspec.DecodeError):
             return None
         found = cls(edge, None, left.init_pid, (writer, reader), record)
-        found._socket, found._service_pid, found._next_pid = left.socket, left.service_pid, left.next_pid
+        found._name, found._service_pid, found._next_pid = left.socket, left.service_pid, left.next_pid
+        found._socket, found.left = connection, kept
         return found
 
     def _write_record(self) -> None:
@@ -182,7 +188,7 @@ class Container:
         if self._record is None:
             return
         record = Record(
-            socket=self._socket,
+            socket=self._name,
             init_pid=self._init_pid,
             service_pid=self._service_pid,
             next_pid=self._next_pid,
@@ -217,9 +223,15 @@ class Container:
         """Where, inside the container, stdout and stderr of the service with that PID go."""
         return f"/run/service-{pid}.log"
 
-    async def _ask(self, **request: Any) -> dict[str, Any]:
+    async def _ask(self, *, descriptor: int | None = None, **request: Any) -> dict[str, Any]:
+        words = json.dumps(request).encode() + b"\n"
         async with self._lock:
-            self._requests.write(json.dumps(request).encode() + b"\n")
+            if descriptor is None:
+                self._requests.write(words)
+            else:
+                assert self._socket is not None
+                # past the writer: every request has been answered, so nothing is left in it
+                socket.send_fds(self._socket, [words], [descriptor])
             answer = await self._answers.readline()
         if not answer:
             raise MigrationError(f"the container on {self.edge} is gone")
@@ -255,8 +267,9 @@ class Container:
 
     async def end_processes(self) -> None:
         """End all that runs inside, whoever started it."""
-        for process in self.processes():
-            await self.stop(process.pid, grace_s=0)
+        while processes := self.processes():  # one that is ended late may have started more
+            for process in processes:
+                await self.stop(process.pid, grace_s=0)
         self._service_pid = None
 
     async def signal(self, pid: int, number: int) -> None:
@@ -335,26 +348,40 @@ class Container:
         # nsenter has a child in the namespace: killing the one must not leave the other running
         return [*enter, "setpriv", "--pdeathsig", "KILL", *argv]
 
-    async def guard(self, pid: int, descriptor: int) -> asyncio.subprocess.Process:
-        """Start a process that kills ``pid`` when this agent dies; until then it keeps ``descriptor`` open.
+    @property
+    def outlives_agent(self) -> bool:
+        """Whether the container, its processes and what it keeps survive an agent that is killed."""
+        return self._record is not None
 
-        ``communicate(GUARD_OVER)`` with it ends it without that.
+    async def keep(self, pid: int, descriptor: int) -> None:
+        """Have init keep a copy of a descriptor that belongs to a process inside, for the next agent.
+
+        Nothing when the container ends with this agent. ``drop_kept`` ends it.
         """
-        enter = ["nsenter", "-t", str(self._init_pid), "-m", "-p", "--"]
-        return await asyncio.create_subprocess_exec(
-            *(*enter, "sh", "-c", GUARD, str(pid)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            pass_fds=[descriptor],
-            start_new_session=True,
-        )
+        if self.outlives_agent:
+            await self._ask(do="keep", pid=pid, descriptor=descriptor)
+
+    def take_left(self) -> list[tuple[int, int]]:
+        """What init kept for an agent before this one: (PID inside, descriptor), the caller's from now on."""
+        left, self.left = self.left, []
+        return left
+
+    async def drop_kept(self) -> None:
+        """Have init close all that it keeps."""
+        if self.outlives_agent:
+            await self._ask(do="drop")
 
     async def run(
-        self, argv: Sequence[str], *, timeout_s: float = 60.0, descriptors: Sequence[int] = ()
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float = 60.0,
+        descriptors: Sequence[int] = (),
+        let_go_on: bool = False,
     ) -> Completed:
         """Run a program inside to its end. Raises ``MigrationError`` when that takes longer.
 
+        One that takes longer is killed, or with ``let_go_on`` left to itself.
         It has ``descriptors`` of this process under the same numbers. Output goes through pipes that
         are read to their end, so a daemon that keeps them open would be waited for: redirect it inside.
         """
@@ -371,7 +398,12 @@ class Container:
         except TimeoutError as error:
             raise MigrationError(f"{argv[0]} on {self.edge} still ran after {timeout_s} s") from error
         finally:
-            if process.returncode is None:
+            if process.returncode is None and let_go_on:
+                # it ends when it ends; a process object that nobody holds would take it along
+                task = asyncio.create_task(process.wait())
+                self._left_to_itself.add(task)
+                task.add_done_callback(self._left_to_itself.discard)
+            elif process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
@@ -398,6 +430,34 @@ class Container:
 def _read(path: Path) -> bytes:
     """A small file of this host: not worth a thread."""
     return path.read_bytes()
+
+
+async def _connect(name: str) -> socket.socket:
+    """A connection to the init that listens on that abstract socket. Raises ``OSError``."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, "\0" + name)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+async def _what_is_kept(connection: socket.socket) -> list[tuple[int, int]]:
+    """Ask an init for copies of all descriptors that it keeps: (PID inside, descriptor)."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(connection, b'{"do": "kept"}\n')
+    ready = asyncio.Event()
+    loop.add_reader(connection, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(connection)
+    line, descriptors, _, _ = socket.recv_fds(connection, 4096, MAX_KEPT)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)  # recv_fds of Python 3.11 forgets its flags
+    return list(zip(json.loads(line or b"{}").get("pids", []), descriptors, strict=False))
 
 
 def _only_child(pid: int) -> int:

@@ -5,7 +5,8 @@ that it is small and starts in some milliseconds. Requests are JSON lines on std
 lines on stdout; at the end of stdin it ends, and the kernel ends all that lives in the namespace.
 
 With the name of an abstract Unix socket as its argument it hears requests there instead, of one
-agent after another: it outlives the agent that made it, and waits for the next.
+agent after another: it outlives the agent that made it, and waits for the next. It also keeps file
+descriptors for them: what an agent held of a process here is not lost with the agent.
 
 SIGCHLD is ignored (not caught): the kernel then reaps every child at once, those that CRIU restored
 among them. A zombie would keep its PID, and a process that comes back to this container needs it.
@@ -20,6 +21,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would double what this process imports
+    import socket
     from typing import Any, TextIO
 
 LAST_PID = "/proc/sys/kernel/ns_last_pid"
@@ -105,16 +107,67 @@ def say_ready() -> None:
     sys.stdout.flush()
 
 
+def obey(line: str | bytes) -> dict[str, Any]:
+    """Obey one request."""
+    request = json.loads(line)
+    try:
+        return {"start": start, "kill": kill}[request["do"]](request)
+    except OSError as error:
+        return {"error": f"{error.strerror}: {error.filename}" if error.filename else str(error)}
+
+
 def obey_all(requests: TextIO, answers: TextIO) -> None:
     """Obey one request after another until there are no more."""
     for line in requests:
-        request = json.loads(line)
-        try:
-            answer = {"start": start, "kill": kill}[request["do"]](request)
-        except OSError as error:
-            answer = {"error": f"{error.strerror}: {error.filename}" if error.filename else str(error)}
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(json.dumps(obey(line)) + "\n")
         answers.flush()
+
+
+class Kept:
+    """Descriptors that belong to processes here, kept for whoever is the agent."""
+
+    def __init__(self) -> None:
+        self.of: list[tuple[int, int]] = []  # PID, descriptor
+        self.arrived: list[int] = []  # with the requests that are being read
+
+    def obey(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
+        """The answer and the descriptors that go with it; None when the request is about something else."""
+        if request["do"] == "keep":
+            if not self.arrived:
+                return {"error": "no descriptor came"}, []
+            self.of.append((int(request["pid"]), self.arrived.pop(0)))
+            return {}, []
+        if request["do"] == "kept":
+            return {"pids": [pid for pid, _ in self.of]}, [descriptor for _, descriptor in self.of]
+        if request["do"] == "drop":
+            for _, descriptor in self.of:
+                os.close(descriptor)
+            self.of.clear()
+            return {}, []
+        return None
+
+
+def obey_agent(connection: socket.socket, kept: Kept) -> None:
+    """Obey one agent until it closes its connection or is killed."""
+    import socket
+
+    buffer = b""
+    while True:
+        data, arrived, _, _ = socket.recv_fds(connection, 65536, 16)
+        if not data:
+            return
+        for descriptor in arrived:
+            os.set_inheritable(descriptor, False)  # recv_fds of Python 3.11 forgets its flags
+        kept.arrived += arrived
+        *lines, buffer = (buffer + data).split(b"\n")
+        for line in lines:
+            about_kept = kept.obey(json.loads(line))
+            answer, passed = about_kept if about_kept is not None else (obey(line), [])
+            words = json.dumps(answer).encode() + b"\n"
+            if passed:
+                socket.send_fds(connection, [words], passed)
+            else:
+                connection.sendall(words)
 
 
 def serve_agents(name: str) -> None:
@@ -125,17 +178,18 @@ def serve_agents(name: str) -> None:
     listener.bind("\0" + name)
     listener.listen(1)
     say_ready()
+    kept = Kept()
     while True:
         connection, _ = listener.accept()
-        with (
-            connection,
-            connection.makefile("r", encoding="utf-8") as requests,
-            connection.makefile("w", encoding="utf-8") as answers,
-        ):
+        with connection:
             try:
-                obey_all(requests, answers)
+                obey_agent(connection, kept)
             except (OSError, ValueError):
                 continue  # the agent was killed in the middle of a request
+            finally:
+                for descriptor in kept.arrived:
+                    os.close(descriptor)
+                kept.arrived.clear()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import msgspec
 
 from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
-from quicferry.migration.engines.base import CopiesAhead, MoveOrder
+from quicferry.migration.engines.base import CopiesAhead, MoveOrder, TakesOver
 from quicferry.migration.host import Host, fence_ns
 from quicferry.migration.orders import (
     STATUS,
@@ -87,7 +87,11 @@ class DestinationSide:
             return
         self.machine.step, self.order = latest.step, latest.order
         order = latest.order
-        if self.machine.is_over or order is None:
+        if order is None:
+            return
+        if latest.step is Step.RESTORE or latest.step in SERVES_AT_DESTINATION:
+            await self._take_over(order)
+        if self.machine.is_over:
             return
         self._lease_ns = order.resume_before_ns
         if latest.step is Step.RESTORE and await self._serves(order):
@@ -103,6 +107,13 @@ class DestinationSide:
         if signal is Signal.SETTLED:
             self._verdicts[order.epoch] = None
             self._take(signal)
+
+    async def _take_over(self, order: MoveOrder) -> None:
+        """Before anybody is asked: a server that waits for memory does not answer."""
+        engine = self._host.engine(order.engine)
+        if isinstance(engine, TakesOver):
+            with suppress(FerryError):  # of a server that had not resumed, nothing is left: no matter
+                await engine.take_over(order)
 
     async def _serves(self, order: MoveOrder) -> bool:
         """Whether the server had resumed, although nobody was there any more to write it down."""

@@ -5,8 +5,8 @@ without protection. Here the agents' own stream (mutual TLS) brings all missing 
 asked, as fast as they are taken, and those first for which the process waits. Sending begins before
 the restore, so that most pages are there before the process touches them.
 
-A stream that breaks is opened again, with a list of what is still missing: the source keeps nothing
-in mind between two streams.
+A stream that breaks or falls silent is opened again, by the other of two ways, with a list of what is
+still missing: the source keeps nothing in mind between two streams.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from quicferry.migration.engines.base import (
     WantNow,
 )
 from quicferry.migration.pagemap import PAGE_BYTES, Pages, decode, runs_of
-from quicferry.migration.userfault import UserFaults
+from quicferry.migration.userfault import Target, Trail, UserFaults
 
 #: Sent at once without being asked: 256 KiB, 2 ms at 1 Gbit/s, which is what an urgent page waits for.
 BATCH_PAGES = 64
@@ -50,6 +50,8 @@ PATIENCE_PAGES = 16
 WORKING_PAGES = 6144
 REOPEN_S = 0.1
 ASK_AGAIN_S = 0.5
+#: A source that has something to send and does not in this time cannot be reached by this way.
+SILENCE_S = 1.0
 
 #: The answer to PagesDone.
 FAREWELL = PageRun(pid=0, first=0, count=0, data=b"", sha256=b"")
@@ -67,14 +69,16 @@ class PageSource:
         self.sent_bytes = 0
         self.waited_for = 0  # requests for a page that the process stood still for
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._given_up = asyncio.Event()
 
     async def done(self) -> None:
         """Return when the destination has everything. Raises ``MigrationError`` if it never will."""
         await asyncio.shield(self._done)
 
     def abort(self) -> None:
-        """Nobody will ask any more."""
+        """Nobody will ask any more: the memory is gone."""
         self._done.cancel()
+        self._given_up.set()
 
     async def serve(
         self, requests: AsyncIterator[ToPageSource], send: Callable[[PageRun], Awaitable[None]]
@@ -89,6 +93,8 @@ class PageSource:
         try:
             while not listening.done():
                 if stream.over:
+                    # else an agent that is killed now would leave a successor who waits to be told so
+                    await self._given_up.wait()
                     await send(FAREWELL)
                     return
                 run = stream.next_run()
@@ -141,6 +147,19 @@ class PageSource:
             sha256=hashlib.sha256(data).digest(),
             packed=self._level is not None,
         )
+
+
+async def say_farewell(
+    requests: AsyncIterator[ToPageSource], send: Callable[[PageRun], Awaitable[None]]
+) -> bool:
+    """Answer a destination that has everything and did not hear the answer. False: it lacks some."""
+    async for request in requests:
+        if isinstance(request, WantAll) and request.runs:
+            return False
+        if isinstance(request, PagesDone):
+            await send(FAREWELL)
+            return True
+    return False
 
 
 @dataclass
@@ -229,8 +248,8 @@ class PageSink:
     """The destination's end: fetches the missing pages and puts them into the restored processes.
 
     ``images`` is the image directory, ``missing`` says what the source has, ``local`` what is here
-    already and how it is read, ``open_stream`` opens a stream to the source; ``adopted`` as for
-    ``UserFaults``. It works from the beginning until ``close``.
+    already and how it is read, ``open_stream`` opens a stream to the source, by a detour if so told;
+    ``adopted``, ``trail`` and ``found`` as for ``UserFaults``. It works from the beginning until ``close``.
     """
 
     def __init__(
@@ -239,11 +258,14 @@ class PageSink:
         images: Path,
         missing: Mapping[int, Pages],
         local: Mapping[int, LocalPages],
-        open_stream: Callable[[], PageCall],
+        open_stream: Callable[[bool], PageCall],
         adopted: Callable[[int, int], None],
+        trail: Trail,
+        found: Sequence[Target] | None = None,
     ) -> None:
         self._epoch = epoch
         self._open_stream = open_stream
+        self._detour = False
         self._missing = {pid: set(pages.tolist()) for pid, pages in missing.items()}
         self._order = [
             (pid, first, count) for pid, pages in missing.items() for first, count in small_first(pages)
@@ -252,7 +274,7 @@ class PageSink:
         unplaced = {pid: set(pages) for pid, pages in self._missing.items()}
         for pid, pages in local.items():
             unplaced.setdefault(pid, set()).update(pages.pages.tolist())
-        self._faults = UserFaults(images, unplaced, self._want, adopted)
+        self._faults = UserFaults(images, unplaced, self._want, adopted, trail, found)
         self._stream: PageCall | None = None
         self._asking: set[asyncio.Task[None]] = set()
         self._writing = asyncio.Lock()  # gRPC takes one message at a time and may lose the other
@@ -315,11 +337,9 @@ class PageSink:
         """Read streams until all has come."""
         while any(self._missing.values()):
             try:
-                self._untold = 0
-                stream = self._stream = self._open_stream()
-                await stream.write(WantAll(epoch=self._epoch, runs=self._wanted()))
+                stream = await self._begin(self._wanted())
                 while any(self._missing.values()):
-                    run = await stream.read()
+                    run = await self._next(stream)
                     data = await asyncio.to_thread(self._unpack, run)
                     self._faults.arrived(run.pid, run.first, data)
                     self._missing[run.pid].difference_update(range(run.first, run.first + run.count))
@@ -328,8 +348,33 @@ class PageSink:
                     await self._tell()
                 return
             except MigrationError:
-                self._stream = None
-                await asyncio.sleep(REOPEN_S)
+                await self._turn()
+
+    async def _begin(self, wanted: list[tuple[int, int, int]]) -> PageCall:
+        self._untold = 0
+        stream = self._stream = self._open_stream(self._detour)
+        await stream.write(WantAll(epoch=self._epoch, runs=wanted))
+        return stream
+
+    async def _turn(self) -> None:
+        """The stream has failed: the next one takes the other way."""
+        if self._stream is not None:
+            self._stream.cancel()
+        self._stream = None
+        self._detour = not self._detour
+        await asyncio.sleep(REOPEN_S)
+
+    async def _next(self, stream: PageCall) -> PageRun:
+        """What comes next. Raises ``MigrationError`` also when nothing does although the source may send."""
+        reading = asyncio.ensure_future(stream.read())
+        try:
+            while not reading.done():
+                await asyncio.wait([reading], timeout=SILENCE_S)
+                if not reading.done() and not self._untold:
+                    raise MigrationError("the source is silent")
+        finally:
+            reading.cancel()
+        return reading.result()
 
     async def _tell(self) -> None:
         """Tell the source what has come, and thereby to go on, unless that can wait."""
@@ -365,16 +410,14 @@ class PageSink:
         """Tell the source that it is no longer needed, or that all is lost."""
         while True:
             try:
-                if self._stream is None:
-                    self._stream = self._open_stream()
-                    await self._stream.write(WantAll(epoch=self._epoch, runs=[]))
-                await self._stream.write(PagesDone(error=error))
-                while (await self._stream.read()).count:
+                stream = self._stream or await self._begin([])
+                self._untold = 0
+                await stream.write(PagesDone(error=error))
+                while (await self._next(stream)).count:
                     pass  # sent before the source heard of it
                 return
             except MigrationError:
-                self._stream = None
-                await asyncio.sleep(REOPEN_S)
+                await self._turn()
 
     async def close(self) -> None:
         """End it. A process that lacks memory must have been ended before."""

@@ -2,19 +2,22 @@
 
 Two things only, both empty in a normal configuration. An agent can *stop itself* (SIGSTOP) directly
 after it told of an event, so that whoever injects a fault finds the move at exactly that point; the
-injector lets it go on. And it can *damage* what it sends: nothing else could, as the network
-between the agents carries TLS. Everything else that goes wrong is done to the agent from outside.
+injector lets it go on. And it can *damage* what it sends, before the freeze, in the downtime or after
+the commit: nothing else could, as the network between the agents carries TLS. Everything else that
+goes wrong is done to the agent from outside.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import msgspec
 
 from quicferry.events import Event, Sink
+from quicferry.migration.engines.base import PageRun
 from quicferry.migration.orders import Begin, Piece, ToDestination, ToSource
 from quicferry.migration.peers import PeerClient
 from quicferry.migration.rpc import Duplex, DuplexCall
@@ -24,7 +27,8 @@ class Mishaps(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is told to do wrong; each happens once."""
 
     stop_at: list[str] = []  # names of events
-    damage_transfer: bool = False  # one byte of the first piece of state is changed on its way
+    #: where one byte is changed on its way: copy (ahead of the freeze), transfer, pages
+    damage: list[str] = []
 
 
 def stopping(sink: Sink, stop_at: list[str]) -> Sink:
@@ -41,9 +45,9 @@ def stopping(sink: Sink, stop_at: list[str]) -> Sink:
 
 
 class DamagingClient(PeerClient):
-    """A channel whose first stream of state arrives with one byte changed."""
+    """A channel whose streams of state arrive with one byte changed, once for each place in ``damage``."""
 
-    damaged = False
+    damage: frozenset[str] = frozenset()
 
     def open(self, method: Duplex[Any, Any], *, timeout_s: float) -> DuplexCall[Any, Any]:
         """As ``RpcClient.open``."""
@@ -51,21 +55,44 @@ class DamagingClient(PeerClient):
 
 
 class _DamagingCall:
-    """A stream that changes one byte of its first piece; all else is the stream's own."""
+    """A stream that changes one byte of a first piece; all else is the stream's own."""
 
     def __init__(self, call: DuplexCall[ToDestination, ToSource], client: DamagingClient) -> None:
         self._call = call
         self._client = client
-        self._begun = False  # what is copied ahead is left alone: the point is the transfer
+        self._at = "copy"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
 
     async def write(self, message: ToDestination) -> None:
-        self._begun = self._begun or isinstance(message, Begin)
-        if self._begun and isinstance(message, Piece) and message.data and not self._client.damaged:
-            self._client.damaged = True
-            middle = len(message.data) // 2
-            changed = bytes([message.data[middle] ^ 0x01])
-            message = Piece(message.data[:middle] + changed + message.data[middle + 1 :])
+        if isinstance(message, Begin):
+            self._at = "transfer"
+        if isinstance(message, Piece) and message.data and self._at in self._client.damage:
+            self._client.damage -= {self._at}
+            message = Piece(changed(message.data))
         await self._call.write(message)
+
+
+class DamagingSender:
+    """Sends pages, the first of them with one byte changed."""
+
+    def __init__(self) -> None:
+        self._damaged = False
+
+    def around(self, send: Callable[[PageRun], Awaitable[None]]) -> Callable[[PageRun], Awaitable[None]]:
+        """``send``, but for that."""
+
+        async def damage_and_send(run: PageRun) -> None:
+            if not self._damaged and run.data:
+                self._damaged = True
+                run = msgspec.structs.replace(run, data=changed(run.data))
+            await send(run)
+
+        return damage_and_send
+
+
+def changed(data: bytes) -> bytes:
+    """The same with one byte in the middle changed."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x01]) + data[middle + 1 :]

@@ -34,7 +34,7 @@ from quicferry.migration.engines.base import (
 from quicferry.migration.forwarding import Forwarder
 from quicferry.migration.host import Host
 from quicferry.migration.journal import Journal
-from quicferry.migration.mishaps import DamagingClient, Mishaps, stopping
+from quicferry.migration.mishaps import DamagingClient, DamagingSender, Mishaps, stopping
 from quicferry.migration.orders import (
     ABORT,
     COLLECT_FILES,
@@ -145,6 +145,7 @@ class NodeAgent:
         self._engines: dict[str, Engine] = {}
         self._peers: dict[str, RpcClient] = {}
         self._starting = asyncio.Lock()
+        self._damaging = DamagingSender() if "pages" in config.mishaps.damage else None
         self.rpc = RpcServer(self._identity, config.listen)
 
     async def start(self) -> None:
@@ -248,8 +249,11 @@ class NodeAgent:
             self._engines[name] = self._make_engine(name, context)
         return self._engines[name]
 
-    def _open_pages(self, edge: str, timeout_s: float) -> DuplexCall[ToPageSource, PageRun]:
-        return self._peer(edge).open(PAGES, timeout_s=timeout_s)
+    def _open_pages(self, edge: str, timeout_s: float, detour: bool) -> DuplexCall[ToPageSource, PageRun]:
+        peer = self._peer(edge)
+        if detour and isinstance(peer, PeerClient):
+            return peer.open_detour(PAGES, timeout_s=timeout_s)
+        return peer.open(PAGES, timeout_s=timeout_s)
 
     async def _pages(
         self,
@@ -264,6 +268,8 @@ class NodeAgent:
         engine = self._engine(order.engine)
         if not isinstance(engine, ServesPages):
             raise MigrationError(f"the engine {order.engine} leaves no memory behind")
+        if self._damaging is not None:
+            send = self._damaging.around(send)
         await engine.serve_pages(order.epoch, requests, send)
 
     async def _leave_address(self) -> None:
@@ -285,10 +291,12 @@ class NodeAgent:
                     f"the agent of {self.config.edge} knows no edge {name!r}",
                     hint="it knows " + ", ".join(self.config.peers),
                 )
-            kind = DamagingClient if self.config.mishaps.damage_transfer else PeerClient
-            self._peers[name] = kind(
-                self._identity, name, self.config.peers[name], self.config.detours.get(name)
-            )
+            damage = frozenset(self.config.mishaps.damage)
+            kind = DamagingClient if damage else PeerClient
+            peer = kind(self._identity, name, self.config.peers[name], self.config.detours.get(name))
+            if isinstance(peer, DamagingClient):
+                peer.damage = damage
+            self._peers[name] = peer
         return self._peers[name]
 
     # --- the server's process ------------------------------------------------------------------

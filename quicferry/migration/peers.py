@@ -3,16 +3,17 @@
 State crosses the link between the edges. Questions (who serves? commit? abort?) are small, and a
 move must not hang on them because one link was cut: after ``HEDGE_S`` without an answer they are
 asked by the detour as well, which leads through the core network. Whoever answers first is heard.
+One kind of state may take the detour, too: memory without which a server that serves already is lost.
 All of these calls are idempotent, so that one which arrives twice does no harm.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from quicferry.migration.certificates import Identity
-from quicferry.migration.rpc import RpcClient, TooLate, Unary, Unreachable
+from quicferry.migration.rpc import Duplex, DuplexCall, RpcClient, TooLate, Unary, Unreachable
 from quicferry.model import Endpoint
 
 Q = TypeVar("Q")
@@ -60,6 +61,10 @@ class PeerClient(RpcClient):
                 call.cancel()
                 # its error has been judged or does not matter any more
                 call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+    def open_detour(self, method: Duplex[Any, Any], *, timeout_s: float) -> DuplexCall[Any, Any]:
+        """As ``open``, by the detour if there is one."""
+        return (self.detour or self).open(method, timeout_s=timeout_s)
 
     async def close(self) -> None:
         """Close both channels."""

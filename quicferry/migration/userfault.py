@@ -6,6 +6,9 @@ for one reason: the daemon asks for one page after another and puts it in place,
 Python server; here all that arrives is put in place at once, many pages by one call, mostly before
 the process touches it (docs/adr/0008).
 
+An agent that dies in the middle of it has a successor: init keeps the descriptors, and a ``Trail`` says
+what the processes did with memory that had not come yet (docs/adr/0008).
+
 The handshake (``criu/uffd.c``, the same from 3.11 to 4.2): the PID as an int, the descriptor, and so on
 for each process; at the end of the restore a magic number.
 """
@@ -17,10 +20,11 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +46,70 @@ ZEROPAGE = struct.Struct("<QQQq")  # start, length, mode, result
 MESSAGE = struct.Struct("<B7xQQQ")  # event, three arguments
 PAGEFAULT, FORK, REMAP, REMOVE, UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
 MESSAGES = 16  # read at once
+
+
+class Trail:
+    """What processes did with memory that they lack, in a file: for the successor of an agent that dies.
+
+    The kernel tells of it once, and a page that was given up must not be put in place. The file is
+    mapped, so that keeping it costs no system call. Its head says whether a message may have been lost:
+    one was being read when the agent died, or there were more than there is room for, or one was of a
+    fork, whose descriptor nobody keeps. Raises ``OSError`` when there is no room for the file itself.
+    """
+
+    _HEAD = struct.Struct("<II")  # state, records
+    _RECORD = struct.Struct("<iIQQQ")  # PID inside the container, event, its three arguments
+    _SIZE = 256 * 1024
+    _WHOLE, _READING, _TORN = 0, 1, 2
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            # all of it now: a page that cannot be had later would be a SIGBUS
+            os.posix_fallocate(descriptor, 0, self._SIZE)
+            self._map = mmap.mmap(descriptor, self._SIZE)
+        finally:
+            os.close(descriptor)
+        self._state, self._count = self._HEAD.unpack_from(self._map)
+
+    def _note(self) -> None:
+        self._HEAD.pack_into(self._map, 0, self._state, self._count)
+
+    def reading(self) -> None:
+        """Messages are about to be read."""
+        if self._state == self._WHOLE:
+            self._map[0] = self._READING
+
+    def heard(self, pid: int, raw: bytes) -> None:
+        """They were read: keep those that a successor must know."""
+        for event, a, b, c in MESSAGE.iter_unpack(raw):
+            if event == PAGEFAULT:
+                continue
+            place = self._HEAD.size + self._count * self._RECORD.size
+            if event == FORK or place + self._RECORD.size > self._SIZE:
+                self._state = self._TORN
+                break
+            self._RECORD.pack_into(self._map, place, pid, event, a, b, c)
+            self._count += 1
+        self._note()
+
+    def of(self, pid: int) -> Iterator[tuple[int, int, int, int]]:
+        """The event and its arguments for all that is known of a process.
+
+        Raises ``MigrationError`` when that is not all that happened.
+        """
+        if self._state != self._WHOLE:
+            raise MigrationError("what the server did with memory that it lacks was not written down")
+        for number in range(self._count):
+            place = self._HEAD.size + number * self._RECORD.size
+            owner, *message = self._RECORD.unpack_from(self._map, place)
+            if owner == pid:
+                event, a, b, c = message
+                yield event, a, b, c
+
+    def close(self) -> None:
+        """Unmap the file, which stays."""
+        self._map.close()
 
 
 class Target:
@@ -81,6 +149,19 @@ class Target:
             gone = {self.which(page) for page in range(first, first + count)}
         self.unplaced -= gone
 
+    def heard(self, event: int, a: int, b: int, c: int) -> None:
+        """The kernel tells what it did with its memory."""
+        if event == REMAP:
+            self.moved(a // PAGE_BYTES, b // PAGE_BYTES, c // PAGE_BYTES)
+        elif event in (REMOVE, UNMAP):
+            self.dropped(a // PAGE_BYTES, (b - a) // PAGE_BYTES)
+
+    def retrace(self, trail: Trail, there: set[int]) -> None:
+        """Become what the agent before this one knew. ``there``: pages that the process has by now."""
+        for message in trail.of(self.pid):
+            self.heard(*message)
+        self.unplaced -= {page for page in self.unplaced if self.where(page) in there}
+
     def child(self, descriptor: int) -> Target:
         """It has forked: the child lacks the same pages."""
         return Target(descriptor, self.pid, set(self.unplaced), self._moves)
@@ -108,7 +189,7 @@ class UserFaults:
 
     ``missing``: PID inside the container -> pages that the images lack. ``wanted(pid, page)`` is
     called when a process waits for a page that has not come yet, ``adopted(pid, descriptor)`` when a
-    process is taken on.
+    process is taken on. ``found``: the processes that an agent left when it died; None: CRIU hands some over.
     """
 
     def __init__(
@@ -117,8 +198,11 @@ class UserFaults:
         missing: dict[int, set[int]],
         wanted: Callable[[int, int], None],
         adopted: Callable[[int, int], None],
+        trail: Trail,
+        found: Sequence[Target] | None = None,
     ) -> None:
         self._adopted = adopted
+        self._trail = trail
         self._missing = missing
         self._wanted = wanted
         self._targets: list[Target] = []
@@ -126,18 +210,31 @@ class UserFaults:
         self._awaited: set[tuple[int, int]] = set()  # until then: pages that a process stands still for
         self.restored = asyncio.Event()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._greeting: asyncio.Task[None] | None = None
+        if found is not None:
+            self._take_over(found)
+            return
         path = images / SOCKET
         path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.setblocking(False)
-        self._listener.bind(str(path))
-        self._listener.listen(1)
-        self._greeting = asyncio.create_task(self._greet())
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        listener.bind(str(path))
+        listener.listen(1)
+        self._greeting = asyncio.create_task(self._greet(listener))
 
-    async def _greet(self) -> None:
+    def _take_over(self, found: Sequence[Target]) -> None:
+        self.restored.set()
+        for target in found:
+            self._targets.append(target)
+            asyncio.get_running_loop().add_reader(target.descriptor, self._read, target)
+        # nobody to tell yet that all is there
+        asyncio.get_running_loop().call_soon(self._check)
+
+    async def _greet(self, listener: socket.socket) -> None:
         """Take the descriptors that CRIU hands over, until the processes are restored."""
         loop = asyncio.get_running_loop()
-        connection, _ = await loop.sock_accept(self._listener)
+        with listener:
+            connection, _ = await loop.sock_accept(listener)
         with connection:
             connection.setblocking(False)
             while (raw := await loop.sock_recv(connection, INT.size)) and len(raw) == INT.size:
@@ -222,12 +319,15 @@ class UserFaults:
 
     def _read(self, target: Target) -> None:
         """Obey what the kernel says of a process."""
+        self._trail.reading()
         try:
             raw = os.read(target.descriptor, MESSAGE.size * MESSAGES)
         except BlockingIOError:
+            self._trail.heard(target.pid, b"")
             return
         except OSError:
             raw = b""
+        self._trail.heard(target.pid, raw)
         if not raw:
             self._leave(target)
             return
@@ -238,10 +338,8 @@ class UserFaults:
                 self._fault(target, b // PAGE_BYTES)
             elif event == FORK:
                 self._adopt(target.child(a & 0xFFFFFFFF))
-            elif event == REMAP:
-                target.moved(a // PAGE_BYTES, b // PAGE_BYTES, c // PAGE_BYTES)
-            elif event in (REMOVE, UNMAP):
-                target.dropped(a // PAGE_BYTES, (b - a) // PAGE_BYTES)
+            else:
+                target.heard(event, a, b, c)
         self._check()
 
     def _fault(self, target: Target, place: int) -> None:
@@ -282,13 +380,24 @@ class UserFaults:
 
     async def close(self) -> None:
         """Give up. A process that waits for a page waits no longer: it must have been ended before."""
-        self._greeting.cancel()
-        await asyncio.wait([self._greeting])
-        self._listener.close()
+        if self._greeting is not None:
+            self._greeting.cancel()
+            await asyncio.wait([self._greeting])
         for target in list(self._targets):
             self._leave(target)
         if not self.over.done():
             self.over.cancel()
+        self._trail.close()
+
+
+def wake(descriptor: int, areas: Iterable[tuple[int, int]]) -> None:
+    """Let a process that stands still in these runs of pages (first, count) ask again for what it needs.
+
+    The kernel tells only once, and it has told an agent that died.
+    """
+    for first, count in areas:
+        with contextlib.suppress(OSError):  # it has given up the area meanwhile
+            fcntl.ioctl(descriptor, UFFDIO_WAKE, RANGE.pack(first * PAGE_BYTES, count * PAGE_BYTES))
 
 
 def _page_of(data: bytes, number: int) -> bytes:

@@ -108,7 +108,7 @@ class Edge:
                 events=EventLog(self.name, sink=self.seen.append),
                 state_dir=Path("/run/state"),
                 standby=NoStandby(),
-                open_pages=lambda edge, timeout_s: PageStream(self.others[edge]),
+                open_pages=lambda edge, timeout_s, detour: PageStream(self.others[edge]),
             ),
         )
 

@@ -65,6 +65,42 @@ report(asyncio.run(play()))
     assert (got["init"], got["record"]) == (False, False)
 
 
+def test_what_an_agent_held_is_kept_for_the_next(tmp_path: Path) -> None:
+    got = in_private_root(
+        PRELUDE.replace(
+            "    print(box.init_pid",
+            """    reader, writer = os.pipe()
+    os.write(writer, b"kept")
+    await box.keep(box.service_pid, reader)
+    print(box.init_pid""",
+        ).replace("import asyncio, sys\n", "import asyncio, os, sys\n")
+        + """
+async def play():
+    _, service_pid = await killed_agent()
+    box = await Container.create("edge-1", record=RECORD)
+    ((pid, descriptor),) = box.take_left()
+    content = os.read(descriptor, 4).decode()
+    # it is a copy: the next one would find it, too, and what is started does not have it
+    await box.start(["sleep", "60"])
+    held = [str(p.readlink()) for p in box.path(f"/proc/{box.service_pid}/fd").iterdir()]
+    box._requests.close()
+    again = await Container.create("edge-1", record=RECORD)
+    found = len(again.take_left())
+    await again.drop_kept()
+    again._requests.close()
+    last = await Container.create("edge-1", record=RECORD)
+    left = last.take_left()
+    await last.close()
+    return dict(mine=pid == service_pid, content=content, found=found, left=left,
+        pipes=sum("pipe" in each for each in held))
+report(asyncio.run(play()))
+""",
+        tmp_path,
+        arguments=str(tmp_path / "record"),
+    )
+    assert got == {"mine": True, "content": "kept", "found": 1, "left": [], "pipes": 0}
+
+
 def test_a_container_that_has_gone_is_made_anew(tmp_path: Path) -> None:
     got = in_private_root(
         PRELUDE

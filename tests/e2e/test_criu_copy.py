@@ -186,33 +186,6 @@ def test_a_link_that_does_not_come_back_loses_the_service_and_nothing_pretends(t
     assert got["left"] == [], "and it is ended"
 
 
-def test_a_server_without_all_its_memory_dies_with_its_agent(tmp_path):
-    got = played(
-        DEADLINES
-        + """
-async def play():
-    async with edges("edge-1", "edge-2", engine="criu-post-copy") as (a, b):
-        await a.start_server("50")
-        move = order(1, a, b)
-        await carry(move, a, b)
-        PageStream.broken = True
-        states = [p.state for p in b.container.processes() if p.argv[0] == sys.executable]
-        # what the end of the agent closes
-        for started in b.engine._guards:
-            (await started).stdin.close()
-        for target in list(b.engine._sink._faults._targets):
-            b.engine._sink._faults._leave(target)
-        await asyncio.sleep(0.5)
-        after = await b.ask(1.0)
-        return dict(states=states, left=[p.argv for p in b.container.processes()], after=after)
-""",
-        tmp_path,
-    )
-    assert len(got["states"]) == 1
-    assert got["left"] == []
-    assert got["after"] is None
-
-
 def test_a_server_is_not_moved_on_before_it_has_all_its_memory(tmp_path):
     got = played(
         """

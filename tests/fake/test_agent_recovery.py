@@ -209,7 +209,7 @@ def test_a_question_takes_the_detour_when_the_link_is_cut(tmp_path: Path) -> Non
 def test_one_changed_byte_is_noticed(tmp_path: Path) -> None:
     async def story(w: World) -> None:
         await w.kill_agent("edge-1")
-        await w.start_agent("edge-1", mishaps=Mishaps(damage_transfer=True))
+        await w.start_agent("edge-1", mishaps=Mishaps(damage=["transfer"]))
         outcome = await w.agents["edge-1"].source.move(w.order())
         assert (outcome.outcome, outcome.serves_at) == ("stayed", "edge-1")
         assert "damaged on its way" in (outcome.error or "")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import topologies
@@ -15,7 +16,8 @@ from quicferry.emulation.fake import Call, FakeEmulator
 from quicferry.errors import EmulationError, FerryError
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
-from quicferry.experiment.faults import MOMENTS, FaultInjector, Kind, Point, parse
+from quicferry.experiment.fault_injector import FaultInjector
+from quicferry.experiment.faults import MOMENTS, ROWS, Kind, Point, parse
 from quicferry.record import Asked, RunPaths
 from quicferry.units import now_ns
 
@@ -73,7 +75,7 @@ def context(tmp_path: Path, *faults: str, emulator: FakeEmulator | None = None) 
     emulator = emulator or FakeEmulator()
     emulator.deploy(TOPOLOGY)
     paths = RunPaths(tmp_path)
-    return RunContext(Asked(faults=faults), TOPOLOGY, paths, emulator)
+    return RunContext(Asked(faults=faults, engine="criu-hybrid"), TOPOLOGY, paths, emulator)
 
 
 def reach(run: RunContext, stage: FakeStage, point: Point) -> None:
@@ -92,7 +94,7 @@ def mended(run: RunContext) -> list[str]:
     return [e.detail["fault"] for e in run.collected() if e.name == "fault.mended"]
 
 
-@pytest.mark.parametrize("point", list(Point))
+@pytest.mark.parametrize("point", [row.point for row in ROWS if row.kind is Kind.LINK_CUT])
 def test_a_link_is_cut_and_mended(tmp_path: Path, stage: FakeStage, point: Point) -> None:
     emulator = FakeEmulator()
     run = context(tmp_path, f"{point}:link-cut=0.2", emulator=emulator)
@@ -164,10 +166,39 @@ def test_the_client_is_silent_for_a_while(tmp_path: Path, stage: FakeStage) -> N
     faults.stop()
 
 
+def test_a_link_that_is_lost_stays_down(tmp_path: Path, stage: FakeStage) -> None:
+    emulator = FakeEmulator()
+    run = context(tmp_path, "pages:link-lost", emulator=emulator)
+    faults = FaultInjector(run, stage)
+    reach(run, stage, Point.PAGES)
+    faults.stop()
+    assert emulator.links_down == {"edge-1--edge-2"}
+    assert (injected(run), mended(run)) == (["pages:link-lost"], [])
+
+
+def test_in_a_dump_the_agent_goes_on_and_dies_at_a_moment_of_the_seed(
+    tmp_path: Path, stage: FakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asleep: list[float] = []
+    monkeypatch.setattr(FaultInjector, "_await_criu", lambda self, part: 1)
+    monkeypatch.setattr("quicferry.experiment.fault_injector.time.sleep", asleep.append)
+    for seed in (1, 1, 2):
+        run = context(tmp_path, "dump:source-agent-killed=0.01")
+        run.asked = msgspec.structs.replace(run.asked, seed=seed)
+        faults = FaultInjector(run, stage)
+        victim = stage.program("source")
+        reach(run, stage, Point.DUMP)
+        faults.stop()
+        assert victim.process.poll() == -signal.SIGKILL
+        assert injected(run) == ["dump:source-agent-killed"]
+    moments = [each for each in asleep if each > 0.0005]
+    assert moments[0] == moments[1] != moments[2]
+
+
 def test_nothing_is_done_to_an_agent_that_does_not_stand_still(
     tmp_path: Path, stage: FakeStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quicferry.experiment.faults.STOP_S", 0.1)
+    monkeypatch.setattr("quicferry.experiment.fault_injector.STOP_S", 0.1)
     emulator = FakeEmulator()
     run = context(tmp_path, "transfer:link-cut", emulator=emulator)
     FaultInjector(run, stage)
@@ -191,8 +222,8 @@ def test_an_agent_is_told_only_what_concerns_it(tmp_path: Path, stage: FakeStage
     run = context(tmp_path, "transfer:image-corrupted", "restore:link-cut")
     faults = FaultInjector(run, stage)
     source, destination = faults.mishaps("edge-1"), faults.mishaps("edge-2")
-    assert source.stop_at == [MOMENTS[Point.TRANSFER].event] and source.damage_transfer
-    assert destination.stop_at == [MOMENTS[Point.RESTORE].event] and not destination.damage_transfer
+    assert source.stop_at == [MOMENTS[Point.TRANSFER].event] and source.damage == ["transfer"]
+    assert destination.stop_at == [MOMENTS[Point.RESTORE].event] and not destination.damage
     assert not faults.client_refuses
     assert FaultInjector(context(tmp_path, "notice:client-refusing"), stage).client_refuses
 

@@ -45,7 +45,7 @@ class MemoryEngine(FakeEngine):
 
     async def _fetch(self, order: MoveOrder) -> None:
         assert self.context.open_pages is not None
-        call = self.context.open_pages(order.source, 5.0)
+        call = self.context.open_pages(order.source, 5.0, False)
         await call.write(WantAll(epoch=order.epoch, runs=[(7, 16, 2)]))
         run = await call.read()
         assert run.data == b"page" * 2

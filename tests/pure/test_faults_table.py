@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from quicferry.errors import InvalidInput
-from quicferry.experiment.faults import MEANS, MOMENTS, ROWS, Kind, Point, check, parse, places
+from quicferry.experiment.faults import (
+    MEANS,
+    MOMENTS,
+    ROWS,
+    Kind,
+    Point,
+    Row,
+    check,
+    engines_of,
+    parse,
+    places,
+)
+from quicferry.migration.engines.base import ENGINES
 from quicferry.record import Asked
 from quicferry.strategies import RULES, Strategy
 
@@ -48,6 +60,18 @@ def test_no_notice_no_fault_there(strategy: Strategy) -> None:
     with pytest.raises(InvalidInput, match="tells its clients nothing"):
         check(Asked(strategy=strategy, faults=("notice:link-cut",)))
     assert check(Asked(strategy=strategy, faults=("transfer:link-cut",)))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_point_needs_an_engine_that_has_it(row: Row) -> None:
+    engines = engines_of(row)
+    for engine in ENGINES:
+        asked = Asked(engine=engine, faults=(row.name,))
+        if engines is None or engine in engines:
+            assert check(asked)
+        else:
+            with pytest.raises(InvalidInput, match="has no such point"):
+                check(asked)
 
 
 def test_faults_go_with_one_move_and_no_baseline() -> None:

@@ -225,8 +225,9 @@ class EngineContext:
     after_freeze: Callable[[], Awaitable[None]] = nothing_more
     #: established TCP connections move with the process, as their address does
     keep_tcp: bool = False
-    #: opens a stream to the engine of that edge which serves pages, for at most so many seconds
-    open_pages: Callable[[str, float], PageCall] | None = None
+    #: opens a stream to the engine of that edge which serves pages, for at most so many seconds; by the
+    #: detour through the core network if so told
+    open_pages: Callable[[str, float, bool], PageCall] | None = None
 
 
 class Engine(Protocol):
@@ -306,6 +307,17 @@ class ServesPages(Protocol):
         """
 
 
+@runtime_checkable
+class TakesOver(Protocol):
+    """An engine that goes on at the destination where an agent was killed, while memory is still missing."""
+
+    async def take_over(self, order: MoveOrder) -> None:
+        """Called when an agent was started again that had brought the server up; nothing if nothing is left.
+
+        Raises ``MigrationError`` when the server there cannot be given what it lacks.
+        """
+
+
 def check_lease(order: MoveOrder) -> None:
     """Raise ``MigrationError`` when the destination may not resume any more: the source may serve again."""
     late_ns = now_ns() - order.resume_before_ns
@@ -332,8 +344,13 @@ def runs_in_oci(engine: str) -> bool:
     return engine.startswith("runc-")
 
 
+#: Engines that send memory before the freeze, and those that send some after the commit.
+AHEAD_ENGINES = frozenset({"criu-pre-copy", "criu-hybrid"})
+BEHIND_ENGINES = frozenset({"criu-post-copy", "criu-hybrid"})
 #: Engines whose moves take longer than their downtime: memory crosses before or after it.
-LONG_ENGINES = frozenset({"criu-pre-copy", "criu-post-copy", "criu-hybrid"})
+LONG_ENGINES = AHEAD_ENGINES | BEHIND_ENGINES
+#: Engines that run CRIU themselves.
+CRIU_ENGINES = LONG_ENGINES | {"criu-cold"}
 
 
 def create(name: str, context: EngineContext) -> Engine:

@@ -193,14 +193,24 @@ class CriuEngine:
             await asyncio.wait([self._dumping])
             if not self._dumping.cancelled():
                 self._dumping.exception()  # the agent has it from the iterator
-        else:
-            while self._others_dump():  # noqa: ASYNC110 - it is no child of this agent, no event tells
-                await asyncio.sleep(OTHERS_POLL_S)
 
-    def _others_dump(self) -> bool:
-        """Whether CRIU is at work here; that of an agent that was killed goes on without it."""
+    def _others(self) -> list[int]:
+        """The programs at work here that no call of this agent waits for."""
         running = self._container.processes()
-        return any(Path(word).name in DUMPERS for process in running for word in process.argv)
+        return [each.pid for each in running if any(Path(word).name in DUMPERS for word in each.argv)]
+
+    async def _orphan_is_over(self, order: MoveOrder) -> None:
+        """Wait for a CRIU that goes on alone: its agent was killed, or it takes too long.
+
+        At its end it would stop a server that was let go before. Killed, it may take the server along.
+        """
+        patience_s = order.deadlines.restore_s / 2
+        while orphans := self._others():
+            if patience_s <= 0:
+                for pid in orphans:
+                    await self._container.stop(pid, grace_s=0)
+            await asyncio.sleep(OTHERS_POLL_S)
+            patience_s -= OTHERS_POLL_S
 
     def _file_records(self, pid: int, manifest: Manifest) -> Iterator[bytes]:
         """The files that the process holds open, the manifest, the end."""
@@ -230,6 +240,7 @@ class CriuEngine:
         if order.epoch in self._resumed:
             return self._resumed[order.epoch]
         await self._dump_is_over()
+        await self._orphan_is_over(order)
         held = self._held_in(order)
         if held is not None:
             await self._revive(held, order)
@@ -275,8 +286,9 @@ class CriuEngine:
                     await self._make_process(order, manifest, detail)
                     if manifest.stopped:
                         await self._container.signal(self._pid_of(manifest), signal.SIGCONT)
-                    answer = await self._resume(order)
+                    # before it serves: should this agent die then, the next one must find it
                     self._container.adopt(self._pid_of(manifest))
+                    answer = await self._resume(order)
                     await self._brought_up(order, manifest)
                 except BaseException:
                     await self._unmake()
