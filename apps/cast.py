@@ -249,6 +249,7 @@ class Agent:
             pool=[context.service_endpoint(edge) for edge in context.topology.pool] if pool else [],
             tickets=self._tickets,
             standby=standby,
+            expected_connections=asked.clients,
             address_moves=self._address is not None,
             response_bytes=asked.response_bytes,
             memory_mib=asked.memory_mib,

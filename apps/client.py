@@ -34,6 +34,7 @@ from quicferry.quic import (
     PathValidated,
     PeerMigrated,
     ProbeStarted,
+    Timings,
 )
 from quicferry.units import now_s
 
@@ -74,8 +75,12 @@ class Client:
         quic.secrets_log_file = self._keys
         extension = None
         if config.extension:
+            # one process is all these clients, and must not drown in probes that nobody spaced out
+            interval_s = Timings().shared_interval_s(config.clients)
             extension = ExtensionConfig(
-                strategies=frozenset(config.strategies), accept_moves=config.accept_moves
+                strategies=frozenset(config.strategies),
+                accept_moves=config.accept_moves,
+                timings=Timings(probe_interval_s=interval_s),
             )
         return MigratableConnection(configuration=quic, extension=extension)
 

@@ -33,6 +33,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     extension: bool = True
     tickets: bool = False  # clients may resume their TLS session, and send early data
     standby: bool = False
+    expected_connections: int = 1  # with ``standby``: that it makes itself ready to take over
     address_moves: bool = False  # with the server: every client can follow, the extension or not
     response_bytes: int = 256
     memory_mib: int = 0  # touched, incompressible memory besides what the server needs

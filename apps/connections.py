@@ -147,13 +147,15 @@ class ConnectionTable:
         for peer in list(self.peers.values()):
             self.remove(peer)
 
-    def proceed(self, peer: Peer) -> None:
-        """Handle events, send what wants to leave, and set the timer."""
+    def proceed(self, peer: Peer) -> bool:
+        """Handle events, send what wants to leave, and set the timer; returns whether anything left."""
         self._events(peer)
         self._on_idle(peer)
-        for data, receiver in peer.connection.datagrams_to_send(now_s()):
+        datagrams = peer.connection.datagrams_to_send(now_s())
+        for data, receiver in datagrams:
             self._port.send(data, (receiver[0], receiver[1]))
         self._set_timer(peer)
+        return bool(datagrams)
 
     def _set_timer(self, peer: Peer) -> None:
         due = peer.connection.get_timer() if peer.key in self.peers else None

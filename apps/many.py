@@ -6,8 +6,9 @@ The first ``plain_clients`` of them do without the extension: such a client cann
 that moves. When its connection is closed with ``MOVED_ERROR``, it connects to the address in the
 reason and sends again what was not answered; the service recognises what it had obeyed before.
 
-The requests of all clients together are as frequent as those of one, as far as that makes sense.
-The events of the first client are told in full, of the others only what concerns the move.
+They ask in turn, all together as often as one alone would, as far as that makes sense. At the end each
+asks once more, so that of every connection it is known whether it still works. The events of the first
+client are told in full, of the others only what concerns the move.
 """
 
 from __future__ import annotations
@@ -58,9 +59,12 @@ class Member(Client):
         self._proceed()
         await first(self.connected, self.closed)
 
-    async def load_until_told(self) -> None:
-        """Send requests until told to stop, then wait for the answers."""
-        await self.pace.run(self.closed)
+    async def load_until_told(self, delay_s: float, last_delay_s: float) -> None:
+        """Send requests until told to stop, one more, and wait for the answers.
+
+        The first one leaves after ``delay_s``, the last one ``last_delay_s`` after the word to stop.
+        """
+        await self.pace.run(self.closed, delay_s=delay_s, last_delay_s=last_delay_s)
 
     def leave(self) -> ClientSummary:
         """Close the connection; returns the account of the load."""
@@ -129,14 +133,15 @@ class Crowd:
 
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
-        interval_ms = max(config.interval_ms, LEAST_INTERVAL_MS) * config.clients
+        together_ms = max(config.interval_ms, LEAST_INTERVAL_MS)
+        self._stagger_s = together_ms / 1e3
         self.members = [
             Member(
                 msgspec.structs.replace(
                     config,
                     session=f"client-{number}",
                     extension=config.extension and number > config.plain_clients,
-                    interval_ms=interval_ms,
+                    interval_ms=together_ms * config.clients,
                     strategies=(
                         (STRATEGIES[number % len(STRATEGIES)],)
                         if config.mixed_strategies
@@ -157,7 +162,12 @@ class Crowd:
             async with asyncio.timeout(CONNECT_S):
                 await asyncio.gather(*(member.join() for member in group))
         gc.freeze()
-        loads = [asyncio.create_task(member.load_until_told()) for member in self.members]
+        loads = [
+            asyncio.create_task(
+                member.load_until_told(number * self._stagger_s, number * LEAST_INTERVAL_MS / 1e3)
+            )
+            for number, member in enumerate(self.members)
+        ]
         await pace.stopping.wait()
         for member in self.members:
             member.pace.stopping.set()

@@ -43,14 +43,21 @@ class Pace:
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self.stopping.set()
 
-    async def run(self, closed: asyncio.Event) -> None:
+    async def run(
+        self, closed: asyncio.Event, delay_s: float = 0.0, last_delay_s: float | None = None
+    ) -> None:
         """Ask until told to stop, then wait for what is open as long as the client's patience lasts.
 
-        ``closed`` ends it early: nothing will be answered any more.
+        ``closed`` ends it early: nothing will be answered any more. The first request leaves after
+        ``delay_s``: many clients that ask at the same pace must not do so at the same moment. With
+        ``last_delay_s`` one more leaves so long after the word to stop.
         """
-        ticker = asyncio.create_task(self._tick())
+        ticker = asyncio.create_task(self._tick(delay_s))
         await first(self.stopping, closed)
         ticker.cancel()
+        if last_delay_s is not None and not closed.is_set():
+            await asyncio.sleep(last_delay_s)
+            self._request()
         self._load.finish()
         try:
             async with asyncio.timeout(self._config.patience_s):
@@ -58,10 +65,11 @@ class Pace:
         except TimeoutError:
             pass  # what is still open counts as lost
 
-    async def _tick(self) -> None:
+    async def _tick(self, delay_s: float) -> None:
         """Requests at a fixed pace, whatever happens to their answers; 0 is back to back."""
         loop = asyncio.get_running_loop()
         interval = self._config.interval_ms / 1e3
+        await asyncio.sleep(delay_s)
         due = loop.time()
         while True:
             if interval > 0:

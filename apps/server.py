@@ -14,12 +14,14 @@ import gc
 import hashlib
 import os
 import signal
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import (
     ConnectionTerminated,
     HandshakeCompleted,
@@ -33,6 +35,7 @@ from apps.connections import ConnectionTable, Peer
 from apps.rehearsal import rehearse
 from apps.service import Service
 from apps.tickets import PlainTicket, from_plain, to_plain
+from apps.turns import Turns
 from apps.udp import BATCH, Datagram, UdpPort
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog
@@ -40,6 +43,7 @@ from quicferry.migration import control
 from quicferry.quic import ExtensionConfig, MigratableConnection, MigrationCommitted, MigrationReady
 from quicferry.quic.fence import Fence
 from quicferry.quic.snapshot import (
+    blank,
     connection_ids,
     freeze,
     is_frozen,
@@ -55,8 +59,8 @@ from quicferry.units import now_ns, now_s
 
 NOTICE_LEAST_S = 0.2
 NOTICE_PTOS = 6  # two repetitions of a lost notice or answer, as recovery sends them
-NOTICES_AT_ONCE = 16
-WAITING_PER_CLIENT = 4  # datagrams handled before the first flight of a server that resumes
+WAITING_PER_CLIENT = 2  # datagrams handled before the first flight of a server with many clients
+WAITING_MOST = 8192  # datagrams looked at then
 #: answers of clients that will not be where the server is
 STAYS = frozenset({Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID})
 
@@ -94,6 +98,9 @@ class Server(control.Obedient):
         self._awaited: dict[str, float] = {}  # connection key -> until when it is waited for
         self._new_address = ""  # where the clients are to be told to go
         self.stopped = asyncio.Event()
+        self._build = functools.partial(MigratableConnection, extension=extension)
+        self._turns: Turns | None = None  # whom something is said to that is said to all
+        self._blanks: list[QuicConnection] = []  # for connections that are to be taken over
         self._ballast = Ballast(config.memory_mib)
 
     async def run(self) -> None:
@@ -106,6 +113,7 @@ class Server(control.Obedient):
         )
         if self.standby:
             rehearse(self.table.configuration, self.table.extension)
+            self._make_blanks()
         else:
             self.port.start()
         self.events.emit("server.started", pid=os.getpid(), standby=self.standby)
@@ -113,14 +121,41 @@ class Server(control.Obedient):
         gc.freeze()  # what lives now lives on: a collection in mid-migration would be paid in downtime
         await self.stopped.wait()
         rewriting.cancel()
+        if self._turns is not None:
+            self._turns.drop()
         self.events.emit("server.stopped", **self._summary())
         self.port.close()
         transport.close()
 
+    def _make_blanks(self) -> None:
+        """Do ahead what most of the time of an import would go to: it need not know the connections."""
+        for _ in range(self.config.expected_connections):
+            self._blanks.append(blank(configuration=self.table.configuration, build=self._build))
+
     # --- the service -------------------------------------------------------------------------
 
     def _received(self, batch: list[Datagram]) -> None:
-        self.table.received(batch)
+        turns = self._turns
+        if turns is None or turns.over.is_set():
+            self.table.received(batch)
+            return
+        for peer in self.table.deliver(batch):
+            if not turns.heard(peer):
+                self.table.proceed(peer)
+        turns.go_on()
+
+    def _first_flight(self, peer: Peer) -> bool:
+        return peer.key in self.table.peers and self.table.proceed(peer)
+
+    def _end_turns(self, order: control.Order) -> None:
+        """What comes next finds that everybody was told; who was not yet, need not hear that it is off."""
+        if self._turns is None or isinstance(order, control.Status):
+            return
+        if isinstance(order, control.Abort):
+            self._turns.drop()
+        else:
+            self._turns.finish()
+        self._turns = None
 
     def _on_event(self, peer: Peer, event: QuicEvent) -> None:
         if isinstance(event, StreamDataReceived):
@@ -164,6 +199,11 @@ class Server(control.Obedient):
 
     # --- orders ------------------------------------------------------------------------------
 
+    async def obey(self, order: control.Order) -> dict[str, Any]:
+        """Carry out one order; whoever waits for his turn is told before."""
+        self._end_turns(order)
+        return await super().obey(order)
+
     def _status(self) -> dict[str, Any]:
         return {
             "pid": os.getpid(),
@@ -180,27 +220,15 @@ class Server(control.Obedient):
         return self._summary()
 
     async def _prepare(self, order: control.Prepare) -> dict[str, Any]:
-        target = order.destination or order.service
         self._answers.clear()
         self._awaited.clear()
         self._answered.clear()
         self._new_address = str(order.service or "")
-        for number, peer in enumerate(list(self.table.peers.values()), 1):
-            strategy = peer.strategy = _strategy_of(peer, order.strategy)
-            rules = RULES[strategy]
-            addresses = [(target.host, target.port)] if rules.carries_address and target is not None else []
-            if rules.notice:
-                # a deadline of its own: whoever is far away is waited for longer, but never for too long
-                patience_s = max(NOTICE_LEAST_S, NOTICE_PTOS * peer.connection.pto_s)
-                self._awaited[peer.key] = now_s() + min(order.deadline_s, patience_s)
-            peer.connection.prepare_migration(
-                order.epoch, strategy, addresses, order.downtime_ms, order.server_first, now_s()
-            )
-            if rules.notice:
-                self.events.emit("server.prepare.sent", epoch=order.epoch, strategy=strategy)
-            self.table.proceed(peer)
-            if number % NOTICES_AT_ONCE == 0:
-                await asyncio.sleep(0)  # answers are read meanwhile
+        # whoever takes longest to answer is told first: then the last answer comes as early as it can
+        peers = sorted(self.table.peers.values(), key=lambda each: -each.connection.pto_s)
+        turns = self._turns = Turns(peers, functools.partial(self._tell, order, len(peers)))
+        turns.go_on()
+        await turns.over.wait()
         silent = await self._await_answers()
         results = list(self._answers.values())
         ready, unable = results.count(Result.OK), results.count(Result.NOT_NEGOTIATED)
@@ -210,6 +238,32 @@ class Server(control.Obedient):
             "unable": unable,
             "silent": silent,
         }
+
+    def _tell(self, order: control.Prepare, clients: int, peer: Peer) -> bool:
+        """Tell a client of the move, if the strategy that it follows has notice; whether it will answer."""
+        if peer.key not in self.table.peers:
+            return False
+        target = order.destination or order.service
+        strategy = peer.strategy = _strategy_of(peer, order.strategy)
+        rules = RULES[strategy]
+        addresses = [(target.host, target.port)] if rules.carries_address and target is not None else []
+        if rules.notice:
+            # a deadline of its own: whoever is far away is waited for longer, but never for too long
+            patience_s = max(NOTICE_LEAST_S, NOTICE_PTOS * peer.connection.pto_s)
+            self._awaited[peer.key] = now_s() + min(order.deadline_s, patience_s)
+        peer.connection.prepare_migration(
+            order.epoch,
+            strategy,
+            addresses,
+            order.downtime_ms,
+            order.server_first,
+            now_s(),
+            clients=clients,
+        )
+        if rules.notice:
+            self.events.emit("server.prepare.sent", epoch=order.epoch, strategy=strategy)
+        self.table.proceed(peer)
+        return peer.key in self._awaited
 
     async def _await_answers(self) -> int:
         """Wait for each client until its own deadline; returns how many were silent."""
@@ -306,17 +360,18 @@ class Server(control.Obedient):
         content = unpack_bundle(bundle)
         self.fence.take_over(order.epoch)
         handed = msgspec.msgpack.decode(content.service, type=HandedOver)
-        build = functools.partial(MigratableConnection, extension=self.table.extension)
         connections = [
             restore_snapshot(
                 data,
                 configuration=self.table.configuration,
-                build=build,
+                build=self._build,
                 now=now_s(),
                 epoch=order.epoch,
+                into=self._blanks.pop() if self._blanks else None,
             )
             for data in content.snapshots
         ]
+        self._blanks.clear()
         self.service = Service.load(handed.service, order.edge, self.config.response_bytes)
         self.table.remove_all()
         if self.table.tickets is not None:
@@ -340,16 +395,17 @@ class Server(control.Obedient):
         self.table.accepting = True
         for peer in self.table.peers.values():
             its = peer.strategy or strategy
-            peer.connection.resume(epoch, its, speaks_first(its, server_first), now_s())
-        # what waited in the socket is handled before anything leaves: the first flight can answer it; no
-        # more than that, as many clients probe faster than they can be heard
-        for _ in range(1 + len(self.table.peers) * WAITING_PER_CLIENT // BATCH):
-            batch = self.port.drain()
-            if not batch:
-                break
-            self.table.deliver(batch)
-        for peer in list(self.table.peers.values()):
-            self.table.proceed(peer)
+            peer.connection.resume(
+                epoch, its, speaks_first(its, server_first), now_s(), clients=len(self.table.peers)
+            )
+        turns = self._turns = Turns(self.table.peers.values(), self._first_flight, holding=True)
+        # what waits in the socket is handled before anything leaves, as the first flight can answer it
+        waiting = self._waiting_for(len(self.table.peers))
+        for start in range(0, len(waiting), BATCH):
+            for peer in self.table.deliver(waiting[start : start + BATCH]):
+                turns.heard(peer)
+            turns.go_on()
+        turns.go_on()
         self.port.start()
         self.events.emit(
             "server.resumed",
@@ -360,6 +416,26 @@ class Server(control.Obedient):
             connection_ids=sum(len(peer.connection_ids) for peer in self.table.peers.values()),
         )
         return {"t_ns": t_ns, "connections": len(self.table.peers)}
+
+    def _waiting_for(self, clients: int) -> list[Datagram]:
+        """The newest datagrams of each client that wait in the socket, oldest first, each once.
+
+        Clients that were told where to go have been asking there since, and the agent lets in once more
+        what it has kept for them: most of it says nothing new, and there may be a lot of it.
+        """
+        waiting: list[Datagram] = []
+        while len(waiting) < WAITING_MOST and (batch := self.port.drain()):
+            waiting += batch
+        share = max(WAITING_PER_CLIENT, BATCH // max(clients, 1))
+        kept: list[Datagram] = []
+        seen: set[bytes] = set()
+        counts: Counter[tuple[str, int]] = Counter()
+        for datagram in reversed(waiting):
+            if datagram.data not in seen and counts[datagram.sender] < share:
+                seen.add(datagram.data)
+                counts[datagram.sender] += 1
+                kept.append(datagram)
+        return kept[::-1]
 
     def _abort(self, order: control.Abort) -> dict[str, Any]:
         if self.fence.closed:

@@ -1,7 +1,7 @@
 """The destination's waiting room: datagrams for a server that does not run yet.
 
-It keeps the newest few that the source handed on or that clients sent directly, and gives them to
-the server the moment it runs: injected through a raw socket with the client's own source address,
+It keeps the newest few of each client, that the source handed on or that came directly, and gives them
+to the server the moment it runs: injected through a raw socket with the client's own source address,
 so that the server sees what it would have seen. Handed-on datagrams that come later pass straight
 through; direct ones reach the running server by themselves.
 
@@ -27,7 +27,9 @@ from quicferry.errors import MigrationError
 from quicferry.migration.forwarding import IP_HEADER_BYTES, UDP_HEADER_BYTES, Tap
 from quicferry.model import Endpoint
 
-CAPACITY = 64  # datagrams; at 10 ms between requests this is more than half a second
+CAPACITY = 128  # datagrams; of one client at 10 ms between requests more than half a second
+LEAST_SHARE = 2  # datagrams: a client that probes once and asks once must not be crowded out
+MOST_SHARERS = 4096  # beyond these, who came first is forgotten: source addresses cost nothing to invent
 RECEIVE_BUFFER_BYTES = 1 << 20
 BATCH = 64
 
@@ -77,8 +79,53 @@ def readdress(datagram: bytes, destination: Endpoint) -> bytes | None:
     return header + bytes(segment)
 
 
+class Seats:
+    """The newest datagrams of each client; ``capacity`` is shared out among them.
+
+    What was handed on and what came directly are counted apart: one client's probes, which repeat
+    each other, must not push out its requests, nor those of others. With many clients each keeps
+    ``LEAST_SHARE`` of either kind, so that all together may have more than ``capacity``.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._arrivals = 0
+        self._queues: dict[tuple[bool, bytes], deque[tuple[int, bytes]]] = {}
+
+    def add(self, datagram: bytes, *, direct: bool) -> None:
+        """Keep an IPv4 UDP datagram; its client's oldest may have to go for it."""
+        ports = (datagram[0] & 0x0F) * 4 if datagram else 0
+        sharer = (direct, datagram[12:16] + datagram[ports : ports + 2])
+        queue = self._queues.get(sharer)
+        if queue is None:
+            if len(self._queues) >= MOST_SHARERS:
+                del self._queues[next(iter(self._queues))]
+            queue = self._queues[sharer] = deque()
+        self._arrivals += 1
+        queue.append((self._arrivals, datagram))
+        while len(queue) > self._share:
+            queue.popleft()
+
+    @property
+    def _share(self) -> int:
+        return max(LEAST_SHARE, self._capacity // len(self._queues))
+
+    def take(self) -> list[bytes]:
+        """All that is kept, oldest first; nothing is left."""
+        if not self._queues:
+            return []
+        share = self._share  # it may have shrunk since the first ones came
+        kept = [each for queue in self._queues.values() for each in list(queue)[-share:]]
+        self._queues.clear()
+        return [datagram for _, datagram in sorted(kept)]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._queues.clear()
+
+
 class WaitingRoom:
-    """Waits, with the newest ``capacity`` datagrams, until the server runs.
+    """Waits, with the newest datagrams of every client, until the server runs.
 
     ``listen`` is where sources send theirs to; only datagrams from ``sources`` (addresses of the
     other edges) are taken. ``service`` is the local address clients use for the server here.
@@ -97,7 +144,7 @@ class WaitingRoom:
         self._sources = frozenset(sources)
         self._service = service
         self._tap = Tap(interfaces, service.port, self._direct)
-        self._ring: deque[bytes] = deque(maxlen=capacity)
+        self._seats = Seats(capacity)
         self._receiver: socket.socket | None = None
         self._injector: socket.socket | None = None
         self._is_open = False
@@ -127,7 +174,7 @@ class WaitingRoom:
             self._closing = None
         self._is_open = self._server_runs = self._client_came = False
         self._await_client = await_client
-        self._ring.clear()
+        self._seats.clear()
         self.handed_on = self.early = self.replayed = self.passed = 0
         try:
             if self._receiver is None:
@@ -155,7 +202,7 @@ class WaitingRoom:
             self._let_in()  # this one the server has by itself
         else:
             self.early += 1
-            self._ring.append(datagram)
+            self._seats.add(datagram, direct=True)
 
     def _read(self) -> None:
         assert self._receiver is not None
@@ -170,7 +217,7 @@ class WaitingRoom:
             if self._is_open:
                 self.passed += self._inject(datagram)
             else:
-                self._ring.append(datagram)
+                self._seats.add(datagram, direct=False)
 
     def _inject(self, datagram: bytes) -> bool:
         fitting = readdress(datagram, self._service)
@@ -195,8 +242,7 @@ class WaitingRoom:
 
     def _let_in(self) -> int:
         self._is_open = True
-        waiting, self._ring = list(self._ring), deque(maxlen=self._ring.maxlen)
-        self.replayed = sum(self._inject(datagram) for datagram in waiting)
+        self.replayed = sum(self._inject(datagram) for datagram in self._seats.take())
         self._tap.close()
         return self.replayed
 
@@ -212,7 +258,7 @@ class WaitingRoom:
             self._closing.cancel()
             self._closing = None
         self._tap.close()
-        self._ring.clear()
+        self._seats.clear()
         for owned in (self._receiver, self._injector):
             if owned is not None:
                 # the loop may be closed already when an agent is torn down

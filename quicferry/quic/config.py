@@ -19,6 +19,13 @@ class Timings:
     probe_interval_s: float = 0.010
     #: ... and a downtime is covered by about this many probes, so that a long one costs no more
     probes_per_downtime: int = 100
+    #: what all clients of a server may send together while it moves: with more than a few of them each
+    #: probes less often (0: no bound). One takes a server some 0.2 ms with its answer
+    probes_per_second: float = 1000.0
+    #: ... but no less often than this, whatever the server wishes
+    probe_interval_wish_max_s: float = 1.0
+    #: how many clients' first answers a server expects to have read in a second after it has resumed
+    answers_per_second: float = 2000.0
     #: afterwards each interval is this many times the one before, up to ``probe_interval_max_s``
     probe_backoff: float = 1.25
     probe_interval_max_s: float = 0.250
@@ -30,6 +37,13 @@ class Timings:
     start_delay_max_s: float = 0.0
     #: two announcements that are closer than this: the second is answered with ``busy``
     epoch_interval_s: float = 1.0
+
+    def shared_interval_s(self, clients: int) -> float:
+        """How often each of so many clients may probe, in seconds between two challenges to a candidate."""
+        if self.probes_per_second <= 0:
+            return self.probe_interval_s
+        shared_s = min(self.probe_interval_wish_max_s, clients / self.probes_per_second)
+        return max(self.probe_interval_s, shared_s)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,25 +80,31 @@ class MigratableConnection(HookedConnection):
         downtime_ms: float,
         server_first: bool,
         now: float,
+        clients: int = 1,
     ) -> None:
         """Tells the client of the move, where the strategy has notice. ``MigrationReady`` follows.
 
         ``epoch`` numbers the moves of this connection upwards from 1; ``addresses`` is the destination in
-        the explicit strategies, else empty; ``downtime_ms`` is an estimate. Raises ``LocalError``.
+        the explicit strategies, else empty; ``downtime_ms`` is an estimate; ``clients`` that are told
+        of this move share the probes the server can bear. Raises ``LocalError``.
         """
-        self._server().prepare(epoch, strategy, addresses, downtime_ms, server_first=server_first)
+        self._server().prepare(
+            epoch, strategy, addresses, downtime_ms, server_first=server_first, clients=clients
+        )
 
     def hold(self) -> None:
         """From now on nothing is sent, read or timed. Raises ``LocalError`` at a client."""
         self._server().hold()
 
-    def resume(self, epoch: int, strategy: Strategy, speak_first: bool, now: float) -> None:
+    def resume(self, epoch: int, strategy: Strategy, speak_first: bool, now: float, clients: int = 1) -> None:
         """At the destination, after ``hold``. Raises ``LocalError``.
+
+        The more ``clients`` resume together, the later is the first answer taken for lost.
 
         With ``speak_first`` the next ``datagrams_to_send`` has SM_MIGRATED and all that was pending or on
         its way; else the connection is mute until an authentic packet of the client has come.
         """
-        self._server().resume(epoch, speak_first=speak_first, now=now)
+        self._server().resume(epoch, speak_first=speak_first, now=now, clients=clients)
 
     def abort_migration(self, epoch: int, reason: str, now: float) -> None:
         """At the source: goes on where ``hold`` stopped and tells the client (SM_ABORT).

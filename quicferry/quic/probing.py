@@ -43,10 +43,11 @@ class Prober:
     candidates: dict[NetworkAddress, Candidate] = field(default_factory=dict)
 
     def interval_s(self, downtime_s: float, wanted_s: float = 0.0) -> float:
-        """The interval while a downtime runs; ``wanted_s`` is the server's wish."""
+        """The interval while a downtime runs; ``wanted_s`` is the server's wish: it knows how many probe."""
         timings = self.timings
         longest = max(timings.probe_interval_s, timings.probe_interval_max_s)
-        return min(longest, max(timings.probe_interval_s, wanted_s, downtime_s / timings.probes_per_downtime))
+        own_s = min(longest, max(timings.probe_interval_s, downtime_s / timings.probes_per_downtime))
+        return max(own_s, min(wanted_s, timings.probe_interval_wish_max_s))
 
     def add(
         self,

@@ -96,10 +96,12 @@ class ServerRole(Role):
         downtime_ms: float,
         *,
         server_first: bool,
+        clients: int = 1,
     ) -> None:
         """Tells the client if the strategy has notice. ``MigrationReady`` follows in every case.
 
         Without notice it follows at once; for a pool, when the client has acknowledged the addresses.
+        The more ``clients`` are told, the less often each is asked to probe.
         """
         if not self.negotiated or strategy not in self.negotiated:
             self._seam.emit(events.MigrationReady(epoch, Result.NOT_NEGOTIATED))
@@ -133,7 +135,7 @@ class ServerRole(Role):
                 strategy=strategy,
                 sequences=sequences,
                 downtime_ms=max(0, round(downtime_ms)),
-                probe_interval_ms=max(1, round(self._config.timings.probe_interval_s * 1000)),
+                probe_interval_ms=max(1, round(self._config.timings.shared_interval_s(clients) * 1000)),
                 server_first=server_first,
             )
         )
@@ -146,7 +148,7 @@ class ServerRole(Role):
         self.held = True
         self.passive = False
 
-    def resume(self, epoch: int, *, speak_first: bool, now: float) -> None:
+    def resume(self, epoch: int, *, speak_first: bool, now: float, clients: int = 1) -> None:
         """At the destination. Everything in flight is sent again; the path is new (RFC 9000 §9.4)."""
         if not self.held:
             raise LocalError("resume without hold")
@@ -157,7 +159,7 @@ class ServerRole(Role):
         if self._seam.has_ended:
             return
         self._seam.restart_idle_timer(now)
-        self._seam.restart_recovery(None, now)
+        self._seam.restart_recovery(None, now, least_rtt_s=clients / self._config.timings.answers_per_second)
         if not self.negotiated:
             return
         self.send_control(SmMigrated(epoch=self._epoch))

@@ -32,7 +32,7 @@ from quicferry.quic import image
 from quicferry.quic._aioquic import state
 from quicferry.quic._aioquic.state import Build, Extended
 from quicferry.quic._aioquic.state_capture import capture
-from quicferry.quic._aioquic.state_restore import reconstruct
+from quicferry.quic._aioquic.state_restore import blank, reconstruct
 
 __all__ = [
     "ABORT_GAP",
@@ -41,6 +41,7 @@ __all__ = [
     "Build",
     "Bundle",
     "Extended",
+    "blank",
     "connection_ids",
     "freeze",
     "is_frozen",
@@ -132,18 +133,21 @@ def restore_snapshot(
     build: Build,
     now: float,
     epoch: int | None = None,
+    into: QuicConnection | None = None,
 ) -> QuicConnection:
     """The connection of a snapshot, ready to go on in this process.
 
     ``build`` makes the empty object: a class like ``QuicConnection``, or a function with its keyword
-    arguments ``configuration`` and ``original_destination_connection_id``. With ``epoch``, a snapshot
-    of another move is refused. Raises ``MigrationError`` when the data are damaged, of an unknown
+    arguments ``configuration`` and ``original_destination_connection_id``. ``into`` is what ``blank`` made
+    of the same two before there was a hurry; it can be used once. With ``epoch``, a snapshot of another
+    move is refused. Raises ``MigrationError`` when the data are damaged, of an unknown
     version, or do not fit the configuration.
     """
     snapshot = _open_up(_SNAPSHOT_MAGIC, data, _snapshot_decoder)
     if epoch is not None and snapshot.epoch != epoch:
         raise MigrationError(f"the snapshot belongs to move {snapshot.epoch}, not to move {epoch}")
-    connection = reconstruct(snapshot.connection, configuration=configuration, build=build, now=now)
+    empty = blank(configuration=configuration, build=build) if into is None else into
+    connection = reconstruct(snapshot.connection, configuration=configuration, connection=empty, now=now)
     state.skip_packet_numbers(connection, PACKET_NUMBER_LEASE)
     # Half of the numbers for data, which the window bounds; the other half for acknowledgements and
     # probes, of which a peer that hears nothing cannot provoke more than its own window has packets.

@@ -43,11 +43,20 @@ def test_the_interval_is_fixed_while_the_downtime_runs_and_grows_after_it():
         (2.0, 0.0, 0.020),
         (100.0, 0.0, 0.250),
         (0.1, 0.05, 0.05),
-        (0.1, 9, 0.250),
+        (0.1, 0.5, 0.5),
+        (0.1, 9, 1.0),
     ],
 )
 def test_a_long_downtime_costs_no_more_probes(downtime_s, wanted_s, interval_s):
     assert prober().interval_s(downtime_s, wanted_s) == pytest.approx(interval_s)
+
+
+@pytest.mark.parametrize(
+    ("clients", "interval_s"), [(0, 0.010), (1, 0.010), (10, 0.010), (100, 0.1), (500, 0.5), (5000, 1.0)]
+)
+def test_many_clients_share_the_probes_that_a_server_can_bear(clients, interval_s):
+    assert Timings().shared_interval_s(clients) == pytest.approx(interval_s)
+    assert Timings(probes_per_second=0.0).shared_interval_s(clients) == 0.010
 
 
 def test_any_challenge_may_be_answered():

@@ -179,11 +179,11 @@ class Seam:
         loss._pto_count = 0
         self._quic._pacing_at = None
 
-    def restart_recovery(self, rtt_s: float | None, now: float) -> None:
+    def restart_recovery(self, rtt_s: float | None, now: float, *, least_rtt_s: float = 0.0) -> None:
         """Congestion control and RTT as on a new path (RFC 9000 §9.4, RFC 9002 §7 and §6.2.2).
 
         Without a sample the RTT is unknown; the initial estimate is the configured one or the old path's
-        smoothed RTT, whichever is less.
+        smoothed RTT, whichever is less, but no less than ``least_rtt_s``.
         """
         self.expire_in_flight(now)
         loss = self._quic._loss
@@ -195,7 +195,8 @@ class Seam:
         loss._pacer = QuicPacketPacer(max_datagram_size=size)
         if rtt_s is None:
             if loss._rtt_initialized:
-                loss._rtt_initial = min(configuration.initial_rtt, loss._rtt_smoothed)
+                known_s = min(configuration.initial_rtt, loss._rtt_smoothed)
+                loss._rtt_initial = max(known_s, least_rtt_s)
             loss._rtt_initialized = False
             loss._rtt_latest = loss._rtt_smoothed = loss._rtt_variance = 0.0
             loss._rtt_min = math.inf

@@ -33,31 +33,37 @@ from quicferry.quic.errors import LocalError
 _ONE_RTT = tls.Epoch.ONE_RTT
 
 
+def blank(*, configuration: QuicConfiguration, build: Build) -> QuicConnection:
+    """A connection of nobody, made with ``build``: all that an image needs to be put into.
+
+    aioquic's own initialization makes the TLS context, the key objects with their log hooks and the packet
+    spaces; what belongs to a handshake that is over is then discarded the way aioquic does it. It is more
+    than half of the work of a restore, and needs no image.
+    """
+    nobody = bytes(8)
+    connection = build(configuration=configuration, original_destination_connection_id=nobody)
+    if connection._is_client:
+        raise MigrationError("only the server's end of a connection can be restored")
+    connection._version = configuration.supported_versions[0]
+    connection._initialize(nobody)
+    for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
+        connection._discard_epoch(epoch)
+    return connection
+
+
 def reconstruct(
-    moved: image.ConnectionImage, *, configuration: QuicConfiguration, build: Build, now: float
+    moved: image.ConnectionImage, *, configuration: QuicConfiguration, connection: QuicConnection, now: float
 ) -> QuicConnection:
-    """The connection of an image, made with ``build``; it goes on at the image's packet number.
+    """Puts an image into the ``blank`` connection; it goes on at the image's packet number.
 
     Raises ``MigrationError`` when the configuration differs in what the peer relies on.
     """
     _check_agreement(moved, configuration)
-    connection = build(
-        configuration=configuration,
-        original_destination_connection_id=moved.original_destination_connection_id,
-    )
-    if connection._is_client:
-        raise MigrationError("only the server's end of a connection can be restored")
     _put_plain(connection, moved, fields.CONNECTION_PLAIN)
     connection._host_cids = [_make_connection_id(item) for item in moved.host_cids]
     connection._peer_cid = _make_connection_id(moved.peer_cid)
     connection._peer_cid_available = [_make_connection_id(item) for item in moved.peer_cid_available]
     connection._peer_cid_sequence_numbers = _numbers(moved.peer_cid_sequence_numbers)
-
-    # aioquic's own initialization makes the TLS context, the key objects with their log hooks and the
-    # packet spaces; what belongs to a handshake that is over is then discarded the way aioquic does it.
-    connection._initialize(moved.original_destination_connection_id)
-    for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
-        connection._discard_epoch(epoch)
     _put_tls(connection, moved)
     _put_keys(connection, moved.keys)
     connection._state = QuicConnectionState.CONNECTED
