@@ -207,6 +207,7 @@ class Agent:
             server_first=context.asked.server_first,
             forwarding=context.asked.forwarding,
             compression=context.asked.compression,
+            memory_by=context.asked.memory_by,
         )
         return AgentConfig(
             edge=self.edge,
@@ -449,6 +450,7 @@ def order_move(
         server_first=context.asked.server_first,
         forwarding=forwarding,
         compression=context.asked.compression,
+        memory_by=context.asked.memory_by,
     )
     return orchestra.command(command, "outcome", MOVE_S)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 import topologies
-from quicferry.migration.engines.base import COMPRESSIONS
+from quicferry.migration.engines.base import COMPRESSIONS, MEMORY_BY
 from quicferry.model import Topology
 from quicferry.record import Asked
 
@@ -84,6 +84,13 @@ def axis_options(command: F) -> F:
         default=_DEFAULTS.compression,
         show_default=True,
         help="How memory images of the CRIU engines are packed on their way.",
+    )(command)
+    command = click.option(
+        "--memory-by",
+        type=click.Choice(MEMORY_BY),
+        default=_DEFAULTS.memory_by,
+        show_default=True,
+        help="Who moves memory before and after the downtime: the agents, or CRIU's own machinery.",
     )(command)
     command = click.option(
         "--link-backend",

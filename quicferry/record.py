@@ -59,6 +59,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int = 0  # touched, incompressible memory added to the server
     dirty_mib_s: float = 0.0  # how much of that memory the server rewrites, in MiB per second
     compression: str = "auto"  # auto, none, zstd, zstd-1, zstd-3: of memory images on their way
+    memory_by: str = "auto"  # auto, agents, criu: who moves memory before and after the downtime
     interval_ms: float = 10.0  # between requests; 0: back to back
     request_bytes: int = 64  # size of each request
     response_bytes: int = 256  # size of each response
@@ -106,6 +107,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     destination_endpoint: str = ""
     place_by: str = PLACE_BY_SERVER  # how the client's capture tells the old place from the new
     link_backend: str = ""
+    memory_by: str | None = None  # agents or criu moved memory outside the downtime; None: nobody did
     links: list[LinkReading] = []
     clock: Clock | None = None
     tool_version: str = ""

@@ -217,9 +217,9 @@ def memory_path(events: Sequence[Event]) -> str | None:
     pages = _first(events, "migration.pages.complete")
     if pages is not None and pages.detail.get("pages"):
         detail = pages.detail
-        words.append(
-            f"{detail['pages']} pages afterwards, {detail.get('waited_for', 0)} times waited for one"
-        )
+        words.append(f"{detail['pages']} pages afterwards")
+        if "waited_for" in detail:  # CRIU's daemon does not say
+            words[-1] += f", {detail['waited_for']} times waited for one"
     return "; ".join(words)
 
 

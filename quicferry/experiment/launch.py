@@ -18,7 +18,7 @@ from quicferry.events import Event
 from quicferry.experiment import faults, preflight
 from quicferry.experiment.scenario import check
 from quicferry.experiment.store import RunStore
-from quicferry.migration.engines.base import runs_in_oci
+from quicferry.migration.engines.base import memory_by, runs_in_oci
 from quicferry.model import Topology
 from quicferry.process import PIPE
 from quicferry.record import Asked, Manifest, RunPaths, read_manifest, write_json
@@ -36,6 +36,11 @@ def needed_probes(asked: Asked) -> list[str]:
         needed.append("oci")
     if asked.engine in ("criu-post-copy", "criu-hybrid"):
         needed.append("criu-lazy-pages")
+    if memory_by(asked.engine, asked.memory_by) == "criu":
+        if asked.engine in ("criu-pre-copy", "criu-hybrid"):
+            needed.append("criu-tracking")
+        if asked.engine in ("criu-post-copy", "criu-hybrid"):
+            needed.append("criu-page-server")
     if asked.link_backend == "netem":
         needed.append("netem")
     return [*needed, "mininet", "tshark"]

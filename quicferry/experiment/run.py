@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 
 from quicferry import __version__
@@ -67,7 +67,9 @@ def perform(
             realtime_minus_monotonic_start_ns=start_offset_ns,
             realtime_minus_monotonic_end_ns=realtime_minus_monotonic_ns(),
         )
-        write_events(paths.events, context.collected())
+        events = context.collected()
+        manifest.memory_by = memory_moved_by(events)
+        write_events(paths.events, events)
         write_json(paths.manifest, manifest)
     return manifest
 
@@ -119,6 +121,14 @@ def link_backend(readings: Sequence[LinkReading]) -> str:
     """What shaped the links of a run: ``netem``, ``cable``, or ``plain`` when none was shaped."""
     used = sorted({reading.backend for reading in readings} - {"plain"})
     return "+".join(used) or "plain"
+
+
+def memory_moved_by(events: Iterable[Event]) -> str | None:
+    """Who moved memory outside the downtime, as the engine says: ``agents``, ``criu``, None for nobody."""
+    said = [
+        event.detail.get("memory_by") for event in events if event.name == "migration.checkpoint.complete"
+    ]
+    return next((by for by in said if by), None)
 
 
 def _stop_all(services: Sequence[Service]) -> list[FerryError]:

@@ -24,7 +24,7 @@ import msgspec
 
 from quicferry.errors import InvalidInput
 from quicferry.experiment import faults
-from quicferry.migration.engines.base import COMPRESSIONS, ENGINES
+from quicferry.migration.engines.base import COMPRESSIONS, ENGINES, LONG_ENGINES, MEMORY_BY
 from quicferry.record import Asked
 
 
@@ -125,6 +125,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compression": COMPRESSIONS,
     "dns_cache": ("warm", "cold"),
     "link_backend": ("auto", "netem", "cable"),
+    "memory_by": MEMORY_BY,
 }
 
 
@@ -156,4 +157,9 @@ def check(asked: Asked) -> Asked:
         )
     if asked.engine not in ENGINES:
         raise InvalidInput(f"there is no engine {asked.engine!r}", hint="choose from " + ", ".join(ENGINES))
+    if asked.memory_by == "criu" and asked.engine not in LONG_ENGINES:
+        raise InvalidInput(
+            f"with the engine {asked.engine} no memory moves before or after the downtime",
+            hint="--memory-by criu goes with " + ", ".join(sorted(LONG_ENGINES)),
+        )
     return asked

@@ -160,10 +160,10 @@ class Container:
             )
         if record is None:
             assert parent.stdin is not None
-            return cls(edge, parent, _only_child(parent.pid), (parent.stdin, parent.stdout))
+            return cls(edge, parent, only_child(parent.pid), (parent.stdin, parent.stdout))
         connection = await _connect(name)
         reader, writer = await asyncio.open_unix_connection(sock=connection)
-        made = cls(edge, parent, _only_child(parent.pid), (writer, reader), record)
+        made = cls(edge, parent, only_child(parent.pid), (writer, reader), record)
         made._name, made._socket = name, connection
         made._write_record()
         return made
@@ -371,6 +371,21 @@ class Container:
         if self.outlives_agent:
             await self._ask(do="drop")
 
+    async def begin(
+        self, argv: Sequence[str], *, descriptors: Sequence[int] = ()
+    ) -> asyncio.subprocess.Process:
+        """Start a program inside that runs on beside this. Its output is nobody's; killed, it is gone.
+
+        The process that is returned is one outside, the program its only child.
+        """
+        return await asyncio.create_subprocess_exec(
+            *self.command(argv),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            pass_fds=descriptors,
+        )
+
     async def run(
         self,
         argv: Sequence[str],
@@ -460,6 +475,6 @@ async def _what_is_kept(connection: socket.socket) -> list[tuple[int, int]]:
     return list(zip(json.loads(line or b"{}").get("pids", []), descriptors, strict=False))
 
 
-def _only_child(pid: int) -> int:
+def only_child(pid: int) -> int:
     """The PID of the one child that a process with one thread has."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())

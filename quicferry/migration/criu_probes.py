@@ -13,6 +13,7 @@ from quicferry.probe import Probe
 from quicferry.process import run
 
 JUDGE = CHECKOUT / "provision" / "criu_check.py"
+CHECK = "quicferry.migration.criu_memory_check"
 NAMESPACES = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
@@ -47,14 +48,23 @@ def lazy_pages() -> str:
     return "userfaultfd tells of faults, fork, remap and unmap"
 
 
+def page_server() -> str:
+    """Move a child whose memory CRIU's page server sends after it."""
+    done = run([*NAMESPACES, sys.executable, "-m", CHECK], check=False, timeout_s=60, cwd=CHECKOUT)
+    if done.status != 0:
+        words = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise Unsupported(words[-1], hint="nothing is lost: the agents move the memory themselves")
+    return "a child's memory came after it, from CRIU's page server to CRIU's lazy-pages daemon"
+
+
 def tracking() -> str:
-    """The kernel knows which pages were written. No engine needs it: pre-copy compares memory itself."""
+    """The kernel knows which pages were written. The agents do without: they compare memory."""
     if not has_feature("mem_dirty_track"):
         raise Unsupported(
             "this kernel does not track which pages were written (soft-dirty)",
-            hint="nothing is lost: the engines compare memory with what they sent before (docs/adr/0008)",
+            hint="nothing is lost: the agents compare memory with what they sent before (docs/adr/0008)",
         )
-    return "the kernel tracks written pages (soft-dirty); the engines compare memory all the same"
+    return "the kernel tracks written pages (soft-dirty)"
 
 
 PROBES = [
@@ -64,5 +74,14 @@ PROBES = [
         needed_for="engines criu-post-copy and criu-hybrid; criu-pre-copy at its best",
         ask=lazy_pages,
     ),
-    Probe(name="criu-tracking", needed_for="nothing; it is good to know", ask=tracking),
+    Probe(
+        name="criu-page-server",
+        needed_for="engines criu-post-copy and criu-hybrid with --memory-by criu",
+        ask=page_server,
+    ),
+    Probe(
+        name="criu-tracking",
+        needed_for="engines criu-pre-copy and criu-hybrid with --memory-by criu",
+        ask=tracking,
+    ),
 ]

@@ -27,8 +27,10 @@ from quicferry.migration.engines.base import (
     PageRun,
     PlannedMove,
     ServesPages,
+    ServesTunnel,
     ServiceContainer,
     ToPageSource,
+    TunnelMessage,
     create,
 )
 from quicferry.migration.forwarding import Forwarder
@@ -46,6 +48,7 @@ from quicferry.migration.orders import (
     START_SERVICE,
     STATUS,
     STOP_SERVICE,
+    TUNNEL,
     Abort,
     AgentStatus,
     CollectFiles,
@@ -229,6 +232,7 @@ class NodeAgent:
         self.rpc.unary(COLLECT_FILES, self._collect_files)
         self.rpc.duplex(RECEIVE, self.destination.receive)
         self.rpc.duplex(PAGES, self._pages)
+        self.rpc.duplex(TUNNEL, self._tunnel)
 
     # --- what the sides look up ----------------------------------------------------------------
 
@@ -245,6 +249,7 @@ class NodeAgent:
                 after_freeze=self._leave_address,
                 keep_tcp=self.config.keep_tcp,
                 open_pages=self._open_pages,
+                open_tunnel=self._open_tunnel,
             )
             self._engines[name] = self._make_engine(name, context)
         return self._engines[name]
@@ -265,12 +270,30 @@ class NodeAgent:
         order = self.source.order
         if order is None or caller != order.destination:
             raise MigrationError(f"{self.config.edge} has no memory that {caller} may have")
-        engine = self._engine(order.engine)
+        engine = self._engine(order.implementation)
         if not isinstance(engine, ServesPages):
-            raise MigrationError(f"the engine {order.engine} leaves no memory behind")
+            raise MigrationError(f"the engine {order.implementation} leaves no memory behind")
         if self._damaging is not None:
             send = self._damaging.around(send)
         await engine.serve_pages(order.epoch, requests, send)
+
+    def _open_tunnel(self, edge: str, timeout_s: float) -> DuplexCall[TunnelMessage, TunnelMessage]:
+        return self._peer(edge).open(TUNNEL, timeout_s=timeout_s)
+
+    async def _tunnel(
+        self,
+        requests: AsyncIterator[TunnelMessage],
+        send: Callable[[TunnelMessage], Awaitable[None]],
+        caller: str,
+    ) -> None:
+        """The same where CRIU serves it: carry its bytes."""
+        order = self.source.order
+        if order is None or caller != order.destination:
+            raise MigrationError(f"{self.config.edge} has no memory that {caller} may have")
+        engine = self._engine(order.implementation)
+        if not isinstance(engine, ServesTunnel):
+            raise MigrationError(f"the engine {order.implementation} has no page server")
+        await engine.serve_tunnel(order.epoch, requests, send)
 
     async def _leave_address(self) -> None:
         # what reached the kernel until now is in the process's sockets and moves with them; what came

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from quicferry.migration.engines.base import MoveOrder, PageRun, ToPageSource
+from quicferry.migration.engines.base import MoveOrder, PageRun, ToPageSource, TunnelMessage
 from quicferry.migration.rpc import Duplex, Unary
 from quicferry.model import Endpoint
 
@@ -201,3 +201,4 @@ COMMIT = Unary("Commit", Commit, Verdict)
 COLLECT_FILES = Unary("CollectFiles", CollectFiles, Files)
 RECEIVE: Duplex[ToDestination, ToSource] = Duplex("Receive", ToDestination, ToSource)
 PAGES: Duplex[ToPageSource, PageRun] = Duplex("Pages", ToPageSource, PageRun)
+TUNNEL: Duplex[TunnelMessage, TunnelMessage] = Duplex("Tunnel", TunnelMessage, TunnelMessage)

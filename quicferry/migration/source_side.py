@@ -13,7 +13,7 @@ import msgspec
 
 from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
-from quicferry.migration.engines.base import CopiesAhead, Engine, MoveOrder, ServesPages
+from quicferry.migration.engines.base import CopiesAhead, Engine, KeepsSource, MoveOrder
 from quicferry.migration.host import Host, fence_ns
 from quicferry.migration.orders import (
     ABORT,
@@ -123,7 +123,7 @@ class _SourceMove:
         self._host = host
         self._machine = machine
         self._order = order
-        self._engine: Engine = host.engine(order.engine)
+        self._engine: Engine = host.engine(order.implementation)
         self._peer: RpcClient = host.peer(order.destination)
         self._stream: DuplexCall[ToDestination, ToSource] | None = None
         self._tally = Tally()
@@ -356,7 +356,7 @@ class _SourceMove:
 
     async def _drain(self) -> BaseException | None:
         """Keep what the destination still needs until it has it. Returns why it will never have it."""
-        if not isinstance(self._engine, ServesPages):
+        if not isinstance(self._engine, KeepsSource):
             return None
         order = self._order
         try:

@@ -19,12 +19,13 @@ from quicferry.migration.control import ControlClient
 from quicferry.migration.engines.base import (
     CopiesAhead,
     EngineContext,
+    KeepsSource,
     MoveOrder,
-    ServesPages,
     create,
     runs_in_oci,
 )
 from quicferry.migration.oci_container import OciContainer
+from quicferry.migration.rpc import Unreachable
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
 
@@ -52,6 +53,8 @@ def network_of(pid: int) -> Iterator[None]:
 class PageStream:
     """What the agents' stream for pages is, without agents: straight to the engine at the source."""
 
+    method = "serve_pages"
+
     opened = 0
     broken = False  # for tests: nothing gets through
 
@@ -67,24 +70,31 @@ class PageStream:
                 yield await self._requests.get()
 
         try:
-            await source.engine.serve_pages(source.served_epoch, requests(), self._answers.put)
+            serve = getattr(source.engine, self.method)
+            await serve(source.served_epoch, requests(), self._answers.put)
         except MigrationError as error:
             await self._answers.put(error)
 
     async def write(self, message) -> None:
         if self.broken:
-            raise MigrationError("the link is cut")
+            raise Unreachable("the link is cut")
         await self._requests.put(message)
 
     async def read(self):
         answer = await self._answers.get()
         if self.broken or isinstance(answer, MigrationError):
             self._serving.cancel()
-            raise answer if isinstance(answer, MigrationError) else MigrationError("the link is cut")
+            raise answer if isinstance(answer, MigrationError) else Unreachable("the link is cut")
         return answer
 
     def cancel(self) -> None:
         self._serving.cancel()
+
+
+class TunnelStream(PageStream):
+    """The same for the bytes of CRIU's page server."""
+
+    method = "serve_tunnel"
 
 
 class Edge:
@@ -109,6 +119,7 @@ class Edge:
                 state_dir=Path("/run/state"),
                 standby=NoStandby(),
                 open_pages=lambda edge, timeout_s, detour: PageStream(self.others[edge]),
+                open_tunnel=lambda edge, timeout_s: TunnelStream(self.others[edge]),
             ),
         )
 
@@ -186,7 +197,7 @@ async def carry(move: MoveOrder, source: Edge, destination: Edge) -> dict:
 async def settle(move: MoveOrder, source: Edge) -> dict:
     """The rest of a move: the source gives up when it is no longer needed."""
     drained = {}
-    if isinstance(source.engine, ServesPages):
+    if isinstance(source.engine, KeepsSource):
         drained = await asyncio.wait_for(source.engine.drain_source(move), 30)
     await source.engine.give_up_source(move)
     return drained

@@ -85,7 +85,7 @@ def test_a_check_before_a_run_stops_at_the_first_no(machine):
 def test_the_real_list_is_whole():
     known = preflight.probes()
     assert set(preflight.NEEDED_FOR_DEMO) <= set(known)
-    names = "root netns veth netem shaped-link mininet criu criu-lazy-pages criu-tracking tcpdump tshark"
-    names += " oci mptcp dns"
+    names = "root netns veth netem shaped-link mininet criu criu-lazy-pages criu-page-server criu-tracking"
+    names += " tcpdump tshark oci mptcp dns"
     assert set(known) == set(names.split())
     assert all(probe.needed_for for probe in known.values())

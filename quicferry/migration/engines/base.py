@@ -33,6 +33,10 @@ from quicferry.units import NS_PER_MS, now_ns
 CHUNK_BYTES = 1 << 20  # the largest chunk an engine yields
 #: How memory images are packed on their way. ``auto`` is what measurements favour (docs/adr/0004).
 COMPRESSIONS = ("auto", "none", "zstd", "zstd-1", "zstd-3")
+#: Who moves the memory of a server before and after the downtime: the agents, or CRIU's own machinery
+#: (tracked dumps, page server, lazy-pages daemon). ``auto`` is what measurements favour (docs/adr/0011).
+MEMORY_BY = ("auto", "agents", "criu")
+AUTO_MEMORY_BY = "agents"
 
 
 class WantAll(msgspec.Struct, frozen=True, kw_only=True, tag="all"):
@@ -79,6 +83,35 @@ class PageRun(msgspec.Struct, frozen=True, kw_only=True):
 ToPageSource = WantAll | WantNow | GotPages | PagesDone
 
 
+class TunnelOpen(msgspec.Struct, frozen=True, kw_only=True, tag="open"):
+    """The first message of a stream that carries the bytes of CRIU's page server, and the answer to it.
+
+    ``received``: so many bytes of the other end have come on all streams before.
+    """
+
+    epoch: int
+    received: int
+
+
+class TunnelData(msgspec.Struct, frozen=True, kw_only=True, tag="data"):
+    """Bytes from ``offset`` on. ``last``: the program at this end says nothing more."""
+
+    offset: int
+    data: bytes
+    received: int
+    last: bool = False
+
+
+class TunnelOver(msgspec.Struct, frozen=True, kw_only=True, tag="over"):
+    """First of a stream: the process has all its memory, or never will. Then the answer, the same."""
+
+    epoch: int
+    error: str | None = None
+
+
+TunnelMessage = TunnelOpen | TunnelData | TunnelOver
+
+
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     """How long each step of a move may take, in seconds; a step that takes longer has failed."""
 
@@ -111,8 +144,14 @@ class MoveOrder(msgspec.Struct, frozen=True, kw_only=True):
     downtime_ms: float = 500.0  # what the clients are told to expect
     forwarding: bool = True  # late datagrams go on from the source to the destination
     compression: str = "auto"  # of memory images, one of COMPRESSIONS
+    memory_by: str = "auto"  # who moves the memory before and after the downtime, one of MEMORY_BY
     deadlines: Deadlines = Deadlines()
     resume_before_ns: int = 0  # 0: not frozen yet
+
+    @property
+    def implementation(self) -> str:
+        """The name by which ``create`` finds the engine of this order."""
+        return self.engine + BY_CRIU if memory_by(self.engine, self.memory_by) == "criu" else self.engine
 
 
 class PlannedMove(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +165,7 @@ class PlannedMove(msgspec.Struct, frozen=True, kw_only=True):
     downtime_ms: float = 500.0
     forwarding: bool = True  # late datagrams go on from the source to the destination
     compression: str = "auto"  # of memory images, one of COMPRESSIONS
+    memory_by: str = "auto"  # who moves the memory before and after the downtime, one of MEMORY_BY
     deadlines: Deadlines = Deadlines()
 
     def order(self, source: str, epoch: int) -> MoveOrder:
@@ -141,6 +181,7 @@ class PlannedMove(msgspec.Struct, frozen=True, kw_only=True):
             downtime_ms=self.downtime_ms,
             forwarding=self.forwarding,
             compression=self.compression,
+            memory_by=self.memory_by,
             deadlines=self.deadlines,
         )
 
@@ -189,6 +230,19 @@ class PageCall(Protocol):
         """Break the stream off."""
 
 
+class TunnelCall(Protocol):
+    """A stream to the source's engine for the bytes of CRIU's page server; see ``tunnel``."""
+
+    async def write(self, message: TunnelMessage) -> None:
+        """Send one message. Raises ``MigrationError`` when the stream is broken."""
+
+    async def read(self) -> TunnelMessage:
+        """The next answer. Raises ``Unreachable`` when the stream broke, ``MigrationError`` if refused."""
+
+    def cancel(self) -> None:
+        """Break the stream off."""
+
+
 class StandbyHooks(Protocol):
     """What the agent does for engines with a warm process at the destination."""
 
@@ -228,6 +282,8 @@ class EngineContext:
     #: opens a stream to the engine of that edge which serves pages, for at most so many seconds; by the
     #: detour through the core network if so told
     open_pages: Callable[[str, float, bool], PageCall] | None = None
+    #: the same for the bytes of CRIU's page server
+    open_tunnel: Callable[[str, float], TunnelCall] | None = None
 
 
 class Engine(Protocol):
@@ -291,13 +347,8 @@ class CopiesAhead(Protocol):
 
 
 @runtime_checkable
-class ServesPages(Protocol):
+class KeepsSource(Protocol):
     """An engine whose source is needed for some time after the server runs at the destination."""
-
-    async def serve_pages(
-        self, epoch: int, requests: AsyncIterator[ToPageSource], send: Callable[[PageRun], Awaitable[None]]
-    ) -> None:
-        """At the source: answer one stream of requests for pages."""
 
     async def drain_source(self, order: MoveOrder) -> dict[str, Any]:
         """At the source, after the commit: return when the destination has all it needs.
@@ -316,6 +367,29 @@ class TakesOver(Protocol):
 
         Raises ``MigrationError`` when the server there cannot be given what it lacks.
         """
+
+
+@runtime_checkable
+class ServesPages(KeepsSource, Protocol):
+    """One whose source serves pages."""
+
+    async def serve_pages(
+        self, epoch: int, requests: AsyncIterator[ToPageSource], send: Callable[[PageRun], Awaitable[None]]
+    ) -> None:
+        """At the source: answer one stream of requests for pages."""
+
+
+@runtime_checkable
+class ServesTunnel(KeepsSource, Protocol):
+    """One at whose source CRIU serves pages."""
+
+    async def serve_tunnel(
+        self,
+        epoch: int,
+        requests: AsyncIterator[TunnelMessage],
+        send: Callable[[TunnelMessage], Awaitable[None]],
+    ) -> None:
+        """At the source: carry what one stream brings to CRIU, and its answers."""
 
 
 def check_lease(order: MoveOrder) -> None:
@@ -351,12 +425,27 @@ BEHIND_ENGINES = frozenset({"criu-post-copy", "criu-hybrid"})
 LONG_ENGINES = AHEAD_ENGINES | BEHIND_ENGINES
 #: Engines that run CRIU themselves.
 CRIU_ENGINES = LONG_ENGINES | {"criu-cold"}
+#: Ends the name of an implementation in which CRIU itself moves the memory.
+BY_CRIU = "/criu"
+_IMPLEMENTATIONS: dict[str, str] = {
+    **ENGINES,
+    f"criu-pre-copy{BY_CRIU}": "quicferry.migration.engines.criu_native:NativePreCopyEngine",
+    f"criu-post-copy{BY_CRIU}": "quicferry.migration.engines.criu_native:NativePostCopyEngine",
+    f"criu-hybrid{BY_CRIU}": "quicferry.migration.engines.criu_native:NativeHybridEngine",
+}
+
+
+def memory_by(engine: str, asked: str) -> str | None:
+    """Who moves the memory when ``asked`` (one of MEMORY_BY) is asked for; None where it all goes at once."""
+    if engine not in LONG_ENGINES:
+        return None
+    return AUTO_MEMORY_BY if asked == "auto" else asked
 
 
 def create(name: str, context: EngineContext) -> Engine:
-    """The engine of that name. Raises ``InvalidInput`` for unknown names."""
-    if name not in ENGINES:
+    """The engine of that name, or implementation of one. Raises ``InvalidInput`` for unknown names."""
+    if name not in _IMPLEMENTATIONS:
         raise InvalidInput(f"unknown engine {name!r}", hint="there are: " + ", ".join(ENGINES))
-    module_name, _, class_name = ENGINES[name].partition(":")
+    module_name, _, class_name = _IMPLEMENTATIONS[name].partition(":")
     made = getattr(importlib.import_module(module_name), class_name)(context)
     return cast(Engine, made)

@@ -118,7 +118,7 @@ class CriuEngine:
         self._images = context.state_dir / "criu"
         self._criu: Criu | None = None
         self._held: Held | None = None
-        self._dumping: asyncio.Task[None] | None = None
+        self._dumping: asyncio.Task[Any] | None = None
         self._resumed: dict[int, dict[str, Any]] = {}
         self._abandoned: set[int] = set()
         #: held while a process is made here, so that giving up waits until it can be undone

@@ -200,6 +200,7 @@ class CriuCopyEngine(CriuEngine):
                 await asyncio.wait([comparing])
             self._reading = await comparing
             detail["method"] = self.method
+            detail["memory_by"] = "agents"
             detail["rounds"] = self._rounds
             if self._reading is not None:
                 detail["changed_pages"] = len(self._reading.changed.pages)
