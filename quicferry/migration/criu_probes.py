@@ -53,7 +53,7 @@ def page_server() -> str:
     done = run([*NAMESPACES, sys.executable, "-m", CHECK], check=False, timeout_s=60, cwd=CHECKOUT)
     if done.status != 0:
         words = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise Unsupported(words[-1], hint="nothing is lost: the agents move the memory themselves")
+        raise Unsupported(words[-1], hint="leave out --memory-by criu: the agents move memory themselves")
     return "a child's memory came after it, from CRIU's page server to CRIU's lazy-pages daemon"
 
 
@@ -62,7 +62,7 @@ def tracking() -> str:
     if not has_feature("mem_dirty_track"):
         raise Unsupported(
             "this kernel does not track which pages were written (soft-dirty)",
-            hint="nothing is lost: the agents compare memory with what they sent before (docs/adr/0008)",
+            hint="leave out --memory-by criu: the agents compare memory with what they sent before",
         )
     return "the kernel tracks written pages (soft-dirty)"
 
