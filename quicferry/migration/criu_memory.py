@@ -187,6 +187,7 @@ class MemoryCriu(Criu):
                         await asyncio.sleep(POLL_S)
                 enlarge_pipes(helper.pid, limit)
             except (OSError, TimeoutError) as error:
+                helper.socket.close()
                 await helper.kill()
                 raise MigrationError(
                     f"CRIU's page server has no pipe that is large enough: {error}"

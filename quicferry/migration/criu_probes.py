@@ -50,7 +50,7 @@ def lazy_pages() -> str:
 
 def page_server() -> str:
     """Move a child whose memory CRIU's page server sends after it."""
-    done = run([*NAMESPACES, sys.executable, "-m", CHECK], check=False, timeout_s=60, cwd=CHECKOUT)
+    done = run([*NAMESPACES, sys.executable, "-m", CHECK], check=False, timeout_s=300, cwd=CHECKOUT)
     if done.status != 0:
         words = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise Unsupported(words[-1], hint="leave out --memory-by criu: the agents move memory themselves")

@@ -25,7 +25,7 @@ def played(script, tmp_path, **words):
     """Run the coroutine ``play`` of the script in a private root; what it returned."""
     for word, value in words.items():
         script = script.replace(word, value)
-    return in_private_root(PRELUDE + script + "\nreport(asyncio.run(play()))\n", tmp_path, timeout_s=300)
+    return in_private_root(PRELUDE + script + "\nreport(asyncio.run(play()))\n", tmp_path, timeout_s=600)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
