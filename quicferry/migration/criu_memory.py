@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from quicferry.errors import MigrationError
 from quicferry.migration import pipe_filter
-from quicferry.migration.container import Completed, only_child
+from quicferry.migration.container import Completed, Container, only_child
 from quicferry.migration.criu import Criu, explain, log_text
 from quicferry.migration.criu_image import DumpStats, read_dump_stats
 
@@ -33,6 +33,9 @@ POLL_S = 0.0005
 SET_UP_S = 5.0  # for a page server that has said it is ready to be so
 END_S = 5.0
 USERFAULTFD = "anon_inode:[userfaultfd]"
+#: Reads from its agent; at the end of that without a word, the agent is dead. $0 is the PID.
+GUARD = 'read -r word; [ "$word" = over ] || kill -9 "$0"'
+GUARD_OVER = b"over\n"
 
 
 class Helper(NamedTuple):
@@ -148,7 +151,7 @@ class MemoryCriu(Criu):
             *(str(self.program), "pre-dump", "-t", str(pid), "-D", str(images), "-o", "dump.log"),
             *(*self._common, *self._tracked(previous)),
         ]
-        done = await self._container.run(argv, timeout_s=timeout_s)
+        done = await self._container.run(argv, timeout_s=timeout_s, let_go_on=True)
         if done.status != 0:
             raise explain("pre-dump", done, log_text(outside / "dump.log"))
         return read_dump_stats((outside / "stats-dump").read_bytes())
@@ -158,7 +161,7 @@ class MemoryCriu(Criu):
     ) -> DumpStats:
         """As ``dump``, but only with the memory that was written since the images ``previous``."""
         argv = [*self.dump_argv(pid, images), *self._tracked(previous)]
-        done = await self._container.run(argv, timeout_s=timeout_s)
+        done = await self._container.run(argv, timeout_s=timeout_s, let_go_on=True)
         outside = self._container.path(str(images))
         if done.status != 0:
             raise explain("dump", done, log_text(outside / "dump.log"))
@@ -242,6 +245,22 @@ class MemoryCriu(Criu):
             os.close(ready)
         ours.close()
         raise explain(step, Completed(argv, await process.wait(), "", ""), log_text(log))
+
+
+async def guard(container: Container, pid: int, descriptor: int) -> asyncio.subprocess.Process:
+    """Start a process that kills ``pid`` when this agent dies; until then it keeps ``descriptor`` open.
+
+    ``communicate(GUARD_OVER)`` with it ends it without that.
+    """
+    enter = ["nsenter", "-t", str(container.init_pid), "-m", "-p", "--"]
+    return await asyncio.create_subprocess_exec(
+        *(*enter, "sh", "-c", GUARD, str(pid)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        pass_fds=[descriptor],
+        start_new_session=True,
+    )
 
 
 async def _read_word(descriptor: int) -> bytes:

@@ -110,7 +110,7 @@ class DestinationSide:
 
     async def _take_over(self, order: MoveOrder) -> None:
         """Before anybody is asked: a server that waits for memory does not answer."""
-        engine = self._host.engine(order.engine)
+        engine = self._host.engine(order.implementation)
         if isinstance(engine, TakesOver):
             with suppress(FerryError):  # of a server that had not resumed, nothing is left: no matter
                 await engine.take_over(order)

@@ -100,6 +100,10 @@ class Tunnel:
         if new:
             self._news.set()
 
+    async def _take_all(self, stream: TunnelCall) -> None:
+        while True:
+            self._take(await stream.read())
+
     async def _send_on(self, offset: int, send: Send) -> None:
         """Send what the program here says, from that offset on, until this is cancelled."""
         told, said_last = self._received, False
@@ -135,12 +139,18 @@ class Tunnel:
                 if not isinstance(answer, TunnelOpen):
                     raise MigrationError(f"{type(answer).__name__} opens a tunnel")
                 self._acknowledged(answer.received)
-                sending = asyncio.create_task(self._send_on(answer.received, stream.write))
+                # a stream that breaks may tell only one of its directions
+                ways = [
+                    asyncio.create_task(self._send_on(answer.received, stream.write)),
+                    asyncio.create_task(self._take_all(stream)),
+                ]
                 try:
-                    while True:
-                        self._take(await stream.read())
+                    done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
+                    for way in done:
+                        way.result()
                 finally:
-                    await _ended(sending)
+                    for way in ways:
+                        await _ended(way)
             except Unreachable:
                 await asyncio.sleep(REOPEN_S)
             finally:

@@ -28,10 +28,10 @@ from typing import Any
 import msgspec
 
 from quicferry.errors import MigrationError, Unsupported
-from quicferry.migration.container import GUARD_OVER, Completed
+from quicferry.migration.container import Completed
 from quicferry.migration.criu import LAZY_FEATURE, explain, log_text
 from quicferry.migration.criu_image import LEFT_BEHIND, DumpStats, Kind, Manifest, Unpacker, record
-from quicferry.migration.criu_memory import Helper, MemoryCriu, userfaultfds_of
+from quicferry.migration.criu_memory import GUARD_OVER, Helper, MemoryCriu, guard, userfaultfds_of
 from quicferry.migration.engines.base import (
     CHUNK_BYTES,
     MoveOrder,
@@ -280,7 +280,7 @@ class CriuNativeEngine(CriuEngine):
             copies = []
         for descriptor in copies:
             try:
-                self._guards.append(await self._container.guard(pid, descriptor))
+                self._guards.append(await guard(self._container, pid, descriptor))
             finally:
                 os.close(descriptor)
         if not copies and (status := await daemon.end()) != 0:  # else all memory is in its place already
@@ -288,8 +288,8 @@ class CriuNativeEngine(CriuEngine):
 
     async def _end_guards(self) -> None:
         guards, self._guards = self._guards, []
-        for guard in guards:
-            await guard.communicate(GUARD_OVER)
+        for process in guards:
+            await process.communicate(GUARD_OVER)
 
     async def _finish(self, order: MoveOrder, daemon: Helper, open_tunnel: OpenTunnel) -> None:
         """Wait until the process has all its memory, and tell the source."""
