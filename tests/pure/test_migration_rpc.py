@@ -96,7 +96,7 @@ def test_every_message_survives_the_wire() -> None:
 
 def test_method_names_are_unique() -> None:
     names = [value.name for value in vars(orders).values() if isinstance(value, (Unary, Duplex))]
-    assert len(names) == len(set(names)) == 10
+    assert len(names) == len(set(names)) == 11
 
 
 def test_lease() -> None:
