@@ -219,6 +219,16 @@ class Container:
         """The agent's path to a file of the container: ``/proc/<init>/root`` + ``inside``."""
         return Path(f"/proc/{self._init_pid}/root{inside}")
 
+    def outside_pid(self, pid: int) -> int | None:
+        """The PID by which this agent knows a process of the container; None when it is gone."""
+        children = Path(f"/proc/{self._init_pid}/task/{self._init_pid}/children").read_text()
+        for child in children.split():
+            with contextlib.suppress(OSError):  # it ended while we looked
+                status = Path(f"/proc/{child}/status").read_text()
+                if re.search(rf"^NSpid:.*\s{pid}$", status, re.MULTILINE):
+                    return int(child)
+        return None
+
     def log_path(self, pid: int) -> str:
         """Where, inside the container, stdout and stderr of the service with that PID go."""
         return f"/run/service-{pid}.log"

@@ -8,6 +8,7 @@ Orders carry a number: one that is repeated is answered again, not obeyed again.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,7 @@ from typing import Any, cast
 import msgspec
 
 from quicferry.errors import MigrationError
+from quicferry.migration.userfault_offer import offer
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
 
@@ -24,6 +26,14 @@ REPEAT_S = 0.005  # a restored server may not hear the first order: its socket m
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     """How are you? Answer: pid, standby, frozen, connections, requests, committed_epoch."""
+
+
+class Track(msgspec.Struct, frozen=True, kw_only=True, tag="track"):
+    """Offer a userfaultfd, so that the kernel can tell what you write (see ``write_tracking``).
+
+    Answer: descriptor, its number in the server's process, where the agent takes it; it is closed there
+    with the next order. Obeyed by ``ControlServer`` itself, for whatever server.
+    """
 
 
 class Prepare(msgspec.Struct, frozen=True, kw_only=True, tag="prepare"):
@@ -94,7 +104,7 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
     """Write the closing event and end. Answer: the summary of the service."""
 
 
-Order = Status | Prepare | Freeze | Resume | Import | Dismiss | Abort | Stop
+Order = Status | Track | Prepare | Freeze | Resume | Import | Dismiss | Abort | Stop
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -140,6 +150,8 @@ class Obedient(ABC):
                 return self._abort(order)
             case Stop():
                 return self._stop()
+            case Track():
+                raise MigrationError("the order track is for ControlServer, and did not get there")
 
     @abstractmethod
     def _status(self) -> dict[str, Any]: ...
@@ -175,6 +187,7 @@ class ControlServer(asyncio.DatagramProtocol):
         self._answers: dict[int, bytes | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._transport: asyncio.DatagramTransport | None = None
+        self._offered: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # a cast: asyncio's own class is no subclass of DatagramTransport before Python 3.12
@@ -199,7 +212,14 @@ class ControlServer(asyncio.DatagramProtocol):
 
     async def _obey(self, envelope: Envelope, addr: tuple[str, int]) -> None:
         try:
-            answer = Answer(envelope.number, None, await self._handler(envelope.order))
+            if self._offered is not None:  # by now it is taken, and a process that has one cannot be dumped
+                os.close(self._offered)
+                self._offered = None
+            if isinstance(envelope.order, Track):
+                self._offered = offer()
+                answer = Answer(envelope.number, None, {"descriptor": self._offered})
+            else:
+                answer = Answer(envelope.number, None, await self._handler(envelope.order))
         except Exception as error:  # the agent must hear of every failure: it decides what follows
             answer = Answer(envelope.number, f"{type(error).__name__}: {error}")
         encoded = msgspec.json.encode(answer)

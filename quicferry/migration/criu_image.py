@@ -60,7 +60,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     pid: int  # inside the container, at both ends
     files: list[str]  # regular files under /run that the process holds open
-    rounds: int = 0  # how many rounds of pre-copy came before
+    rounds: int = 0  # how many incremental images came before this one
+    portions: int = 0  # how many of these, the last ones, were read from the stopped process
     lazy: dict[int, int] = {}  # PID inside the container -> pages that are still at the source
     stopped: bool = False  # the process was dumped stopped and needs SIGCONT
 

@@ -43,6 +43,13 @@ class Snapshot(NamedTuple):
         return cls(NO_PAGES, np.empty((0, PAGE_BYTES), np.uint8))
 
 
+class Listed(NamedTuple):
+    """All anonymous pages of a process, and those that may have been written since the last list."""
+
+    pages: Pages
+    touched: Pages
+
+
 class Reading(NamedTuple):
     """What a reading found: all pages that are there, and those that differ from the last reading."""
 
@@ -50,16 +57,29 @@ class Reading(NamedTuple):
     changed: Snapshot
 
 
-def private_areas(maps: str) -> list[tuple[int, int]]:
-    """The private, readable areas of a ``maps`` file, as runs of pages (first, count)."""
+def private_areas(maps: str, *, of_files: bool = True) -> list[tuple[int, int]]:
+    """The private, readable areas of a ``maps`` file, as runs of pages (first, count).
+
+    Without ``of_files`` only those that no file is mapped to: what CRIU can restore lazily.
+    """
     areas = []
     for line in maps.splitlines():
         words = line.split(maxsplit=5)
         start, end = (int(word, 16) for word in words[0].split("-"))
         name = words[5] if len(words) > 5 else ""
-        if words[1][0] == "r" and words[1][3] == "p" and not name.startswith(KERNEL_AREAS):
+        wanted = words[1][0] == "r" and words[1][3] == "p" and not name.startswith(KERNEL_AREAS)
+        if wanted and (of_files or words[4] == "0"):
             areas.append((start // PAGE_BYTES, (end - start) // PAGE_BYTES))
     return areas
+
+
+def within(pages: Pages, areas: list[tuple[int, int]]) -> Pages:
+    """Those of the pages that lie in the areas, which are sorted and do not overlap."""
+    if not areas:
+        return NO_PAGES
+    bounds = np.array([bound for first, count in areas for bound in (first, first + count)])
+    inside: NDArray[np.bool_] = np.searchsorted(bounds, pages, side="right") % 2 == 1
+    return pages[inside]
 
 
 class ProcessMemory:
@@ -102,6 +122,10 @@ class ProcessMemory:
             runs += [(first + start, length) for start, length in runs_of(np.flatnonzero(there))]
         return numbers(runs)
 
+    def without_files(self, pages: Pages) -> Pages:
+        """Those of the pages that no file is mapped to."""
+        return within(pages, private_areas((self._proc / "maps").read_text(), of_files=False))
+
     def read(self, pages: Pages) -> Snapshot:
         """The contents of these pages; those that are gone by now are left out."""
         data = np.empty((len(pages), PAGE_BYTES), np.uint8)
@@ -120,35 +144,43 @@ class ProcessMemory:
         except OSError:  # unmapped since the list was made
             return 0
 
-    def differing(self, known: Snapshot) -> Reading:
-        """Read all anonymous pages and compare them with what is known of them."""
-        pages = self.anonymous_pages()
-        rows = np.searchsorted(known.pages, pages)
+    def differing(self, known: Snapshot, listed: Listed | None = None) -> Reading:
+        """Read the anonymous pages and compare them with what is known of them.
+
+        ``listed``: the pages there are and those among them that can differ at all, if the kernel has told
+        (see ``write_tracking``); only these are read then.
+        """
+        if listed is None:
+            pages = candidates = self.anonymous_pages()
+        else:
+            pages, touched = listed
+            candidates = np.union1d(touched, np.setdiff1d(pages, known.pages, assume_unique=True))
+        rows = np.searchsorted(known.pages, candidates)
         rows[rows == len(known.pages)] = -1
         if len(known.pages):
-            rows[known.pages[rows] != pages] = -1
+            rows[known.pages[rows] != candidates] = -1
         else:
             rows[:] = -1
         scratch = np.empty((CHUNK_PAGES, PAGE_BYTES), np.uint8)
-        there = np.ones(len(pages), bool)
+        there = np.ones(len(candidates), bool)
         changed_pages: list[Pages] = []
         changed_data: list[Data] = []
         row = 0
-        for first, count in runs_of(pages):
+        for first, count in runs_of(candidates):
             for start in range(row, row + count, CHUNK_PAGES):
                 size = min(CHUNK_PAGES, row + count - start)
                 got = self._read_into(scratch[:size], first + start - row)
                 there[start + got : start + size] = False
                 differ = _differing(scratch[:got], rows[start : start + got], known.data)
                 if len(differ):
-                    changed_pages.append(pages[start + differ])
+                    changed_pages.append(candidates[start + differ])
                     changed_data.append(scratch[differ])
             row += count
         if not changed_pages:
             changed = Snapshot.empty()
         else:
             changed = Snapshot(np.concatenate(changed_pages), np.concatenate(changed_data))
-        return Reading(pages[there], changed)
+        return Reading(np.setdiff1d(pages, candidates[~there], assume_unique=True), changed)
 
 
 def _differing(now: Data, rows: Pages, known: Data) -> NDArray[np.intp]:
@@ -170,8 +202,15 @@ def _words(data: Data) -> NDArray[np.uint64]:
 
 
 def merged(known: Snapshot, reading: Reading) -> Snapshot:
-    """What is known after a reading: the pages that are there, the changed ones with their new contents."""
+    """What is known after a reading: the pages that are there, the changed ones with their new contents.
+
+    ``known`` must not be used any more.
+    """
     pages, changed = reading
+    if np.array_equal(pages, known.pages):
+        # in place: as a rule no page came or went, and all of the memory need not be copied again
+        known.data[np.searchsorted(pages, changed.pages)] = changed.data
+        return known
     data = np.empty((len(pages), PAGE_BYTES), np.uint8)
     new_rows = np.searchsorted(pages, changed.pages)
     data[new_rows] = changed.data

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
 from quicferry.migration.pagemap import PAGE_BYTES
@@ -46,6 +47,9 @@ ZEROPAGE = struct.Struct("<QQQq")  # start, length, mode, result
 MESSAGE = struct.Struct("<B7xQQQ")  # event, three arguments
 PAGEFAULT, FORK, REMAP, REMOVE, UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
 MESSAGES = 16  # read at once
+
+
+Content = bytes | NDArray[np.uint8]  # of whole pages, one after another
 
 
 class Trail:
@@ -168,6 +172,9 @@ class Target:
 
     def runs(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
         """The unplaced pages of a range as (image page, page in the process, how many) of neighbours."""
+        if not self._moves and self.unplaced.issuperset(range(first, first + count)):
+            yield first, first, count  # as nearly always
+            return
         start = first
         while start < first + count:
             if start not in self.unplaced:
@@ -206,7 +213,7 @@ class UserFaults:
         self._missing = missing
         self._wanted = wanted
         self._targets: list[Target] = []
-        self._kept: list[tuple[int, int, bytes]] = []  # came before there was a process to put it in
+        self._kept: list[tuple[int, int, Content]] = []  # came before there was a process to put it in
         self._awaited: set[tuple[int, int]] = set()  # until then: pages that a process stands still for
         self.restored = asyncio.Event()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -258,7 +265,7 @@ class UserFaults:
         self._kept.clear()
         self._check()
 
-    def arrived(self, pid: int, first: int, data: bytes) -> None:
+    def arrived(self, pid: int, first: int, data: Content) -> None:
         """Pages have come."""
         if self.restored.is_set():
             self._place_all(pid, first, data)
@@ -271,12 +278,12 @@ class UserFaults:
                 self._place_all(pid, page, _page_of(data, page - first))
                 self._awaited.discard((pid, page))
 
-    def _place_all(self, pid: int, first: int, data: bytes) -> None:
+    def _place_all(self, pid: int, first: int, data: Content) -> None:
         for target in self._targets:
             if target.pid == pid:
                 self._place(target, first, data)
 
-    def _place(self, target: Target, first: int, data: bytes) -> None:
+    def _place(self, target: Target, first: int, data: Content) -> None:
         address = np.frombuffer(data, np.uint8).ctypes.data
         for page, place, count in list(target.runs(first, len(data) // PAGE_BYTES)):
             source = address + (page - first) * PAGE_BYTES
@@ -400,7 +407,7 @@ def wake(descriptor: int, areas: Iterable[tuple[int, int]]) -> None:
             fcntl.ioctl(descriptor, UFFDIO_WAKE, RANGE.pack(first * PAGE_BYTES, count * PAGE_BYTES))
 
 
-def _page_of(data: bytes, number: int) -> bytes:
+def _page_of(data: Content, number: int) -> Content:
     return data[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
 
 

@@ -5,7 +5,7 @@ import contextlib
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quicferry.errors import MigrationError
@@ -14,6 +14,7 @@ from quicferry.migration.engines.criu_copy import (
     FEW_PAGES,
     MAX_ROUNDS,
     plan_of,
+    portions_of,
     round_records,
     why_stop,
 )
@@ -29,7 +30,7 @@ from quicferry.migration.pagemap import (
     numbers,
     runs_of,
 )
-from quicferry.migration.process_memory import Reading, Snapshot, merged, private_areas, unchanged
+from quicferry.migration.process_memory import Reading, Snapshot, merged, private_areas, unchanged, within
 from quicferry.migration.userfault import Target
 
 page_sets = st.sets(st.integers(16, 400)).map(lambda found: np.array(sorted(found), np.int64))
@@ -81,14 +82,15 @@ def test_runs_and_numbers_are_each_others_reverse(pages):
     assert numbers(runs_of(pages)).tolist() == pages.tolist()
 
 
-@given(pagemaps(), page_sets, st.booleans())
-def test_a_plan_has_every_page_once(pagemap, same, lazily):
-    plan = plan_of(pagemap, same, lazily=lazily)
+@given(pagemaps(), page_sets, page_sets, st.booleans())
+def test_a_plan_has_every_page_once(pagemap, same, sent, lazily):
+    plan = plan_of(pagemap, same, sent, lazily=lazily)
     parts = [plan.parent, plan.parent_lazy, plan.dumped, plan.fetched, plan.lazy]
     planned = [page for part in parts for page in part.tolist()]
     assert len(planned) == len(set(planned))
     assert set(planned) == set(pagemap.present.tolist()) | set(pagemap.absent.tolist())
-    assert set(plan.parent.tolist()) | set(plan.parent_lazy.tolist()) <= set(same.tolist())
+    assert set(plan.parent.tolist()) <= set(same.tolist())
+    assert set(plan.parent_lazy.tolist()) <= set(same.tolist()) | set(sent.tolist())
     assert not set(plan.fetched.tolist() if lazily else plan.lazy.tolist())
     entries = entries_of(
         present=plan.dumped, parent=plan.parent, parent_lazy=plan.parent_lazy, lazy=plan.lazy
@@ -107,6 +109,7 @@ def contents(pages, seed):
     return rows
 
 
+@settings(deadline=None)  # it writes files, and the machine may be busy
 @given(st.lists(st.tuples(page_sets, page_sets), min_size=1, max_size=4))
 def test_rounds_add_up_to_the_memory(tmp_path_factory, rounds):
     images = tmp_path_factory.mktemp("images")
@@ -125,10 +128,14 @@ def test_rounds_add_up_to_the_memory(tmp_path_factory, rounds):
     unpacker.feed(record(Kind.MANIFEST, "", msgspec.json.encode(manifest)) + record(Kind.END, "", b""))
     directories = [images / f"round-{number}" for number in range(len(rounds))]
     local = LocalPages(directories, 7, known.pages)
-    for first, count in runs_of(known.pages):
-        got = np.frombuffer(local.read(first, count), np.uint8).reshape(-1, PAGE_BYTES)
+    seen = []
+    for first, content in local.runs():
+        got = content.reshape(-1, PAGE_BYTES)
+        seen += range(first, first + len(got))
         row = int(np.searchsorted(known.pages, first))
-        assert (got == known.data[row : row + count]).all()
+        assert (got == known.data[row : row + len(got)]).all()
+        assert (local.page(first) == got[0]).all()
+    assert sorted(seen) == known.pages.tolist()
     if len(rounds) > 1:
         assert (directories[-1] / "parent").resolve() == directories[-2].resolve()
 
@@ -139,7 +146,30 @@ def test_a_page_that_no_round_has_is_told(tmp_path):
     for piece in round_records(0, 7, Reading(pages, Snapshot(pages, contents(pages, 0)))):
         unpacker.feed(piece)
     with pytest.raises(MigrationError, match="no round"):
-        LocalPages([tmp_path / "round-0"], 7, pages).read(20, 2)
+        LocalPages([tmp_path / "round-0"], 7, np.array([20, 21], np.int64)).runs()
+    with pytest.raises(MigrationError, match="no round"):
+        LocalPages([tmp_path / "round-0"], 7, pages).page(21)
+
+
+@given(page_sets)
+def test_portions_lose_no_page(pages):
+    chosen = [page for portion in portions_of(pages) for page in portion.tolist()]
+    assert sorted(chosen) == pages.tolist()
+
+
+def test_areas_of_files_and_what_lies_within_others():
+    maps = (
+        "10000-12000 rw-p 00000000 00:00 0 [heap]\n"
+        "12000-13000 rw-p 00000000 fe:00 77 /usr/lib/libc.so.6\n"
+        "20000-21000 rw-s 00000000 00:00 0\n"
+        "30000-33000 rw-p 00000000 00:00 0\n"
+    )
+    assert private_areas(maps) == [(16, 2), (18, 1), (48, 3)]
+    areas = private_areas(maps, of_files=False)
+    assert areas == [(16, 2), (48, 3)]
+    pages = np.array([15, 16, 17, 18, 47, 48, 50, 51], np.int64)
+    assert within(pages, areas).tolist() == [16, 17, 48, 50]
+    assert within(pages, []).tolist() == []
 
 
 @given(page_sets)

@@ -30,11 +30,12 @@ import numpy as np
 
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration import unfinished
+from quicferry.migration.control import Track
 from quicferry.migration.criu import LAZY_FEATURE
 from quicferry.migration.criu_image import LEFT_BEHIND, Kind, Manifest, Unpacker, record
 from quicferry.migration.engines.base import CHUNK_BYTES, MoveOrder, PageRun, ToPageSource
 from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, unpack
-from quicferry.migration.lazy_pages import LocalPages, PageSink, PageSource, say_farewell
+from quicferry.migration.lazy_pages import LocalPages, PageSink, PageSource, say_farewell, small_first
 from quicferry.migration.pagemap import (
     NO_PAGES,
     PAGE_BYTES,
@@ -44,8 +45,10 @@ from quicferry.migration.pagemap import (
     decode,
     encode,
     entries_of,
+    numbers,
 )
 from quicferry.migration.process_memory import (
+    Listed,
     ProcessMemory,
     Reading,
     Snapshot,
@@ -55,6 +58,8 @@ from quicferry.migration.process_memory import (
 )
 from quicferry.migration.unfinished import Unfinished
 from quicferry.migration.userfault import Target, Trail, wake
+from quicferry.migration.userfault_offer import take
+from quicferry.migration.write_tracking import WriteTracker
 
 #: Pre-copy ends after so many rounds, whatever they brought.
 MAX_ROUNDS = 8
@@ -63,6 +68,11 @@ FEW_PAGES = 256
 #: A round with more than this share of the round before it makes no progress: the server writes as
 #: fast as the network sends.
 PROGRESS = 0.9
+TRACK_S = 0.5
+#: Read, packed and sent at once while CRIU dumps; then it is seen whether the dump is over.
+PORTION_PAGES = 512
+#: So many go ahead even if the dump is over before: a page that is waited for later costs as much as forty.
+LEAST_PAGES = 512
 PAGES_ID = 1  # of the pages file of a round
 
 
@@ -83,24 +93,36 @@ def why_stop(rounds: int, pages: int, before: int | None) -> str | None:
 class Plan(NamedTuple):
     """How the last image of a process is made of a dump without memory and of what is known."""
 
-    parent: Pages  # as in the last round, and to be there before the process runs
-    parent_lazy: Pages  # as in the last round, and may also come later
+    parent: Pages  # as in a round, and to be there before the process runs
+    parent_lazy: Pages  # in a round, and may also come after the restore
     dumped: Pages  # data from the dump
     fetched: Pages  # data from the stopped process, into the image
     lazy: Pages  # data stays in the stopped process
 
 
-def plan_of(pagemap: PageMap, same: Pages, *, lazily: bool) -> Plan:
-    """Decide for every page of a dump. ``same``: pages that are as the last round sent them."""
+def plan_of(pagemap: PageMap, same: Pages, sent: Pages, *, lazily: bool) -> Plan:
+    """Decide for every page of a dump.
+
+    ``same``: pages that are as the rounds before the freeze sent them; ``sent``: those that crossed while
+    CRIU dumped.
+    """
     present, absent = pagemap.present, pagemap.absent
-    changed = np.setdiff1d(absent, same, assume_unique=True)
+    there = np.intersect1d(absent, np.union1d(same, sent), assume_unique=True)
+    missing = np.setdiff1d(absent, there, assume_unique=True)
     return Plan(
         parent=np.intersect1d(present, same, assume_unique=True),
-        parent_lazy=np.intersect1d(absent, same, assume_unique=True),
+        parent_lazy=there,
         dumped=np.setdiff1d(present, same, assume_unique=True),
-        fetched=NO_PAGES if lazily else changed,
-        lazy=changed if lazily else NO_PAGES,
+        fetched=NO_PAGES if lazily else missing,
+        lazy=missing if lazily else NO_PAGES,
     )
+
+
+def portions_of(pages: Pages) -> Iterator[Pages]:
+    """Portions of sorted pages, those of short stretches of memory before those of long ones."""
+    ordered = numbers(small_first(pages))
+    for start in range(0, len(ordered), PORTION_PAGES):
+        yield np.sort(ordered[start : start + PORTION_PAGES])
 
 
 def in_chunks(name: str, data: memoryview) -> Iterator[bytes]:
@@ -132,8 +154,11 @@ class CriuCopyEngine(CriuEngine):
         self._can_restore_lazily = False
         self._known = Snapshot.empty()
         self._rounds = 0
-        self._reading: Reading | None = None
+        self._sent: list[Pages] = []  # portions that crossed while CRIU dumped, one round each
+        self._same = NO_PAGES  # pages that are as the rounds before the freeze sent them
+        self._stopped = asyncio.Event()
         self._memory: dict[int, ProcessMemory] = {}  # of the stopped process, by PID
+        self._tracker: WriteTracker | None = None
         self._source: PageSource | None = None
         self._left_behind = False  # the destination needs memory of the stopped process
         self._finishing: asyncio.Task[None] | None = None
@@ -157,53 +182,56 @@ class CriuCopyEngine(CriuEngine):
 
     async def _forget(self) -> None:
         """Drop what is left of the last move."""
-        self._known, self._rounds, self._reading = Snapshot.empty(), 0, None
+        self._known, self._rounds, self._same = Snapshot.empty(), 0, NO_PAGES
+        self._sent.clear()
+        self._stopped.clear()
         if self._source is not None:
             self._source.abort()
             self._source = None
         for memory in self._memory.values():
             memory.close()
         self._memory.clear()
+        if self._tracker is not None:
+            self._tracker.close()
+            self._tracker = None
         await self._end_lazy_pages()
 
     # source
 
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
-        """Freeze and stop the server, dump it without its memory, and yield what must cross now."""
+        """Freeze and stop the server, dump it without its memory, and yield what must cross now.
+
+        While CRIU dumps, what has changed since the last round goes ahead: the process stands already.
+        """
         pid = self._server_pid()
         self._held = Held(order.epoch, pid)
-        self._dumping = asyncio.create_task(self._take(order, pid))
+        dumping = self._dumping = asyncio.create_task(self._take(order, pid))
+        packer = Packer(order.compression)
+        stopping = asyncio.create_task(self._stopped.wait())
         try:
-            await asyncio.shield(self._dumping)
+            await asyncio.wait([dumping, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if self._stopped.is_set():
+                async for chunk in packer.pack_all(self._last_portions(pid, dumping)):
+                    yield chunk
+            await asyncio.shield(dumping)
             if self.lazily:
                 self._source = PageSource(self._read_pages, order.compression)
-            records = self._records(order, pid)
-            packer = Packer(order.compression)
-            while (piece := await asyncio.to_thread(next, records, None)) is not None:
-                for chunk in await asyncio.to_thread(packer.pack, piece):
-                    yield chunk
-            for chunk in packer.pack(b"", flush=True):
+            async for chunk in packer.pack_all(self._records(order, pid), flush=True):
                 yield chunk
         finally:
+            stopping.cancel()
             await self._dump_is_over()
 
     async def _take(self, order: MoveOrder, pid: int) -> None:
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
             await self._stop(pid)
-            comparing = asyncio.create_task(asyncio.to_thread(self._compare, pid))
-            try:
-                await self._ready().dump_without_memory(
-                    pid, self._images, timeout_s=order.deadlines.checkpoint_s
-                )
-            finally:
-                await asyncio.wait([comparing])
-            self._reading = await comparing
+            self._stopped.set()
+            await self._ready().dump_without_memory(pid, self._images, timeout_s=order.deadlines.checkpoint_s)
             detail["method"] = self.method
             detail["memory_by"] = "agents"
             detail["rounds"] = self._rounds
-            if self._reading is not None:
-                detail["changed_pages"] = len(self._reading.changed.pages)
+            detail["tracked"] = self._tracker is not None
             detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir() if file.is_file())
 
     def _memory_of(self, pid: int) -> ProcessMemory:
@@ -211,26 +239,59 @@ class CriuCopyEngine(CriuEngine):
             self._memory[pid] = ProcessMemory(self._container.path(f"/proc/{pid}"))
         return self._memory[pid]
 
-    def _compare(self, pid: int) -> Reading | None:
-        return self._memory_of(pid).differing(self._known) if self._rounds else None
+    def _list(self) -> Listed | None:
+        """What the kernel tells of the server's writes; None when it does not, and all must be compared."""
+        if self._tracker is None:
+            return None
+        try:
+            return self._tracker.scan()
+        except Unsupported:
+            self._tracker.close()
+            self._tracker = None
+            return None
+
+    def _last_portions(self, pid: int, dumping: asyncio.Task[None]) -> Iterator[bytes]:
+        """What has changed since the last round, as more rounds, read from the stopped process.
+
+        Where the rest may follow later, they end with CRIU's dump: until then they cost no time.
+        """
+        if not self._rounds:
+            return
+        memory = self._memory_of(pid)
+        reading = memory.differing(self._known, self._list())
+        self._same = unchanged(reading)
+        # what is mapped from files CRIU must restore itself, and dumps
+        changed = memory.without_files(reading.changed.pages)
+        for portion in portions_of(changed) if self.lazily else [changed]:
+            if dumping.done() and sum(map(len, self._sent)) >= LEAST_PAGES:
+                return
+            read = memory.read(portion)
+            self._sent.append(read.pages)
+            rest = self._same if not self.lazily else NO_PAGES
+            number = self._rounds + len(self._sent) - 1
+            yield from round_records(number, pid, Reading(np.union1d(rest, read.pages), read))
 
     def _records(self, order: MoveOrder, pid: int) -> Iterator[bytes]:
         """The last image: CRIU's own files, with the list of pages as this engine wants it."""
-        if self._rounds:
-            yield record(Kind.PARENT, f".=round-{self._rounds - 1}", b"")
+        # CRIU itself looks into rounds only if all memory is restored at once
+        leading = self._rounds + (0 if self.lazily else len(self._sent))
+        if leading:
+            yield record(Kind.PARENT, f".=round-{leading - 1}", b"")
+        sent = np.unique(np.concatenate([NO_PAGES, *self._sent]))
         replaced = set()
         lazy: dict[int, int] = {}
         for path in sorted(self._outside.glob("pagemap-[0-9]*.img")):
             owner = int(path.stem.removeprefix("pagemap-"))
             pagemap = decode(path.read_bytes())
-            reading = self._reading if owner == pid else None
-            same = unchanged(reading) if reading is not None else NO_PAGES
-            plan = plan_of(pagemap, same, lazily=self.lazily)
+            mine = owner == pid
+            plan = plan_of(
+                pagemap, self._same if mine else NO_PAGES, sent if mine else NO_PAGES, lazily=self.lazily
+            )
             if len(plan.lazy):
                 lazy[owner] = len(plan.lazy)
             pages_name = f"pages-{pagemap.pages_id}.img"
             replaced |= {path.name, pages_name}
-            data = self._data(owner, plan, pagemap, self._outside / pages_name, reading)
+            data = self._data(owner, plan, pagemap, self._outside / pages_name)
             entries = entries_of(
                 present=data.pages, parent=plan.parent, parent_lazy=plan.parent_lazy, lazy=plan.lazy
             )
@@ -245,15 +306,14 @@ class CriuCopyEngine(CriuEngine):
             epoch=order.epoch,
             pid=pid,
             files=self._container.open_files(pid),
-            rounds=self._rounds,
+            rounds=self._rounds + len(self._sent),
+            portions=len(self._sent),
             lazy=lazy,
             stopped=True,
         )
         yield from self._file_records(pid, manifest)
 
-    def _data(
-        self, owner: int, plan: Plan, pagemap: PageMap, pages_file: Path, reading: Reading | None
-    ) -> Snapshot:
+    def _data(self, owner: int, plan: Plan, pagemap: PageMap, pages_file: Path) -> Snapshot:
         """The pages that the last image holds, sorted, from the dump and from the stopped process."""
         present = pagemap.present
         raw = np.fromfile(pages_file, np.uint8).reshape(-1, PAGE_BYTES)
@@ -323,6 +383,9 @@ class CriuCopyEngine(CriuEngine):
         stats = await criu.restore(self._images, timeout_s=limit_s, lazy=lazily)
         detail["criu"] = msgspec.structs.asdict(stats)
         await asyncio.gather(*self._keeping)
+        if self._sink is not None:
+            async with asyncio.timeout(limit_s):
+                await self._sink.worked()
 
     def _lacking(self, order: MoveOrder, manifest: Manifest, local: dict[int, LocalPages]) -> Unfinished:
         missing = {}
@@ -520,6 +583,22 @@ class CriuCopyEngine(CriuEngine):
 class _Ahead(CriuCopyEngine):
     """With rounds before the freeze."""
 
+    async def prepare_source(self, order: MoveOrder) -> None:
+        """Also have the kernel tell from now on what the server writes, where it can."""
+        await super().prepare_source(order)
+        pid = self._server_pid()
+        outside = self._container.outside_pid(pid)
+        try:
+            offered = await self._context.control.ask(Track(), TRACK_S)
+            if outside is None:
+                raise Unsupported("the server is gone")
+            descriptor = take(outside, int(offered["descriptor"]))
+            tracker = WriteTracker(self._container.path(f"/proc/{pid}"), descriptor)
+        except (MigrationError, Unsupported):
+            return  # its memory is compared then
+        self._tracker = tracker
+        await asyncio.to_thread(tracker.scan)
+
     async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
         """Send all memory, then what has changed meanwhile, until a rule says that it is enough."""
         pid = self._server_pid()
@@ -528,14 +607,12 @@ class _Ahead(CriuCopyEngine):
         before: int | None = None
         while True:
             with self._context.events.phase("migration.precopy.round", epoch=order.epoch) as detail:
-                reading = await asyncio.to_thread(memory.differing, self._known)
+                reading = await asyncio.to_thread(lambda: memory.differing(self._known, self._list()))
                 self._known = await asyncio.to_thread(merged, self._known, reading)
                 size_bytes = 0
-                records = round_records(self._rounds, pid, reading)
-                while (piece := await asyncio.to_thread(next, records, None)) is not None:
-                    for chunk in await asyncio.to_thread(packer.pack, piece):
-                        size_bytes += len(chunk)
-                        yield chunk
+                async for chunk in packer.pack_all(round_records(self._rounds, pid, reading)):
+                    size_bytes += len(chunk)
+                    yield chunk
                 self._rounds += 1
                 pages = len(reading.changed.pages)
                 stop = why_stop(self._rounds, pages, before)
