@@ -211,6 +211,9 @@ def memory_path(events: Sequence[Event]) -> str | None:
     if rounds:
         last = max(rounds, key=lambda event: event.t_ns).detail
         words.append(f"{len(rounds)} rounds, ended by the rule {last.get('stop')}")
+    if rounds and taken is not None and "tracked" in taken.detail:
+        tracked = taken.detail["tracked"]
+        words.append("the kernel named the written pages" if tracked else "all pages were compared")
     restored = _first(events, "migration.restore.complete")
     if restored is not None and "lazily" in restored.detail:
         words.append("restored lazily" if restored.detail["lazily"] else "restored at once")
