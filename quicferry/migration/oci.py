@@ -26,6 +26,7 @@ INSTALL_HINT = "run `make setup` as root, or `apt-get install runc`; `quicferry 
 HOME = PurePosixPath("/run/oci")
 BUNDLE = HOME / "bundle"
 ROOTFS = BUNDLE / "rootfs"
+TMP = ROOTFS / "tmp"
 STATE = HOME / "state"
 WORK = HOME / "work"  # CRIU's logs and statistics
 DEVICES = HOME / "dev"

@@ -82,6 +82,9 @@ class OciContainer(Container):
             self.inside(directory).mkdir(mode=0o700, exist_ok=True)
         self.inside(oci.DEVICES).chmod(0o755)
         self.inside(oci.ROOTFS).chmod(0o755)
+        # CRIU opens mounts by way of a directory that it makes in /tmp; without one it takes the root,
+        # which is read-only by then. A checkout below /tmp brings it along, others do not.
+        self.inside(oci.TMP).mkdir(exist_ok=True)
         for name, (major, minor) in oci.NODES.items():
             node = self.inside(oci.DEVICES) / name
             if not node.exists():
