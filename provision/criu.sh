@@ -111,9 +111,17 @@ fetch() { # into $WORK/debs
     -o APT::Sandbox::User=root -o APT::Install-Recommends=false -o Acquire::Languages=none
     -o Acquire::Retries=3 -o APT::Update::Error-Mode=any)
   say "reading the package list of $SUITE from $uri"
-  "${apt[@]}" update >"$WORK/update.log" 2>&1 ||
-    { cat "$WORK/update.log" >&2; die "the package list of $uri $SUITE cannot be read" \
-      "check the network, or name another mirror in QUICFERRY_DEBIAN_MIRROR"; }
+  update() { "${apt[@]}" update >"$WORK/update.log" 2>&1; }
+  if ! update && grep -q 'Release file .* is expired' "$WORK/update.log"; then
+    say "the list is older than it says it may be (a snapshot, or a mirror that lags): apt checks its signature all the same"
+    apt+=(-o Acquire::Check-Valid-Until=false)
+    update || true
+  fi
+  if [ -z "$(find "$state/lists" -name '*Packages*' -print -quit)" ]; then
+    cat "$WORK/update.log" >&2
+    die "the package list of $uri $SUITE cannot be read" \
+      "check the network, or name another mirror in QUICFERRY_DEBIAN_MIRROR"
+  fi
   # With an empty status file apt itself finds every library that criu needs, whatever sid calls it today.
   "${apt[@]}" install --download-only criu >"$WORK/download.log" 2>&1 ||
     { cat "$WORK/download.log" >&2; die "criu of $SUITE cannot be fetched: the suite has moved or is being rebuilt" \
