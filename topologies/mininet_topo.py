@@ -1,4 +1,4 @@
-"""A topology as stock Mininet knows it: ``mn --custom topologies/two_edges.py --topo two_edges``.
+"""A topology as stock Mininet knows it: ``.venv/bin/mn --custom topologies/two_edges.py --topo two_edges``.
 
 Each topology module offers ``topos`` (``Family.mininet_topos``). Delay, jitter, rate, loss and queue
 become parameters of Mininet's ``TCLink``, which needs netem and sets it on the hosts' own interfaces: a

@@ -2,7 +2,7 @@
 
 The smallest network in which a server can move. The round-trip time, loss and rate sit on the client's
 link to the switch, half of the time each way. The edges reach each other across the switch.
-Stock Mininet: ``mn --custom topologies/one_lan.py --topo one_lan`` (with netem).
+Stock Mininet: ``.venv/bin/mn --custom topologies/one_lan.py --topo one_lan`` (with netem).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 
 The round-trip time sits on the links between the core and the edges, half of it each way; jitter too.
 Loss and the access rate sit on the client's link, each way. Stock Mininet can build it as well:
-``mn --custom topologies/two_edges.py --topo two_edges`` (with netem).
+``.venv/bin/mn --custom topologies/two_edges.py --topo two_edges`` (with netem).
 """
 
 from __future__ import annotations
