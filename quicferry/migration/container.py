@@ -27,6 +27,7 @@ import msgspec
 
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration import container_init
+from quicferry.migration.readable import until_readable
 
 INIT = Path(container_init.__file__)
 READY_S = 10.0  # an idle machine needs 0.03 s
@@ -471,14 +472,8 @@ async def _connect(name: str) -> socket.socket:
 
 async def _what_is_kept(connection: socket.socket) -> list[tuple[int, int]]:
     """Ask an init for copies of all descriptors that it keeps: (PID inside, descriptor)."""
-    loop = asyncio.get_running_loop()
-    await loop.sock_sendall(connection, b'{"do": "kept"}\n')
-    ready = asyncio.Event()
-    loop.add_reader(connection, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(connection)
+    await asyncio.get_running_loop().sock_sendall(connection, b'{"do": "kept"}\n')
+    await until_readable(connection)
     line, descriptors, _, _ = socket.recv_fds(connection, 4096, MAX_KEPT)
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)  # recv_fds of Python 3.11 forgets its flags

@@ -23,6 +23,7 @@ from quicferry.migration import pipe_filter
 from quicferry.migration.container import Completed, Container, only_child
 from quicferry.migration.criu import Criu, explain, log_text
 from quicferry.migration.criu_image import DumpStats, read_dump_stats
+from quicferry.migration.readable import until_readable
 
 #: What ``criu check`` calls a kernel that knows which pages were written (soft-dirty).
 TRACK_FEATURE = "mem_dirty_track"
@@ -265,11 +266,5 @@ async def guard(container: Container, pid: int, descriptor: int) -> asyncio.subp
 
 async def _read_word(descriptor: int) -> bytes:
     """The next byte; empty when nobody is left to write one."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(descriptor, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(descriptor)
+    await until_readable(descriptor)
     return os.read(descriptor, 1)

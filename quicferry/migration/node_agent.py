@@ -24,6 +24,7 @@ from quicferry.migration.destination_side import DestinationSide
 from quicferry.migration.engines.base import (
     Engine,
     EngineContext,
+    MoveOrder,
     PageRun,
     PlannedMove,
     ServesPages,
@@ -260,6 +261,13 @@ class NodeAgent:
             return peer.open_detour(PAGES, timeout_s=timeout_s)
         return peer.open(PAGES, timeout_s=timeout_s)
 
+    def _order_of(self, caller: str) -> MoveOrder:
+        """The move whose memory that edge may have. Raises ``MigrationError``."""
+        order = self.source.order
+        if order is None or caller != order.destination:
+            raise MigrationError(f"{self.config.edge} has no memory that {caller} may have")
+        return order
+
     async def _pages(
         self,
         requests: AsyncIterator[ToPageSource],
@@ -267,9 +275,7 @@ class NodeAgent:
         caller: str,
     ) -> None:
         """Serve the memory of a server that has left but for that."""
-        order = self.source.order
-        if order is None or caller != order.destination:
-            raise MigrationError(f"{self.config.edge} has no memory that {caller} may have")
+        order = self._order_of(caller)
         engine = self._engine(order.implementation)
         if not isinstance(engine, ServesPages):
             raise MigrationError(f"the engine {order.implementation} leaves no memory behind")
@@ -287,9 +293,7 @@ class NodeAgent:
         caller: str,
     ) -> None:
         """The same where CRIU serves it: carry its bytes."""
-        order = self.source.order
-        if order is None or caller != order.destination:
-            raise MigrationError(f"{self.config.edge} has no memory that {caller} may have")
+        order = self._order_of(caller)
         engine = self._engine(order.implementation)
         if not isinstance(engine, ServesTunnel):
             raise MigrationError(f"the engine {order.implementation} has no page server")

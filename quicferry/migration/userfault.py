@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
 from quicferry.migration.pagemap import PAGE_BYTES
+from quicferry.migration.readable import until_readable
 
 SOCKET = "lazy-pages.socket"
 RESTORED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED
@@ -413,13 +414,7 @@ def _page_of(data: Content, number: int) -> Content:
 
 async def _descriptor(connection: socket.socket) -> int:
     """The descriptor that comes next, with a byte or so of no meaning."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(connection, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(connection)
+    await until_readable(connection)
     _, ancillary, _, _ = connection.recvmsg(INT.size, socket.CMSG_SPACE(INT.size))
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -364,3 +364,16 @@ class CriuEngine:
             if self._made is not None and self._made.epoch == order.epoch:
                 await self._unmake()
         self._clear_images()
+
+
+class TakesRounds(CriuEngine):
+    """The destination of an engine that copies ahead in rounds, each an incremental image of CRIU."""
+
+    async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
+        """Write the rounds where the last image will find them."""
+        self._ready()
+        unpacker = Unpacker(self._outside, self._container.path("/"))
+        await unpack(order.compression, unpacker, chunks)
+        manifest = unpacker.manifest()
+        if manifest.epoch != order.epoch:
+            raise MigrationError(f"rounds of epoch {manifest.epoch}, not {order.epoch}")

@@ -32,9 +32,9 @@ from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration import unfinished
 from quicferry.migration.control import Track
 from quicferry.migration.criu import LAZY_FEATURE
-from quicferry.migration.criu_image import LEFT_BEHIND, Kind, Manifest, Unpacker, record
+from quicferry.migration.criu_image import LEFT_BEHIND, Kind, Manifest, record
 from quicferry.migration.engines.base import CHUNK_BYTES, MoveOrder, PageRun, ToPageSource
-from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, unpack
+from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, TakesRounds
 from quicferry.migration.lazy_pages import LocalPages, PageSink, PageSource, say_farewell, small_first
 from quicferry.migration.pagemap import (
     NO_PAGES,
@@ -580,7 +580,7 @@ class CriuCopyEngine(CriuEngine):
         await self._drop_kept()
 
 
-class _Ahead(CriuCopyEngine):
+class _Ahead(TakesRounds, CriuCopyEngine):
     """With rounds before the freeze."""
 
     async def prepare_source(self, order: MoveOrder) -> None:
@@ -626,15 +626,6 @@ class _Ahead(CriuCopyEngine):
         closing = record(Kind.MANIFEST, "", msgspec.json.encode(end)) + record(Kind.END, "", b"")
         for chunk in packer.pack(closing, flush=True):
             yield chunk
-
-    async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
-        """Write the rounds where the last image will find them."""
-        self._ready()
-        unpacker = Unpacker(self._outside, self._container.path("/"))
-        await unpack(order.compression, unpacker, chunks)
-        manifest = unpacker.manifest()
-        if manifest.epoch != order.epoch:
-            raise MigrationError(f"rounds of epoch {manifest.epoch}, not {order.epoch}")
 
 
 class CriuPreCopyEngine(_Ahead):

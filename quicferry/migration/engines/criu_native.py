@@ -30,7 +30,7 @@ import msgspec
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container import Completed
 from quicferry.migration.criu import LAZY_FEATURE, explain, log_text
-from quicferry.migration.criu_image import LEFT_BEHIND, DumpStats, Kind, Manifest, Unpacker, record
+from quicferry.migration.criu_image import LEFT_BEHIND, DumpStats, Kind, Manifest, record
 from quicferry.migration.criu_memory import GUARD_OVER, Helper, MemoryCriu, guard, userfaultfds_of
 from quicferry.migration.engines.base import (
     CHUNK_BYTES,
@@ -40,7 +40,7 @@ from quicferry.migration.engines.base import (
     TunnelOpen,
     TunnelOver,
 )
-from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, unpack
+from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, TakesRounds
 from quicferry.migration.engines.criu_copy import why_stop
 from quicferry.migration.pagemap import decode
 from quicferry.migration.tunnel import Tunnel, tell_over
@@ -355,7 +355,7 @@ def _why(daemon: Helper, status: int) -> MigrationError:
     return explain("lazy-pages", Completed([], status, "", ""), log_text(daemon.log))
 
 
-class _Ahead(CriuNativeEngine):
+class _Ahead(TakesRounds, CriuNativeEngine):
     """With rounds before the freeze."""
 
     ahead = True
@@ -411,15 +411,6 @@ class _Ahead(CriuNativeEngine):
         if self._rounds:
             yield record(Kind.PARENT, f"{name}={self._previous()}", b"")
         yield from image_records(self._outside / name, f"{name}/")
-
-    async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
-        """Write the rounds where the last image will find them."""
-        self._ready()
-        unpacker = Unpacker(self._outside, self._container.path("/"))
-        await unpack(order.compression, unpacker, chunks)
-        manifest = unpacker.manifest()
-        if manifest.epoch != order.epoch:
-            raise MigrationError(f"rounds of epoch {manifest.epoch}, not {order.epoch}")
 
 
 class NativePreCopyEngine(_Ahead):
