@@ -191,11 +191,14 @@ def round_trip(traffic: pl.DataFrame, server: str, after_ns: int) -> RoundTrip |
     sent = later.filter(
         (pl.col("destination") == server) & (pl.col("frame") == "STREAM") & (pl.col("t_ns") >= after_ns)
     )
-    sent_at = dict(sent.group_by("packet_number").agg(pl.col("t_ns").min()).iter_rows())
+    # each connection counts its packets for itself
+    first_sent = sent.group_by("connection", "packet_number").agg(pl.col("t_ns").min())
+    sent_at = {(connection, number): t_ns for connection, number, t_ns in first_sent.iter_rows()}
     acks = later.filter((pl.col("source") == server) & (pl.col("frame") == "ACK"))
     samples = []
-    for t_ns, largest, delay_us in acks.select("t_ns", "largest_acked", "ack_delay_us").iter_rows():
-        begun = sent_at.pop(largest, None)
+    columns = ("connection", "t_ns", "largest_acked", "ack_delay_us")
+    for connection, t_ns, largest, delay_us in acks.select(columns).iter_rows():
+        begun = sent_at.pop((connection, largest), None)
         if begun is not None:
             samples.append(t_ns - begun - delay_us * NS_PER_US)
     if len(samples) >= RTT_SAMPLES_WANTED:

@@ -265,6 +265,11 @@ def test_the_round_trip_leaves_out_the_delay_of_the_acknowledgement() -> None:
     assert trip is not None
     assert (trip.median_ns, trip.samples) == (100_000, 4)
     assert timeline.round_trip(frames(rows), "old", 0) is None
+    # another connection with the same packet numbers, half a second earlier
+    earlier = [row | {"connection": 1, "t_ns": row["t_ns"] - 500_000} for row in rows]
+    trip = timeline.round_trip(frames(earlier + rows), "new", 1_000_000)
+    assert trip is not None
+    assert (trip.median_ns, trip.samples) == (100_000, 7)
 
 
 def event(t_ns: int, name: str, **detail: Any) -> Event:
