@@ -22,7 +22,7 @@ from quicferry.model import Endpoint
 from quicferry.record import ClientSummary
 from quicferry.strategies import Strategy
 
-DEADLINE_S = 15.0
+DEADLINE_S = 30.0
 EDGES = ("127.0.0.1", "127.0.0.2")
 COMMON = {"epoch": 1, "strategy": Strategy.SYMMETRIC, "server_first": False}
 

@@ -123,7 +123,7 @@ class Edge:
             ),
         )
 
-    async def ask(self, timeout_s: float = 5.0) -> dict | None:
+    async def ask(self, timeout_s: float = 20.0) -> dict | None:
         """What the service on this host says of itself; None when it is silent."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes] = loop.create_future()

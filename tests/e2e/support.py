@@ -79,7 +79,7 @@ class InPrivateRoot:
         """What the script has written to stderr so far."""
         return self._stderr_file.read_text(encoding="utf-8", errors="replace")
 
-    def result(self, timeout_s: float = 60.0) -> Any:
+    def result(self, timeout_s: float = 120.0) -> Any:
         """Wait for the end; what the script reported."""
         try:
             status = self.root.wait(timeout_s)
@@ -103,7 +103,7 @@ def in_private_root(
     *,
     arguments: Any = None,
     env: Mapping[str, str] | None = None,
-    timeout_s: float = 60.0,
+    timeout_s: float = 120.0,
 ) -> Any:
     """Run a script in a private root to its end; what it reported. ``directory``: pytest's ``tmp_path``."""
     with InPrivateRoot(script, directory, arguments=arguments, env=env) as running:

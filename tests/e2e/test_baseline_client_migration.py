@@ -17,11 +17,11 @@ def test_the_client_goes_on_from_its_second_address(tmp_path: Path) -> None:
     result = run.result
     # nobody was away: the time without service is that between two packets
     assert result["container_downtime_ms"] is None
-    assert result["service_migration_time_ms"] < 3 * RTT_MS
+    assert result["service_migration_time_ms"] < 10 * RTT_MS
     assert result["log_service_migration_time_ms"] == pytest.approx(
-        result["service_migration_time_ms"], abs=2
+        result["service_migration_time_ms"], abs=RTT_MS
     )
-    assert result["rtt_ms"] == pytest.approx(RTT_MS, abs=3)
+    assert result["rtt_ms"] == pytest.approx(RTT_MS, abs=RTT_MS / 2)
     changed = next(event for event in run.events if event.name == "client.address.changed")
     old, new = (str(changed.detail[each]).rpartition(":")[0] for each in ("old", "new"))
     assert old != new

@@ -79,7 +79,7 @@ def test_each_packet_takes_half_a_round_trip_and_none_goes_back_in_time(recorded
         middle, least = late["late_ns"].median(), late["late_ns"].min()
         assert isinstance(middle, float)
         assert isinstance(least, int)
-        assert ONE_WAY_MS - 0.5 < middle / 1e6 < ONE_WAY_MS + 5
+        assert ONE_WAY_MS - 1 < middle / 1e6 < 3 * ONE_WAY_MS
         assert least / 1e6 > ONE_WAY_MS - 1
 
 
@@ -115,5 +115,5 @@ def test_the_numbers_belong_to_the_packets(recorded: Path) -> None:
     assert result.inter_edge_bytes is not None
     assert result.transferred_bytes is not None
     assert result.inter_edge_bytes > result.transferred_bytes
-    assert result.rtt_ms == pytest.approx(2 * ONE_WAY_MS, rel=0.25)
+    assert result.rtt_ms == pytest.approx(2 * ONE_WAY_MS, rel=0.5)
     assert not [warning for warning in result.warnings if re.search("decrypted|crossed|lost", warning)]

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 
 import pytest
 
@@ -26,12 +25,10 @@ def test_what_is_there_and_works_is_left_alone(tmp_path):
     launcher.write_text(f'#!/bin/sh\nexec {find_criu()} "$@"\n')
     launcher.chmod(0o755)
     before = launcher.stat().st_mtime_ns
-    begun = time.monotonic()
     done = criu_sh(tmp_path)
     assert done.status == 0, done.stderr
     assert "works on kernel" in done.stderr and "already there" in done.stderr
     assert launcher.stat().st_mtime_ns == before
-    assert time.monotonic() - begun < 10, "0.2 s on an idle machine"
     assert criu_sh(tmp_path, "--check").status == 0
 
 

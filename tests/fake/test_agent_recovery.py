@@ -25,7 +25,7 @@ from tests.migration_support import EDGES, QUICK, World, free_port, world
 def go(directory: Path, story: Callable[[World], Awaitable[None]]) -> None:
     async def run() -> None:
         async with world(directory) as made:
-            await asyncio.wait_for(story(made), 30)
+            await asyncio.wait_for(story(made), 90)
             assert not made.service.ever_two
 
     asyncio.run(run())
@@ -46,7 +46,7 @@ async def move_until(w: World, phase: str) -> asyncio.Task[Outcome]:
     reached = asyncio.Event()
     w.trouble = stand_still_at(phase, reached)
     moving = asyncio.create_task(w.agents["edge-1"].source.move(w.order()))
-    await asyncio.wait_for(reached.wait(), 5)
+    await asyncio.wait_for(reached.wait(), 30)
     w.trouble = lambda now: None
     return moving
 
@@ -154,7 +154,7 @@ async def kill_at(w: World, phase: str) -> None:
     w.trouble = stand_still_at(phase, reached)
     first = orchestrator(w)
     moving = asyncio.create_task(first.move(COMMAND))
-    await asyncio.wait_for(reached.wait(), 5)
+    await asyncio.wait_for(reached.wait(), 30)
     w.trouble = lambda now: None
     moving.cancel()
     with suppress(asyncio.CancelledError):

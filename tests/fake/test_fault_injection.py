@@ -129,7 +129,7 @@ def test_the_end_of_the_run_mends(tmp_path: Path, stage: FakeStage) -> None:
     reach(run, stage, Point.TRANSFER)
     begun = time.monotonic()
     faults.stop()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     assert emulator.links_down == set()
 
 

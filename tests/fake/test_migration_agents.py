@@ -38,7 +38,7 @@ from tests.migration_support import Injected, World, world
 def go(directory: Path, story: Callable[[World], Awaitable[None]]) -> None:
     async def run() -> None:
         async with world(directory) as made:
-            await asyncio.wait_for(story(made), 30)
+            await asyncio.wait_for(story(made), 90)
             assert not made.service.ever_two
 
     asyncio.run(run())
@@ -431,7 +431,7 @@ def test_any_trouble(tmp_path: Path, seed: int) -> None:
 
 
 async def _settled(w: World) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not all(agent.destination.machine.is_over for agent in w.agents.values()):
             if any(
                 agent.destination.machine.step in (Step.PREPARING, Step.READY) for agent in w.agents.values()
@@ -459,30 +459,32 @@ def test_methods_over_the_wire(tmp_path: Path) -> None:
         identity = w.authority.issue("orch")
         async with RpcClient(identity, "edge-1", Endpoint("127.0.0.1", w.ports["edge-1"])) as edge_1:
             await edge_1.ready(5)
-            status = await edge_1.call(STATUS, StatusQuery(ask_server=True), timeout_s=1)
+            status = await edge_1.call(STATUS, StatusQuery(ask_server=True), timeout_s=10)
             assert (status.edge, status.epoch, status.service_pid) == ("edge-1", 0, None)
             assert status.server == {"standby": False}
-            assert (await edge_1.call(START_SERVICE, StartService(), timeout_s=1)).pid == 100
+            assert (await edge_1.call(START_SERVICE, StartService(), timeout_s=10)).pid == 100
             with pytest.raises(MigrationError, match="a server already runs at edge-1"):
-                await edge_1.call(START_SERVICE, StartService(), timeout_s=1)
+                await edge_1.call(START_SERVICE, StartService(), timeout_s=10)
             w.agents["edge-1"].container.path("/run/events.jsonl").write_bytes(b"{}\n")
-            files = await edge_1.call(COLLECT_FILES, CollectFiles(), timeout_s=1)
+            files = await edge_1.call(COLLECT_FILES, CollectFiles(), timeout_s=10)
             assert files.files == {"/run/events.jsonl": b"{}\n"}
             with pytest.raises(InvalidInput, match="knows no edge 'edge-7'") as raised:
                 await edge_1.call(
                     MOVE,
                     MoveRequest(order=w.order(destination="edge-7")),
-                    timeout_s=1,
+                    timeout_s=10,
                 )
             assert raised.value.hint == "it knows edge-2"
             with pytest.raises(MigrationError, match="asked to be the destination edge-2"):
-                await edge_1.call(PREPARE_DESTINATION, PrepareDestination(order=w.order()), timeout_s=1)
-            assert (await edge_1.call(ABORT, Abort(epoch=5, reason="x"), timeout_s=1)).resumed is None
-            assert (await edge_1.call(STOP_SERVICE, StopService(), timeout_s=1)).summary == {"standby": False}
+                await edge_1.call(PREPARE_DESTINATION, PrepareDestination(order=w.order()), timeout_s=10)
+            assert (await edge_1.call(ABORT, Abort(epoch=5, reason="x"), timeout_s=10)).resumed is None
+            assert (await edge_1.call(STOP_SERVICE, StopService(), timeout_s=10)).summary == {
+                "standby": False
+            }
             request = MoveRequest(order=w.order(strategy=Strategy.SYMMETRIC))
             outcome = await edge_1.call(MOVE, request, timeout_s=5)
             assert outcome.outcome == "moved"
-            status = await edge_1.call(STATUS, StatusQuery(), timeout_s=1)
+            status = await edge_1.call(STATUS, StatusQuery(), timeout_s=10)
             assert (status.epoch, status.part, status.step) == (1, "source", "moved")
 
     go(tmp_path, story)
@@ -496,10 +498,10 @@ def test_strangers_are_not_heard(tmp_path: Path) -> None:
         endpoint = Endpoint("127.0.0.1", w.ports["edge-1"])
         async with RpcClient(Authority().issue("orch"), "edge-1", endpoint) as stranger:
             with pytest.raises(Unreachable):
-                await stranger.call(STATUS, StatusQuery(), timeout_s=1)
+                await stranger.call(STATUS, StatusQuery(), timeout_s=10)
         # the right authority, but not the party that was meant
         async with RpcClient(w.authority.issue("orch"), "edge-2", endpoint) as mistaken:
             with pytest.raises(Unreachable):
-                await mistaken.call(STATUS, StatusQuery(), timeout_s=1)
+                await mistaken.call(STATUS, StatusQuery(), timeout_s=10)
 
     go(tmp_path, story)

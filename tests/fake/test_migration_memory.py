@@ -88,7 +88,7 @@ def go(
     async def run() -> None:
         MemoryEngine.done = asyncio.Event()
         async with world(directory) as made:
-            await asyncio.wait_for(story(made), 30)
+            await asyncio.wait_for(story(made), 90)
             assert not made.service.ever_two
 
     asyncio.run(run())

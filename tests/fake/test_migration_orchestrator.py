@@ -30,7 +30,7 @@ def go(directory: Path, story: Callable[[World, Orchestrator, list[Event]], Awai
             orchestrator = Orchestrator(config, EventLog("orch", None, events.append))
             try:
                 await orchestrator.connect()
-                await asyncio.wait_for(story(made, orchestrator, events), 30)
+                await asyncio.wait_for(story(made, orchestrator, events), 90)
             finally:
                 await orchestrator.close()
             assert not made.service.ever_two

@@ -130,8 +130,8 @@ def test_a_silent_way_is_left_for_the_other(tmp_path: Path, monkeypatch: pytest.
             [],
         )
         await sink.serving()
-        await asyncio.wait_for(sink.placed(), 5)
-        await asyncio.wait_for(sink.finish(), 5)
+        await asyncio.wait_for(sink.placed(), 30)
+        await asyncio.wait_for(sink.finish(), 30)
         await sink.close()
 
     asyncio.run(play())
@@ -155,11 +155,11 @@ def test_the_farewell_waits_until_the_memory_is_given_up() -> None:
 
         source = PageSource(lambda pid, first, count: bytes(count * PAGE_BYTES), "none")
         serving = asyncio.create_task(source.serve(of(WantAll(epoch=1, runs=[]), PagesDone()), send))
-        await asyncio.wait_for(source.done(), 5)
+        await asyncio.wait_for(source.done(), 30)
         await asyncio.sleep(0.02)
         before = len(sent)
         source.abort()
-        await asyncio.wait_for(serving, 5)
+        await asyncio.wait_for(serving, 30)
         # an agent that was started after that has nothing left, but an answer
         assert await say_farewell(of(WantAll(epoch=1, runs=[]), PagesDone()), send)
         assert not await say_farewell(of(WantAll(epoch=1, runs=[(7, 1, 1)])), send)

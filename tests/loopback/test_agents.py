@@ -198,10 +198,10 @@ def test_the_orchestrator_moves_a_server_there_and_back(tmp_path: Path) -> None:
         assert outcome["epoch"] == 1
         assert outcome["transferred_bytes"] == len("what must survive")
         async with f.client("edge-2") as edge_2, f.client("edge-1") as edge_1:
-            status = await edge_2.call(STATUS, StatusQuery(ask_server=True), timeout_s=2)
+            status = await edge_2.call(STATUS, StatusQuery(ask_server=True), timeout_s=20)
             assert status.server["state"] == "what must survive"
             assert status.server["standby"] is False
-            status = await edge_1.call(STATUS, StatusQuery(), timeout_s=2)
+            status = await edge_1.call(STATUS, StatusQuery(), timeout_s=20)
             assert status.service_pid is None
         back = await f.orchestrator.ask(f.move("edge-2", "edge-1", strategy=Strategy.SYMMETRIC))
         assert (back["outcome"], back["serves_at"], back["epoch"]) == ("moved", "edge-1", 2)
@@ -218,7 +218,7 @@ def test_the_orchestrator_moves_a_server_there_and_back(tmp_path: Path) -> None:
         assert "migration.restore.complete" in names(f.agents["edge-2"].events)
         # nothing of the state is left lying about
         async with f.client("edge-1") as edge_1:
-            files = (await edge_1.call(COLLECT_FILES, CollectFiles(), timeout_s=2)).files
+            files = (await edge_1.call(COLLECT_FILES, CollectFiles(), timeout_s=20)).files
         decoder = msgspec.json.Decoder(Event)
         events = [decoder.decode(line) for line in files[EVENTS].splitlines()]
         assert names(events)[-1] == "server.stopped"
@@ -234,11 +234,11 @@ def test_a_failed_move_leaves_the_server_where_it_was(tmp_path: Path, edge: str,
         assert (outcome["outcome"], outcome["serves_at"]) == ("stayed", "edge-1")
         assert "this order is broken here" in outcome["error"]
         async with f.client("edge-1") as edge_1, f.client("edge-2") as edge_2:
-            status = await edge_1.call(STATUS, StatusQuery(ask_server=True), timeout_s=2)
+            status = await edge_1.call(STATUS, StatusQuery(ask_server=True), timeout_s=20)
             assert status.server["state"] == "what must survive"
-            files = (await edge_1.call(COLLECT_FILES, CollectFiles(), timeout_s=2)).files
+            files = (await edge_1.call(COLLECT_FILES, CollectFiles(), timeout_s=20)).files
             assert b"server.aborted" in files[EVENTS]
-            assert (await edge_2.call(STATUS, StatusQuery(), timeout_s=2)).service_pid is None
+            assert (await edge_2.call(STATUS, StatusQuery(), timeout_s=20)).service_pid is None
 
     go(tmp_path, story, **{edge: order})
 
@@ -266,7 +266,7 @@ def test_a_killed_source_agent_takes_its_server_along_and_the_destination_serves
         os.kill(f.agents["edge-1"].process.pid, signal.SIGKILL)
         outcome = await f.orchestrator.expect("outcome", 30)
         async with f.client("edge-2") as edge_2:
-            status = await edge_2.call(STATUS, StatusQuery(ask_server=True), timeout_s=2)
+            status = await edge_2.call(STATUS, StatusQuery(ask_server=True), timeout_s=20)
         assert (outcome["outcome"], outcome["serves_at"]) == ("moved", "edge-2"), outcome
         assert status.server["state"] == "what must survive"
         assert status.step == "moved"

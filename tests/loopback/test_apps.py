@@ -24,7 +24,7 @@ from quicferry.model import Endpoint
 from quicferry.record import ClientSummary
 from quicferry.strategies import Strategy
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 def free_port() -> int:
@@ -122,7 +122,7 @@ class Stage:
         common = {"epoch": epoch, "strategy": strategy, "server_first": server_first}
         source, destination = self.controls
         answer = await source.ask(
-            control.Prepare(destination=self.addresses[1], downtime_ms=20, deadline_s=1, **common),
+            control.Prepare(destination=self.addresses[1], downtime_ms=20, deadline_s=10, **common),
             DEADLINE_S,
         )
         assert (answer["refused"], answer["silent"]) == (0, 0)
@@ -195,11 +195,12 @@ def test_an_aborted_hand_off_goes_on_at_the_source(tmp_path: Path) -> None:
             common = {"epoch": 1, "strategy": Strategy.PROACTIVE_EXPLICIT, "server_first": False}
             source = it.controls[0]
             await source.ask(
-                control.Prepare(destination=it.addresses[1], downtime_ms=20, deadline_s=1, **common), 2.0
+                control.Prepare(destination=it.addresses[1], downtime_ms=20, deadline_s=10, **common),
+                DEADLINE_S,
             )
-            await source.ask(control.Freeze(state_path=str(tmp_path / "state"), **common), 2.0)
+            await source.ask(control.Freeze(state_path=str(tmp_path / "state"), **common), DEADLINE_S)
             await asyncio.sleep(0.2)
-            await source.ask(control.Abort(epoch=1, reason="the destination is full"), 2.0)
+            await source.ask(control.Abort(epoch=1, reason="the destination is full"), DEADLINE_S)
             await it.until(client, "client.migration.aborted")
             await it.until(client, "client.response.received")
             summary = await it.finish(client)
@@ -225,9 +226,9 @@ def test_a_client_without_the_extension_is_served_as_ever(tmp_path: Path) -> Non
                     server_first=False,
                     destination=it.addresses[1],
                     downtime_ms=20,
-                    deadline_s=1,
+                    deadline_s=10,
                 ),
-                2.0,
+                DEADLINE_S,
             )
             assert answer == {"ready": 0, "refused": 0, "unable": 1, "silent": 0}
             await it.until(client, "client.response.received")
@@ -252,7 +253,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
                 sha256="0" * 64,
             )
             with pytest.raises(MigrationError, match="damaged"):
-                await it.controls[0].ask(order, 2.0)
-            assert (await it.controls[0].ask(control.Status(), 2.0))["standby"]
+                await it.controls[0].ask(order, DEADLINE_S)
+            assert (await it.controls[0].ask(control.Status(), DEADLINE_S))["standby"]
 
     asyncio.run(play())

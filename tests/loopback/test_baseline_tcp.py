@@ -72,7 +72,7 @@ def test_a_server_that_says_nothing_is_given_up_after_the_request_time_out(tmp_p
             lost = await it.until("client.connection.lost")
             assert lost.detail["reason"] == "request-timeout"
             sent = it.seen("client.request.sent")
-            assert lost.t_ns - sent[0].t_ns > 150e6
+            assert lost.t_ns - sent[0].t_ns > 149e6
             await it.until("client.response.received", 5, server=str(it.addresses[1]))
             assert_nothing_lost(await it.finish())
             with pytest.raises(MigrationError, match="already frozen"):

@@ -142,8 +142,8 @@ def test_stamps_are_those_of_the_moment_of_sending(namespace: Namespace, tmp_pat
         if datagram.destination == "10.9.0.2:9999"
     ]
     assert len(late) == 50
-    assert sorted(late)[25] < 1_000_000  # the median is within a millisecond of the sender's own clock
-    assert min(late) > -100_000
+    assert sorted(late)[25] < 20_000_000  # the median: of the sender's own clock, not of the time of reading
+    assert min(late) > -1_000_000
     assert any(each % 1000 for each in late)  # nanoseconds, not microseconds
 
 

@@ -49,7 +49,7 @@ async def routers(*hears: int) -> list[DeafAtFirst]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - what a stand-in has heard sets no event
             await asyncio.sleep(0.005)
 
