@@ -221,6 +221,9 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     packets_undecrypted: int | None = None  # in the client's capture
     clients: int | None = None  # connections
     reconnected: int | None = None  # of these, told to connect again because they could not follow
+    # of many clients: when their paths to the destination were validated, after server.frozen, from the
+    # client's capture; median, p95, last
+    clients_validated_ms: dict[str, float] = {}
     moves: list[MoveRecord] = []  # of several in one run; then the times above are their medians
     usage: list[Usage] = []  # the same
     connection_ids: int | None = None  # the server's, of all connections, after the last move

@@ -16,6 +16,7 @@ from quicferry.analysis.move import Metrics, inter_edge_bytes, measure
 from quicferry.analysis.parts import TOLERANCE_MS, parts_ms, unexplained_ms
 from quicferry.analysis.places import Places
 from quicferry.analysis.several import add_moves, measure_all
+from quicferry.analysis.statistics import summarise
 from quicferry.capture import timeline
 from quicferry.capture.capture import read_counts
 from quicferry.capture.clock import ClockConversion, clock_warning
@@ -35,7 +36,7 @@ from quicferry.record import (
     read_manifest,
     write_json,
 )
-from quicferry.units import NS_PER_MS
+from quicferry.units import NS_PER_MS, ns_to_ms
 
 
 class Analysis(NamedTuple):
@@ -122,6 +123,8 @@ def study(run_dir: Path) -> Analysis:
                 Places.of(manifest, events),
             )
         _add_metrics(result, metrics, manifest)
+        if manifest.asked.clients > 1 and not moves:
+            result.clients_validated_ms = _clients_validated_ms(traffic.frame, metrics, manifest)
         if moves:
             add_moves(result, moves, events)
         _add_parts(result, traffic.frame, events, metrics, manifest.destination_endpoint)
@@ -275,6 +278,18 @@ def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest) -> Non
             f"the client got no useful service from {manifest.destination_endpoint or 'the new address'}",
             "the timeline shows how far the move came",
         )
+
+
+def _clients_validated_ms(traffic: pl.DataFrame, metrics: Metrics, manifest: Manifest) -> dict[str, float]:
+    """After the freeze, when the many clients could be served by the destination: see ``RunResult``."""
+    moments = timeline.paths_validated(traffic, manifest.destination_endpoint).values()
+    if metrics.frozen_ns is None or not moments:
+        return {}
+    spread = summarise([ns_to_ms(moment - metrics.frozen_ns) for moment in moments])
+    return {
+        name: round(value, 6)
+        for name, value in (("median", spread.median), ("p95", spread.p95), ("last", spread.maximum))
+    }
 
 
 def _add_parts(

@@ -80,6 +80,7 @@ def render(analyses: Sequence[Analysis]) -> str:
         version=__version__,
         succeeded=sum(result.outcome == "succeeded" for result in results),
         lost=_total_lost(results),
+        many=any((result.clients or 1) > 1 for result in results),
         rows=_summary(results),
         compared=bool(ratios),
         repeated=any(len(group) >= MANY for group in tables.cells(results).values()),
@@ -222,6 +223,7 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
             "connection overhead",
             ms(result.connection_overhead_ms) + (f" ({overhead:.2f} RTT)" if overhead is not None else ""),
         ),
+        *_describe_clients(result),
         ("RTT client to destination, on the wire", ms(result.rtt_ms)),
         ("how the RTT was measured", result.rtt_method or NOTHING),
         ("PTO when the client noticed the loss", ms(result.pto_ms)),
@@ -242,6 +244,19 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
         ("bytes checked", tables.size(result.bytes_verified)),
         ("the service's state", state),
     ]
+
+
+def _describe_clients(result: RunResult) -> list[tuple[str, str]]:
+    """Rows about many clients; none about one."""
+    if (result.clients or 1) == 1:
+        return []
+    again = f", {result.reconnected} of them connected again" if result.reconnected else ""
+    rows = [("clients", f"{result.clients}{again}")]
+    if result.clients_validated_ms:
+        spread = result.clients_validated_ms
+        words = f"{spread['median']:.1f}, {spread['p95']:.1f}, {spread['last']:.1f} ms"
+        rows.append(("their paths validated, after the freeze: median, 95 %, last", words))
+    return rows
 
 
 def describe_phases(result: RunResult) -> list[tuple[str, str, str]]:

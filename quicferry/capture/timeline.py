@@ -152,25 +152,25 @@ def first_packet_from(traffic: pl.DataFrame, server: str) -> int | None:
 
 
 class _Challenge(NamedTuple):
+    connection: int
     sent_ns: int
     answered_ns: int
 
 
 def _challenges(traffic: pl.DataFrame, server: str) -> list[_Challenge]:
     """The client's PATH_CHALLENGEs to an address that were answered from there, in order."""
-    sent: dict[str, int] = {}
+    sent: dict[str, tuple[int, int]] = {}
     answered: list[_Challenge] = []
     frames = traffic.filter(pl.col("frame").is_in(["PATH_CHALLENGE", "PATH_RESPONSE"]))
-    for row in frames.select("t_ns", "frame", "direction", "source", "destination", "data").iter_rows(
-        named=True
-    ):
+    columns = ("t_ns", "connection", "frame", "direction", "source", "destination", "data")
+    for row in frames.select(columns).iter_rows(named=True):
         to_server = row["direction"] == Direction.TO_SERVER.value
         if row["frame"] == "PATH_CHALLENGE" and to_server and row["destination"] == server:
-            sent.setdefault(row["data"], row["t_ns"])
+            sent.setdefault(row["data"], (row["connection"], row["t_ns"]))
         elif row["frame"] == "PATH_RESPONSE" and not to_server and row["source"] == server:
-            at = sent.pop(row["data"], None)
-            if at is not None:
-                answered.append(_Challenge(at, row["t_ns"]))
+            begun = sent.pop(row["data"], None)
+            if begun is not None:
+                answered.append(_Challenge(*begun, row["t_ns"]))
     return answered
 
 
@@ -178,6 +178,14 @@ def path_validated(traffic: pl.DataFrame, server: str) -> int | None:
     """When the client's first PATH_CHALLENGE to that address was answered (RFC 9000 §8.2)."""
     answered = _challenges(traffic, server)
     return answered[0].answered_ns if answered else None
+
+
+def paths_validated(traffic: pl.DataFrame, server: str) -> dict[int, int]:
+    """For each connection that validated a path to that address, when it first did."""
+    first: dict[int, int] = {}
+    for challenge in _challenges(traffic, server):
+        first.setdefault(challenge.connection, challenge.answered_ns)
+    return first
 
 
 def round_trip(traffic: pl.DataFrame, server: str, after_ns: int) -> RoundTrip | None:

@@ -44,6 +44,8 @@ def test_those_who_cannot_follow_connect_again(tmp_path: Path) -> None:
     assert (said["ready"], said["unable"], said["refused"], said["silent"]) == (9, 3, 0, 0)
     switched = {event.detail["client"] for event in events if event.name == "client.switched"}
     assert switched == set(range(4, 13))
+    validated = result["clients_validated_ms"]
+    assert result["container_downtime_ms"] < validated["median"] <= validated["p95"] <= validated["last"]
     assert not [warning for warning in result["warnings"] if "nonce" in warning]
 
 

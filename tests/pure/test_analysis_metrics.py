@@ -245,10 +245,26 @@ def test_a_path_is_validated_by_the_answer_to_its_own_challenge() -> None:
     )
     assert timeline.path_validated(traffic, "new") == 38
     assert timeline.path_validated(traffic, "dead") is None
+    assert timeline.paths_validated(traffic, "dead") == {}
     trip = timeline.round_trip(traffic, "new", 10)
     assert trip is not None
     assert (trip.median_ns, trip.samples) == (18, 1)
     assert trip.method == "PATH_CHALLENGE to PATH_RESPONSE"
+
+
+def test_each_of_many_clients_validates_its_own_path() -> None:
+    traffic = frames(
+        [
+            probe(1, "PATH_CHALLENGE", "aa", 1),
+            probe(2, "PATH_CHALLENGE", "bb", 1) | {"connection": 1},
+            probe(3, "PATH_CHALLENGE", "cc", 1) | {"connection": 2},
+            probe(10, "PATH_RESPONSE", "bb", 1) | {"connection": 1},
+            probe(11, "PATH_CHALLENGE", "dd", 2),
+            probe(20, "PATH_RESPONSE", "dd", 1),
+            probe(21, "PATH_RESPONSE", "aa", 2),
+        ]
+    )
+    assert timeline.paths_validated(traffic, "new") == {1: 10, 0: 20}
 
 
 def test_the_round_trip_leaves_out_the_delay_of_the_acknowledgement() -> None:
