@@ -12,22 +12,21 @@ from typing import NamedTuple
 import msgspec
 import polars as pl
 
-from quicferry.analysis.move import Metrics, inter_edge_bytes, measure
+from quicferry.analysis.move import Metrics, measure
 from quicferry.analysis.parts import TOLERANCE_MS, parts_ms, unexplained_ms
 from quicferry.analysis.places import Places
 from quicferry.analysis.several import add_moves, measure_all
 from quicferry.analysis.statistics import summarise
+from quicferry.analysis.verdict import check_edges, fail, judge_faults, node_of, served_by, service_port
 from quicferry.capture import timeline
-from quicferry.capture.capture import read_counts
 from quicferry.capture.clock import ClockConversion, clock_warning
 from quicferry.capture.pcap import read_datagrams
 from quicferry.capture.quic import Decryptor, TrafficTable, read_keylog
 from quicferry.capture.quic.table import SCHEMA, tabulate
-from quicferry.capture.tcp_table import SPACE, tabulate_tcp
+from quicferry.capture.tcp_table import tabulate_tcp
 from quicferry.errors import CaptureError, FerryError
 from quicferry.events import Event, read_events
 from quicferry.record import (
-    PLACE_BY_SERVER,
     ClientSummary,
     Manifest,
     MoveRecord,
@@ -36,7 +35,7 @@ from quicferry.record import (
     read_manifest,
     write_json,
 )
-from quicferry.units import NS_PER_MS, ns_to_ms
+from quicferry.units import ns_to_ms
 
 
 class Analysis(NamedTuple):
@@ -134,11 +133,11 @@ def study(run_dir: Path) -> Analysis:
             result.warnings.append(
                 f"{traffic.undecrypted} packets of the client's capture could not be decrypted"
             )
-        edges = _check_edges(paths, manifest, traffic, convert, result)
+        edges = check_edges(paths, manifest, traffic, convert, result)
         result.served_by = served_by([traffic.frame, *edges], events, manifest)
-        _judge_faults(result, manifest, events)
+        judge_faults(result, manifest, events)
     except FerryError as error:
-        _fail(result, str(error), error.hint)
+        fail(result, str(error), error.hint)
     return Analysis(manifest, result, metrics, events, packets)
 
 
@@ -169,7 +168,7 @@ def _empty_result(run_dir: Path, manifest: Manifest) -> RunResult:
         run_id=manifest.id,
     )
     if outcome == "running":
-        _fail(result, "the run was interrupted", "`quicferry clean` removes what it left behind")
+        fail(result, "the run was interrupted", "`quicferry clean` removes what it left behind")
     return result
 
 
@@ -177,9 +176,7 @@ def _events(paths: RunPaths, result: RunResult) -> list[Event]:
     try:
         return sorted(read_events(paths.events), key=lambda event: event.t_ns)
     except OSError:
-        _fail(
-            result, "the run has no events", "its processes did not come up: see logs/ in the run directory"
-        )
+        fail(result, "the run has no events", "its processes did not come up: see logs/ in the run directory")
         return []
 
 
@@ -219,21 +216,12 @@ def _clock(manifest: Manifest, events: list[Event], result: RunResult) -> ClockC
     return ClockConversion(manifest.clock, begin, end)
 
 
-def _port(manifest: Manifest) -> int | None:
-    port = manifest.source_endpoint.rpartition(":")[2]
-    return int(port) if port.isdigit() else None
-
-
-def _part(manifest: Manifest, part: str) -> str:
-    return manifest.topology.parts.get(part, part)
-
-
 def _client_traffic(paths: RunPaths, manifest: Manifest, convert: ClockConversion) -> TrafficTable:
-    capture = paths.captures / f"{_part(manifest, 'client')}.pcapng"
+    capture = paths.captures / f"{node_of(manifest, 'client')}.pcapng"
     if not capture.is_file():
         raise CaptureError(f"there is no capture {capture.name}", hint="the run ended before it began")
     keylog = read_keylog(paths.keys)
-    port = _port(manifest)
+    port = service_port(manifest)
     datagrams = read_datagrams(capture, convert.to_monotonic_ns)
     traffic = tabulate(datagrams, Decryptor(keylog), port=port)
     if port is not None and (tcp := tabulate_tcp(datagrams, keylog, port)).segments:
@@ -270,10 +258,10 @@ def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest) -> Non
     result.memory_path = metrics.memory_path
     result.phases_ms = metrics.phases_ms()
     result.moments_ms = metrics.moments_ms()
-    # a baseline may stay where it is; after a fault, ``_judge_faults`` knows where the server must be
+    # a baseline may stay where it is; after a fault, ``judge_faults`` knows where the server must be
     moved = (result.kind == "strategy" or metrics.frozen_ns is not None) and not manifest.asked.faults
     if result.outcome == "succeeded" and metrics.gap is None and moved:
-        _fail(
+        fail(
             result,
             f"the client got no useful service from {manifest.destination_endpoint or 'the new address'}",
             "the timeline shows how far the move came",
@@ -316,125 +304,3 @@ def _add_service(result: RunResult, traffic: pl.DataFrame, events: list[Event]) 
     ]
     if times:
         result.service_time_ms = round(median(times), 6)
-
-
-def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manifest) -> str | None:
-    """Who served at the end: new packets to the client after the last move had ended.
-
-    By the captures of client and edges, so that a server counts whose packets get lost on the way.
-
-    Packets that had been on their way before are left out: one round-trip time, as asked. None when
-    the run never came to a move, and where the server's address does not tell its place.
-    """
-    if manifest.place_by != PLACE_BY_SERVER:
-        return None
-    ended = max(
-        (event.t_ns for event in events if event.name in ("run.migrate.complete", "run.migrate.failed")),
-        default=None,
-    )
-    if ended is None:
-        return None
-    settled_ns = ended + round((manifest.asked.rtt_ms + manifest.asked.jitter_ms) * NS_PER_MS)
-    senders = (
-        pl.concat(captures)
-        .filter(
-            (pl.col("direction") == "to-client")
-            & (pl.col("space").eq("1-rtt") | (pl.col("space").eq(SPACE) & (pl.col("new_bytes") > 0)))
-            & (pl.col("t_ns") > settled_ns)
-            & ~pl.col("repeated")
-        )["source"]
-        .unique()
-    )
-    places = {manifest.source_endpoint: "source", manifest.destination_endpoint: "destination"}
-    found = sorted(places[sender] for sender in senders if sender in places)
-    return "both" if len(found) > 1 else (found or ["none"])[0]
-
-
-def _judge_faults(result: RunResult, manifest: Manifest, events: list[Event]) -> None:
-    """After a fault: the server at one place of the table, nothing lost, and the fault really injected."""
-    if result.served_by == "both":
-        _fail(
-            result, "two servers sent new packets after the move had ended", "see the captures of the edges"
-        )
-    if not manifest.asked.faults:
-        return
-    injected = {str(event.detail.get("fault")) for event in events if event.name == "fault.injected"}
-    for words in manifest.asked.faults:
-        name = words.partition("=")[0]
-        if name not in injected:
-            _fail(result, f"the fault {name} was never injected", "the move did not come that far")
-    if result.served_by not in manifest.fault_places:
-        _fail(
-            result,
-            f"after the fault the server is at {result.served_by}, not at "
-            + " or ".join(manifest.fault_places),
-            "see the journals and events in the run directory",
-        )
-    if result.requests_lost or not result.state_ok:
-        _fail(result, f"{result.requests_lost} requests were lost, state ok: {result.state_ok}", None)
-
-
-def _check_edges(
-    paths: RunPaths, manifest: Manifest, traffic: TrafficTable, convert: ClockConversion, result: RunResult
-) -> list[pl.DataFrame]:
-    """What only the edges saw: packets that never arrived, and the image on its way.
-
-    Returns the captures of the edges, decrypted.
-    """
-    frames: list[pl.DataFrame] = []
-    reused = _reused_nonces(traffic.frame)
-    crossed = 0
-    own = {
-        part: [address.partition("/")[0] for address in manifest.topology.addresses_of(_part(manifest, part))]
-        for part in ("source", "destination")
-        if any(node.name == _part(manifest, part) for node in manifest.topology.nodes)
-    }
-    decryptor = traffic.decryptor
-    for part in ("source", "destination"):
-        capture = paths.captures / f"{_part(manifest, part)}.pcapng"
-        if not capture.is_file():
-            result.warnings.append(f"there is no capture of the {part} edge")
-            continue
-        datagrams = read_datagrams(capture, convert.to_monotonic_ns)
-        crossed = max(crossed, inter_edge_bytes(datagrams, own.get("source", ()), own.get("destination", ())))
-        decryptor = decryptor.other_vantage()
-        seen = tabulate(datagrams, decryptor, port=_port(manifest))
-        frames.append(seen.frame)
-        reused += _reused_nonces(seen.frame)
-    if crossed:
-        result.inter_edge_bytes = crossed
-        complete = not any(_dropped(capture) for capture in paths.captures.glob("*.log"))
-        if complete and result.transferred_bytes is not None and crossed < result.transferred_bytes:
-            result.warnings.append(
-                f"{result.transferred_bytes} bytes were moved, but only {crossed} crossed the link between "
-                "the edges"
-            )
-    if reused:
-        _fail(
-            result,
-            f"{reused} packets used a key and packet number that another packet had used before",
-            "two servers held the keys at one time; do not use this build for anything but finding out why",
-        )
-    return frames
-
-
-def _dropped(log: Path) -> int:
-    """How many packets a capture lost, by its own account."""
-    counts = read_counts(log.read_text(errors="replace"))
-    return counts.dropped if counts is not None else 0
-
-
-def _reused_nonces(frame: pl.DataFrame) -> int:
-    """How many packets were sealed with a key and number that another packet had."""
-    wrong = frame.filter(pl.col("nonce_reused"))
-    return wrong.select("connection", "direction", "space", "generation", "packet_number").n_unique()
-
-
-def _fail(result: RunResult, error: str, hint: str | None) -> None:
-    """Mark the result failed; the first error stays the error, later ones become warnings."""
-    if result.error is None:
-        result.error, result.hint = error, hint
-    else:
-        result.warnings.append(error)
-    if result.outcome in ("succeeded", "running"):
-        result.outcome = "failed"

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 import topologies
-from quicferry.analysis.metrics import served_by
 from quicferry.analysis.several import grown, usage, windows
+from quicferry.analysis.verdict import served_by
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.events import Event
 from quicferry.record import Asked, Manifest, Usage

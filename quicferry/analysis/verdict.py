@@ -1,0 +1,151 @@
+"""Whether a run may be called a success: where the server was, what the edges saw, what must never happen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from quicferry.analysis.move import inter_edge_bytes
+from quicferry.capture.capture import read_counts
+from quicferry.capture.clock import ClockConversion
+from quicferry.capture.pcap import read_datagrams
+from quicferry.capture.quic import TrafficTable
+from quicferry.capture.quic.table import tabulate
+from quicferry.capture.tcp_table import SPACE
+from quicferry.events import Event
+from quicferry.record import PLACE_BY_SERVER, Manifest, RunPaths, RunResult
+from quicferry.units import NS_PER_MS
+
+
+def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manifest) -> str | None:
+    """Who served at the end: new packets to the client after the last move had ended.
+
+    By the captures of client and edges, so that a server counts whose packets get lost on the way.
+
+    Packets that had been on their way before are left out: one round-trip time, as asked. None when
+    the run never came to a move, and where the server's address does not tell its place.
+    """
+    if manifest.place_by != PLACE_BY_SERVER:
+        return None
+    ended = max(
+        (event.t_ns for event in events if event.name in ("run.migrate.complete", "run.migrate.failed")),
+        default=None,
+    )
+    if ended is None:
+        return None
+    settled_ns = ended + round((manifest.asked.rtt_ms + manifest.asked.jitter_ms) * NS_PER_MS)
+    senders = (
+        pl.concat(captures)
+        .filter(
+            (pl.col("direction") == "to-client")
+            & (pl.col("space").eq("1-rtt") | (pl.col("space").eq(SPACE) & (pl.col("new_bytes") > 0)))
+            & (pl.col("t_ns") > settled_ns)
+            & ~pl.col("repeated")
+        )["source"]
+        .unique()
+    )
+    places = {manifest.source_endpoint: "source", manifest.destination_endpoint: "destination"}
+    found = sorted(places[sender] for sender in senders if sender in places)
+    return "both" if len(found) > 1 else (found or ["none"])[0]
+
+
+def judge_faults(result: RunResult, manifest: Manifest, events: list[Event]) -> None:
+    """After a fault: the server at one place of the table, nothing lost, and the fault really injected."""
+    if result.served_by == "both":
+        fail(result, "two servers sent new packets after the move had ended", "see the captures of the edges")
+    if not manifest.asked.faults:
+        return
+    injected = {str(event.detail.get("fault")) for event in events if event.name == "fault.injected"}
+    for words in manifest.asked.faults:
+        name = words.partition("=")[0]
+        if name not in injected:
+            fail(result, f"the fault {name} was never injected", "the move did not come that far")
+    if result.served_by not in manifest.fault_places:
+        fail(
+            result,
+            f"after the fault the server is at {result.served_by}, not at "
+            + " or ".join(manifest.fault_places),
+            "see the journals and events in the run directory",
+        )
+    if result.requests_lost or not result.state_ok:
+        fail(result, f"{result.requests_lost} requests were lost, state ok: {result.state_ok}", None)
+
+
+def check_edges(
+    paths: RunPaths, manifest: Manifest, traffic: TrafficTable, convert: ClockConversion, result: RunResult
+) -> list[pl.DataFrame]:
+    """What only the edges saw: packets that never arrived, and the image on its way.
+
+    Returns the captures of the edges, decrypted.
+    """
+    frames: list[pl.DataFrame] = []
+    reused = _reused_nonces(traffic.frame)
+    crossed = 0
+    own = {
+        part: [
+            address.partition("/")[0] for address in manifest.topology.addresses_of(node_of(manifest, part))
+        ]
+        for part in ("source", "destination")
+        if any(node.name == node_of(manifest, part) for node in manifest.topology.nodes)
+    }
+    decryptor = traffic.decryptor
+    for part in ("source", "destination"):
+        capture = paths.captures / f"{node_of(manifest, part)}.pcapng"
+        if not capture.is_file():
+            result.warnings.append(f"there is no capture of the {part} edge")
+            continue
+        datagrams = read_datagrams(capture, convert.to_monotonic_ns)
+        crossed = max(crossed, inter_edge_bytes(datagrams, own.get("source", ()), own.get("destination", ())))
+        decryptor = decryptor.other_vantage()
+        seen = tabulate(datagrams, decryptor, port=service_port(manifest))
+        frames.append(seen.frame)
+        reused += _reused_nonces(seen.frame)
+    if crossed:
+        result.inter_edge_bytes = crossed
+        complete = not any(_dropped(capture) for capture in paths.captures.glob("*.log"))
+        if complete and result.transferred_bytes is not None and crossed < result.transferred_bytes:
+            result.warnings.append(
+                f"{result.transferred_bytes} bytes were moved, but only {crossed} crossed the link between "
+                "the edges"
+            )
+    if reused:
+        fail(
+            result,
+            f"{reused} packets used a key and packet number that another packet had used before",
+            "two servers held the keys at one time; do not use this build for anything but finding out why",
+        )
+    return frames
+
+
+def _dropped(log: Path) -> int:
+    """How many packets a capture lost, by its own account."""
+    counts = read_counts(log.read_text(errors="replace"))
+    return counts.dropped if counts is not None else 0
+
+
+def _reused_nonces(frame: pl.DataFrame) -> int:
+    """How many packets were sealed with a key and number that another packet had."""
+    wrong = frame.filter(pl.col("nonce_reused"))
+    return wrong.select("connection", "direction", "space", "generation", "packet_number").n_unique()
+
+
+def fail(result: RunResult, error: str, hint: str | None) -> None:
+    """Mark the result failed; the first error stays the error, later ones become warnings."""
+    if result.error is None:
+        result.error, result.hint = error, hint
+    else:
+        result.warnings.append(error)
+    if result.outcome in ("succeeded", "running"):
+        result.outcome = "failed"
+
+
+def service_port(manifest: Manifest) -> int | None:
+    """The port at which the service is offered, at whichever edge; None when the run never came to one."""
+    port = manifest.source_endpoint.rpartition(":")[2]
+    return int(port) if port.isdigit() else None
+
+
+def node_of(manifest: Manifest, part: str) -> str:
+    """The node that plays a part: client, source, destination."""
+    return manifest.topology.parts.get(part, part)
