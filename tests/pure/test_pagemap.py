@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quicferry.errors import MigrationError
 from quicferry.migration.criu_image import Kind, Manifest, Unpacker, record
-from quicferry.migration.engines.criu_copy import (
+from quicferry.migration.engines.rounds import (
     FEW_PAGES,
     MAX_ROUNDS,
     plan_of,

@@ -41,7 +41,7 @@ from quicferry.migration.engines.base import (
     TunnelOver,
 )
 from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, TakesRounds
-from quicferry.migration.engines.criu_copy import why_stop
+from quicferry.migration.engines.rounds import why_stop
 from quicferry.migration.pagemap import decode
 from quicferry.migration.tunnel import Tunnel, tell_over
 
