@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 from quicferry.errors import MigrationError
@@ -123,7 +123,7 @@ class Edge:
             ),
         )
 
-    async def ask(self, timeout_s: float = 20.0) -> dict | None:
+    async def ask(self, timeout_s: float = 60.0) -> dict | None:
         """What the service on this host says of itself; None when it is silent."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes] = loop.create_future()
@@ -148,8 +148,20 @@ class Edge:
 
     async def start_server(self, *arguments: str) -> int:
         pid = await self.container.start([sys.executable, str(SERVER), *arguments])
-        assert await self.ask(20.0) is not None, self.container.path(self.container.log_path(pid)).read_text()
+        assert await self.ask() is not None, self.container.path(self.container.log_path(pid)).read_text()
         return pid
+
+    def details(self, phase: str) -> list[dict]:
+        """What the engine here has said of each phase of that name that it has completed."""
+        return [event.detail for event in self.seen if event.name == f"{phase}.complete"]
+
+    def files(self) -> list[str]:
+        """What the engine keeps here."""
+        return [str(path) for path in self.container.path("/run/state").rglob("*")]
+
+    def running(self) -> list[list[str]]:
+        """The programs that run here, as their command lines."""
+        return [process.argv for process in self.container.processes()]
 
 
 @contextlib.asynccontextmanager
@@ -201,3 +213,63 @@ async def settle(move: MoveOrder, source: Edge) -> dict:
         drained = await asyncio.wait_for(source.engine.drain_source(move), 30)
     await source.engine.give_up_source(move)
     return drained
+
+
+async def whole_move(epoch: int, source: Edge, destination: Edge) -> dict:
+    move = order(epoch, source, destination)
+    await carry(move, source, destination)
+    return await settle(move, source)
+
+
+async def hops(source: Edge, destination: Edge, moves: int) -> dict:
+    """There and back, again and again; see ``criu_scripts.check_hops``."""
+    a, b = source, destination
+    seen, drained = [await a.ask()], []
+    for epoch in range(1, moves + 1):
+        drained.append(await whole_move(epoch, a, b))
+        seen.append(await b.ask())
+        a, b = b, a
+    await asyncio.sleep(0.3)  # the destination need not wait until its images are gone
+    return {
+        "seen": seen,
+        "drained": drained,
+        "processes": {edge.name: len(edge.running()) for edge in (a, b)},
+        "files": b.files(),
+        "rounds": a.details("migration.precopy.round") + b.details("migration.precopy.round"),
+        "taken": a.details("migration.checkpoint") + b.details("migration.checkpoint"),
+        "restored": a.details("migration.restore") + b.details("migration.restore"),
+    }
+
+
+async def broken_off(move: MoveOrder, source: Edge, destination: Edge, chunks: Iterable[bytes]) -> str:
+    """A transfer that ends after these chunks, and the way back. What the destination said of it."""
+
+    async def stream():
+        for chunk in chunks:
+            yield chunk
+
+    try:
+        await destination.engine.restore(move, stream())
+    except MigrationError as error:
+        said = str(error)
+    else:
+        raise AssertionError("half a transfer made a server")
+    await destination.engine.abandon_destination(move, "cut off")
+    await source.engine.resume_source(move, "cut off")
+    return said
+
+
+async def end_in_doubt(move: MoveOrder, source: Edge, destination: Edge) -> dict:
+    """The rest of a move whose memory may never come: ``error`` says why it has not.
+
+    ``after`` is what the server says then at the destination; ``stopped``: it did not go on at the source.
+    """
+    pid = source.container.service_pid
+    drained = error = None
+    try:
+        drained = await asyncio.wait_for(source.engine.drain_source(move), move.deadlines.pages_s)
+    except (MigrationError, TimeoutError) as failure:
+        error = str(failure)
+    stopped = source.container.is_stopped(pid)
+    await source.engine.give_up_source(move)
+    return {"drained": drained, "error": error, "stopped": stopped, "after": await destination.ask(2.0)}

@@ -2,23 +2,9 @@
 
 import pytest
 
-from tests.e2e.support import in_private_root
+from tests.e2e.criu_scripts import SQUAT, check_hops, check_way_back, played
 
 pytestmark = pytest.mark.needs("criu")
-
-PRELUDE = """
-import asyncio, os, signal, time
-from pathlib import Path
-from quicferry.errors import MigrationError
-from tests.e2e.criu_support import *
-"""
-
-
-def played(script, tmp_path, timeout_s=60.0):
-    """Run the coroutine ``play`` of the script in a private root; what it returned."""
-    return in_private_root(
-        PRELUDE + script + "\nreport(asyncio.run(play()))\n", tmp_path, timeout_s=timeout_s
-    )
 
 
 def test_the_server_lives_on_at_the_other_host(tmp_path):
@@ -40,7 +26,7 @@ async def play():
         return dict(
             pid=pid, before=before, after=after, later=later, resumed=resumed, frozen_silent=frozen_silent,
             now_ns=time.monotonic_ns(), log=log, service_pid=b.container.service_pid,
-            left=[p.argv for p in a.container.processes()],
+            left=a.running(),
             states=[p.state for p in b.container.processes()],
             events=[(e.vantage, e.name, e.t_ns) for e in a.seen + b.seen], details=b.seen[-1].detail,
         )
@@ -77,29 +63,14 @@ def test_five_hops_back_and_forth(tmp_path):
 async def play():
     async with edges("edge-1", "edge-2") as (a, b):
         await a.start_server("2")
-        seen = [await a.ask()]
-        for epoch in range(1, 6):
-            move = order(epoch, a, b)
-            await carry(move, a, b)
-            await a.engine.give_up_source(move)
-            seen.append(await b.ask())
-            a, b = b, a
-        images = [p.name for p in b.container.path("/run/state").glob("*/*")]
-        processes = {edge.name: len(edge.container.processes()) for edge in (a, b)}
-        return dict(seen=seen, processes=processes, at=a.name, images=images)
+        return await hops(a, b, 5)
 """,
         tmp_path,
     )
-    assert [answer["requests"] for answer in got["seen"]] == [2, 3, 4, 5, 6, 7]
+    check_hops(got, 5)
     assert len({answer["sha256"] for answer in got["seen"]}) == 1
-    assert got["at"] == "edge-2"
-    assert got["processes"] == {"edge-1": 0, "edge-2": 1}
-    assert got["images"] == [], "images are not kept after a move"
 
 
-SQUAT = """
-SQUAT = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 4433)); time.sleep(60)"
-"""
 FAILED_RESTORE = (
     SQUAT
     + """
@@ -121,15 +92,12 @@ async def play():
         KILL_SOURCE
         answer = await a.engine.resume_source(move, "the destination failed")
         again = await a.engine.resume_source(move, "the destination failed")
-        after = await a.ask()
+        back = await a.ask()
         await b.container.stop_service()
         # and the next try works
-        move = order(2, a, b)
-        await carry(move, a, b)
-        await a.engine.give_up_source(move)
-        moved = await b.ask()
-        return dict(before=before, after=after, said=said, moved=moved, same=answer == again, pid=pid,
-            b=[p.argv for p in b.container.processes()], failed=[e.name for e in b.seen])
+        await whole_move(2, a, b)
+        return dict(before=before, back=back, said=said, moved=await b.ask(), same=answer == again,
+            b=b.running(), failed=[e.name for e in b.seen])
 """
 )
 
@@ -140,11 +108,8 @@ def test_a_failed_restore_leads_back_to_the_source(tmp_path, source_died):
     got = played(FAILED_RESTORE.replace("KILL_SOURCE", kill), tmp_path)
     assert "Address already in use" in got["said"][0]
     assert "another process holds the port" in got["said"][1]
-    assert got["after"]["requests"] == got["before"]["requests"] + 1
-    assert got["after"]["orders"] == ["Freeze", "Abort"]
+    check_way_back(got)
     assert got["same"], "a repeated order is answered again, not obeyed again"
-    assert got["moved"]["sha256"] == got["before"]["sha256"]
-    assert got["moved"]["orders"] == ["Freeze", "Abort", "Freeze", "Resume"]
     assert got["failed"][:2] == ["migration.restore.started", "migration.restore.failed"]
     assert len(got["b"]) == 1, "the squatter and what was half restored are gone"
 
@@ -161,23 +126,14 @@ async def play():
         first = await anext(stream)
         await asyncio.sleep(0.5)  # the network stalls until no more can be packed in advance
         await asyncio.wait_for(stream.aclose(), 30)
-
-        async def broken():
-            yield first
-        try:
-            await b.engine.restore(move, broken())
-        except MigrationError as error:
-            said = str(error)
-        await b.engine.abandon_destination(move, "cut off")
-        await a.engine.resume_source(move, "cut off")
-        return dict(said=said, after=await a.ask(), b=len(b.container.processes()),
-            files=[str(p) for p in b.container.path("/run/state").rglob("*")])
+        said = await broken_off(move, a, b, [first])
+        return dict(said=said, after=await a.ask(), left=b.running() + b.files())
 """,
         tmp_path,
     )
     assert "cut off" in got["said"]
     assert got["after"]["orders"] == ["Freeze", "Abort"]
-    assert (got["b"], got["files"]) == (0, [])
+    assert got["left"] == []
 
 
 def test_what_cannot_be_dumped_is_said_and_goes_on_serving(tmp_path):
@@ -214,7 +170,7 @@ async def play():
             await carry(move, a, b)
         except MigrationError as error:
             said = str(error)
-        left = [p.argv for p in b.container.processes()]
+        left = b.running()
         await a.engine.resume_source(move, "late")
         return dict(said=said, left=left, after=await a.ask())
 """,
@@ -244,7 +200,7 @@ async def play():
         restoring.cancel()
         await b.engine.abandon_destination(move, "called off")
         outcome = (await asyncio.gather(restoring, return_exceptions=True))[0]
-        left = [p.argv for p in b.container.processes()]
+        left = b.running()
         await a.engine.resume_source(move, "called off")
         return dict(left=left, after=await a.ask(), outcome=type(outcome).__name__)
 """,
@@ -288,9 +244,8 @@ async def play():
     ids=["loopback-down", "broken-program"],
 )
 def test_what_cannot_work_is_said_when_the_move_is_prepared(tmp_path, program, network, said, meaning):
-    got = in_private_root(
-        PRELUDE
-        + """
+    got = played(
+        """
 from quicferry.migration.criu import Criu, find_criu
 async def play():
     async with await Container.create("edge-1", enter=ARGUMENTS["network"]) as box:
@@ -299,7 +254,6 @@ async def play():
             await Criu(box, program).warm_up(Path("/run/images"))
         except MigrationError as error:
             return [str(error), error.hint]
-report(asyncio.run(play()))
 """,
         tmp_path,
         arguments={"program": program, "network": network},

@@ -2,24 +2,11 @@
 
 import pytest
 
-from tests.e2e.support import in_private_root
+from tests.e2e.criu_scripts import check_hops, check_way_back, played
 
-PRELUDE = """
-import asyncio, os, signal, time
-from pathlib import Path
-from quicferry.errors import MigrationError
-from tests.e2e.criu_support import *
-"""
 ENGINES = ["criu-pre-copy", "criu-post-copy", "criu-hybrid"]
 
 pytestmark = pytest.mark.needs("criu", "criu-lazy-pages")
-
-
-def played(script, tmp_path, **words):
-    """Run the coroutine ``play`` of the script in a private root; what it returned."""
-    for word, value in words.items():
-        script = script.replace(word, value)
-    return in_private_root(PRELUDE + script + "\nreport(asyncio.run(play()))\n", tmp_path, timeout_s=60)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -29,30 +16,13 @@ def test_memory_is_whole_after_several_hops(tmp_path, engine):
 async def play():
     async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
         await a.start_server("50")
-        seen, drained = [await a.ask()], []
-        for epoch in range(1, 5):
-            move = order(epoch, a, b)
-            await carry(move, a, b)
-            drained.append(await settle(move, a))
-            seen.append(await b.ask(30.0))
-            a, b = b, a
-        await asyncio.sleep(0.3)
-        images = [str(p) for p in b.container.path("/run/state").rglob("*")]
-        processes = {edge.name: len(edge.container.processes()) for edge in (a, b)}
-        rounds = [e.detail for e in a.seen + b.seen if e.name == "migration.precopy.round.complete"]
-        restored = [e.detail for e in a.seen + b.seen if e.name == "migration.restore.complete"]
-        return dict(seen=seen, processes=processes, at=a.name, images=images, drained=drained,
-            rounds=rounds, restored=restored)
+        return await hops(a, b, 4)
 """,
         tmp_path,
         ENGINE=engine,
     )
-    assert [answer["requests"] for answer in got["seen"]] == [2, 3, 4, 5, 6]
+    check_hops(got, 4)
     assert len({answer["sha256"] for answer in got["seen"]}) == 1
-    assert got["seen"][-1]["orders"] == ["Freeze", "Resume"] * 4
-    assert got["at"] == "edge-1"
-    assert got["processes"] == {"edge-1": 1, "edge-2": 0}
-    assert got["images"] == [], "images are not kept after a move"
     pages = [drained["pages"] for drained in got["drained"]]
     first_rounds = [detail["pages"] for detail in got["rounds"] if detail["round"] == 1]
     if engine == "criu-post-copy":
@@ -79,7 +49,7 @@ async def play():
         before = await a.ask()
         move = order(1, a, b)
         await carry(move, a, b)
-        after = await b.ask(20.0)
+        after = await b.ask()
         await settle(move, a)
         await asyncio.sleep(0.2)
         return dict(before=before, after=after, later=await b.ask())
@@ -104,13 +74,13 @@ async def play():
         b.engine._can_restore_lazily = False
         await b.engine.restore(move, a.engine.checkpoint(move))
         await settle(move, a)
-        return dict(before=before, after=await b.ask(), details=b.seen[-1].detail)
+        return dict(before=before, after=await b.ask(), restored=b.details("migration.restore")[0])
 """,
         tmp_path,
     )
     assert got["after"]["sha256"] == got["before"]["sha256"]
-    assert got["details"]["lazily"] is False
-    assert got["details"]["criu"]["pages_restored"] > 20 * 256
+    assert got["restored"]["lazily"] is False
+    assert got["restored"]["criu"]["pages_restored"] > 20 * 256
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -126,28 +96,16 @@ async def play():
         stream = a.engine.checkpoint(move)
         first = await anext(stream)
         await stream.aclose()
-
-        async def broken():
-            yield first[: len(first) // 2]
-        try:
-            await b.engine.restore(move, broken())
-        except MigrationError as error:
-            said = str(error)
-        await b.engine.abandon_destination(move, "cut off")
-        await a.engine.resume_source(move, "cut off")
+        said = await broken_off(move, a, b, [first[: len(first) // 2]])
         back = await a.ask()
-        move = order(2, a, b)
-        await carry(move, a, b)
-        await settle(move, a)
-        return dict(said=said, before=before, back=back, moved=await b.ask(20.0))
+        await whole_move(2, a, b)
+        return dict(said=said, before=before, back=back, moved=await b.ask())
 """,
         tmp_path,
         ENGINE=engine,
     )
     assert "cut off" in got["said"]
-    assert got["back"]["orders"] == ["Freeze", "Abort"]
-    assert got["moved"]["orders"] == ["Freeze", "Abort", "Freeze", "Resume"]
-    assert got["moved"]["sha256"] == got["before"]["sha256"]
+    check_way_back(got)
 
 
 CUT = """
@@ -160,28 +118,21 @@ async def play():
         PageStream.broken = True
         await asyncio.sleep(0.3)
         PageStream.broken = MENDED
-        try:
-            drained = await asyncio.wait_for(a.engine.drain_source(move), PATIENCE)
-        except (MigrationError, TimeoutError) as error:
-            drained = None
-        await a.engine.give_up_source(move)
-        after = await b.ask(2.0)
-        await asyncio.sleep(5.5 if drained is None else 0)
-        return dict(before=before, after=after, drained=drained, streams=PageStream.opened,
-            left=[p.state for p in b.container.processes()])
+        end = await end_in_doubt(move, a, b)
+        await asyncio.sleep(5.5 if end["drained"] is None else 0)
+        return dict(end, before=before, streams=PageStream.opened, left=b.running())
 """
-DEADLINES = "from quicferry.migration.engines.base import Deadlines\n"
 
 
 def test_a_link_that_comes_back_is_waited_for(tmp_path):
-    got = played(DEADLINES + CUT, tmp_path, PATIENCE="20.0", MENDED="False")
+    got = played(CUT, tmp_path, PATIENCE="20.0", MENDED="False")
     assert got["streams"] >= 2
     assert got["drained"]["pages"] > 50 * 256
     assert got["after"]["sha256"] == got["before"]["sha256"]
 
 
 def test_a_link_that_does_not_come_back_loses_the_service_and_nothing_pretends(tmp_path):
-    got = played(DEADLINES + CUT, tmp_path, PATIENCE="1.0", MENDED="True")
+    got = played(CUT, tmp_path, PATIENCE="1.0", MENDED="True")
     assert got["drained"] is None
     assert got["after"] is None, "a server that lacks memory does not answer with zeros in its place"
     assert got["left"] == [], "and it is ended"
@@ -196,16 +147,12 @@ async def play():
     async with edges("edge-1", "edge-2", engine="criu-pre-copy") as (a, b):
         await a.start_server("50")
         before = await a.ask()
-        move = order(1, a, b)
-        await carry(move, a, b)
-        await settle(move, a)
+        await whole_move(1, a, b)
         unsettled = not b.container.settling.done()
         # at once back, by another engine
         for edge in (a, b):
             edge.engine = create("criu-cold", edge.engine._context)
-        move = order(2, b, a)
-        await carry(move, b, a)
-        await settle(move, b)
+        await whole_move(2, b, a)
         return dict(before=before, after=await a.ask(), unsettled=unsettled)
 """,
         tmp_path,

@@ -1,16 +1,12 @@
 """Pre-copy, post-copy and hybrid by CRIU's own machinery. Rounds need a kernel that tracks written pages."""
 
+from functools import partial
+
 import pytest
 
-from tests.e2e.support import in_private_root
+from tests.e2e import criu_scripts
+from tests.e2e.criu_scripts import check_hops, check_way_back
 
-PRELUDE = """
-import asyncio, os, signal, sys, time
-from pathlib import Path
-from quicferry.errors import MigrationError
-from quicferry.migration.engines.base import Deadlines
-from tests.e2e.criu_support import *
-"""
 TRACKS = pytest.mark.needs("criu-tracking")
 ENGINES = [
     "criu-post-copy/criu",
@@ -21,11 +17,8 @@ ENGINES = [
 pytestmark = pytest.mark.needs("criu", "criu-lazy-pages", "criu-page-server")
 
 
-def played(script, tmp_path, **words):
-    """Run the coroutine ``play`` of the script in a private root; what it returned."""
-    for word, value in words.items():
-        script = script.replace(word, value)
-    return in_private_root(PRELUDE + script + "\nreport(asyncio.run(play()))\n", tmp_path, timeout_s=600)
+#: A machine whose kernel tracks written pages may be an emulated one, and slow.
+played = partial(criu_scripts.played, timeout_s=600)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -35,31 +28,14 @@ def test_memory_is_whole_after_there_and_back(tmp_path, engine):
 async def play():
     async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
         await a.start_server("50", "writes")
-        seen, drained = [], []
-        for epoch in range(1, 3):
-            seen.append(await a.ask(60.0))
-            move = order(epoch, a, b)
-            await carry(move, a, b)
-            drained.append(await settle(move, a))
-            seen.append(await b.ask(60.0))
-            a, b = b, a
-        await asyncio.sleep(0.3)
-        images = [str(p) for p in b.container.path("/run/state").rglob("*")]
-        processes = {edge.name: len(edge.container.processes()) for edge in (a, b)}
-        details = lambda name: [e.detail for e in a.seen + b.seen if e.name == name]
-        return dict(seen=seen, processes=processes, at=a.name, images=images, drained=drained,
-            rounds=details("migration.precopy.round.complete"),
-            taken=details("migration.checkpoint.complete"))
+        return await hops(a, b, 2)
 """,
         tmp_path,
         ENGINE=engine,
     )
-    assert [answer["requests"] for answer in got["seen"]] == [2, 3, 4, 5]
+    check_hops(got, 2)
     written = [answer["written"] for answer in got["seen"]]
     assert written == sorted(written)
-    assert got["seen"][-1]["orders"] == ["Freeze", "Resume"] * 2
-    assert got["processes"] == {"edge-1": 1, "edge-2": 0}
-    assert got["images"] == [], "images are not kept after a move"
     pages = [drained["pages"] for drained in got["drained"]]
     first_rounds = [detail["pages"] for detail in got["rounds"] if detail["round"] == 1]
     if engine.startswith("criu-post-copy"):
@@ -80,11 +56,9 @@ def test_memory_is_the_same_afterwards(tmp_path, engine):
 async def play():
     async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
         await a.start_server("20")
-        before = await a.ask(60.0)
-        move = order(1, a, b)
-        await carry(move, a, b)
-        await settle(move, a)
-        return dict(before=before, after=await b.ask(60.0))
+        before = await a.ask()
+        await whole_move(1, a, b)
+        return dict(before=before, after=await b.ask())
 """,
         tmp_path,
         ENGINE=engine,
@@ -100,54 +74,34 @@ def test_a_move_that_is_called_off_leads_back_to_the_source(tmp_path, engine):
 async def play():
     async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
         await a.start_server("20")
-        before = await a.ask(60.0)
+        before = await a.ask()
         move = order(1, a, b)
         await prepare(move, a, b)
         chunks = [chunk async for chunk in a.engine.checkpoint(move)]
-
-        async def broken():
-            for chunk in chunks[:-1]:
-                yield chunk
-        try:
-            await b.engine.restore(move, broken())
-        except MigrationError as error:
-            said = str(error)
-        await b.engine.abandon_destination(move, "cut off")
-        await a.engine.resume_source(move, "cut off")
-        back = await a.ask(60.0)
-        left = [p.argv for p in a.container.processes() if "criu" in " ".join(p.argv[:1])]
-        move = order(2, a, b)
-        await carry(move, a, b)
-        await settle(move, a)
-        return dict(said=said, before=before, back=back, left=left, moved=await b.ask(60.0))
+        said = await broken_off(move, a, b, chunks[:-1])
+        back = await a.ask()
+        left = [argv for argv in a.running() if "criu" in " ".join(argv[:1])]
+        await whole_move(2, a, b)
+        return dict(said=said, before=before, back=back, left=left, moved=await b.ask())
 """,
         tmp_path,
         ENGINE=engine,
     )
     assert "cut off" in got["said"]
     assert got["left"] == [], "CRIU's page server has gone"
-    assert got["back"]["orders"] == ["Freeze", "Abort"]
-    assert got["moved"]["orders"] == ["Freeze", "Abort", "Freeze", "Resume"]
-    assert got["moved"]["sha256"] == got["before"]["sha256"]
+    check_way_back(got)
 
 
 DISTURBED = """
 async def play():
     async with edges("edge-1", "edge-2", engine="criu-post-copy/criu") as (a, b):
         await a.start_server("50")
-        before = await a.ask(60.0)
+        before = await a.ask()
         move = order(1, a, b, deadlines=Deadlines(pages_s=PATIENCE, restore_s=30.0))
         await carry(move, a, b)
         DISTURBANCE
-        try:
-            drained = await asyncio.wait_for(a.engine.drain_source(move), PATIENCE)
-        except (MigrationError, TimeoutError) as error:
-            drained = str(error)
-        stopped = a.container.is_stopped(before["pid"])
-        await a.engine.give_up_source(move)
-        after = await b.ask(2.0)
-        return dict(before=before, after=after, drained=drained, streams=TunnelStream.opened,
-            stopped=stopped, left=[p.state for p in b.container.processes()])
+        end = await end_in_doubt(move, a, b)
+        return dict(end, before=before, streams=TunnelStream.opened, left=b.running())
 """
 CUT_AND_MENDED = """
         TunnelStream.broken = True
@@ -165,7 +119,7 @@ def test_a_link_that_comes_back_is_waited_for(tmp_path):
 
 def test_without_the_page_server_the_service_is_lost_and_nothing_pretends(tmp_path):
     got = played(DISTURBED, tmp_path, DISTURBANCE="await a.engine._server.kill()", PATIENCE="20.0")
-    assert "criu lazy-pages failed" in got["drained"]
+    assert "criu lazy-pages failed" in got["error"]
     assert got["stopped"], "the source does not serve again: clients have seen what happened since"
     assert got["after"] is None, "a server that lacks memory does not answer with zeros in its place"
     assert got["left"] == [], "and it is ended"
@@ -175,7 +129,7 @@ def test_without_the_daemon_the_service_is_lost_and_nothing_pretends(tmp_path):
     got = played(
         DISTURBED, tmp_path, DISTURBANCE="os.kill(b.engine._daemon.pid, signal.SIGKILL)", PATIENCE="20.0"
     )
-    assert "criu lazy-pages failed" in got["drained"]
+    assert "criu lazy-pages failed" in got["error"]
     assert got["after"] is None
     assert got["left"] == []
 
@@ -199,7 +153,7 @@ async def play():
         await asyncio.sleep(0.5)
         after = await b.ask(1.0)
         b.engine._guards.clear()
-        return dict(after=after, states=states, left=[p.state for p in b.container.processes()])
+        return dict(after=after, states=states, left=b.running())
 """,
         tmp_path,
     )

@@ -8,17 +8,10 @@ from pathlib import Path
 import pytest
 
 from quicferry.process import run
-from tests.e2e.support import in_private_root
-from tests.e2e.test_criu_cold import PRELUDE, SQUAT
+from tests.e2e.criu_scripts import SQUAT, check_way_back, played
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.needs("oci")
-
-
-def played(script, tmp_path, arguments=None):
-    return in_private_root(
-        PRELUDE + script + "\nreport(asyncio.run(play()))\n", tmp_path, arguments=arguments
-    )
 
 
 def cgroups_made():
@@ -53,17 +46,15 @@ async def play():
         await a.engine.give_up_source(move)
         await a.engine.give_up_source(move)
         there, second = await b.ask(), seen(b.container, b.container.service_pid)
-        left = [p.argv for p in a.container.processes()]
-        move = order(2, b, a)
-        await carry(move, b, a)
-        await b.engine.give_up_source(move)
+        left = a.running()
+        await whole_move(2, b, a)
         back = await a.ask()
         return dict(
             before=before, first=first, there=there, second=second, back=back, silent=silent, stopped=stopped,
-            left=[left, [p.argv for p in b.container.processes()]], resumed=resumed, now=time.monotonic_ns(),
-            images=[str(p) for e in (a, b) for p in e.container.path("/run/state").rglob("*.img")],
+            left=[left, b.running()], resumed=resumed, now=time.monotonic_ns(),
+            images=[name for name in a.files() + b.files() if name.endswith(".img")],
             log=a.container.path(a.container.log_path(0)).read_text(),
-            detail=next(e.detail for e in a.seen if e.name == "migration.checkpoint.complete"),
+            detail=a.details("migration.checkpoint")[0],
         )
 """,
         tmp_path,
@@ -109,27 +100,21 @@ async def play():
             await a.container.stop(pid, grace_s=0)
         answer = await a.engine.resume_source(move, "the destination failed")
         again = await a.engine.resume_source(move, "the destination failed")
-        after = await a.ask()
+        back = await a.ask()
         squatter.kill()
         squatter.wait()
         # and the next try works
-        move = order(2, a, b)
-        await carry(move, a, b)
-        await a.engine.give_up_source(move)
-        moved = await b.ask()
-        return dict(before=before, after=after, said=said, moved=moved, same=answer == again)
+        await whole_move(2, a, b)
+        return dict(before=before, back=back, said=said, moved=await b.ask(), same=answer == again)
 """
-        + f"import subprocess\n{SQUAT}",
+        + SQUAT,
         tmp_path,
         arguments=source_died,
     )
     assert "runc restore failed" in got["said"][0]
     assert "another process holds the port" in got["said"][1]
-    assert got["after"]["requests"] == got["before"]["requests"] + 1
-    assert got["after"]["orders"] == ["Freeze", "Abort"]
+    check_way_back(got)
     assert got["same"], "a repeated order is answered again, not obeyed again"
-    assert got["moved"]["sha256"] == got["before"]["sha256"]
-    assert got["moved"]["orders"] == ["Freeze", "Abort", "Freeze", "Resume"]
 
 
 @pytest.mark.parametrize("late", [True, False], ids=["past-its-lease", "called-off"])
@@ -148,7 +133,7 @@ async def play():
             restoring.cancel()
         await b.engine.abandon_destination(move, "too late")
         outcome = (await asyncio.gather(restoring, return_exceptions=True))[0]
-        left = [p.argv for p in b.container.processes()]
+        left = b.running()
         await a.engine.resume_source(move, "too late")
         return dict(left=left, after=await a.ask(), outcome=type(outcome).__name__)
 """,
@@ -161,9 +146,8 @@ async def play():
 
 
 def test_a_container_outlives_its_agent_and_nothing_outlives_the_end(tmp_path):
-    got = in_private_root(
-        PRELUDE
-        + """
+    got = played(
+        """
 from quicferry.migration.oci_container import OciContainer
 RECORD = Path(ARGUMENTS)
 FIRST_AGENT = '''
@@ -198,7 +182,6 @@ async def play():
     await asyncio.sleep(0.2)
     left = [str(p) for p in Path("/proc").glob("[0-9]*/cmdline") if b"sleep" in p.read_bytes()]
     return dict(found=found, said=said, same=same, running=running, left=left, record=RECORD.exists())
-report(asyncio.run(play()))
 """,
         tmp_path,
         arguments=str(tmp_path / "record"),
