@@ -1,6 +1,6 @@
 """Reading QUIC from a capture: the run's own, independent decryption.
 
-``keys`` derives packet protection from the NSS key log, ``frames`` takes payloads apart,
+``keys`` derives packet protection from the NSS key log, ``headers`` and ``frames`` take packets apart,
 ``decrypt`` follows connections through connection IDs, addresses and key updates, ``table`` makes
 a data frame of it. Nothing here uses the QUIC stack that sent the packets: a mistake of that stack
 must not be able to hide itself.

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from quicferry.capture.quic.frames import Frame, parse_frames
+from quicferry.capture.quic.headers import Space, long_header
 from quicferry.capture.quic.keys import (
     INITIAL_SUITE,
     SUITES,
     VERSION_1,
-    VERSION_2,
     KeyLog,
     PacketProtection,
     initial_secrets,
@@ -33,20 +33,6 @@ class Direction(enum.StrEnum):
     TO_CLIENT = "to-client"
 
 
-class Space(enum.StrEnum):
-    """The kind of a packet; apart from 0-RTT, its packet number space too."""
-
-    INITIAL = "initial"
-    ZERO_RTT = "0-rtt"
-    HANDSHAKE = "handshake"
-    RETRY = "retry"
-    ONE_RTT = "1-rtt"
-
-
-_LONG_TYPES = {
-    VERSION_1: (Space.INITIAL, Space.ZERO_RTT, Space.HANDSHAKE, Space.RETRY),  # RFC 9000 §17.2
-    VERSION_2: (Space.RETRY, Space.INITIAL, Space.ZERO_RTT, Space.HANDSHAKE),  # RFC 9369 §3.2
-}
 #: (space, direction) -> label in the key log
 _LABELS = {
     (Space.HANDSHAKE, Direction.TO_SERVER): "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
@@ -172,11 +158,11 @@ class Decryptor:
             if not datagram[at] & 0x80:
                 yield self._short(t_ns, source, destination, datagram[at:])
                 return
-            parsed = _long_header(datagram, at)
-            if parsed is None:
+            header = long_header(datagram, at)
+            if header is None:
                 self.undecrypted += 1
                 return
-            version, space, dcid, scid, number_offset, end = parsed
+            version, space, dcid, scid, number_offset, end = header
             packet = datagram[at:end]
             yield self._long(
                 t_ns, source, destination, packet, version, space, dcid, scid, number_offset - at
@@ -459,36 +445,3 @@ class Decryptor:
 
 def _opposite(direction: Direction) -> Direction:
     return Direction.TO_CLIENT if direction is Direction.TO_SERVER else Direction.TO_SERVER
-
-
-def _long_header(data: bytes, at: int) -> tuple[int, Space, bytes, bytes, int, int] | None:
-    """Version, kind, both IDs, where the packet number begins and where the packet ends.
-
-    None for what is no packet of a known version (RFC 9000 §17.2).
-    """
-    try:
-        version = int.from_bytes(data[at + 1 : at + 5], "big")
-        types = _LONG_TYPES.get(version)
-        if types is None or not data[at] & 0x40:
-            return None
-        space = types[(data[at] >> 4) & 3]
-        cursor = at + 6 + data[at + 5]
-        dcid = data[at + 6 : cursor]
-        scid = data[cursor + 1 : cursor + 1 + data[cursor]]
-        cursor += 1 + data[cursor]
-        if space is Space.RETRY:
-            return version, space, dcid, scid, cursor, len(data)
-        if space is Space.INITIAL:
-            token_bytes, cursor = _varint(data, cursor)
-            cursor += token_bytes
-        length, cursor = _varint(data, cursor)
-    except IndexError:
-        return None
-    end = cursor + length
-    return (version, space, dcid, scid, cursor, end) if end <= len(data) else None
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    length = 1 << (data[at] >> 6)
-    value = int.from_bytes(data[at : at + length], "big") & ((1 << (8 * length - 2)) - 1)
-    return value, at + length
