@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from apps.cast import Agent, Credentials, LoadClient, Orchestra, Replies, client_config, moved, order_move
+from apps.cast import Credentials
 from apps.config import SERVER_NAME
+from apps.load_client import LoadClient, client_config
+from apps.players import Agent, Orchestra, moved, order_move
+from apps.replies import Replies
 from baselines.addresses import first_hops
 from baselines.cast import UNANNOUNCED, ClientConfigMaker
 from baselines.ip_move.router import RouterConfig
