@@ -220,7 +220,10 @@ class _Stream:
 
 
 class LocalPages:
-    """The memory of a process as rounds left it here: incremental images, the newest counts."""
+    """The memory of a process as rounds left it here: incremental images, the newest counts.
+
+    The images are mapped until ``close``.
+    """
 
     def __init__(self, rounds: Sequence[Path], pid: int, pages: Pages) -> None:
         """``rounds``: the image directories, the oldest first; ``pages``: those that are wanted of them."""
@@ -261,6 +264,10 @@ class LocalPages:
         if len(left):
             raise MigrationError(f"no round has {len(left)} pages from {left[0]:#x} on")
         return found
+
+    def close(self) -> None:
+        """Let go of the images: each is a descriptor, and one that was removed keeps its room until then."""
+        self._images.clear()
 
 
 class PageSink:
@@ -457,6 +464,8 @@ class PageSink:
             task.cancel()
         await asyncio.wait([self._fetching, self._filling, *self._asking])
         await self._faults.close()
+        for pages in self._local.values():
+            pages.close()
         if self._stream is not None:
             self._stream.cancel()
 

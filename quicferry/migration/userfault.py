@@ -393,6 +393,7 @@ class UserFaults:
             await asyncio.wait([self._greeting])
         for target in list(self._targets):
             self._leave(target)
+        self._kept.clear()
         if not self.over.done():
             self.over.cancel()
         self._trail.close()

@@ -12,10 +12,13 @@ import pytest
 
 from quicferry.errors import MigrationError
 from quicferry.migration import lazy_pages, unfinished
+from quicferry.migration.criu_image import Unpacker
 from quicferry.migration.engines.base import PageRun, PagesDone, ToPageSource, WantAll
-from quicferry.migration.lazy_pages import PageSink, PageSource, say_farewell
+from quicferry.migration.engines.rounds import round_records
+from quicferry.migration.lazy_pages import LocalPages, PageSink, PageSource, say_farewell
 from quicferry.migration.mishaps import DamagingSender
 from quicferry.migration.pagemap import PAGE_BYTES
+from quicferry.migration.process_memory import Reading, Snapshot
 from quicferry.migration.unfinished import Unfinished
 from quicferry.migration.userfault import FORK, MESSAGE, PAGEFAULT, REMAP, REMOVE, UNMAP, Target, Trail
 
@@ -137,6 +140,40 @@ def test_a_silent_way_is_left_for_the_other(tmp_path: Path, monkeypatch: pytest.
     asyncio.run(play())
     assert [detour for detour, _ in opened] == [False, True]
     assert opened[0][1].cancelled
+
+
+def test_images_of_rounds_are_let_go_when_all_is_in_place(tmp_path: Path) -> None:
+    pages = np.arange(100, 164)
+    unpacker = Unpacker(tmp_path, tmp_path)
+    data = np.zeros((len(pages), PAGE_BYTES), np.uint8)
+    for piece in round_records(0, 7, Reading(pages, Snapshot(pages, data))):
+        unpacker.feed(piece)
+
+    def held() -> list[str]:
+        open_files = [
+            str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()
+        ]
+        return [name for name in open_files if str(tmp_path) in name]
+
+    async def play() -> tuple[int, int]:
+        sink = PageSink(
+            1,
+            tmp_path,
+            {},
+            {7: LocalPages([tmp_path / "round-0"], 7, pages)},
+            lambda detour: Stream(silent=True),
+            lambda pid, descriptor: None,
+            Trail(tmp_path / "trail"),
+            [],
+        )
+        await sink.serving()
+        await asyncio.wait_for(sink.placed(), 30)
+        before = len(held())
+        await sink.close()
+        return before, len(held())
+
+    # not when the garbage collector comes by: engines keep a sink until the next move
+    assert asyncio.run(play()) == (2, 0)
 
 
 async def of(*requests: ToPageSource) -> AsyncIterator[ToPageSource]:
