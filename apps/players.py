@@ -5,6 +5,7 @@ Writes their configurations, starts them, and gives them their commands.
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ SERVER_LOGS = "/run/service-*.log"  # what a server wrote to stderr
 SERVER_FENCE = "/run/server.fence"
 MOVE_S = 480.0  # longer than all deadlines of a move together
 ASK_S = 40.0
+#: For an agent's environment: one heap for all its threads. glibc gives each thread one of its own, which
+#: keeps about the most that a move took; threads take turns, until each has it (docs/orchestration.md).
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 
 
 class Agent:
@@ -79,7 +83,8 @@ class Agent:
     def start(self) -> None:
         config = self._context.write_config(self.life.name(self.name), self._config())
         argv = self._context.module("apps.agent", config)
-        self.program = self._context.start(self.life.name(self.name), self.edge, argv, self.replies.line)
+        name, env = self.life.name(self.name), {**os.environ, **ONE_HEAP}
+        self.program = self._context.start(name, self.edge, argv, self.replies.line, env)
 
     def wait_ready(self, timeout_s: float) -> None:
         assert self.program is not None
