@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.soak import MOST_CONNECTION_IDS
 from quicferry import process
 from quicferry.record import read_manifest
 
@@ -40,7 +41,7 @@ def assert_sound(result: dict[str, Any], count: int) -> None:
     assert result["served_by"] == "source"  # an even number of moves
     assert not [warning for warning in result["warnings"] if "grew" in warning or "nonce" in warning]
     assert {usage["process"] for usage in result["usage"]} >= {"client", "server", "agent-edge-1"}
-    assert result["connection_ids"] <= 8  # what aioquic allows at a time
+    assert result["connection_ids"] <= MOST_CONNECTION_IDS
 
 
 @pytest.mark.needs("mininet", "tcpdump", "tshark")
