@@ -27,7 +27,7 @@ from quicferry.model import NodeKind, Topology
 from quicferry.process import Popen, TimeoutExpired
 
 BUFFER_MIB = 32
-READY_S = 10.0
+READY_S = 30.0
 LINGER_S = 0.6  # dumpcap's read timeout is 0.25 s; see the measurement above
 STOP_S = 10.0
 POLL_S = 0.003

@@ -17,7 +17,7 @@ from quicferry.model import Link, Node, NodeKind, Topology
 from quicferry.probe import Probe
 from quicferry.process import DEVNULL, TimeoutExpired
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0  # an emulated processor needs 40 s
 
 #: Two hosts, a bridge, a router: one of each kind.
 SMALLEST = Topology(

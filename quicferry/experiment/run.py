@@ -24,7 +24,7 @@ from quicferry.migration.oci_probes import engine_versions
 from quicferry.model import LinkReading
 from quicferry.record import Clock, Manifest, RunPaths, write_json
 
-READY_S = 30.0
+READY_S = 60.0
 BETWEEN_MOVES_S = 1.1  # a client takes no two announcements within a second
 PACKAGES = ("aioquic", "mininet", "cryptography", "grpcio", "pyroute2", "scapy", "polars", "msgspec")
 

@@ -41,7 +41,7 @@ _FLAG_REMOTE_KEY = 2
 NAMED_DIRECTORY = Path("/var/cache/bind")
 _ZONE = "edge.test."
 _KEY = "probe."
-_NAMED_READY_S = 10.0
+_NAMED_READY_S = 30.0
 
 
 def _inside(name: str) -> str:

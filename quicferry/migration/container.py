@@ -30,7 +30,7 @@ from quicferry.migration import container_init
 from quicferry.migration.readable import until_readable
 
 INIT = Path(container_init.__file__)
-READY_S = 10.0  # an idle machine needs 0.03 s
+READY_S = 30.0  # an idle machine needs 0.03 s
 #: Service PIDs are 10 000 + 1 000 times the edge's number: no two edges of one run choose the same.
 PIDS_PER_EDGE = 1_000
 FIRST_SERVICE_PID = 10_000

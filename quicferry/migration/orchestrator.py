@@ -41,7 +41,7 @@ from quicferry.migration.rpc import RpcClient, TooLate, Unreachable
 from quicferry.migration.states import ORCHESTRATOR, Machine, Signal, Step
 from quicferry.model import Endpoint
 
-CONNECT_S = 10.0
+CONNECT_S = 25.0
 ASK_S = 1.0
 START_S = 30.0
 STOP_S = 5.0
