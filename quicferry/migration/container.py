@@ -21,12 +21,13 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import msgspec
 
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration import container_init
+from quicferry.migration.inside import Inside, only_child
 from quicferry.migration.readable import until_readable
 
 INIT = Path(container_init.__file__)
@@ -38,23 +39,6 @@ FIRST_SERVICE_PID = 10_000
 PIDS_PER_SERVICE = 50
 MOUNT_RUN = "mount -t tmpfs -o mode=0755 tmpfs /run"
 MAX_KEPT = 16  # descriptors that init keeps
-
-
-class Completed(NamedTuple):
-    """What a program that ran in the container left behind. A negative status is the signal that ended it."""
-
-    argv: list[str]
-    status: int
-    stdout: str
-    stderr: str
-
-
-class ProcessInside(NamedTuple):
-    """A process in the container: its PID there, its state letter (``T`` stopped, ``Z`` zombie) and argv."""
-
-    pid: int
-    state: str
-    argv: list[str]
 
 
 def first_pid_of(edge: str) -> int:
@@ -80,7 +64,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     next_pid: int
 
 
-class Container:
+class Container(Inside):
     """One container. ``container = await Container.create("edge-1")`` … ``await container.close()``.
 
     Also an asynchronous context manager. Not for use by several event loops.
@@ -97,9 +81,8 @@ class Container:
         channel: Channel,
         record: Path | None = None,
     ) -> None:
-        self.edge = edge
+        super().__init__(edge, init_pid)
         self._parent = parent  # None: an agent before this one made the container
-        self._init_pid = init_pid
         self._requests, self._answers = channel
         self._record = record
         self._name = ""  # of init's socket
@@ -110,7 +93,6 @@ class Container:
         #: ends when the service has all its memory; an engine that moves it on must wait for that
         self.settling: asyncio.Task[None] | None = None
         self._next_pid = first_pid_of(edge)
-        self._left_to_itself: set[asyncio.Task[int]] = set()
         self._lock = asyncio.Lock()
 
     @classmethod
@@ -205,30 +187,11 @@ class Container:
         await self.close()
 
     @property
-    def init_pid(self) -> int:
-        """PID of the container's init, seen from the agent."""
-        return self._init_pid
-
-    @property
     def service_pid(self) -> int | None:
         """PID of the server's process inside the container; None while none runs."""
         if self._service_pid is not None and not self.is_alive(self._service_pid):
             self._service_pid = None
         return self._service_pid
-
-    def path(self, inside: str) -> Path:
-        """The agent's path to a file of the container: ``/proc/<init>/root`` + ``inside``."""
-        return Path(f"/proc/{self._init_pid}/root{inside}")
-
-    def outside_pid(self, pid: int) -> int | None:
-        """The PID by which this agent knows a process of the container; None when it is gone."""
-        children = Path(f"/proc/{self._init_pid}/task/{self._init_pid}/children").read_text()
-        for child in children.split():
-            with contextlib.suppress(OSError):  # it ended while we looked
-                status = Path(f"/proc/{child}/status").read_text()
-                if re.search(rf"^NSpid:.*\s{pid}$", status, re.MULTILINE):
-                    return int(child)
-        return None
 
     def log_path(self, pid: int) -> str:
         """Where, inside the container, stdout and stderr of the service with that PID go."""
@@ -315,50 +278,6 @@ class Container:
             await asyncio.sleep(0.002)
         return True
 
-    def _state(self, pid: int) -> str | None:
-        """The state letter of a process inside; None when it is gone."""
-        try:
-            stat = self.path(f"/proc/{pid}/stat").read_text()
-        except OSError:
-            return None
-        return stat.rpartition(")")[2].split()[0]
-
-    def is_alive(self, pid: int) -> bool:
-        """Whether there is such a process inside; a zombie counts, as it holds its PID."""
-        return self._state(pid) is not None
-
-    def is_stopped(self, pid: int) -> bool:
-        """Whether the process is there and stopped by a signal."""
-        return self._state(pid) == "T"
-
-    def processes(self) -> list[ProcessInside]:
-        """All processes inside but init, by PID."""
-        found = []
-        for entry in self.path("/proc").iterdir():
-            if entry.name.isdigit() and entry.name != "1":
-                state = self._state(int(entry.name))
-                with contextlib.suppress(OSError):  # it ended while we looked
-                    argv = (entry / "cmdline").read_text().split("\0")[:-1]
-                    if state is not None:
-                        found.append(ProcessInside(int(entry.name), state, argv))
-        return sorted(found)
-
-    def open_files(self, pid: int, under: str = "/run/") -> list[str]:
-        """Regular files under that directory which a process inside holds open: paths inside, sorted."""
-        found = set()
-        for entry in self.path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):  # it was closed while we looked
-                target = str(entry.readlink())
-                if target.startswith(under) and self.path(target).is_file():
-                    found.add(target)
-        return sorted(found)
-
-    def command(self, argv: Sequence[str]) -> list[str]:
-        """The argument vector that runs ``argv`` inside this container's namespaces."""
-        enter = ["nsenter", "-t", str(self._init_pid), "-n", "-m", "-p", "--"]
-        # nsenter has a child in the namespace: killing the one must not leave the other running
-        return [*enter, "setpriv", "--pdeathsig", "KILL", *argv]
-
     @property
     def outlives_agent(self) -> bool:
         """Whether the container, its processes and what it keeps survive an agent that is killed."""
@@ -381,62 +300,6 @@ class Container:
         """Have init close all that it keeps."""
         if self.outlives_agent:
             await self._ask(do="drop")
-
-    async def begin(
-        self, argv: Sequence[str], *, descriptors: Sequence[int] = ()
-    ) -> asyncio.subprocess.Process:
-        """Start a program inside that runs on beside this. Its output is nobody's; killed, it is gone.
-
-        The process that is returned is one outside, the program its only child.
-        """
-        return await asyncio.create_subprocess_exec(
-            *self.command(argv),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            pass_fds=descriptors,
-        )
-
-    async def run(
-        self,
-        argv: Sequence[str],
-        *,
-        timeout_s: float = 60.0,
-        descriptors: Sequence[int] = (),
-        let_go_on: bool = False,
-    ) -> Completed:
-        """Run a program inside to its end. Raises ``MigrationError`` when that takes longer.
-
-        One that takes longer is killed, or with ``let_go_on`` left to itself.
-        It has ``descriptors`` of this process under the same numbers. Output goes through pipes that
-        are read to their end, so a daemon that keeps them open would be waited for: redirect it inside.
-        """
-        words = self.command(argv)
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=descriptors,
-        )
-        try:
-            stdout, stderr = await asyncio.wait_for(process.communicate(), timeout_s)
-        except TimeoutError as error:
-            raise MigrationError(f"{argv[0]} on {self.edge} still ran after {timeout_s} s") from error
-        finally:
-            if process.returncode is None and let_go_on:
-                # it ends when it ends; a process object that nobody holds would take it along
-                task = asyncio.create_task(process.wait())
-                self._left_to_itself.add(task)
-                task.add_done_callback(self._left_to_itself.discard)
-            elif process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        return Completed(
-            list(argv), process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace")
-        )
 
     async def close(self) -> None:
         """End everything in the container and the container; may be called again."""
@@ -478,8 +341,3 @@ async def _what_is_kept(connection: socket.socket) -> list[tuple[int, int]]:
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)  # recv_fds of Python 3.11 forgets its flags
     return list(zip(json.loads(line or b"{}").get("pids", []), descriptors, strict=False))
-
-
-def only_child(pid: int) -> int:
-    """The PID of the one child that a process with one thread has."""
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())

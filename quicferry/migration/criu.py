@@ -15,7 +15,7 @@ import struct
 from pathlib import Path
 
 from quicferry.errors import MigrationError, Unsupported
-from quicferry.migration.container import Completed, Container
+from quicferry.migration.container import Container
 from quicferry.migration.criu_image import (
     LEFT_BEHIND,
     DumpStats,
@@ -23,6 +23,7 @@ from quicferry.migration.criu_image import (
     read_dump_stats,
     read_restore_stats,
 )
+from quicferry.migration.inside import Completed
 
 CHECKOUT = Path(__file__).parents[2]
 SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin")  # root's, not in every PATH

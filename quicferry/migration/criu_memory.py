@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 from quicferry.errors import MigrationError
 from quicferry.migration import pipe_filter
-from quicferry.migration.container import Completed, Container, only_child
+from quicferry.migration.container import Container
 from quicferry.migration.criu import Criu, explain, log_text
 from quicferry.migration.criu_image import DumpStats, read_dump_stats
+from quicferry.migration.inside import Completed, only_child
 from quicferry.migration.readable import until_readable
 
 #: What ``criu check`` calls a kernel that knows which pages were written (soft-dirty).

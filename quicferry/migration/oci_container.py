@@ -28,7 +28,8 @@ import msgspec
 
 from quicferry.errors import MigrationError
 from quicferry.migration import oci
-from quicferry.migration.container import MOUNT_RUN, Completed, Container
+from quicferry.migration.container import MOUNT_RUN, Container
+from quicferry.migration.inside import Completed
 
 START_S = 20.0
 DELETE_S = 10.0

@@ -7,8 +7,9 @@ import pytest
 
 from quicferry.errors import Unsupported
 from quicferry.migration import container_init
-from quicferry.migration.container import PIDS_PER_EDGE, Completed, first_pid_of
+from quicferry.migration.container import PIDS_PER_EDGE, first_pid_of
 from quicferry.migration.criu import explain, find_criu
+from quicferry.migration.inside import Completed
 
 
 def failed(log: str, stderr: str = "") -> tuple[str, str]:

@@ -8,9 +8,9 @@ import pytest
 
 from quicferry.errors import InvalidInput, MigrationError, Unsupported
 from quicferry.experiment.launch import needed_probes
-from quicferry.migration.container import Completed
 from quicferry.migration.criu import CHECKOUT, explain
 from quicferry.migration.engines.base import ENGINES, runs_in_oci
+from quicferry.migration.inside import Completed
 from quicferry.migration.oci import SYSTEM, criu_config, find_runc, root_files, spec
 from quicferry.migration.oci_container import last_words
 from quicferry.record import Asked

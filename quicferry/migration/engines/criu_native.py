@@ -28,7 +28,6 @@ from typing import Any
 import msgspec
 
 from quicferry.errors import MigrationError, Unsupported
-from quicferry.migration.container import Completed
 from quicferry.migration.criu import LAZY_FEATURE, explain, log_text
 from quicferry.migration.criu_image import LEFT_BEHIND, DumpStats, Kind, Manifest, record
 from quicferry.migration.criu_memory import GUARD_OVER, Helper, MemoryCriu, guard, userfaultfds_of
@@ -42,6 +41,7 @@ from quicferry.migration.engines.base import (
 )
 from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, TakesRounds
 from quicferry.migration.engines.rounds import why_stop
+from quicferry.migration.inside import Completed
 from quicferry.migration.pagemap import decode
 from quicferry.migration.tunnel import Tunnel, tell_over
 
