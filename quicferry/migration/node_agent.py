@@ -323,6 +323,7 @@ class NodeAgent:
             peer = kind(self._identity, name, self.config.peers[name], self.config.detours.get(name))
             if isinstance(peer, DamagingClient):
                 peer.damage = damage
+            peer.connect()
             self._peers[name] = peer
         return self._peers[name]
 

@@ -36,6 +36,12 @@ class PeerClient(RpcClient):
         """The address on the link between the edges, and that of the detour."""
         return [self.endpoint] if self.detour is None else [self.endpoint, self.detour.endpoint]
 
+    def connect(self) -> None:
+        """Begin to connect by both ways: the detour is for when time matters most."""
+        super().connect()
+        if self.detour is not None:
+            self.detour.connect()
+
     async def call(self, method: Unary[Q, A], request: Q, *, timeout_s: float, wait: bool = False) -> A:
         """As ``RpcClient.call``, by both ways if need be."""
         direct = asyncio.ensure_future(super().call(method, request, timeout_s=timeout_s, wait=wait))

@@ -265,7 +265,7 @@ class DuplexCall(Generic[Q, A]):
 
 
 class RpcClient:
-    """A channel to one party, checked against its name. Open it before time matters."""
+    """A channel to one party, checked against its name. ``connect`` before time matters."""
 
     def __init__(self, identity: Identity, peer: str, endpoint: Endpoint) -> None:
         self.peer = peer
@@ -291,6 +291,10 @@ class RpcClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def connect(self) -> None:
+        """Begin to connect: else gRPC does so with the first call. What comes of it, a call will tell."""
+        self._channel.get_state(try_to_connect=True)
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until the connection stands. Raises ``Unreachable``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from quicferry.errors import InvalidInput, MigrationError
 from quicferry.events import EventLog
+from quicferry.migration.certificates import Authority
 from quicferry.migration.mishaps import Mishaps
 from quicferry.migration.orchestrator import MoveCommand, Orchestrator, OrchestratorConfig
 from quicferry.migration.orders import STATUS, Outcome, StatusQuery
@@ -204,6 +206,23 @@ def test_a_question_takes_the_detour_when_the_link_is_cut(tmp_path: Path) -> Non
         await client.close()
 
     go(tmp_path, story)
+
+
+def test_both_ways_to_a_peer_are_opened_before_they_are_needed() -> None:
+    """Else an agent has one descriptor more from the first call on that is late, and that call waits."""
+
+    async def story(direct: socket.socket, detour: socket.socket) -> None:
+        ways = [Endpoint(*way.getsockname()) for way in (direct, detour)]
+        client = PeerClient(Authority().issue("edge-1"), "edge-2", *ways)
+        client.connect()
+        for way in (direct, detour):
+            way.setblocking(False)
+            connection, _ = await asyncio.wait_for(asyncio.get_running_loop().sock_accept(way), 30)
+            connection.close()
+        await client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as direct, socket.create_server(("127.0.0.1", 0)) as detour:
+        asyncio.run(story(direct, detour))
 
 
 def test_one_changed_byte_is_noticed(tmp_path: Path) -> None:
