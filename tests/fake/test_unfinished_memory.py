@@ -13,7 +13,7 @@ import pytest
 from quicferry.errors import MigrationError
 from quicferry.migration import lazy_pages, unfinished
 from quicferry.migration.criu_image import Unpacker
-from quicferry.migration.engines.base import PageRun, PagesDone, ToPageSource, WantAll
+from quicferry.migration.engines.base import GotPages, PageRun, PagesDone, ToPageSource, WantAll
 from quicferry.migration.engines.rounds import round_records
 from quicferry.migration.lazy_pages import LocalPages, PageSink, PageSource, say_farewell
 from quicferry.migration.mishaps import DamagingSender
@@ -104,6 +104,9 @@ class Stream:
                 await self._answers.put(PageRun(pid=pid, first=first, count=count, data=data, sha256=digest))
         elif isinstance(message, PagesDone):
             await self._answers.put(lazy_pages.FAREWELL)
+
+    def answer(self, run: PageRun) -> None:
+        self._answers.put_nowait(run)
 
     async def read(self) -> PageRun:
         return await self._answers.get()
@@ -203,6 +206,81 @@ def test_the_farewell_waits_until_the_memory_is_given_up() -> None:
         return [before, len(sent)]
 
     assert asyncio.run(play()) == [0, 2]
+
+
+def contents(first: int, count: int) -> bytes:
+    return b"".join(page.to_bytes(2, "big") * (PAGE_BYTES // 2) for page in range(first, first + count))
+
+
+def test_short_runs_share_a_message_and_each_page_comes_once() -> None:
+    # every second page, then a long run
+    wanted = [*((7, page, 1) for page in range(0, 200, 2)), (7, 1000, 300)]
+
+    async def play() -> list[PageRun]:
+        sent: list[PageRun] = []
+        heard: asyncio.Queue[ToPageSource] = asyncio.Queue()
+
+        async def send(run: PageRun) -> None:
+            sent.append(run)
+            await heard.put(GotPages(run.pages) if run.pages else PagesDone())
+
+        async def requests() -> AsyncIterator[ToPageSource]:
+            yield WantAll(epoch=1, runs=wanted)
+            while sum(run.pages for run in sent) < 400:
+                yield await heard.get()
+            yield PagesDone()
+            await asyncio.Event().wait()
+
+        source = PageSource(lambda pid, first, count: contents(first, count), "none")
+        serving = asyncio.create_task(source.serve(requests(), send))
+        await asyncio.wait_for(source.done(), 30)
+        source.abort()
+        await asyncio.wait_for(serving, 30)
+        assert source.sent_pages == 400
+        return sent[:-1]  # the last is the farewell
+
+    sent = asyncio.run(play())
+    assert len(sent) == 4
+    found = [page for run in sent for first, count in run.runs for page in range(first, first + count)]
+    assert sorted(found) == [*range(0, 200, 2), *range(1000, 1300)]
+    for run in sent:
+        assert run.pages <= lazy_pages.BATCH_PAGES
+        assert run.data == b"".join(contents(*each) for each in run.runs)
+
+
+def test_what_shares_a_message_arrives_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived: dict[int, bytes] = {}
+    all_there = asyncio.Event()
+
+    def take(self: object, pid: int, first: int, data: bytes) -> None:
+        for number in range(len(data) // PAGE_BYTES):
+            arrived[first + number] = data[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
+        if len(arrived) == 3:
+            all_there.set()
+
+    monkeypatch.setattr(lazy_pages.UserFaults, "arrived", take)
+
+    async def play() -> None:
+        stream = Stream(silent=True)
+        data = contents(3, 2) + contents(9, 1)
+        stream.answer(
+            PageRun(pid=7, first=3, count=2, data=data, sha256=hashlib.sha256(data).digest(), more=[(9, 1)])
+        )
+        sink = PageSink(
+            1,
+            tmp_path,
+            {7: np.array([3, 4, 9])},
+            {},
+            lambda detour: stream,
+            lambda pid, descriptor: None,
+            Trail(tmp_path / "trail"),
+            [],
+        )
+        await all_there.wait()
+        await sink.close()
+
+    asyncio.run(asyncio.wait_for(play(), 30))
+    assert arrived == {page: contents(page, 1) for page in (3, 4, 9)}
 
 
 def test_one_run_of_pages_is_damaged() -> None:

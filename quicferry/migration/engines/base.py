@@ -70,7 +70,10 @@ class PagesDone(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
 
 
 class PageRun(msgspec.Struct, frozen=True, kw_only=True):
-    """Neighbouring pages and the digest of what they hold. ``packed``: ``data`` is a zstd frame."""
+    """Neighbouring pages and the digest of what they hold. ``packed``: ``data`` is a zstd frame.
+
+    ``more``: further runs (first page number, number of pages) whose contents follow in ``data``.
+    """
 
     pid: int
     first: int
@@ -78,6 +81,17 @@ class PageRun(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
     sha256: bytes
     packed: bool = False
+    more: list[tuple[int, int]] = []
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """All of its runs."""
+        return [(self.first, self.count), *self.more]
+
+    @property
+    def pages(self) -> int:
+        """How many pages it brings."""
+        return sum(count for _, count in self.runs)
 
 
 ToPageSource = WantAll | WantNow | GotPages | PagesDone

@@ -192,6 +192,8 @@ class CopySource(CriuEngine):
         """The pages that the last image holds, sorted, from the dump and from the stopped process."""
         present = pagemap.present
         raw = np.fromfile(pages_file, np.uint8).reshape(-1, PAGE_BYTES)
+        if not len(plan.fetched) and len(plan.dumped) == len(present):
+            return Snapshot(present, raw)  # post-copy: no copy is needed
         dumped = raw[np.searchsorted(present, plan.dumped)]
         pages = np.concatenate((plan.dumped, plan.fetched))
         fetched = self._memory_of(owner).read(plan.fetched)
