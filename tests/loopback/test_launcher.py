@@ -24,6 +24,12 @@ def test_through_a_chain_of_links_with_no_path_from_another_folder(tmp_path):
     assert done.stdout == f"quicferry {__version__}\n"
 
 
+def test_from_the_folder_of_another_checkout_its_own_code_runs(tmp_path):
+    (tmp_path / "cli").mkdir()
+    (tmp_path / "cli" / "__init__.py").write_text("raise SystemExit('another checkout')\n")
+    assert run([LAUNCHER, "--version"], cwd=tmp_path).stdout == f"quicferry {__version__}\n"
+
+
 def test_a_checkout_that_is_not_set_up(tmp_path):
     (tmp_path / "bin").mkdir()
     copy = shutil.copy(LAUNCHER, tmp_path / "bin")
