@@ -31,18 +31,24 @@ class SomeFailed(FerryError):
 
 def show(results: Sequence[RunResult], report: Path | None, figures: Path | None = None) -> None:
     """The table of all cells, why some are not there, and page and figures if they were asked for."""
-    from quicferry.analysis.report import write_report
     from quicferry.analysis.tables import comparison_table
 
     stdout_console().print(comparison_table(results))
     for reason in sorted({why_not(result) for result in results if result.outcome == "unsupported"}):
         say(reason)
+    write(results, report, figures)
+
+
+def write(results: Sequence[RunResult], report: Path | None, figures: Path | None) -> None:
+    """Page and figures over these runs, if they were asked for."""
     directories = [Path(result.run_dir) for result in results if result.run_dir]
     if figures is not None and directories:
         from quicferry.analysis.figures import save_comparison
 
         say("figures: " + ", ".join(str(path) for path in save_comparison(directories, figures)))
-    if report is not None:
+    if report is not None and directories:
+        from quicferry.analysis.report import write_report
+
         write_report(directories, report)
         say(f"report: {report}")
 
@@ -129,7 +135,8 @@ def raise_for(results: Sequence[RunResult]) -> None:
     "--figures",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    help="Draw bars with intervals and the delivery gaps here.  [default: figures/ beside the runs]",
+    help="Draw bars with intervals and the delivery gaps here.  [default: figures/ beside the runs; with "
+    "--json none]",
 )
 @axis_options
 @json_option
@@ -175,10 +182,8 @@ def compare(
                 print_json(failure(asked, error))
             error.already_printed = True
         raise
-    if not as_json:
+    if as_json:
+        write(results, report, figures)
+    else:
         show(results, report, figures or RunStore(runs_root).root / "figures")
-    elif report is not None:
-        from quicferry.analysis.report import write_report
-
-        write_report([Path(result.run_dir) for result in results if result.run_dir], report)
     raise_for(results)

@@ -137,6 +137,7 @@ def test_compare_prints_one_object_per_line_and_a_page(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = quicferry(
         *("compare", "--json", "--runs", str(tmp_path / "runs"), "--report", str(page)),
+        *("--figures", str(tmp_path / "figures")),
         *("--strategy", "symmetric", "--strategy", "pool", "--engine", "handoff", "--after-s", "0.5"),
     )
     assert done.status == 0, done.stderr
@@ -145,6 +146,8 @@ def test_compare_prints_one_object_per_line_and_a_page(tmp_path: Path) -> None:
     text = page.read_text()
     assert not re.search(r"(src|href)=[\"']?(https?:)?//|url\(http|@import|<script", text)
     assert text.count("data:image/") + text.count("<svg") >= 2
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"service-migration-time.svg", "delivery-gaps.png"} <= drawn
     listed = quicferry("runs", "list", "--json", "--runs", str(tmp_path / "runs"))
     assert {json.loads(line)["run_dir"] for line in listed.stdout.splitlines()} == {
         result["run_dir"] for result in results
