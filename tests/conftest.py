@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from quicferry.experiment.preflight import probes
 from quicferry.probe import ProbeResult
@@ -25,6 +26,12 @@ LAYERS = {
     "e2e": "real runs in an emulated network, as root",
 }
 IMPLIED_NEEDS = {"e2e": ("root",)}
+
+# how quick an example is says something of the machine only
+settings.register_profile(
+    "quicferry", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("quicferry")
 
 _TESTS = Path(__file__).parent
 _answers: dict[str, ProbeResult] = {}

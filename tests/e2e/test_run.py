@@ -53,7 +53,10 @@ def assert_sound(result: dict[str, Any]) -> None:
     assert result["bytes_verified"] > 0
     assert result["requests_sent"] > 50
     assert result["transferred_bytes"] > 0
-    assert result["service_migration_time_ms"] >= result["container_downtime_ms"] > 0
+    # what was sent directly before the freeze is still on its way, for half a round trip or more
+    assert result["service_migration_time_ms"] > result["container_downtime_ms"] - result["rtt_asked_ms"]
+    assert result["service_migration_time_ms"] > 0
+    assert result["container_downtime_ms"] > 0
     assert result["connection_overhead_ms"] > 0
     assert not [w for w in result["warnings"] if "nonce" in w], result["warnings"]
 

@@ -43,7 +43,7 @@ def test_what_is_whole_is_accepted() -> None:
 
 
 @given(st.integers(min_value=0), st.integers(min_value=0, max_value=7))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_flipped_bit_is_found(place: int, bit: int) -> None:
     data = bytearray(moved())
     data[place % len(data)] ^= 1 << bit
@@ -56,7 +56,7 @@ def test_any_flipped_bit_is_found(place: int, bit: int) -> None:
 
 
 @given(st.integers(min_value=1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_cut_and_any_appendix_is_found(amount: int) -> None:
     data = moved()
     with pytest.raises(MigrationError):
@@ -66,7 +66,7 @@ def test_any_cut_and_any_appendix_is_found(amount: int) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_other_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(MigrationError):
         restore(data)

@@ -5,7 +5,7 @@ import contextlib
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from quicferry.errors import MigrationError
@@ -109,7 +109,6 @@ def contents(pages, seed):
     return rows
 
 
-@settings(deadline=None)  # it writes files, and the machine may be busy
 @given(st.lists(st.tuples(page_sets, page_sets), min_size=1, max_size=4))
 def test_rounds_add_up_to_the_memory(tmp_path_factory, rounds):
     images = tmp_path_factory.mktemp("images")
