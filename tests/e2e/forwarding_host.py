@@ -12,12 +12,16 @@ import sys
 import time
 from typing import Any
 
+from quicferry.migration import forwarding
 from quicferry.migration.forwarding import Forwarder
 from quicferry.migration.port_unreachable import hold_back_port_unreachable
 from quicferry.migration.waiting_room import WaitingRoom
 from quicferry.model import Endpoint
+from quicferry.units import NS_PER_MS
 
 PORT = 4433
+# a busy machine looks like one that does not look back far enough
+forwarding.LOOK_BACK_NS = 500 * NS_PER_MS
 
 
 class Source:
