@@ -34,7 +34,7 @@ def show(results: Sequence[RunResult], report: Path | None, figures: Path | None
     from quicferry.analysis.tables import comparison_table
 
     stdout_console().print(comparison_table(results))
-    for reason in sorted({why_not(result) for result in results if result.outcome == "unsupported"}):
+    for reason in reasons(results):
         say(reason)
     write(results, report, figures)
 
@@ -49,8 +49,13 @@ def write(results: Sequence[RunResult], report: Path | None, figures: Path | Non
     if report is not None and directories:
         from quicferry.analysis.report import write_report
 
-        write_report(directories, report)
+        write_report(directories, report, reasons(results))
         say(f"report: {report}")
+
+
+def reasons(results: Sequence[RunResult]) -> list[str]:
+    """Why some of what was asked for cannot be had here, a line each."""
+    return sorted({why_not(result) for result in results if result.outcome == "unsupported"})
 
 
 def why_not(result: RunResult) -> str:

@@ -50,11 +50,14 @@ PART_TITLES = {
 }
 
 
-def write_report(run_dirs: Sequence[Path], path: Path) -> None:
-    """Write the page over these runs. Raises ``StoreError`` when there is none, or one is unreadable."""
+def write_report(run_dirs: Sequence[Path], path: Path, missing: Sequence[str] = ()) -> None:
+    """Write the page over these runs. Raises ``StoreError`` when there is none, or one is unreadable.
+
+    ``missing``: what was asked for and cannot be had here, with the reason, a line each.
+    """
     if not run_dirs:
         raise StoreError("no runs to report on", hint="`quicferry runs list` shows what there is")
-    page = render([study(run_dir) for run_dir in run_dirs])
+    page = render([study(run_dir) for run_dir in run_dirs], missing)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -64,8 +67,8 @@ def write_report(run_dirs: Sequence[Path], path: Path) -> None:
         ) from error
 
 
-def render(analyses: Sequence[Analysis]) -> str:
-    """The page as text."""
+def render(analyses: Sequence[Analysis], missing: Sequence[str] = ()) -> str:
+    """The page as text; ``missing`` as in ``write_report``."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("quicferry.analysis"),
         autoescape=True,
@@ -82,6 +85,7 @@ def render(analyses: Sequence[Analysis]) -> str:
         lost=_total_lost(results),
         many=any((result.clients or 1) > 1 for result in results),
         rows=_summary(results),
+        missing=missing,
         compared=bool(ratios),
         repeated=any(len(group) >= MANY for group in tables.cells(results).values()),
         pictures=[_svg(figure) for figure in comparison_figures(analyses).values()],

@@ -220,6 +220,11 @@ def test_the_page_needs_nothing_else_and_tells_no_secret(store: Path, tmp_path: 
             assert len(line) < 32 or line not in text
 
 
+def test_what_cannot_be_had_here_is_not_left_out(store: Path, tmp_path: Path) -> None:
+    write_report([store / "20260101-one"], tmp_path / "report.html", ["mptcp: no <such> kernel"])
+    assert "<li>mptcp: no &lt;such&gt; kernel</li>" in (tmp_path / "report.html").read_text()
+
+
 def test_the_pages_pictures_do_not_share_identifiers(store: Path, tmp_path: Path) -> None:
     """Two SVGs in one page whose clip paths have one name would spoil each other."""
     write_report([store / "20260101-one", store / "20260102-two"], tmp_path / "report.html")
