@@ -14,10 +14,12 @@ from aioquic.quic.connection import NetworkAddress
 from quicferry.quic import events
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam, plain_address
+from quicferry.quic.addresses import AddressBook
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.errors import ErrorCode, PeerError
 from quicferry.quic.probing import Candidate, Prober
 from quicferry.quic.role import Role
+from quicferry.quic.silence import Silence
 from quicferry.quic.tables import CLIENT, ClientInput, ClientState, Machine
 from quicferry.quic.wire import (
     VERSION,
@@ -34,7 +36,6 @@ from quicferry.quic.wire import (
 from quicferry.strategies import RULES, ProbeOn, Strategy
 
 _FORMER_PATH_PTOS = 3  # how long stragglers of the old path are read after the switch
-_TOMBSTONES = 64  # retired addresses that are remembered, to tell a repeated frame from a new one
 _SYMMETRIC = frozenset({Strategy.SYMMETRIC, Strategy.SYNCHRONIZED_SYMMETRIC})
 
 
@@ -61,8 +62,8 @@ class ClientRole(Role):
         self._machine: Machine[ClientState, ClientInput] = Machine(CLIENT, ClientState.IDLE)
         self._policy = config.policy
         self._prober = Prober(config.timings, config.max_probes)
-        self._known: dict[int, SmAddress] = {}  # what the server may move to, by sequence number
-        self._retired: dict[int, SmAddress] = {}
+        self._book = AddressBook(config.max_known_addresses)
+        self._silence = Silence(seam)
         self._announcement: _Announcement | None = None
         self._waiting: SmPrepare | None = None  # names an address whose SM_ADDRESS is still on its way
         self._latest: SmPrepare | None = None
@@ -73,10 +74,6 @@ class ClientRole(Role):
         self._moved = False  # SM_MIGRATED came from an address that is not the active path's
         self._validated: tuple[Candidate, float] | None = None
         self._responses: list[bytes] = []
-        self._last_receipt = 0.0  # from the active path
-        self._last_elsewhere = 0.0  # from another
-        self._silent_since: float | None = None  # when the oldest packet left that has no answer
-        self._loss_noticed = False
         self._deadline: float | None = None
         self._next_stranger_at = 0.0
         self._answerable: dict[bytes, float] = {}  # challenges of the path that was switched to
@@ -127,25 +124,7 @@ class ClientRole(Role):
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_READY from a server")
 
     def _on_address(self, frame: SmAddress, now: float) -> None:
-        known = self._known.get(frame.sequence) or self._retired.get(frame.sequence)
-        if known is not None and (known.ipv4, known.ipv6, known.pool) != (
-            frame.ipv4,
-            frame.ipv6,
-            frame.pool,
-        ):
-            raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_ADDRESS: one number, two addresses")
-        if frame.retire:
-            self._known.pop(frame.sequence, None)
-            self._retired[frame.sequence] = frame
-            while len(self._retired) > _TOMBSTONES:
-                del self._retired[next(iter(self._retired))]
-            return
-        if known is not None:
-            return
-        if len(self._known) >= self._config.max_known_addresses:
-            raise PeerError(ErrorCode.SM_LIMIT, "SM_ADDRESS: too many addresses")
-        self._known[frame.sequence] = frame
-        if self._waiting is not None and self._resolve(self._waiting) is not None:
+        if self._book.enter(frame) and self._waiting is not None and self._resolve(self._waiting) is not None:
             prepare, self._waiting = self._waiting, None
             self._consider(prepare, now)
 
@@ -165,14 +144,8 @@ class ClientRole(Role):
             self._consider(frame, now)
 
     def _resolve(self, prepare: SmPrepare) -> tuple[Address, ...] | None:
-        """The addresses an announcement names, in the connection's family; None if one is unknown yet."""
-        frames = [self._known.get(sequence) for sequence in prepare.sequences]
-        if any(frame is None for frame in frames):
-            return None
-        return tuple(a for frame in frames if frame and (a := self._of_our_family(frame)) is not None)
-
-    def _of_our_family(self, frame: SmAddress) -> Address | None:
-        return frame.ipv6 if ":" in self._seam.address[0] else frame.ipv4
+        """The addresses an announcement names; None if one is unknown yet."""
+        return self._book.resolve(prepare.sequences, self._seam.address)
 
     def _consider(self, prepare: SmPrepare, now: float) -> None:
         """Answers an announcement, and acts on it when the answer is yes."""
@@ -247,7 +220,7 @@ class ClientRole(Role):
         if address in self._prober.candidates or address in self._former:
             return True
         plain = plain_address(address)
-        if any(self._of_our_family(frame) == plain for frame in self._known.values()):
+        if self._book.names(plain, self._seam.address):
             return self._policy.denies(plain, self._seam.address) is None
         return bool(self.negotiated & _SYMMETRIC) and (self._policy.denies(plain, self._seam.address) is None)
 
@@ -278,14 +251,14 @@ class ClientRole(Role):
     def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
         """News from the server."""
         if address == self._seam.network_address:
-            self._heard_at(now)
+            self._silence.broken(now)
             if self._machine.state is not ClientState.IDLE:
                 if self._machine.state is ClientState.ANNOUNCED:
                     self._deadline = None
                 if newest:
                     self._on_old_path_alive()
         else:
-            self._last_elsewhere = now
+            self._silence.elsewhere(now)
             if newest or address in self._prober.candidates:
                 self._on_packet_from_elsewhere(address, now)
         if self._responses:
@@ -295,11 +268,6 @@ class ClientRole(Role):
         if self._validated is not None:
             self._switch_if_allowed(now)
         self._settle_down()
-
-    def _heard_at(self, when: float) -> None:
-        self._last_receipt = when
-        self._silent_since = None
-        self._loss_noticed = False
 
     def _settle_down(self) -> None:
         """While nothing goes on, datagrams of the active path need not be shown to us."""
@@ -326,7 +294,7 @@ class ClientRole(Role):
         if candidate is not None and candidate.heard:
             return
         plain = plain_address(address)
-        named = self._is_named(plain)
+        named = self._book.names(plain, self._seam.address)
         if not named and not self._moved:
             # Anyone can relay a packet to us; that must not cost a probe and a connection ID each time.
             if now < self._next_stranger_at:
@@ -341,9 +309,6 @@ class ClientRole(Role):
         self._prober.candidates[address].heard = True
         self._prober.candidates[address].tight_until = now + self._expected_downtime_s()
         self._seam.emit(events.PeerMigrated(self._latest_epoch, plain))
-
-    def _is_named(self, address: Address) -> bool:
-        return any(self._of_our_family(frame) == address for frame in self._known.values())
 
     # ------------------------------------------------------------------ probing
 
@@ -407,7 +372,7 @@ class ClientRole(Role):
         if self._validated is None:
             return
         candidate, rtt_s = self._validated
-        if not (candidate.named or self._moved or self._loss_noticed):
+        if not (candidate.named or self._moved or self._silence.noticed):
             return
         if candidate.cid is None:  # the peer has retired the one it was challenged on
             candidate.cid = self._seam.take_cid()
@@ -425,9 +390,7 @@ class ClientRole(Role):
         self._forget_race()
         self._announcement = None
         self._former = {old_network_address: drain_until}
-        self._last_receipt = now
-        self._silent_since = None
-        self._loss_noticed = False
+        self._silence.broken(now)
         self._seam.emit(events.PathSwitched(old, candidate.address))
         if was_told:
             self._settle(self._latest_epoch)
@@ -483,33 +446,14 @@ class ClientRole(Role):
         The first PTO still counts; it repeats what was lost before the move began.
         """
         return (
-            self._loss_noticed
+            self._silence.noticed
             and self._announcement is not None
             and self._announcement.prepare.strategy is Strategy.SYNCHRONIZED_SYMMETRIC
         )
 
     def _loss_at(self) -> float | None:
-        """When the old address counts as silent, or when that is to be looked at.
-
-        One PTO after the oldest packet left that wants an answer and has none, if nothing at all has come
-        for half a PTO. The PTO timer itself is armed anew by each packet that is sent (RFC 9002 §6.2.1), so
-        a client that sends often would never notice. Half a PTO of quiet tells a server that is gone from a
-        packet that was lost; until then the oldest packet is of no interest, and is not looked for.
-        """
-        if not self.negotiated:
-            return None
-        if self._silent_since is None and not self._loss_noticed and not self._seam.awaits_acknowledgement:
-            return None
-        heard_at = self._seam.last_received_at
-        if heard_at > self._last_receipt and heard_at != self._last_elsewhere:
-            self._heard_at(heard_at)
-        if self._loss_noticed:
-            return None
-        if self._silent_since is None and not self._seam.awaits_acknowledgement:
-            return None
-        pto_s = self._seam.pto_s
-        quiet_at = self._last_receipt + pto_s / 2
-        return quiet_at if self._silent_since is None else max(quiet_at, self._silent_since + pto_s)
+        """When the old address counts as silent, or when that is to be looked at."""
+        return self._silence.due_at() if self.negotiated else None
 
     def timer(self) -> float | None:
         """The earliest of: silence, the next probe, the end of patience, the end of the former path."""
@@ -522,12 +466,9 @@ class ClientRole(Role):
     def on_timer(self, now: float) -> None:
         """Whatever of these is due; the probes themselves leave with ``before_send``."""
         self.passive = False
-        loss_at = self._loss_at()
-        if loss_at is not None and now >= loss_at and self._silent_since is None:
-            self._silent_since = self._seam.oldest_unacknowledged_at()
-            loss_at = self._loss_at()
-        if loss_at is not None and now >= loss_at and self._silent_since is not None:
-            self._on_silence(now)
+        silent_s = self._silence.look(now) if self.negotiated else None
+        if silent_s is not None:
+            self._on_silence(silent_s, now)
         if self._deadline is not None and now >= self._deadline:
             self._fall_back()
         for address, until in list(self._former.items()):
@@ -537,10 +478,8 @@ class ClientRole(Role):
                 if self.state is ClientState.SWITCHED:
                     self._machine.feed(ClientInput.SETTLED)
 
-    def _on_silence(self, now: float) -> None:
-        assert self._silent_since is not None
-        self._loss_noticed = True
-        self._seam.emit(events.LossNoticed(self._seam.pto_s, now - self._silent_since))
+    def _on_silence(self, silent_s: float, now: float) -> None:
+        self._seam.emit(events.LossNoticed(self._seam.pto_s, silent_s))
         if self.state is ClientState.ANNOUNCED:
             assert self._announcement is not None
             if self._announcement.probe_on is ProbeOn.LOSS:
@@ -555,8 +494,7 @@ class ClientRole(Role):
 
     def _pool(self) -> tuple[Address, ...]:
         here = self._seam.address
-        found = (self._of_our_family(frame) for frame in self._known.values() if frame.pool)
-        usable = [a for a in found if a is not None and a != here and self._policy.denies(a, here) is None]
+        usable = [a for a in self._book.pool(here) if a != here and self._policy.denies(a, here) is None]
         return tuple(usable[: self.max_addresses])
 
     def _fall_back(self) -> None:

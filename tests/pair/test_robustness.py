@@ -224,7 +224,7 @@ def test_two_hundred_moves_leave_nothing_behind(strategy):
         assert not connection._retire_connection_ids
         assert connection._loss.bytes_in_flight == 0
     role = pair.client._role
-    assert not role._prober.candidates and not role._former and len(role._known) <= 2
+    assert not role._prober.candidates and not role._former and len(role._book.known) <= 2
     assert not pair.server._role._control
 
 
@@ -236,7 +236,7 @@ def test_many_destinations_keep_within_the_limit_of_known_addresses():
         pair.move(Strategy.PROACTIVE_EXPLICIT, to=to, epoch=epoch, downtime_s=0.02)
         assert pair.drive(lambda to=to: pair.switched_to(to), limit_s=5.0), epoch
         pair.drive(limit_s=1.0)
-    assert len(pair.client._role._known) <= 16
+    assert len(pair.client._role._book.known) <= 16
     pair.assert_open()
 
 

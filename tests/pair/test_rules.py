@@ -190,7 +190,7 @@ def test_a_server_is_not_asked_before_the_handshake_is_confirmed():
     pair._server_turn()
     assert pair.first(MigrationReady, side="server")[1].result is Result.NOT_CONFIRMED
     pair.handshake()
-    assert [frame.ipv4 for frame in pair.client._role._known.values()] == [EDGE_2]
+    assert [frame.ipv4 for frame in pair.client._role._book.known.values()] == [EDGE_2]
 
 
 def test_a_held_connection_is_deaf_dumb_and_timeless():

@@ -1,0 +1,68 @@
+"""The addresses that a server has named to its client, and those it has taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from quicferry.quic.errors import ErrorCode, PeerError
+from quicferry.quic.wire import Address, SmAddress
+
+_TOMBSTONES = 64  # retired addresses that are remembered, to tell a repeated frame from a new one
+
+
+class AddressBook:
+    """What the server may move to, by sequence number. ``most``: how many addresses it may name at a time.
+
+    ``like`` is an address of the connection's family.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.known: dict[int, SmAddress] = {}
+        self._retired: dict[int, SmAddress] = {}
+
+    def enter(self, frame: SmAddress) -> bool:
+        """Take in what the server says; True when it names an address that was not known.
+
+        Raises ``PeerError`` for a number that stood for another address before, and for too many.
+        """
+        known = self.known.get(frame.sequence) or self._retired.get(frame.sequence)
+        if known is not None and (known.ipv4, known.ipv6, known.pool) != (
+            frame.ipv4,
+            frame.ipv6,
+            frame.pool,
+        ):
+            raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_ADDRESS: one number, two addresses")
+        if frame.retire:
+            self.known.pop(frame.sequence, None)
+            self._retired[frame.sequence] = frame
+            while len(self._retired) > _TOMBSTONES:
+                del self._retired[next(iter(self._retired))]
+            return False
+        if known is not None:
+            return False
+        if len(self.known) >= self._most:
+            raise PeerError(ErrorCode.SM_LIMIT, "SM_ADDRESS: too many addresses")
+        self.known[frame.sequence] = frame
+        return True
+
+    def resolve(self, sequences: Iterable[int], like: Address) -> tuple[Address, ...] | None:
+        """The addresses with these numbers, in the connection's family; None if one is unknown yet."""
+        frames = [self.known.get(sequence) for sequence in sequences]
+        if any(frame is None for frame in frames):
+            return None
+        return tuple(a for frame in frames if frame and (a := _of_family(frame, like)) is not None)
+
+    def names(self, address: Address, like: Address) -> bool:
+        """Whether the server has named it."""
+        return any(_of_family(frame, like) == address for frame in self.known.values())
+
+    def pool(self, like: Address) -> Iterator[Address]:
+        """Where the server may be when it is silent."""
+        for frame in self.known.values():
+            if frame.pool and (address := _of_family(frame, like)) is not None:
+                yield address
+
+
+def _of_family(frame: SmAddress, like: Address) -> Address | None:
+    return frame.ipv6 if ":" in like[0] else frame.ipv4
