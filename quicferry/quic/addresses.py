@@ -13,7 +13,7 @@ _TOMBSTONES = 64  # retired addresses that are remembered, to tell a repeated fr
 class AddressBook:
     """What the server may move to, by sequence number. ``most``: how many addresses it may name at a time.
 
-    ``like`` is an address of the connection's family.
+    ``like``, where it is asked for, is an address of the family that the connection uses.
     """
 
     def __init__(self, most: int) -> None:
