@@ -465,6 +465,9 @@ class ClientRole(Role):
 
     def on_timer(self, now: float) -> None:
         """Whatever of these is due; the probes themselves leave with ``before_send``."""
+        due_at = self.timer()
+        if due_at is None or now < due_at:  # another's timer: acknowledgements and pacing have one, too
+            return
         self.passive = False
         silent_s = self._silence.look(now) if self.negotiated else None
         if silent_s is not None:
