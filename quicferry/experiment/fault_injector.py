@@ -10,6 +10,7 @@ to be killed, the agent goes on first: what is wanted there is a moment in the w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -32,6 +33,8 @@ FILL_TRIES = 50
 CRIU_S = 5.0  # for CRIU to begin
 DUMP_S = 0.06  # a dump takes at least as long
 PAGE_BYTES = 4096
+WRITTEN_S = 10.0  # for a destination to write what has come
+SETTLED_S = 0.1  # it writes something within that time, else it has written all
 STATE = "run/state"  # in a container: where a destination keeps what it received
 
 
@@ -216,12 +219,19 @@ class FaultInjector:
         raise InvalidInput("the edges have no link of their own", hint="choose the topology two_edges")
 
     def _received(self) -> list[Path]:
-        """The files of the state that the destination has received."""
+        """The files of the state that the destination has received, when it has written what has come.
+
+        The source, which stands still or has nothing left to say, knows only what it has sent.
+        """
         root = Path(f"/proc/{self._stage.container_pid(DESTINATION)}/root") / STATE
-        found = [path for path in root.rglob("*") if path.is_file()]
-        if not found:
-            raise FerryError("the destination has no state")
-        return found
+        deadline = time.monotonic() + WRITTEN_S
+        found: dict[Path, int] = {}
+        while time.monotonic() < deadline:
+            before, found = found, _files(root)
+            if found and found == before:
+                return list(found)
+            time.sleep(SETTLED_S)
+        raise FerryError("the destination has no state" if not found else "the destination goes on writing")
 
     def _fill(self, directory: Path) -> None:
         """Leave no page free in the container's tmpfs, by making it as small as what is in it."""
@@ -256,6 +266,16 @@ def _named_in_namespace_of(init_pid: int, word: str) -> Iterator[int]:
                     yield int(entry.name)
             except OSError:  # it has ended meanwhile
                 continue
+
+
+def _files(root: Path) -> dict[Path, int]:
+    """All files below a folder, and how large they are."""
+    found = {}
+    for path in root.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it has another name by now
+            if path.is_file():
+                found[path] = path.stat().st_size
+    return found
 
 
 def _await_stop(pid: int) -> None:
