@@ -81,9 +81,9 @@ class Agent:
         self.life = Life()
 
     def start(self) -> None:
-        config = self._context.write_config(self.life.name(self.name), self._config())
-        argv = self._context.module("apps.agent", config)
-        name, env = self.life.name(self.name), {**os.environ, **ONE_HEAP}
+        name = self.life.name(self.name)
+        argv = self._context.module("apps.agent", self._context.write_config(name, self._config()))
+        env = {**os.environ, **ONE_HEAP}
         self.program = self._context.start(name, self.edge, argv, self.replies.line, env)
 
     def wait_ready(self, timeout_s: float) -> None:

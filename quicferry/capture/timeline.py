@@ -176,8 +176,7 @@ def _challenges(traffic: pl.DataFrame, server: str) -> list[_Challenge]:
 
 def path_validated(traffic: pl.DataFrame, server: str) -> int | None:
     """When the client's first PATH_CHALLENGE to that address was answered (RFC 9000 §8.2)."""
-    answered = _challenges(traffic, server)
-    return answered[0].answered_ns if answered else None
+    return min(paths_validated(traffic, server).values(), default=None)
 
 
 def paths_validated(traffic: pl.DataFrame, server: str) -> dict[int, int]:

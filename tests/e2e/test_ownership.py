@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from quicferry.emulation import ownership, private_root
 from quicferry.emulation.ownership import RUN_TAG, TOOL_TAG, TaggedProcess
 from quicferry.process import PIPE, Popen, TimeoutExpired, run, spawn
 from tests.e2e.support import ROOT, InPrivateRoot
+from tests.waiting import eventually
 
 KINDS = ("net", "mnt", "pid")
 
@@ -68,15 +68,6 @@ def interfaces_and_mounts() -> tuple[set[str], set[str]]:
     links = {line.split(":")[1].strip() for line in run(["ip", "-o", "link"]).stdout.splitlines()}
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     return links, {line.partition(" - ")[2] + line.split()[4] for line in mounts}
-
-
-def eventually(is_so: Callable[[], object], within_s: float = 60.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while not is_so():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def start_tool(directory: Path, run_id: str, inside: str) -> tuple[Popen[bytes], int]:

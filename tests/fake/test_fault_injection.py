@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,7 @@ from quicferry.experiment.fault_injector import FaultInjector
 from quicferry.experiment.faults import MOMENTS, ROWS, Kind, Point, parse
 from quicferry.record import Asked, RunPaths
 from quicferry.units import now_ns
+from tests.waiting import eventually
 
 TOPOLOGY = topologies.get("two_edges").build_from_axes({}, {})
 PARTS = ("source", "destination", "orchestrator", "client")
@@ -84,13 +85,6 @@ def reach(run: RunContext, stage: FakeStage, point: Point) -> None:
     program = stage.program(moment.part)
     program.process.send_signal(signal.SIGSTOP)
     run.collect(Event(t_ns=now_ns(), vantage=run.part(moment.part), name=moment.event))
-
-
-def eventually(is_so: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
-    while not is_so() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return is_so()
 
 
 def injected(run: RunContext) -> list[str]:

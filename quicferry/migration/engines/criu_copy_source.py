@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from quicferry.errors import MigrationError, Unsupported
@@ -23,6 +22,7 @@ from quicferry.migration.engines.base import MoveOrder, PageRun, ToPageSource
 from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer
 from quicferry.migration.engines.rounds import (
     Plan,
+    closing_records,
     in_chunks,
     plan_of,
     portions_of,
@@ -278,7 +278,5 @@ class CopySourceAhead(CopySource):
             if stop is not None:
                 break
             before = pages
-        end = Manifest(epoch=order.epoch, pid=pid, files=[], rounds=self._rounds)
-        closing = record(Kind.MANIFEST, "", msgspec.json.encode(end)) + record(Kind.END, "", b"")
-        for chunk in packer.pack(closing, flush=True):
+        for chunk in packer.pack(closing_records(order.epoch, pid, self._rounds), flush=True):
             yield chunk

@@ -40,7 +40,7 @@ from quicferry.migration.engines.base import (
     TunnelOver,
 )
 from quicferry.migration.engines.criu_common import CriuEngine, Held, Packer, TakesRounds
-from quicferry.migration.engines.rounds import why_stop
+from quicferry.migration.engines.rounds import closing_records, why_stop
 from quicferry.migration.inside import Completed
 from quicferry.migration.pagemap import decode
 from quicferry.migration.tunnel import Tunnel, tell_over
@@ -389,9 +389,7 @@ class _Ahead(TakesRounds, CriuNativeEngine):
                 if stop is not None:
                     break
                 before = pages
-            end = Manifest(epoch=order.epoch, pid=pid, files=[], rounds=self._rounds)
-            closing = record(Kind.MANIFEST, "", msgspec.json.encode(end)) + record(Kind.END, "", b"")
-            for chunk in packer.pack(closing, flush=True):
+            for chunk in packer.pack(closing_records(order.epoch, pid, self._rounds), flush=True):
                 yield chunk
         finally:
             await self._dump_is_over()

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
-from quicferry.migration.criu_image import Kind, record
+from quicferry.migration.criu_image import Kind, Manifest, record
 from quicferry.migration.engines.base import CHUNK_BYTES
 from quicferry.migration.lazy_pages import small_first
 from quicferry.migration.pagemap import NO_PAGES, PageMap, Pages, encode, entries_of, numbers
@@ -82,6 +83,12 @@ def in_chunks(name: str, data: memoryview) -> Iterator[bytes]:
     """Records that append to an image file."""
     for start in range(0, len(data), CHUNK_BYTES):
         yield record(Kind.IMAGE, name, bytes(data[start : start + CHUNK_BYTES]))
+
+
+def closing_records(epoch: int, pid: int, rounds: int) -> bytes:
+    """What follows the last round: whose rounds they were, and how many."""
+    end = Manifest(epoch=epoch, pid=pid, files=[], rounds=rounds)
+    return record(Kind.MANIFEST, "", msgspec.json.encode(end)) + record(Kind.END, "", b"")
 
 
 def round_records(number: int, pid: int, reading: Reading) -> Iterator[bytes]:
