@@ -49,9 +49,11 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     keys: str  # where the secrets go, NSS key log format
     summary: str  # where the ClientSummary goes at the end
     session: str = "client-1"
-    clients: int = 1  # of apps.many: so many connections, each with a session of its own
-    mixed_strategies: bool = False  # of apps.many: each of them agrees to one strategy only, in turn
-    plain_clients: int = 0  # of apps.many: so many of them without the extension
+    clients: int = 1  # of apps.client.multi_client: so many connections, each with a session of its own
+    mixed_strategies: bool = (
+        False  # of apps.client.multi_client: each of them agrees to one strategy only, in turn
+    )
+    plain_clients: int = 0  # of apps.client.multi_client: so many of them without the extension
     interval_ms: float = 10.0  # 0: back to back
     request_bytes: int = 64
     download_bytes: int = 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from apps.cast import Credentials
 from apps.config import SERVER_NAME, ClientConfig
-from apps.load_client import LoadClient, client_config
-from apps.players import Agent, Orchestra, moved, order_move
+from apps.deployment.client_service import LoadClient, client_config
+from apps.deployment.quic import Credentials
+from apps.deployment.services import Agent, Orchestra, moved, order_move
 from baselines.dns.services import NameServer, NameUpdater, make_key
 from quicferry.experiment.context import RunContext, Service
 from quicferry.strategies import Strategy

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from apps.cast import QuicCast
+from apps.deployment.quic import QuicCast
 from baselines.registry import Baseline
 from quicferry.experiment.context import RunContext
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from apps.load import Load
+from apps.client.load import Load
 from apps.workload import Ask, header
 from quicferry.units import now_s
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quicferry import process
-from quicferry.emulation import calibrate
-from quicferry.emulation.links import LinkLayer, choose_backend
-from quicferry.emulation.namespace_threads import in_new_netns
+from quicferry.emulation.links import calibrate
+from quicferry.emulation.links.layer import LinkLayer, choose_backend
+from quicferry.emulation.sandbox.namespace_threads import in_new_netns
 from quicferry.model import Link, Shape
 
 

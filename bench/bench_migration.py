@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.throughput import throughput_ratio
-from cli.perform import perform_all
-from quicferry.experiment.scenario import check
+from cli.progress import perform_shown
 from quicferry.record import Asked, RunResult, write_json
 from quicferry.strategies import RULES, ProbeOn, Strategy
+from session.scenario import check
 
 POOLS = (1, 3, 7)
 #: Whose downtime shall not grow with the memory that is added.
@@ -200,7 +200,7 @@ def main() -> None:
         for repetition in range(arguments.repetitions)
         for asked in (memory_cells() if arguments.memory else cells())
     ]
-    results = perform_all(wanted, arguments.runs)
+    results = perform_shown(wanted, arguments.runs)
     failed = [result for result in results if result.outcome != "succeeded"]
     good = [result for result in results if result.outcome == "succeeded"]
     if arguments.memory:

@@ -18,11 +18,11 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from cli.perform import perform_all
+from cli.progress import perform_shown
 from quicferry.events import Event, read_events
-from quicferry.experiment.scenario import check
 from quicferry.record import Asked, RunPaths, RunResult
 from quicferry.units import NS_PER_MS
+from session.scenario import check
 
 CROWDS = (1, 10, 20, 50, 100, 500)
 
@@ -103,7 +103,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=None)
     arguments = parser.parse_args()
     asked = [check(Asked(clients=count)) for count in arguments.clients for _ in range(arguments.repetitions)]
-    results = perform_all(asked, arguments.runs)
+    results = perform_shown(asked, arguments.runs)
     rows, failed = [], 0
     for result in results:
         if result.outcome != "succeeded":

@@ -20,18 +20,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cli.axes import build_topology
-from quicferry.analysis.metrics import study
+from quicferry.analysis.analyse import study
 from quicferry.errors import FerryError, Unsupported
 from quicferry.events import read_events
 from quicferry.experiment import preflight
 from quicferry.experiment.faults import ROWS, Point, engines_of, parse
 from quicferry.experiment.launch import launch, needed_probes
-from quicferry.experiment.scenario import check
 from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.base import ENGINES
 from quicferry.record import Asked, RunPaths, RunResult
 from quicferry.strategies import RULES, Strategy
+from session.request import build_topology
+from session.scenario import check
 
 AT_ONCE = 4
 #: Where memory follows the server, enough of it that it takes a second: else there is nothing to disturb.
@@ -87,7 +87,7 @@ def perform(case: Case, runs: Path) -> RunResult:
     Raises ``FerryError`` for what could not even begin. The machine is not asked whether it can.
     """
     asked = case.asked()
-    paths = launch(asked, build_topology(asked), RunStore(runs), "cli.inside", checked=True)
+    paths = launch(asked, build_topology(asked), RunStore(runs), "session.play", checked=True)
     return study(paths.root).result
 
 

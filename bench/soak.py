@@ -16,11 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cli.perform import perform_all
-from quicferry.analysis.several import grown
-from quicferry.experiment.scenario import check
+from cli.progress import perform_shown
+from quicferry.analysis.repeated_moves import grown
 from quicferry.record import Asked, RunResult
 from quicferry.strategies import Strategy
+from session.scenario import check
 
 #: aioquic's 8, and the one of the client's first datagram: a late copy of it must not make a connection.
 #: The hand-off leaves the latter behind
@@ -85,7 +85,7 @@ def main() -> int:
             interval_ms=arguments.interval_ms,
         )
     )
-    result = perform_all([asked], arguments.runs)[0]
+    result = perform_shown([asked], arguments.runs)[0]
     show(result)
     wrong = complaints(result, arguments.moves)
     for line in wrong:

@@ -18,7 +18,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import StreamDataReceived
 
-from quicferry.migration.certificates import Authority, TlsFiles
+from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.process import run
 from quicferry.quic import ExtensionConfig, MigratableConnection
 

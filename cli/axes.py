@@ -8,9 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-import topologies
 from quicferry.migration.engines.base import COMPRESSIONS, MEMORY_BY
-from quicferry.model import Topology
 from quicferry.record import Asked
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,12 +37,6 @@ _AXES: tuple[tuple[str, type, str], ...] = (
     ("before_s", float, "Load before the move."),
     ("after_s", float, "Load after the move."),
     ("seed", int, "Seed of everything that is drawn: losses, jitter, contents."),
-)
-
-#: the axes that shape the network; a topology may know only some of them
-_TOPOLOGY_AXES = (
-    *("rtt_ms", "source_rtt_ms", "jitter_ms", "loss_percent"),
-    *("rate_mbps", "inter_edge_mbps", "pool"),
 )
 
 
@@ -118,12 +110,3 @@ def axis_options(command: F) -> F:
         default=None,
         help="Where run directories go.  [default: runs/ in the checkout, or $QUICFERRY_RUNS]",
     )(command)
-
-
-def build_topology(asked: Asked) -> Topology:
-    """The topology that was asked for, with its links shaped. Raises ``InvalidInput``."""
-    family = topologies.get(asked.topology)
-    return family.build_from_axes(
-        {axis: getattr(asked, axis) for axis in _TOPOLOGY_AXES},
-        {axis: getattr(_DEFAULTS, axis) for axis in _TOPOLOGY_AXES},
-    )

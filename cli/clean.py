@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from cli import support
-from quicferry.emulation import ownership
-
-RUNS = Path(__file__).resolve().parents[1] / "runs"
+from quicferry.emulation.sandbox import ownership
+from quicferry.paths import RUNS
 
 
 @click.command()

@@ -10,14 +10,15 @@ import click
 
 import baselines
 from cli.axes import axis_options
-from cli.perform import failure, perform_all
+from cli.progress import perform_shown
 from cli.support import json_option, print_json, say, stdout_console
 from quicferry.errors import FerryError, Unsupported
-from quicferry.experiment.scenario import Scenario, read_scenario, to_asked
 from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.base import ENGINES
 from quicferry.record import RunResult
 from quicferry.strategies import Strategy
+from session.scenario import Scenario, read_scenario, to_asked
+from session.session import failure
 
 #: Compared when nothing else is asked for: the two ends of what there is, so that it stays quick.
 QUICK_ENGINES = ("handoff", "criu-cold")
@@ -43,7 +44,7 @@ def write(results: Sequence[RunResult], report: Path | None, figures: Path | Non
     """Page and figures over these runs, if they were asked for."""
     directories = [Path(result.run_dir) for result in results if result.run_dir]
     if figures is not None and directories:
-        from quicferry.analysis.figures import save_comparison
+        from quicferry.analysis.figures.comparison import save_comparison
 
         say("figures: " + ", ".join(str(path) for path in save_comparison(directories, figures)))
     if report is not None and directories:
@@ -180,7 +181,7 @@ def compare(
         )
     wanted = list(scenario.runs())
     try:
-        results = perform_all(wanted, runs_root, print_json if as_json else None)
+        results = perform_shown(wanted, runs_root, print_json if as_json else None)
     except Unsupported as error:
         if as_json:
             for asked in wanted:

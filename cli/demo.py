@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from cli.compare import raise_for, show
-from cli.perform import perform_all
+from cli.progress import perform_shown
 from cli.support import ask_for_root, say
-from quicferry.experiment.scenario import Scenario
 from quicferry.experiment.store import RunStore
 from quicferry.strategies import Strategy
+from session.scenario import Scenario
 
 ENGINES = ("handoff", "criu-cold")
 
@@ -40,7 +40,7 @@ def demo(report: Path | None, runs_root: Path | None) -> None:
         title="demo",
         sweep={"engine": list(ENGINES), "strategy": [str(strategy) for strategy in Strategy]},
     )
-    results = perform_all(list(scenario.runs()), runs_root)
+    results = perform_shown(list(scenario.runs()), runs_root)
     store = RunStore(runs_root)
     show(results, report or store.root / "demo.html")
     say(f"run directories: {store.root}  (`bin/quicferry runs list`)")

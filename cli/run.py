@@ -10,13 +10,14 @@ from click.core import ParameterSource
 
 import baselines
 from cli.axes import axis_options
-from cli.perform import failure, perform_all
+from cli.progress import perform_shown
 from cli.support import json_option, print_json, say, stdout_console
 from quicferry.errors import FerryError, InvalidInput
-from quicferry.experiment.scenario import check, to_asked
 from quicferry.migration.engines.base import ENGINES
 from quicferry.record import RunResult
 from quicferry.strategies import Strategy
+from session.scenario import check, to_asked
+from session.session import failure
 
 
 class RunFailed(FerryError):
@@ -105,7 +106,7 @@ def run(
     asked = to_asked({"strategy": strategy, "baseline": baseline, "engine": engine, **axes})
     try:
         check(asked)
-        result = perform_all([asked], runs_root)[0]
+        result = perform_shown([asked], runs_root)[0]
     except FerryError as error:
         if as_json:
             print_json(failure(asked, error))

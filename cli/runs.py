@@ -28,7 +28,7 @@ def runs() -> None:
 @json_option
 def list_(runs_root: Path | None, as_json: bool) -> None:
     """List all runs, the oldest first."""
-    from quicferry.analysis.metrics import read_result
+    from quicferry.analysis.analyse import read_result
     from quicferry.analysis.tables import result_table
     from quicferry.experiment.store import RunStore
 
@@ -60,8 +60,8 @@ def show(run_id: str, events: bool, packets: bool, runs_root: Path | None, as_js
     The run is read again from its raw data; with --events or --packets, times are milliseconds after
     the server froze.
     """
-    from quicferry.analysis import show as words
-    from quicferry.analysis.metrics import study
+    from quicferry.analysis import run_text as words
+    from quicferry.analysis.analyse import study
 
     analysis = study(_find(run_id, runs_root))
     if events or packets:

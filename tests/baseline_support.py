@@ -17,7 +17,7 @@ from apps.config import SERVER_NAME, ServerConfig
 from baselines.dns.config import NAME, ResolverConfig
 from quicferry.events import Event, read_events
 from quicferry.migration import control
-from quicferry.migration.certificates import Authority, TlsFiles
+from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.model import Endpoint
 from quicferry.record import ClientSummary
 from quicferry.strategies import Strategy

@@ -14,9 +14,9 @@ import msgspec
 from quicferry.errors import MigrationError
 from quicferry.events import Event, EventLog
 from quicferry.migration import control
-from quicferry.migration.certificates import Authority
+from quicferry.migration.agent.agent import AgentConfig, Command, NodeAgent
 from quicferry.migration.engines.base import Deadlines, EngineContext, MoveOrder
-from quicferry.migration.node_agent import AgentConfig, Command, NodeAgent
+from quicferry.migration.rpc.credentials import Authority
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
 from quicferry.units import now_ns

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from apps.cast import Credentials
 from apps.config import SERVER_NAME
-from apps.load_client import LoadClient, client_config
-from apps.players import Agent, Orchestra
+from apps.deployment.client_service import LoadClient, client_config
+from apps.deployment.quic import Credentials
+from apps.deployment.services import Agent, Orchestra
 from baselines.addresses import free_address
 from baselines.client_migration.client import MovingClientConfig
 from baselines.registry import Baseline

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from apps.client import Client, address_text, print_event
+from apps.client.client import Client, address_text, print_event
 from apps.config import ClientConfig, read_config
 from apps.udp import Datagram, UdpPort
 from quicferry.events import EventLog

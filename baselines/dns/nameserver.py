@@ -20,7 +20,7 @@ import dns.message
 import dns.query
 import dns.rdatatype
 
-from apps.client import print_event
+from apps.client.client import print_event
 from apps.config import read_config
 from baselines.dns.config import DNS_PORT, KEY_ALGORITHM, KEY_NAME, LABEL, NAME, ZONE, NameServerConfig
 from quicferry import process

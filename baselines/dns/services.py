@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from apps.replies import Replies
+from apps.deployment.replies import Replies
 from baselines.dns.config import DNS_PORT, NameServerConfig, ResolverConfig, UpdaterConfig
 from baselines.dns.updater import Update
 from quicferry.errors import FerryError, MigrationError

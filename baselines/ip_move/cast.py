@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from apps.cast import Credentials
 from apps.config import SERVER_NAME
-from apps.load_client import LoadClient, client_config
-from apps.players import Agent, Orchestra, moved, order_move
-from apps.replies import Replies
+from apps.deployment.client_service import LoadClient, client_config
+from apps.deployment.quic import Credentials
+from apps.deployment.replies import Replies
+from apps.deployment.services import Agent, Orchestra, moved, order_move
 from baselines.addresses import first_hops
 from baselines.cast import UNANNOUNCED, ClientConfigMaker
 from baselines.ip_move.router import RouterConfig
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext, Service
-from quicferry.migration.address import MovingAddressConfig
+from quicferry.migration.datagrams.moving_address import MovingAddressConfig
 from quicferry.model import Endpoint, Topology
 from quicferry.record import PLACE_BY_TIME
 

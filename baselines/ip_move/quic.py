@@ -17,7 +17,7 @@ def client(_context: RunContext, config: ClientConfig) -> ClientConfig:
 
 def make_cast(context: RunContext) -> IpMoveCast:
     """The cast of a run in which a QUIC server's address moves with it."""
-    return IpMoveCast(context, server="apps.server", client="apps.client", config=client)
+    return IpMoveCast(context, server="apps.server.server", client="apps.client.client", config=client)
 
 
 BASELINE = Baseline(

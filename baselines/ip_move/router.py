@@ -3,8 +3,8 @@
     python -m baselines.ip_move.router --config FILE
 
 One per router, on the router. It sets the first route, says ``{"ready": …}``, and then obeys
-``RouteUpdate`` datagrams (``quicferry.migration.address``) by a host route to the edge that is named,
-and answers each with the same content. Its stdout is JSON lines, as an agent's. SIGTERM ends it.
+``RouteUpdate`` datagrams (``quicferry.migration.datagrams.moving_address``) by a host route to the edge
+that is named, and answers each with the same content. Its stdout is JSON lines, as an agent's. SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 
 from apps.agent import event_log, tell
 from apps.config import read_config
-from quicferry.migration.address import RouteUpdate
+from quicferry.migration.datagrams.moving_address import RouteUpdate
 from quicferry.model import Endpoint
 from quicferry.units import now_ns
 

@@ -22,10 +22,10 @@ from typing import Any
 import msgspec
 from pyroute2 import IPRoute
 
-from apps.cast import Credentials
 from apps.config import SERVER_NAME, ServerConfig
-from apps.load_client import LoadClient, client_config
-from apps.players import CONTROL
+from apps.deployment.client_service import LoadClient, client_config
+from apps.deployment.quic import Credentials
+from apps.deployment.services import CONTROL
 from baselines.addresses import first_hops, free_address
 from baselines.mptcp import path_manager
 from baselines.mptcp.orders import Orders

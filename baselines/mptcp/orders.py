@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from quicferry.emulation.namespaces import network_of
+from quicferry.emulation.sandbox.namespaces import network_of
 from quicferry.errors import MigrationError
 from quicferry.migration import control
 from quicferry.model import Endpoint

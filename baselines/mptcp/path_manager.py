@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pyroute2 import MPTCP
 
-from quicferry.emulation.namespaces import network_of, set_network_settings
+from quicferry.emulation.sandbox.namespaces import network_of, set_network_settings
 
 #: include/uapi/linux/mptcp_pm.h, MPTCP_PM_ADDR_FLAG_SIGNAL: announce this address to the peers
 FLAG_SIGNAL = 1 << 0

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pyroute2 import IPRoute
 
-from quicferry.emulation.namespaces import network_id, network_of, set_network_settings
+from quicferry.emulation.sandbox.namespaces import network_id, network_of, set_network_settings
 from quicferry.errors import EmulationError
 from quicferry.process import Popen
 

@@ -28,7 +28,7 @@ def make_cast(context: RunContext) -> NameCast:
     """The cast of a run of stock QUIC with DNS."""
     return NameCast(
         context,
-        server="apps.server",
+        server="apps.server.server",
         client="baselines.quic_reconnect.client",
         config=client,
         tickets=context.asked.tls_resumption,

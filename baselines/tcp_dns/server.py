@@ -23,7 +23,7 @@ import h11
 import msgspec
 
 from apps.config import ServerConfig, read_config
-from apps.service import BACKLOG_BYTES, Service
+from apps.server.service import BACKLOG_BYTES, Service
 from baselines.tcp_dns.config import ALPN_HTTP
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from quicferry.analysis.places import NEW, OLD, Places
+from quicferry.analysis.endpoint_split import NEW, OLD, Places
 from quicferry.capture import timeline
 from quicferry.capture.pcap import Datagram
 from quicferry.capture.timeline import Moment, RoundTrip, ServiceGap

@@ -14,9 +14,10 @@ import jinja2
 from markupsafe import Markup
 
 from quicferry import __version__
-from quicferry.analysis import plots, tables
-from quicferry.analysis.figures import MANY, comparison_figures
-from quicferry.analysis.metrics import Analysis, study
+from quicferry.analysis import tables
+from quicferry.analysis.analyse import Analysis, study
+from quicferry.analysis.figures import timeline as plots
+from quicferry.analysis.figures.comparison import MANY, comparison_figures
 from quicferry.analysis.tables import NOTHING
 from quicferry.errors import StoreError
 from quicferry.record import Asked, RunResult

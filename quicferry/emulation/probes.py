@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from quicferry.emulation import private_root
+from quicferry.emulation.sandbox import private_root
 from quicferry.errors import EmulationError, Unsupported
 from quicferry.model import Link, Node, NodeKind, Topology
 from quicferry.probe import Probe
@@ -75,7 +75,7 @@ def _last_line(descriptor: int) -> str:
 
 def main() -> str:
     """Inside the private root: deploy the smallest network and ping once through it."""
-    from quicferry.emulation.mininet_backend import MininetEmulator
+    from quicferry.emulation.mininet.emulator import MininetEmulator
 
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory, MininetEmulator(Path(directory)) as emulator:

@@ -25,7 +25,7 @@ from quicferry.errors import FerryError, InvalidInput
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
 from quicferry.experiment.faults import DESTINATION, MOMENTS, SOURCE, Fault, Kind, Point, check
-from quicferry.migration.mishaps import Mishaps
+from quicferry.migration.agent.failpoints import Mishaps
 from quicferry.process import run
 
 STOP_S = 5.0  # for an agent that has told of its event to stop itself

@@ -9,21 +9,19 @@ from __future__ import annotations
 import datetime
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
-from quicferry.emulation import private_root
+from quicferry.emulation.sandbox import private_root
 from quicferry.events import Event
 from quicferry.experiment import faults, preflight
-from quicferry.experiment.scenario import check
 from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.base import memory_by, runs_in_oci
 from quicferry.model import Topology
+from quicferry.paths import CHECKOUT
 from quicferry.process import PIPE
 from quicferry.record import Asked, Manifest, RunPaths, read_manifest, write_json
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 OnEvent = Callable[[Event], None]
 
 
@@ -60,9 +58,8 @@ def launch(
     ``inside`` is the module that plays the run within the private root. With ``checked`` the
     machine is not asked again whether it can.
 
-    Raises ``InvalidInput`` and ``Unsupported`` before anything is built.
+    ``asked`` was checked by whoever made it. Raises ``Unsupported`` before anything is built.
     """
-    check(asked)
     if not checked:
         preflight.check(needed_probes(asked))
     run_id, paths = store.begin(asked)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from quicferry.capture import probes as capture_probes
-from quicferry.emulation import link_probes
 from quicferry.emulation import probes as emulation_probes
+from quicferry.emulation.links import probes as link_probes
 from quicferry.errors import InvalidInput
 from quicferry.experiment import service_probes
-from quicferry.migration import criu_probes, oci_probes
+from quicferry.migration.criu import oci_probes
+from quicferry.migration.criu import probes as criu_probes
 from quicferry.probe import Probe, ProbeResult, require
 
 _SOURCES = (

@@ -15,12 +15,12 @@ from quicferry import __version__
 from quicferry.capture.capture import CaptureSession
 from quicferry.capture.clock import realtime_minus_monotonic_ns
 from quicferry.emulation.emulator import Emulator
-from quicferry.emulation.links import warnings_about
+from quicferry.emulation.links.layer import warnings_about
 from quicferry.errors import FerryError, MigrationError
 from quicferry.events import Event, write_events
 from quicferry.experiment.context import Cast, RunContext, Service
 from quicferry.experiment.usage import note_usage
-from quicferry.migration.oci_probes import engine_versions
+from quicferry.migration.criu.oci_probes import engine_versions
 from quicferry.model import LinkReading
 from quicferry.record import Clock, Manifest, RunPaths, write_json
 

@@ -7,12 +7,12 @@ import os
 import secrets
 from pathlib import Path
 
-from quicferry.emulation.ownership import PARTIAL_SUFFIX
+from quicferry.emulation.sandbox.ownership import PARTIAL_SUFFIX
 from quicferry.errors import StoreError
+from quicferry.paths import RUNS
 from quicferry.record import Asked, RunPaths
 
 #: The ``runs`` folder of the checkout, unless the environment names another.
-DEFAULT_ROOT = Path(__file__).resolve().parents[2] / "runs"
 ROOT_VARIABLE = "QUICFERRY_RUNS"
 
 
@@ -20,7 +20,7 @@ class RunStore:
     """A folder of runs. ``root`` is made when the first run begins."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = (root or Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)).resolve()
+        self.root = (root or Path(os.environ.get(ROOT_VARIABLE) or RUNS)).resolve()
 
     def begin(self, asked: Asked) -> tuple[str, RunPaths]:
         """A new, empty, partial run directory and its id. Raises ``StoreError``."""

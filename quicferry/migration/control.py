@@ -17,7 +17,7 @@ from typing import Any, cast
 import msgspec
 
 from quicferry.errors import MigrationError
-from quicferry.migration.userfault_offer import offer
+from quicferry.migration.memory.userfault_offer import offer
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
 

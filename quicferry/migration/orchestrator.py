@@ -14,10 +14,11 @@ import msgspec
 
 from quicferry.errors import FerryError, InvalidInput, MigrationError
 from quicferry.events import EventLog
-from quicferry.migration.certificates import TlsFiles
 from quicferry.migration.engines.base import LONG_ENGINES, MoveOrder, PlannedMove
 from quicferry.migration.journal import Journal
-from quicferry.migration.orders import (
+from quicferry.migration.rpc.channel import RpcClient, TooLate, Unreachable
+from quicferry.migration.rpc.credentials import TlsFiles
+from quicferry.migration.rpc.messages import (
     ABORT,
     COLLECT_FILES,
     MOVE,
@@ -37,7 +38,6 @@ from quicferry.migration.orders import (
     StatusQuery,
     StopService,
 )
-from quicferry.migration.rpc import RpcClient, TooLate, Unreachable
 from quicferry.migration.states import ORCHESTRATOR, Machine, Signal, Step
 from quicferry.model import Endpoint
 

@@ -20,10 +20,9 @@ from typing import Any
 
 import msgspec
 
-from quicferry.emulation import private_root
+from quicferry.emulation.sandbox import private_root
+from quicferry.paths import CHECKOUT
 from quicferry.process import DEVNULL, Popen, TimeoutExpired
-
-ROOT = Path(__file__).resolve().parents[2]
 
 _PRELUDE = """\
 import json, os, sys
@@ -52,7 +51,7 @@ class InPrivateRoot:
         variables = {
             "TEST_REPORT": str(self.report_file),
             "TEST_ARGUMENTS": msgspec.json.encode(arguments).decode(),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(CHECKOUT),
         }
         with self._stdout_file.open("wb") as stdout, self._stderr_file.open("wb") as stderr:
             self.root = private_root.start(
@@ -61,7 +60,7 @@ class InPrivateRoot:
                 stdout=stdout,
                 stderr=stderr,
                 env={**os.environ, **variables, **(env or {})},
-                cwd=ROOT,
+                cwd=CHECKOUT,
             )
 
     @property

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from pathlib import Path
 
 from quicferry import __version__
+from quicferry.paths import CHECKOUT
 from quicferry.process import PIPE, run, spawn
 
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCHER = ROOT / "bin" / "quicferry"
+LAUNCHER = CHECKOUT / "bin" / "quicferry"
 
 
 def test_through_a_chain_of_links_with_no_path_from_another_folder(tmp_path):

@@ -6,35 +6,34 @@ import re
 import shutil
 import tomllib
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from quicferry.paths import CHECKOUT
 from quicferry.process import run
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [
-    ROOT / "bin" / "quicferry",
-    ROOT / ".ci" / "run",
-    *ROOT.glob("provision/*.sh"),
-    *ROOT.glob("tools/*.sh"),
+    CHECKOUT / "bin" / "quicferry",
+    CHECKOUT / ".ci" / "run",
+    *CHECKOUT.glob("provision/*.sh"),
+    *CHECKOUT.glob("tools/*.sh"),
 ]
 
 
 @pytest.fixture
 def checkout(tmp_path):
     """A checkout that was never set up, of what the script reads."""
-    shutil.copytree(ROOT / "provision", tmp_path / "checkout" / "provision")
+    shutil.copytree(CHECKOUT / "provision", tmp_path / "checkout" / "provision")
     for name in ("requirements.lock", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path / "checkout")
+        shutil.copy(CHECKOUT / name, tmp_path / "checkout")
     return tmp_path / "checkout"
 
 
 def pinned():
     """Package -> version, of the lines of the lock that hold on this machine."""
-    lines = re.findall(r"^(?!\s)(\S+==[^\\\n]*)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    lines = re.findall(r"^(?!\s)(\S+==[^\\\n]*)", (CHECKOUT / "requirements.lock").read_text(), re.MULTILINE)
     requirements = [Requirement(line) for line in lines]
     return {
         canonicalize_name(requirement.name): next(iter(requirement.specifier)).version
@@ -75,7 +74,7 @@ def test_a_user_who_is_not_root_is_told_so_before_anything_happens(checkout, tmp
 
 
 def test_the_lock_names_every_dependency():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
     locked = pinned()
     for text in wanted:

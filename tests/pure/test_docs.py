@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
@@ -12,24 +11,24 @@ from cli.main import COMMANDS
 from quicferry.events import NAMES
 from quicferry.experiment.preflight import probes
 from quicferry.migration.engines.base import ENGINES
+from quicferry.paths import CHECKOUT
 from quicferry.strategies import Strategy
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path
     for folder in (
-        ROOT,
-        *(ROOT / name for name in ("docs", "runs", "scenarios", "baselines", "bench", "tests")),
+        CHECKOUT,
+        *(CHECKOUT / name for name in ("docs", "runs", "scenarios", "baselines", "bench", "tests")),
     )
-    for path in (folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
+    for path in (folder.glob("*.md") if folder == CHECKOUT else folder.rglob("*.md"))
 )
-README = (ROOT / "README.md").read_text()
-MAKEFILE = (ROOT / "Makefile").read_text()
+README = (CHECKOUT / "README.md").read_text()
+MAKEFILE = (CHECKOUT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
 def name_of(path):
-    return str(path.relative_to(ROOT))
+    return str(path.relative_to(CHECKOUT))
 
 
 def without_code(text):
@@ -45,7 +44,7 @@ def anchors(page):
 
 @pytest.fixture(scope="module")
 def make_docs():
-    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "tools" / "make_docs.py")
+    spec = importlib.util.spec_from_file_location("make_docs", CHECKOUT / "tools" / "make_docs.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -53,11 +52,11 @@ def make_docs():
 
 @pytest.mark.parametrize("page", ["events.md", "axes.md", "faults.md"])
 def test_a_page_made_from_code_is_current(make_docs, page):
-    assert (ROOT / "docs" / page).read_text() == make_docs.PAGES[page](), "run tools/make_docs.py"
+    assert (CHECKOUT / "docs" / page).read_text() == make_docs.PAGES[page](), "run tools/make_docs.py"
 
 
 def test_every_event_is_documented():
-    page = (ROOT / "docs" / "events.md").read_text()
+    page = (CHECKOUT / "docs" / "events.md").read_text()
     assert [name for name in NAMES if f"| `{name}` | {NAMES[name]} |" not in page] == []
 
 
@@ -85,7 +84,7 @@ def test_commands_that_are_shown_exist(page):
     for script in re.findall(
         r"(?:`|python |^ {4})((?:tools|provision)/[\w./-]+\.(?:sh|py))", text, re.MULTILINE
     ):
-        assert (ROOT / script).is_file(), script
+        assert (CHECKOUT / script).is_file(), script
 
 
 def test_the_readme_names_every_strategy_engine_and_command():
@@ -109,7 +108,7 @@ def test_ci_requires_only_probes_that_exist():
 
 
 def test_every_page_is_in_the_index():
-    index = ROOT / "docs" / "README.md"
+    index = CHECKOUT / "docs" / "README.md"
     linked = set(re.findall(r"\]\(([^)#\s]+)\)", index.read_text()))
     pages = {
         path.relative_to(index.parent).as_posix() for path in index.parent.rglob("*.md") if path != index
@@ -118,7 +117,7 @@ def test_every_page_is_in_the_index():
 
 
 def test_decision_records_have_numbers_of_their_own_and_a_status():
-    records = sorted((ROOT / "docs" / "adr").glob("*.md"))
+    records = sorted((CHECKOUT / "docs" / "adr").glob("*.md"))
     numbers = [path.name.partition("-")[0] for path in records]
     assert all(re.fullmatch(r"\d{4}", number) for number in numbers)
     assert len(set(numbers)) == len(numbers)

@@ -419,11 +419,11 @@ def check_lease(order: MoveOrder) -> None:
 #: engine name -> "module:class". Imported when asked for, so that one that is missing harms no other.
 ENGINES: dict[str, str] = {
     "handoff": "quicferry.migration.engines.handoff:HandoffEngine",
-    "criu-cold": "quicferry.migration.engines.criu_cold:CriuColdEngine",
-    "criu-pre-copy": "quicferry.migration.engines.criu_copy:CriuPreCopyEngine",
-    "criu-post-copy": "quicferry.migration.engines.criu_copy:CriuPostCopyEngine",
-    "criu-hybrid": "quicferry.migration.engines.criu_copy:CriuHybridEngine",
-    "runc-cold": "quicferry.migration.engines.runc_cold:RuncColdEngine",
+    "criu-cold": "quicferry.migration.engines.criu.cold:CriuColdEngine",
+    "criu-pre-copy": "quicferry.migration.engines.criu.agent_copy:CriuPreCopyEngine",
+    "criu-post-copy": "quicferry.migration.engines.criu.agent_copy:CriuPostCopyEngine",
+    "criu-hybrid": "quicferry.migration.engines.criu.agent_copy:CriuHybridEngine",
+    "runc-cold": "quicferry.migration.engines.criu.runc_cold:RuncColdEngine",
 }
 
 
@@ -443,9 +443,9 @@ CRIU_ENGINES = LONG_ENGINES | {"criu-cold"}
 BY_CRIU = "/criu"
 _IMPLEMENTATIONS: dict[str, str] = {
     **ENGINES,
-    f"criu-pre-copy{BY_CRIU}": "quicferry.migration.engines.criu_native:NativePreCopyEngine",
-    f"criu-post-copy{BY_CRIU}": "quicferry.migration.engines.criu_native:NativePostCopyEngine",
-    f"criu-hybrid{BY_CRIU}": "quicferry.migration.engines.criu_native:NativeHybridEngine",
+    f"criu-pre-copy{BY_CRIU}": "quicferry.migration.engines.criu.native_copy:NativePreCopyEngine",
+    f"criu-post-copy{BY_CRIU}": "quicferry.migration.engines.criu.native_copy:NativePostCopyEngine",
+    f"criu-hybrid{BY_CRIU}": "quicferry.migration.engines.criu.native_copy:NativeHybridEngine",
 }
 
 

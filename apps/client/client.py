@@ -1,0 +1,202 @@
+"""The client process: one connection, a load, and a log of what came back from where.
+
+    python -m apps.client.client --config FILE
+
+Events go to stdout as JSON lines. A line ``stop`` on stdin, its end, or SIGTERM ends the load: the
+client waits for what is still open, writes its summary and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from pathlib import Path
+
+import msgspec
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent, StreamDataReceived
+
+from apps.client.load import Load
+from apps.client.load_schedule import Pace, first
+from apps.config import ALPN, SERVER_NAME, ClientConfig, read_config
+from apps.udp import Datagram, UdpPort
+from quicferry.events import Event, EventLog
+from quicferry.model import Endpoint
+from quicferry.quic import (
+    ExtensionConfig,
+    LossNoticed,
+    MigratableConnection,
+    MigrationAborted,
+    MigrationAnnounced,
+    MigrationFellBack,
+    PathSwitched,
+    PathValidated,
+    PeerMigrated,
+    ProbeStarted,
+    Timings,
+)
+from quicferry.units import now_s
+
+
+def address_text(address: tuple[str, int]) -> str:
+    """An address as it stands in events and records."""
+    return str(Endpoint(address[0], address[1]))
+
+
+class Client:
+    """One client process."""
+
+    def __init__(self, config: ClientConfig, events: EventLog) -> None:
+        self.config = config
+        self.events = events
+        self._keys = Path(config.keys).open("a", encoding="ascii")  # noqa: SIM115 (aioquic writes for the process's life)
+        self.connection = self.make_connection()
+        family = "::" if ":" in config.server.host else "0.0.0.0"
+        self.port = UdpPort(Endpoint(family, 0), self._received, stamped=True)
+        self.load = Load(config, events, self._send, self.connection.unsent_bytes)
+        self.connected = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.pace = Pace(config, self.load, self._request)
+        self._timer: asyncio.TimerHandle | None = None
+        self._origin = ""
+        self._received_ns = 0
+
+    def make_connection(self) -> MigratableConnection:
+        """A new connection, as the configuration wants it."""
+        config = self.config
+        quic = QuicConfiguration(
+            is_client=True,
+            alpn_protocols=[ALPN],
+            server_name=SERVER_NAME,
+            idle_timeout=config.idle_timeout_s,
+        )
+        quic.load_verify_locations(config.authority)
+        quic.secrets_log_file = self._keys
+        extension = None
+        if config.extension:
+            # one process is all these clients, and must not drown in probes that nobody spaced out
+            interval_s = Timings().shared_interval_s(config.clients)
+            extension = ExtensionConfig(
+                strategies=frozenset(config.strategies),
+                accept_moves=config.accept_moves,
+                timings=Timings(probe_interval_s=interval_s),
+            )
+        return MigratableConnection(configuration=quic, extension=extension)
+
+    async def run(self) -> None:
+        """Connect, load until told to stop, wait for what is open, write the summary."""
+        self.pace.listen()
+        self.port.start()
+        self.connection.connect((self.config.server.host, self.config.server.port), now_s())
+        self._proceed()
+        await first(self.connected, self.pace.stopping, self.closed)
+        gc.freeze()
+        self.load.start_transfers(self.connection.get_next_available_stream_id)
+        self._proceed()
+        await self.pace.run(self.closed)
+        negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
+        self.pace.conclude(self.events, negotiated)
+        self.connection.close()
+        self._proceed()
+        self.port.close()
+        self._keys.close()
+
+    def _request(self) -> None:
+        self.load.request(self.connection.get_next_available_stream_id)
+        self._proceed()
+
+    # --- the connection ----------------------------------------------------------------------
+
+    def _send(self, stream: int, data: bytes, end: bool) -> None:
+        self.connection.send_stream_data(stream, data, end)
+
+    def _received(self, batch: list[Datagram]) -> None:
+        for data, sender, self._received_ns in batch:
+            self._origin = address_text(sender)
+            self.connection.receive_datagram(data, sender, now_s())
+            self._handle_events()
+        self._proceed()
+
+    def _proceed(self) -> None:
+        self._handle_events()
+        self.load.pump()
+        now = now_s()
+        for data, receiver in self.connection.datagrams_to_send(now):
+            self.port.send(data, (receiver[0], receiver[1]))
+        self._handle_events()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.connection.get_timer()
+        if due is not None:
+            self._timer = asyncio.get_running_loop().call_at(due, self._timer_due, due)
+
+    def _timer_due(self, due: float) -> None:
+        self._timer = None
+        self.connection.handle_timer(max(due, now_s()))
+        self._proceed()
+
+    def _handle_events(self) -> None:
+        while (event := self.connection.next_event()) is not None:
+            self._on_event(event)
+
+    def _on_event(self, event: QuicEvent) -> None:
+        emit = self.events.emit
+        match event:
+            case StreamDataReceived():
+                self.load.received(
+                    event.stream_id, event.data, event.end_stream, self._origin, self._received_ns
+                )
+            case HandshakeCompleted():
+                negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
+                emit("client.connected", negotiated=bool(negotiated), strategies=negotiated)
+                self.connected.set()
+            case MigrationAnnounced():
+                addresses = [address_text(address) for address in event.addresses]
+                emit(
+                    "client.migration.announced",
+                    epoch=event.epoch,
+                    strategy=str(event.strategy),
+                    addresses=addresses,
+                )
+            case LossNoticed():
+                emit("client.loss.noticed", pto_ms=event.pto_s * 1e3, silent_ms=event.silent_s * 1e3)
+            case ProbeStarted():
+                emit("client.probing", address=address_text(event.address))
+            case PeerMigrated():
+                emit("client.server.packet", epoch=event.epoch, address=address_text(event.address))
+            case PathValidated():
+                emit(
+                    "client.path.validated",
+                    address=address_text(event.address),
+                    rtt_ms=event.rtt_s * 1e3,
+                )
+            case PathSwitched():
+                emit("client.switched", old=address_text(event.old), new=address_text(event.new))
+            case MigrationAborted():
+                emit("client.migration.aborted", epoch=event.epoch, reason=str(event.reason))
+            case MigrationFellBack():
+                emit("client.fell-back", reason=str(event.reason))
+            case ConnectionTerminated():
+                self.load.closed = event.reason_phrase or f"error {event.error_code:#x}"
+                self.closed.set()
+                self.load.answered.set()
+            case _:
+                pass
+
+
+def print_event(event: Event) -> None:
+    """One event as a line on stdout."""
+    sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    """The process's entry."""
+    config = read_config("apps.client.client", ClientConfig)
+    asyncio.run(Client(config, EventLog("client", sink=print_event)).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Many clients in one process: each with a connection, a socket and a session of its own.
+
+    python -m apps.client.multi_client --config FILE      (apps.config.ClientConfig, with ``clients``)
+
+The first ``plain_clients`` of them do without the extension: such a client cannot follow a server
+that moves. When its connection is closed with ``MOVED_ERROR``, it connects to the address in the
+reason and sends again what was not answered; the service recognises what it had obeyed before.
+
+They ask in turn, all together as often as one alone would, as far as that makes sense. At the end each
+asks once more, so that of every connection it is known whether it still works. The events of the first
+client are told in full, of the others only what concerns the move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+
+import msgspec
+from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataReceived
+
+from apps.client.client import Client, print_event
+from apps.client.load_schedule import first
+from apps.config import MOVED_ERROR, ClientConfig, read_config
+from quicferry.events import Event, EventLog, Sink
+from quicferry.record import ClientSummary, write_json
+from quicferry.strategies import Strategy
+from quicferry.units import now_s
+
+CONNECTING_AT_ONCE = 10  # handshakes cost both ends some milliseconds each
+CONNECT_S = 25.0
+STRATEGIES = tuple(Strategy)
+LEAST_INTERVAL_MS = 5.0  # between two requests of all clients together, when there are many
+#: what the clients after the first tell of
+TOLD = frozenset(
+    {
+        *("client.connected", "client.migration.announced", "client.migration.aborted", "client.switched"),
+        *("client.fell-back", "client.reconnecting"),
+    }
+)
+
+
+class Member(Client):
+    """One of them. Its load knows exchanges by numbers that outlive a connection."""
+
+    def __init__(self, config: ClientConfig, events: EventLog) -> None:
+        super().__init__(config, events)
+        self._exchanges = 0
+        self._open: dict[int, bytes] = {}  # exchange -> the request
+        self._streams: dict[int, int] = {}  # stream of the present connection -> exchange
+        self._answers: dict[int, bytes] = {}  # exchange -> what has come
+        self.reconnected = 0
+
+    async def join(self) -> None:
+        """Connect; returns when connected, or when that failed."""
+        self.port.start()
+        self.connection.connect((self.config.server.host, self.config.server.port), now_s())
+        self._proceed()
+        await first(self.connected, self.closed)
+
+    async def load_until_told(self, delay_s: float, last_delay_s: float) -> None:
+        """Send requests until told to stop, one more, and wait for the answers.
+
+        The first one leaves after ``delay_s``, the last one ``last_delay_s`` after the word to stop.
+        """
+        await self.pace.run(self.closed, delay_s=delay_s, last_delay_s=last_delay_s)
+
+    def leave(self) -> ClientSummary:
+        """Close the connection; returns the account of the load."""
+        summary = self.load.summary()
+        summary.negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
+        self.connection.close()
+        self._proceed()
+        self.port.close()
+        self._keys.close()
+        return summary
+
+    def _request(self) -> None:
+        if self.connected.is_set():
+            self.load.request(self._next_exchange)
+            self._proceed()
+
+    def _next_exchange(self) -> int:
+        self._exchanges += 1
+        return self._exchanges
+
+    def _send(self, stream: int, data: bytes, end: bool) -> None:
+        self._open[stream] = data
+        self._carry(stream)
+
+    def _carry(self, exchange: int) -> None:
+        stream = self.connection.get_next_available_stream_id()
+        self._streams[stream] = exchange
+        self._answers[exchange] = b""
+        self.connection.send_stream_data(stream, self._open[exchange], True)
+
+    def _on_event(self, event: QuicEvent) -> None:
+        if isinstance(event, StreamDataReceived):
+            exchange = self._streams[event.stream_id]
+            self._answers[exchange] += event.data
+            if event.end_stream:
+                del self._streams[event.stream_id], self._open[exchange]
+                self.load.received(
+                    exchange, self._answers.pop(exchange), True, self._origin, self._received_ns
+                )
+        elif isinstance(event, ConnectionTerminated) and event.error_code == MOVED_ERROR:
+            asyncio.get_running_loop().call_soon(self._connect_again, event.reason_phrase)
+        else:
+            super()._on_event(event)
+            if self.connected.is_set() and self.reconnected and self._open and not self._streams:
+                self._repeat()
+
+    def _connect_again(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self.reconnected += 1
+        self.connected.clear()
+        self._streams.clear()
+        self.events.emit("client.reconnecting", address=address, open=len(self._open))
+        self.connection = self.make_connection()
+        self.connection.connect((host, int(port)), now_s())
+        self._proceed()
+
+    def _repeat(self) -> None:
+        """The new connection stands: send again what was not answered."""
+        for exchange in list(self._open):
+            self.load.repeated(exchange)
+            self._carry(exchange)
+
+
+class Crowd:
+    """All of them."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+        together_ms = max(config.interval_ms, LEAST_INTERVAL_MS)
+        self._stagger_s = together_ms / 1e3
+        self.members = [
+            Member(
+                msgspec.structs.replace(
+                    config,
+                    session=f"client-{number}",
+                    extension=config.extension and number > config.plain_clients,
+                    interval_ms=together_ms * config.clients,
+                    strategies=(
+                        (STRATEGIES[number % len(STRATEGIES)],)
+                        if config.mixed_strategies
+                        else config.strategies
+                    ),
+                ),
+                EventLog("client", sink=told_by(number)),
+            )
+            for number in range(1, config.clients + 1)
+        ]
+
+    async def run(self) -> None:
+        """Connect all, load until told to stop, write one summary."""
+        pace = self.members[0].pace
+        pace.listen()
+        for start in range(0, len(self.members), CONNECTING_AT_ONCE):
+            group = self.members[start : start + CONNECTING_AT_ONCE]
+            async with asyncio.timeout(CONNECT_S):
+                await asyncio.gather(*(member.join() for member in group))
+        gc.freeze()
+        loads = [
+            asyncio.create_task(
+                member.load_until_told(number * self._stagger_s, number * LEAST_INTERVAL_MS / 1e3)
+            )
+            for number, member in enumerate(self.members)
+        ]
+        await pace.stopping.wait()
+        for member in self.members:
+            member.pace.stopping.set()
+        await asyncio.gather(*loads)
+        summary = sum_up([member.leave() for member in self.members])
+        summary.reconnected = sum(member.reconnected for member in self.members)
+        write_json(Path(self.config.summary), summary)
+        self.members[0].events.emit("client.done", sent=summary.requests_sent, lost=summary.requests_lost)
+
+
+def told_by(number: int) -> Sink:
+    """Where the events of one client go: to stdout with its number, or nowhere."""
+
+    def sink(event: Event) -> None:
+        if number == 1 or event.name in TOLD:
+            print_event(msgspec.structs.replace(event, detail={**event.detail, "client": number}))
+
+    return sink
+
+
+def sum_up(summaries: list[ClientSummary]) -> ClientSummary:
+    """One account of the loads of all clients."""
+    wrong = [each.state_detail for each in summaries if not each.state_ok]
+    return ClientSummary(
+        connections=len(summaries),
+        requests_sent=sum(each.requests_sent for each in summaries),
+        responses=sum(each.responses for each in summaries),
+        requests_lost=sum(each.requests_lost for each in summaries),
+        requests_duplicated=sum(each.requests_duplicated for each in summaries),
+        requests_repeated=sum(each.requests_repeated for each in summaries),
+        repeats_recognised=sum(each.repeats_recognised for each in summaries),
+        bytes_verified=sum(each.bytes_verified for each in summaries),
+        state_ok=not wrong,
+        state_detail="; ".join(wrong[:3]) or f"right for all {len(summaries)} clients",
+        negotiated=summaries[-1].negotiated,
+        requests=sorted((r for each in summaries for r in each.requests), key=lambda r: r.sent_ns),
+        closed=next((each.closed for each in summaries if each.closed is not None), None),
+    )
+
+
+def main() -> None:
+    """The process's entry."""
+    asyncio.run(Crowd(read_config("apps.client.multi_client", ClientConfig)).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The client of a run, as a cast plays it: its configuration, its start and its end in good order."""
+
+from __future__ import annotations
+
+import queue
+
+from apps.config import ClientConfig
+from quicferry.errors import MigrationError
+from quicferry.events import Event
+from quicferry.experiment.context import Program, RunContext
+from quicferry.process import TimeoutExpired
+from quicferry.units import BYTES_PER_MIB
+
+CLIENT_END_S = 25.0  # longer than the client's own patience
+
+
+def client_config(context: RunContext, authority: str) -> ClientConfig:
+    """What every client of a run is told; the file for its secrets is made."""
+    asked = context.asked
+    context.paths.keys.touch(mode=0o600)
+    return ClientConfig(
+        server=context.service_endpoint(context.part("source")),
+        authority=authority,
+        keys=str(context.paths.keys),
+        summary=str(context.paths.client),
+        interval_ms=asked.interval_ms,
+        request_bytes=asked.request_bytes,
+        download_bytes=round(asked.download_mib * BYTES_PER_MIB),
+        upload_bytes=round(asked.upload_mib * BYTES_PER_MIB),
+        seed=asked.seed,
+        clients=asked.clients,
+        plain_clients=asked.plain_clients,
+        mixed_strategies=asked.mixed_strategies,
+    )
+
+
+class LoadClient:
+    """The client and its load. ``end_s`` is longer than the client's own patience."""
+
+    name = "client"
+
+    def __init__(
+        self,
+        context: RunContext,
+        config: ClientConfig,
+        *,
+        module: str = "apps.client.client",
+        connections: int = 1,
+        end_s: float = CLIENT_END_S,
+    ) -> None:
+        self._context = context
+        self._config = config
+        self._module = module
+        self._end_s = end_s
+        self._connections = connections
+        self._connected: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.program: Program | None = None
+
+    def start(self) -> None:
+        context = self._context
+        argv = context.module(self._module, context.write_config(self.name, self._config))
+        self.program = context.start(self.name, context.part("client"), argv, self._line)
+
+    def _line(self, line: bytes) -> None:
+        event = self._context.collect_line(line)
+        if event is not None:
+            self._heard(event)
+
+    def _heard(self, event: Event) -> None:
+        if event.name == "client.connected":
+            self._connected.put(None)
+
+    def wait_ready(self, timeout_s: float) -> None:
+        assert self.program is not None
+        try:
+            for _ in range(self._connections):
+                self._connected.get(timeout=timeout_s)
+        except queue.Empty:
+            raise MigrationError(
+                f"the client did not connect: {self.program.last_words()}",
+                hint=f"see {self.program.log.name} in the run directory",
+            ) from None
+
+    def stop(self) -> None:
+        """Let it wait for what is open and write its summary."""
+        if self.program is None:
+            return
+        self.program.tell(b"stop")
+        try:
+            status = self.program.wait(self._end_s)
+        except TimeoutExpired:
+            self.program.end()
+            raise MigrationError("the client did not end in good order", hint="see client.log") from None
+        if status != 0:
+            raise MigrationError(f"the client failed: {self.program.last_words()}", hint="see client.log")

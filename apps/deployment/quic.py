@@ -1,0 +1,119 @@
+"""The cast of a QUIC run: agents on the edges, the orchestrator, the server, the client.
+
+Says who plays and in which order they start, moves the server, and is the stage for faults.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from apps.config import SERVER_NAME
+from apps.deployment.client_service import LoadClient, client_config
+from apps.deployment.services import ASK_S, Agent, Orchestra, moved, order_move
+from quicferry.errors import FerryError
+from quicferry.experiment.context import Program, RunContext, Service
+from quicferry.experiment.fault_injector import FaultInjector
+from quicferry.experiment.faults import DESTINATION, SOURCE
+from quicferry.experiment.usage import children
+from quicferry.migration.rpc.credentials import Authority, TlsFiles
+from quicferry.strategies import RULES
+
+
+class Credentials:
+    """The certificates of one run, all of one authority."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._authority = Authority()
+        self._folder = context.credentials
+
+    def issue(self, name: str) -> TlsFiles:
+        """A certificate and its key, as files that live as long as the run."""
+        return self._authority.issue(name).save(self._folder, name)
+
+
+class QuicCast:
+    """See ``quicferry.experiment.context.Cast``; also the ``Stage`` on which faults happen."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        source, destination = context.part(SOURCE), context.part(DESTINATION)
+        issue = Credentials(context).issue
+        server = issue(SERVER_NAME)
+        faults = FaultInjector(context, self)
+        self._agents = {
+            edge: Agent(context, edge, peer, issue(edge), server, mishaps=faults.mishaps(edge))
+            for edge, peer in ((source, destination), (destination, source))
+        }
+        self._orchestra = Orchestra(context, [source, destination], issue(context.part("orchestrator")))
+        config = client_config(context, server.authority)
+        if faults.client_refuses:
+            config = msgspec.structs.replace(config, accept_moves=False)
+        crowd = context.asked.clients > 1 or context.asked.plain_clients > 0 or context.asked.mixed_strategies
+        self._client = LoadClient(
+            context,
+            config,
+            module="apps.client.multi_client" if crowd else "apps.client.client",
+            connections=context.asked.clients,
+        )
+        self.services: list[Service] = [*self._agents.values(), self._orchestra, faults, self._client]
+        self._at, self._next = source, destination
+        context.watched["server"] = self._server_pid
+
+    def _server_pid(self) -> int | None:
+        """The server's process, seen from here."""
+        return next(iter(children(self._agents[self._at].container_pid)), None)
+
+    def move(self) -> dict[str, Any]:
+        """Move the server to the other edge, by the orchestrator or by the host alone."""
+        asked = self._context.asked
+        if RULES[asked.strategy].notice:
+            outcome = order_move(
+                self._context,
+                self._orchestra,
+                asked.strategy,
+                forwarding=asked.forwarding,
+                source=self._at,
+                destination=self._next,
+            )
+        else:
+            outcome = self._agents[self._at].move()
+        if not asked.faults:
+            detail = moved(outcome)
+            self._at, self._next = self._next, self._at
+            return detail
+        # where the server is then is for the captures to tell
+        return {key: outcome.get(key) for key in ("outcome", "error", "transferred_bytes")}
+
+    # --- faults ------------------------------------------------------------------------------
+
+    def _player(self, part: str) -> Agent | Orchestra:
+        return self._orchestra if part == "orchestrator" else self._agents[self._context.part(part)]
+
+    def program(self, part: str) -> Program:
+        """See ``quicferry.experiment.fault_injector.Stage``."""
+        program = self._client.program if part == "client" else self._player(part).program
+        if program is None:
+            raise FerryError(f"the {part} does not run")
+        return program
+
+    def expect_end(self, part: str) -> None:
+        """See ``Stage``."""
+        self._player(part).life.end()
+
+    def start_again(self, part: str) -> None:
+        """See ``Stage``."""
+        player = self._player(part)
+        player.life.begin()
+        player.start()
+        player.wait_ready(ASK_S)
+
+    def container_pid(self, part: str) -> int:
+        """See ``Stage``."""
+        return self._agents[self._context.part(part)].container_pid
+
+
+def make_cast(context: RunContext) -> QuicCast:
+    """The cast of a QUIC run."""
+    return QuicCast(context)

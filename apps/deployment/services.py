@@ -1,0 +1,288 @@
+"""Who moves the server: the node agents on the edges and the orchestrator, as a cast plays them.
+
+Writes their configurations, starts them, and gives them their commands.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from apps.config import ServerConfig
+from apps.deployment.replies import Life, Replies
+from quicferry.errors import MigrationError
+from quicferry.experiment.context import SERVICE_PORT, Program, RunContext
+from quicferry.experiment.faults import DESTINATION, SOURCE
+from quicferry.migration.agent.agent import AgentConfig, Command, LocalMove
+from quicferry.migration.agent.failpoints import Mishaps
+from quicferry.migration.datagrams.moving_address import MovingAddressConfig
+from quicferry.migration.engines.base import runs_in_oci
+from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
+from quicferry.migration.rpc.credentials import TlsFiles
+from quicferry.migration.rpc.messages import Files
+from quicferry.model import Endpoint, NodeKind
+from quicferry.strategies import RULES, Strategy
+
+CONTROL = Endpoint("127.0.0.1", SERVICE_PORT + 1)
+RPC_PORT = SERVICE_PORT + 2
+WAITING_ROOM_PORT = SERVICE_PORT + 3
+SERVER_EVENTS = "/run/server.jsonl"  # inside the container
+SERVER_LOGS = "/run/service-*.log"  # what a server wrote to stderr
+SERVER_FENCE = "/run/server.fence"
+MOVE_S = 480.0  # longer than all deadlines of a move together
+ASK_S = 40.0
+#: For an agent's environment: one heap for all its threads. glibc gives each thread one of its own, which
+#: keeps about the most that a move took; threads take turns, until each has it (docs/orchestration.md).
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
+
+
+class Agent:
+    """The node agent of one edge, with the commands for a server and a standby there.
+
+    ``module`` is the server's. With ``plain`` the server offers no pool, and no
+    datagram is forwarded or kept waiting: what a move is without us. ``address`` moves with the
+    server, which then listens only there; with ``keep_tcp`` its TCP connections move too.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        edge: str,
+        peer: str,
+        tls: TlsFiles,
+        server_tls: TlsFiles,
+        *,
+        module: str = "apps.server.server",
+        plain: bool = False,
+        tickets: bool = False,
+        mishaps: Mishaps | None = None,
+        address: MovingAddressConfig | None = None,
+        keep_tcp: bool = False,
+    ) -> None:
+        self.name = f"agent-{edge}"
+        self.edge = edge
+        self._context = context
+        self._peer = peer
+        self._tls = tls
+        self._server_tls = server_tls
+        self._module = module
+        self._plain = plain
+        self._tickets = tickets
+        self._mishaps = mishaps
+        self._address = address
+        self._keep_tcp = keep_tcp
+        self.replies = Replies(context)
+        self.program: Program | None = None
+        self.container_pid = 0
+        self.life = Life()
+
+    def start(self) -> None:
+        name = self.life.name(self.name)
+        argv = self._context.module("apps.agent", self._context.write_config(name, self._config()))
+        env = {**os.environ, **ONE_HEAP}
+        self.program = self._context.start(name, self.edge, argv, self.replies.line, env)
+
+    def wait_ready(self, timeout_s: float) -> None:
+        assert self.program is not None
+        ready = self.replies.wait(self.program, {"ready"}, timeout_s)
+        self.container_pid = int(ready["init_pid"])
+
+    def move(self) -> dict[str, Any]:
+        """Have it move the server away by its own decision; returns how that ended."""
+        program = self.program
+        assert program is not None
+        self.replies.forget()
+        program.process.send_signal(signal.SIGUSR1)
+        kinds = {"outcome", "recovered"}
+        return self.replies.wait(program, kinds, MOVE_S, replaced=lambda: self.life.is_replaced)
+
+    def stop(self) -> None:
+        if self.program is not None:
+            self.program.end()
+
+    def _config(self) -> AgentConfig:
+        context, topology = self._context, self._context.topology
+        facing_clients = [
+            context.emulator.interface(self.edge, link.name)
+            for link in topology.links_of(self.edge)
+            if topology.node(link.b if link.a == self.edge else link.a).kind is not NodeKind.EDGE
+        ]
+        state = journals(context)
+        local_move = LocalMove(
+            strategy=context.asked.strategy,
+            engine=context.asked.engine,
+            destination=self._peer,
+            service=context.service_endpoint(self._peer),
+            server_first=context.asked.server_first,
+            forwarding=context.asked.forwarding,
+            compression=context.asked.compression,
+            memory_by=context.asked.memory_by,
+        )
+        return AgentConfig(
+            edge=self.edge,
+            listen=Endpoint("0.0.0.0", RPC_PORT),
+            peers={self._peer: Endpoint(between_edges(context, self._peer, self.edge), RPC_PORT)},
+            detours={self._peer: Endpoint(topology.service_addresses[self._peer], RPC_PORT)},
+            tls=self._tls,
+            service=self._server("server", standby=False),
+            standby=self._server("standby", standby=True),
+            control=CONTROL,
+            service_address=context.service_endpoint(self.edge),
+            client_interfaces=[] if self._plain else facing_clients,
+            waiting_room=Endpoint(between_edges(context, self.edge, self._peer), WAITING_ROOM_PORT),
+            collect=[SERVER_EVENTS, SERVER_LOGS],
+            on_signal=local_move,
+            journal=str(state / f"{self.edge}.journal"),
+            container_record=str(state / f"{self.edge}.container"),
+            oci_readable=(
+                [str(context.configs), str(context.credentials)]
+                if runs_in_oci(context.asked.engine)
+                else None
+            ),
+            # what an agent does wrong, it does once: not again when it was started again
+            mishaps=self._mishaps if self._mishaps and not self.life.number else Mishaps(),
+            moving_address=self._address,
+            keep_tcp=self._keep_tcp,
+        )
+
+    def _server(self, kind: str, *, standby: bool) -> Command:
+        context, asked = self._context, self._context.asked
+        pool = (RULES[asked.strategy].pool or asked.mixed_strategies) and not self._plain
+        config = ServerConfig(
+            edge=self.edge,
+            listen=Endpoint(self._address.address if self._address else "0.0.0.0", SERVICE_PORT),
+            control=CONTROL,
+            events=SERVER_EVENTS,
+            fence=SERVER_FENCE,
+            certificate=self._server_tls.certificate,
+            key=self._server_tls.key,
+            pool=[context.service_endpoint(edge) for edge in context.topology.pool] if pool else [],
+            tickets=self._tickets,
+            standby=standby,
+            expected_connections=asked.clients,
+            address_moves=self._address is not None,
+            response_bytes=asked.response_bytes,
+            memory_mib=asked.memory_mib,
+            dirty_mib_s=asked.dirty_mib_s,
+        )
+        path = context.write_config(f"{kind}-{self.edge}", config)
+        return Command(argv=context.module(self._module, path))
+
+
+def between_edges(context: RunContext, edge: str, other: str) -> str:
+    """The address of ``edge`` on its own link to ``other``; where there is none, its service address."""
+    for link in context.topology.links_of(edge):
+        if other in (link.a, link.b):
+            address = link.a_address if link.a == edge else link.b_address
+            if address is not None:
+                return address.partition("/")[0]
+    return context.topology.service_addresses[edge]
+
+
+def journals(context: RunContext) -> Path:
+    """Where agents and orchestrator keep their journals; each reads its own alone."""
+    folder = context.paths.root / "journals"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+class Orchestra:
+    """The orchestrator, and through it the server's start and end."""
+
+    name = "orchestrator"
+
+    def __init__(self, context: RunContext, edges: list[str], tls: TlsFiles) -> None:
+        self._context = context
+        self._edges = edges
+        self._tls = tls
+        self.replies = Replies(context)
+        self.program: Program | None = None
+        self.life = Life()
+
+    def start(self) -> None:
+        context = self._context
+        host = context.part("orchestrator")
+        agents = {edge: Endpoint(context.topology.service_addresses[edge], RPC_PORT) for edge in self._edges}
+        journal = str(journals(context) / f"{host}.journal")
+        config = OrchestratorConfig(name=host, agents=agents, tls=self._tls, journal=journal)
+        name = self.life.name(self.name)
+        argv = context.module("apps.orchestrator", context.write_config(name, config))
+        self.program = context.start(name, host, argv, self.replies.line)
+
+    def wait_ready(self, timeout_s: float) -> None:
+        assert self.program is not None
+        self.replies.wait(self.program, {"ready"}, timeout_s)
+        if self.life.number:
+            return  # the server was started by the one before
+        self.command(StartCommand(edge=self._context.part("source")), "started", timeout_s)
+
+    def command(self, command: msgspec.Struct, answer: str, timeout_s: float) -> dict[str, Any]:
+        """Give a command and wait for its answer. Raises ``MigrationError``."""
+        assert self.program is not None
+        self.replies.forget()
+        self.program.tell(msgspec.json.encode(command))
+        return self.replies.wait(self.program, {answer}, timeout_s, replaced=lambda: self.life.is_replaced)
+
+    def stop(self) -> None:
+        if self.program is None:
+            return
+        try:
+            if self.program.process.poll() is None:
+                ended = self.command(EndCommand(edges=self._edges), "ended", ASK_S)
+                for edge, collected in msgspec.convert(ended, dict[str, Files]).items():
+                    self._take_in(edge, collected.files)
+        finally:
+            self.program.end()
+
+    def _take_in(self, edge: str, files: dict[str, bytes]) -> None:
+        for name, content in files.items():
+            if name == SERVER_EVENTS:
+                for line in content.splitlines():
+                    self._context.collect_line(line)
+            elif content:
+                (self._context.paths.logs / f"{edge}-{Path(name).name}").write_bytes(content)
+
+
+def order_move(
+    context: RunContext,
+    orchestra: Orchestra,
+    strategy: Strategy,
+    *,
+    forwarding: bool,
+    source: str | None = None,
+    destination: str | None = None,
+) -> dict[str, Any]:
+    """Let the orchestrator move the server; returns what it says at the end. Raises ``MigrationError``.
+
+    Edges are the parts source and destination unless given.
+    """
+    destination = destination or context.part(DESTINATION)
+    command = MoveCommand(
+        strategy=strategy,
+        engine=context.asked.engine,
+        source=source or context.part(SOURCE),
+        destination=destination,
+        service=context.service_endpoint(destination),
+        server_first=context.asked.server_first,
+        forwarding=forwarding,
+        compression=context.asked.compression,
+        memory_by=context.asked.memory_by,
+    )
+    return orchestra.command(command, "outcome", MOVE_S)
+
+
+def moved(outcome: dict[str, Any]) -> dict[str, Any]:
+    """What of an outcome is kept. Raises ``MigrationError`` when the server is not at the destination."""
+    if outcome.get("outcome") != "moved":
+        raise MigrationError(
+            f"the server did not move ({outcome.get('outcome')}): {outcome.get('error')}",
+            hint=outcome.get("hint"),
+        )
+    return {
+        "transferred_bytes": outcome.get("transferred_bytes"),
+        "forwarded_datagrams": outcome.get("forwarded_datagrams"),
+    }

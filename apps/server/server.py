@@ -1,0 +1,472 @@
+"""The extended QUIC server process: serves, is frozen, and goes on elsewhere.
+
+    python -m apps.server.server --config FILE
+
+The node agent of its host gives it orders (``quicferry.migration.control``). Stdin, stdout and
+stderr may be closed or lost: what it has to tell goes to its event file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import hashlib
+import os
+import signal
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.events import (
+    ConnectionTerminated,
+    HandshakeCompleted,
+    QuicEvent,
+    StreamDataReceived,
+)
+
+from apps.config import ALPN, MOVED_ERROR, ServerConfig, read_config
+from apps.server.ballast import Ballast
+from apps.server.connections import ConnectionTable, Peer
+from apps.server.notice_window import Turns
+from apps.server.service import Service
+from apps.server.tickets import PlainTicket, from_plain, to_plain
+from apps.server.warm_up import rehearse
+from apps.udp import BATCH, Datagram, UdpPort
+from quicferry.errors import MigrationError
+from quicferry.events import EventLog
+from quicferry.migration import control
+from quicferry.quic import ExtensionConfig, MigratableConnection, MigrationCommitted, MigrationReady
+from quicferry.quic.fence import Fence
+from quicferry.quic.snapshot import (
+    blank,
+    connection_ids,
+    freeze,
+    is_frozen,
+    pack_bundle,
+    restore_snapshot,
+    take_snapshot,
+    thaw,
+    unpack_bundle,
+)
+from quicferry.quic.wire import Result
+from quicferry.strategies import RULES, Strategy, speaks_first
+from quicferry.units import now_ns, now_s
+
+NOTICE_LEAST_S = 0.2
+NOTICE_PTOS = 6  # two repetitions of a lost notice or answer, as recovery sends them
+WAITING_PER_CLIENT = 2  # datagrams handled before the first flight of a server with many clients
+WAITING_MOST = 8192  # datagrams looked at then
+#: answers of clients that will not be where the server is
+STAYS = frozenset({Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID})
+
+
+class HandedOver(msgspec.Struct, kw_only=True):
+    """The service's half of a hand-off: its state, and whose connection is which snapshot."""
+
+    service: bytes
+    keys: list[str]
+    strategies: list[Strategy | None] = []  # of each: how its client follows this move
+    tickets: list[PlainTicket] = []  # whoever takes over must know the sessions that may be resumed
+
+
+class Server(control.Obedient):
+    """One server process. Orders come one at a time through ``obey``."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.events = EventLog(config.edge, Path(config.events))
+        self.service = Service(config.edge, config.response_bytes)
+        self.fence = Fence(Path(config.fence))
+        quic = QuicConfiguration(is_client=False, alpn_protocols=[ALPN], idle_timeout=config.idle_timeout_s)
+        quic.load_cert_chain(config.certificate, config.key)
+        extension = ExtensionConfig(strategies=frozenset(config.strategies)) if config.extension else None
+        self.port = UdpPort(config.listen, self._received)
+        self.table = ConnectionTable(self.port, quic, extension, self._on_event, self._pump)
+        if config.tickets:
+            self.table.tickets = {}
+        self.standby = config.standby
+        self.table.accepting = not config.standby
+        self.frozen_epoch: int | None = None
+        self.committed_epoch = 0
+        self._answers: dict[str, Result] = {}  # connection key -> SM_READY's result, in the notice phase
+        self._answered = asyncio.Event()  # set when nobody is waited for any more
+        self._awaited: dict[str, float] = {}  # connection key -> until when it is waited for
+        self._new_address = ""  # where the clients are to be told to go
+        self.stopped = asyncio.Event()
+        self._build = functools.partial(MigratableConnection, extension=extension)
+        self._turns: Turns | None = None  # whom something is said to that is said to all
+        self._blanks: list[QuicConnection] = []  # for connections that are to be taken over
+        self._ballast = Ballast(config.memory_mib)
+
+    async def run(self) -> None:
+        """Serve until the order to stop, or SIGTERM."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.stopped.set)
+        endpoint = (self.config.control.host, self.config.control.port)
+        transport, _ = await loop.create_datagram_endpoint(
+            lambda: control.ControlServer(self.obey), local_addr=endpoint
+        )
+        if self.standby:
+            rehearse(self.table.configuration, self.table.extension)
+            self._make_blanks()
+        else:
+            self.port.start()
+        self.events.emit("server.started", pid=os.getpid(), standby=self.standby)
+        rewriting = loop.create_task(self._ballast.rewrite(self.config.dirty_mib_s))
+        gc.freeze()  # what lives now lives on: a collection in mid-migration would be paid in downtime
+        await self.stopped.wait()
+        rewriting.cancel()
+        if self._turns is not None:
+            self._turns.drop()
+        self.events.emit("server.stopped", **self._summary())
+        self.port.close()
+        transport.close()
+
+    def _make_blanks(self) -> None:
+        """Do ahead what most of the time of an import would go to: it need not know the connections."""
+        for _ in range(self.config.expected_connections):
+            self._blanks.append(blank(configuration=self.table.configuration, build=self._build))
+
+    # --- the service -------------------------------------------------------------------------
+
+    def _received(self, batch: list[Datagram]) -> None:
+        turns = self._turns
+        if turns is None or turns.over.is_set():
+            self.table.received(batch)
+            return
+        for peer in self.table.deliver(batch):
+            if not turns.heard(peer):
+                self.table.proceed(peer)
+        turns.go_on()
+
+    def _first_flight(self, peer: Peer) -> bool:
+        return peer.key in self.table.peers and self.table.proceed(peer)
+
+    def _end_turns(self, order: control.Order) -> None:
+        """What comes next finds that everybody was told; who was not yet, need not hear that it is off."""
+        if self._turns is None or isinstance(order, control.Status):
+            return
+        if isinstance(order, control.Abort):
+            self._turns.drop()
+        else:
+            self._turns.finish()
+        self._turns = None
+
+    def _on_event(self, peer: Peer, event: QuicEvent) -> None:
+        if isinstance(event, StreamDataReceived):
+            try:
+                self.service.received(
+                    peer.key,
+                    event.stream_id,
+                    event.data,
+                    event.end_stream,
+                    peer.connection.send_stream_data,
+                )
+            except (ValueError, msgspec.DecodeError):
+                peer.connection.reset_stream(event.stream_id, 1)
+        elif isinstance(event, HandshakeCompleted):
+            self.events.emit("server.connected", negotiated=bool(peer.connection.negotiated))
+            if self.config.pool and Strategy.POOL in peer.connection.negotiated:
+                peer.connection.offer_addresses(
+                    [(address.host, address.port) for address in self.config.pool], now_s()
+                )
+        elif isinstance(event, MigrationReady):
+            self.events.emit("server.client.ready", epoch=event.epoch, result=str(event.result))
+            self._answers[peer.key] = event.result
+            self._no_longer_awaited(peer)
+        elif isinstance(event, MigrationCommitted):
+            self.committed_epoch = event.epoch
+            self.events.emit("server.committed", epoch=event.epoch)
+        elif isinstance(event, ConnectionTerminated):
+            self.service.forget(peer.key)
+            self._no_longer_awaited(peer)
+
+    def _no_longer_awaited(self, peer: Peer) -> None:
+        if self._awaited.pop(peer.key, None) is not None and not self._awaited:
+            self._answered.set()
+
+    def _pump(self, peer: Peer) -> None:
+        self.service.pump(peer.key, peer.connection.unsent_bytes, peer.connection.send_stream_data)
+
+    def _summary(self) -> dict[str, Any]:
+        state = self.service.state
+        return {"total": state.total, "repeated": state.repeated, "sessions": len(state.sessions)}
+
+    # --- orders ------------------------------------------------------------------------------
+
+    async def obey(self, order: control.Order) -> dict[str, Any]:
+        """Carry out one order; whoever waits for his turn is told before."""
+        self._end_turns(order)
+        return await super().obey(order)
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "edge": self.service.edge,
+            "standby": self.standby,
+            "frozen": self.frozen_epoch is not None,
+            "connections": len(self.table.peers),
+            "committed_epoch": self.committed_epoch,
+            **self._summary(),
+        }
+
+    def _stop(self) -> dict[str, Any]:
+        self.stopped.set()
+        return self._summary()
+
+    async def _prepare(self, order: control.Prepare) -> dict[str, Any]:
+        self._answers.clear()
+        self._awaited.clear()
+        self._answered.clear()
+        self._new_address = str(order.service or "")
+        # whoever takes longest to answer is told first: then the last answer comes as early as it can
+        peers = sorted(self.table.peers.values(), key=lambda each: -each.connection.pto_s)
+        turns = self._turns = Turns(peers, functools.partial(self._tell, order, len(peers)))
+        turns.go_on()
+        await turns.over.wait()
+        silent = await self._await_answers()
+        results = list(self._answers.values())
+        ready, unable = results.count(Result.OK), results.count(Result.NOT_NEGOTIATED)
+        return {
+            "ready": ready,
+            "refused": len(results) - ready - unable,
+            "unable": unable,
+            "silent": silent,
+        }
+
+    def _tell(self, order: control.Prepare, clients: int, peer: Peer) -> bool:
+        """Tell a client of the move, if the strategy that it follows has notice; whether it will answer."""
+        if peer.key not in self.table.peers:
+            return False
+        target = order.destination or order.service
+        strategy = peer.strategy = _strategy_of(peer, order.strategy)
+        rules = RULES[strategy]
+        addresses = [(target.host, target.port)] if rules.carries_address and target is not None else []
+        if rules.notice:
+            # a deadline of its own: whoever is far away is waited for longer, but never for too long
+            patience_s = max(NOTICE_LEAST_S, NOTICE_PTOS * peer.connection.pto_s)
+            self._awaited[peer.key] = now_s() + min(order.deadline_s, patience_s)
+        peer.connection.prepare_migration(
+            order.epoch,
+            strategy,
+            addresses,
+            order.downtime_ms,
+            order.server_first,
+            now_s(),
+            clients=clients,
+        )
+        if rules.notice:
+            self.events.emit("server.prepare.sent", epoch=order.epoch, strategy=strategy)
+        self.table.proceed(peer)
+        return peer.key in self._awaited
+
+    async def _await_answers(self) -> int:
+        """Wait for each client until its own deadline; returns how many were silent."""
+        silent = 0
+        while self._awaited:
+            now = now_s()
+            late = [key for key, until in self._awaited.items() if until <= now]
+            silent += len(late)
+            for key in late:
+                del self._awaited[key]
+            if self._awaited:
+                # those who are unable have answered while the others were not told yet
+                self._answered.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(self._awaited.values()) - now):
+                        await self._answered.wait()
+        return silent
+
+    def _cannot_follow(self, peer: Peer) -> bool:
+        """Whether the client has said that it will not go along, or does not know how to."""
+        return not self.config.address_moves and self._answers.get(peer.key, Result.OK) in STAYS
+
+    def _dismiss(self) -> int:
+        """Close what was not given away: those clients are to connect again, elsewhere."""
+        left = [peer for peer in self.table.peers.values() if not is_frozen(peer.connection)]
+        for peer in left:
+            peer.connection.close(MOVED_ERROR, reason_phrase=self._new_address)
+            self.table.proceed(peer)
+        return len(left)
+
+    def _freeze(self, order: control.Freeze) -> dict[str, Any]:
+        if self.frozen_epoch is not None:
+            raise MigrationError(f"already frozen for epoch {self.frozen_epoch}")
+        self.port.mute()
+        frozen = self.events.emit("server.frozen", epoch=order.epoch)
+        detail: dict[str, Any] = {"t_ns": frozen.t_ns}
+        self.frozen_epoch = order.epoch
+        if order.state_path is not None:
+            while batch := self.port.drain():
+                self.table.deliver(batch)
+        elif any(map(self._cannot_follow, self.table.peers.values())):
+            # the whole process moves, and from elsewhere such a client would not hear it
+            for peer in list(self.table.peers.values()):
+                if self._cannot_follow(peer):
+                    peer.connection.close(MOVED_ERROR, reason_phrase=self._new_address)
+                    self.table.proceed(peer)
+                    self.table.remove(peer)
+                    self.service.forget(peer.key)
+        for peer in self.table.peers.values():
+            if not self._cannot_follow(peer):
+                peer.connection.hold()
+            if peer.timer is not None:
+                peer.timer.cancel()
+                peer.timer, peer.timer_at = None, None
+        if order.state_path is not None:
+            detail |= self._write_state(order.epoch, Path(order.state_path))
+        return detail
+
+    def _write_state(self, epoch: int, path: Path) -> dict[str, Any]:
+        now = now_s()
+        self.fence.close(epoch)
+        peers: list[Peer] = []
+        for peer in self.table.peers.values():
+            if self._cannot_follow(peer):
+                continue
+            try:
+                freeze(peer.connection, now)
+            except MigrationError:
+                continue  # in the middle of its handshake, or closing: it stays, the others go
+            peers.append(peer)
+        snapshots = [take_snapshot(peer.connection, now, epoch=epoch) for peer in peers]
+        handed = HandedOver(
+            service=self.service.dump(),
+            keys=[peer.key for peer in peers],
+            strategies=[peer.strategy for peer in peers],
+        )
+        if self.table.tickets:
+            handed.tickets = [to_plain(ticket) for ticket in self.table.tickets.values()]
+        bundle = pack_bundle(epoch, snapshots, msgspec.msgpack.encode(handed))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(bundle)
+        return {
+            "bytes": len(bundle),
+            "sha256": hashlib.sha256(bundle).hexdigest(),
+            "connections": len(snapshots),
+            "left": len(self.table.peers) - len(snapshots),
+        }
+
+    def _import(self, order: control.Import) -> dict[str, Any]:
+        bundle = Path(order.state_path).read_bytes()
+        if hashlib.sha256(bundle).hexdigest() != order.sha256:
+            raise MigrationError("the state was damaged on its way")
+        content = unpack_bundle(bundle)
+        self.fence.take_over(order.epoch)
+        handed = msgspec.msgpack.decode(content.service, type=HandedOver)
+        connections = [
+            restore_snapshot(
+                data,
+                configuration=self.table.configuration,
+                build=self._build,
+                now=now_s(),
+                epoch=order.epoch,
+                into=self._blanks.pop() if self._blanks else None,
+            )
+            for data in content.snapshots
+        ]
+        self._blanks.clear()
+        self.service = Service.load(handed.service, order.edge, self.config.response_bytes)
+        self.table.remove_all()
+        if self.table.tickets is not None:
+            self.table.tickets |= {ticket.ticket: from_plain(ticket) for ticket in handed.tickets}
+        for key, strategy, connection in zip(handed.keys, handed.strategies, connections, strict=True):
+            assert isinstance(connection, MigratableConnection)
+            self.table.adopt(connection, set(connection_ids(connection)), key).strategy = strategy
+        self.standby = False
+        return self._go_on(order.epoch, order.strategy, order.server_first, order.edge)
+
+    def _resume(self, order: control.Resume) -> dict[str, Any]:
+        if self.frozen_epoch is None:
+            raise MigrationError("the server was not frozen")
+        self.service.edge = order.edge
+        self.events.vantage = order.edge
+        return self._go_on(order.epoch, order.strategy, order.server_first, order.edge)
+
+    def _go_on(self, epoch: int, strategy: Strategy, server_first: bool, edge: str) -> dict[str, Any]:
+        t_ns = now_ns()
+        self.frozen_epoch = None
+        self.table.accepting = True
+        for peer in self.table.peers.values():
+            its = peer.strategy or strategy
+            peer.connection.resume(
+                epoch, its, speaks_first(its, server_first), now_s(), clients=len(self.table.peers)
+            )
+        turns = self._turns = Turns(self.table.peers.values(), self._first_flight, holding=True)
+        # what waits in the socket is handled before anything leaves, as the first flight can answer it
+        waiting = self._waiting_for(len(self.table.peers))
+        for start in range(0, len(waiting), BATCH):
+            for peer in self.table.deliver(waiting[start : start + BATCH]):
+                turns.heard(peer)
+            turns.go_on()
+        turns.go_on()
+        self.port.start()
+        self.events.emit(
+            "server.resumed",
+            t_ns=t_ns,
+            epoch=epoch,
+            edge=edge,
+            server_first=speaks_first(strategy, server_first),
+            connection_ids=sum(len(peer.connection_ids) for peer in self.table.peers.values()),
+        )
+        return {"t_ns": t_ns, "connections": len(self.table.peers)}
+
+    def _waiting_for(self, clients: int) -> list[Datagram]:
+        """The newest datagrams of each client that wait in the socket, oldest first, each once.
+
+        Clients that were told where to go have been asking there since, and the agent lets in once more
+        what it has kept for them: most of it says nothing new, and there may be a lot of it.
+        """
+        waiting: list[Datagram] = []
+        while len(waiting) < WAITING_MOST and (batch := self.port.drain()):
+            waiting += batch
+        share = max(WAITING_PER_CLIENT, BATCH // max(clients, 1))
+        kept: list[Datagram] = []
+        seen: set[bytes] = set()
+        counts: Counter[tuple[str, int]] = Counter()
+        for datagram in reversed(waiting):
+            if datagram.data not in seen and counts[datagram.sender] < share:
+                seen.add(datagram.data)
+                counts[datagram.sender] += 1
+                kept.append(datagram)
+        return kept[::-1]
+
+    def _abort(self, order: control.Abort) -> dict[str, Any]:
+        if self.fence.closed:
+            self.fence.lift(order.epoch)
+        t_ns = now_ns()
+        self.frozen_epoch = None
+        for peer in list(self.table.peers.values()):
+            if is_frozen(peer.connection):
+                thaw(peer.connection, now_s())
+            peer.connection.abort_migration(order.epoch, order.reason, now_s())
+            self.table.proceed(peer)
+        self.port.start()
+        self.events.emit("server.aborted", epoch=order.epoch, reason=order.reason)
+        return {"t_ns": t_ns}
+
+
+def _strategy_of(peer: Peer, wanted: Strategy) -> Strategy:
+    """The strategy of the order, or if this client has not agreed to it, the first that it has agreed to."""
+    agreed = peer.connection.negotiated
+    return wanted if wanted in agreed else next((each for each in Strategy if each in agreed), wanted)
+
+
+async def serve(config: ServerConfig) -> None:
+    """Run a server to its end."""
+    await Server(config).run()
+
+
+def main() -> None:
+    """The process's entry."""
+    asyncio.run(serve(read_config("apps.server.server", ServerConfig)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Progress on stderr while runs are performed: a bar with the current step, or a line per run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from cli.support import stderr_console
+from quicferry.events import Event
+from quicferry.record import Asked, RunResult
+from session.session import Watcher, perform_all, title
+
+#: event -> what a watcher is told
+_SHOWN = {
+    "run.deploy.started": "building the network",
+    "run.calibrate.started": "measuring every link",
+    "run.start.started": "starting captures, agents, server and client",
+    "client.connected": "the client is connected",
+    "run.load.started": "the client talks to the server",
+    "migration.ordered": "moving the server",
+    "migration.notice.started": "telling the clients",
+    "server.frozen": "the server is frozen",
+    "migration.transfer.started": "its state crosses the network",
+    "migration.restore.started": "bringing it back",
+    "server.resumed": "the server runs at the destination",
+    "client.switched": "the client has switched",
+    "run.collect.started": "collecting",
+    "run.collect.complete": "reading the captures",
+}
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Watcher]:
+    """A bar over ``total`` runs on stderr with the step of the current one.
+
+    Without a terminal, one line per run is printed.
+    """
+    console = stderr_console()
+    if not console.is_terminal:
+
+        def plain(spec: Asked, done: int, event: Event | None) -> None:
+            if event is None:
+                console.print(f"[{done + 1}/{total}] {title(spec)}")
+
+        yield plain
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("[bold]{task.description}[/]"),
+        TextColumn("{task.fields[step]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total, step="")
+
+        def show(spec: Asked, done: int, event: Event | None) -> None:
+            if event is None:
+                bar.update(task, description=title(spec), step="", completed=done)
+            elif event.name in _SHOWN:
+                bar.update(task, step=_SHOWN[event.name])
+
+        yield show
+
+
+def perform_shown(
+    wanted: Sequence[Asked],
+    runs_root: Path | None,
+    on_result: Callable[[RunResult], None] | None = None,
+) -> list[RunResult]:
+    """``session.perform_all`` with progress on stderr."""
+    with progress(len(wanted)) as watch:
+        return perform_all(wanted, runs_root, on_result, watch)

@@ -1,0 +1,308 @@
+"""From a run directory to its result: reads what is raw, writes only to ``derived/``.
+
+``derived/`` can be thrown away and made again at any time, years later and without root.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import msgspec
+import polars as pl
+
+from quicferry.analysis.breakdown import TOLERANCE_MS, parts_ms, unexplained_ms
+from quicferry.analysis.endpoint_split import Places
+from quicferry.analysis.move import Metrics, measure
+from quicferry.analysis.repeated_moves import add_moves, measure_all
+from quicferry.analysis.statistics import summarise
+from quicferry.analysis.verdict import check_edges, fail, judge_faults, node_of, served_by, service_port
+from quicferry.capture import timeline
+from quicferry.capture.clock import ClockConversion, clock_warning
+from quicferry.capture.pcap import read_datagrams
+from quicferry.capture.quic import Decryptor, TrafficTable, read_keylog
+from quicferry.capture.quic.table import SCHEMA, tabulate
+from quicferry.capture.tcp_table import tabulate_tcp
+from quicferry.errors import CaptureError, FerryError
+from quicferry.events import Event, read_events
+from quicferry.record import (
+    ClientSummary,
+    Manifest,
+    MoveRecord,
+    RunPaths,
+    RunResult,
+    read_manifest,
+    write_json,
+)
+from quicferry.units import ns_to_ms
+
+
+class Analysis(NamedTuple):
+    """A result with what it was made of, for pictures and reports."""
+
+    manifest: Manifest
+    result: RunResult
+    metrics: Metrics | None
+    events: list[Event]
+    packets: pl.DataFrame  # of the client's capture, one row each
+
+    @property
+    def zero_ns(self) -> int:
+        """The moment the server froze or the client changed its address; without one, the first event."""
+        if self.metrics is not None and self.metrics.frozen_ns is not None:
+            return self.metrics.frozen_ns
+        for event in self.events:
+            if event.name == "client.address.changed":
+                return event.t_ns
+        return self.events[0].t_ns if self.events else 0
+
+
+def analyse(run_dir: Path) -> RunResult:
+    """Analyse a run and write ``derived/``: result.json, timeline.parquet, timeline.svg and .png.
+
+    A run that failed gives a result that says so. Raises ``StoreError`` only when there is no
+    readable manifest.
+    """
+    analysis = study(run_dir)
+    paths = RunPaths(run_dir)
+    paths.derived.mkdir(exist_ok=True)
+    write_json(paths.result, analysis.result)
+    if analysis.metrics is not None:
+        from quicferry.analysis.figures.timeline import (
+            save_timeline,  # matplotlib takes half a second to load
+        )
+
+        moments = analysis.metrics.moments()
+        table = timeline.as_table(moments, analysis.events, analysis.packets, analysis.zero_ns)
+        table.write_parquet(paths.derived / "timeline.parquet")
+        save_timeline(analysis, paths.derived)
+    return analysis.result
+
+
+def read_result(run_dir: Path) -> RunResult:
+    """The result of a run as it was written, or made now when there is none yet.
+
+    Raises ``StoreError`` for a result of another version that cannot be made again.
+    """
+    path = RunPaths(run_dir).result
+    try:
+        result = msgspec.json.decode(path.read_bytes(), type=RunResult)
+    except (OSError, msgspec.DecodeError):
+        return analyse(run_dir)
+    result.run_dir = str(run_dir)
+    return result
+
+
+def study(run_dir: Path) -> Analysis:
+    """As ``analyse``, but writes nothing."""
+    manifest = read_manifest(run_dir)
+    paths = RunPaths(run_dir)
+    result = _empty_result(run_dir, manifest)
+    events = _events(paths, result)
+    if any(event.name == "dns.started" for event in events):
+        result.dns_ttl_s = manifest.asked.dns_ttl_s
+    _add_client_summary(paths, result)
+    metrics: Metrics | None = None
+    packets = timeline.packets(pl.DataFrame(schema=SCHEMA))
+    try:
+        convert = _clock(manifest, events, result)
+        traffic = _client_traffic(paths, manifest, convert)
+        if manifest.asked.baseline is not None:
+            traffic = traffic._replace(frame=timeline.without_strangers(traffic.frame))
+        packets = timeline.packets(traffic.frame)
+        moves: list[MoveRecord] = []
+        if manifest.asked.moves > 1:
+            metrics, moves = measure_all(traffic.frame, events, manifest)
+        else:
+            metrics = measure(
+                traffic.frame,
+                # of many clients, only the first one's log has every answer: their gap is the capture's
+                events if manifest.asked.clients == 1 else [e for e in events if not _is_service(e)],
+                manifest.source_endpoint,
+                manifest.destination_endpoint,
+                Places.of(manifest, events),
+            )
+        _add_metrics(result, metrics, manifest)
+        if manifest.asked.clients > 1 and not moves:
+            result.clients_validated_ms = _clients_validated_ms(traffic.frame, metrics, manifest)
+        if moves:
+            add_moves(result, moves, events)
+        _add_parts(result, traffic.frame, events, metrics, manifest.destination_endpoint)
+        _add_service(result, traffic.frame, events)
+        result.packets_undecrypted = traffic.undecrypted
+        if traffic.undecrypted:
+            result.warnings.append(
+                f"{traffic.undecrypted} packets of the client's capture could not be decrypted"
+            )
+        edges = check_edges(paths, manifest, traffic, convert, result)
+        result.served_by = served_by([traffic.frame, *edges], events, manifest)
+        judge_faults(result, manifest, events)
+    except FerryError as error:
+        fail(result, str(error), error.hint)
+    return Analysis(manifest, result, metrics, events, packets)
+
+
+def _is_service(event: Event) -> bool:
+    return event.name in ("client.response.received", "client.download.data")
+
+
+def _empty_result(run_dir: Path, manifest: Manifest) -> RunResult:
+    asked = manifest.asked
+    outcome = manifest.outcome
+    result = RunResult(
+        outcome=outcome,
+        strategy=asked.baseline or asked.strategy.value,
+        kind="baseline" if asked.baseline else "strategy",
+        engine=asked.engine,
+        seed=asked.seed,
+        topology=asked.topology,
+        server_first=asked.server_first,
+        pool=asked.pool,
+        memory_mib=asked.memory_mib,
+        loss_percent=asked.loss_percent,
+        link_backend=manifest.link_backend or None,
+        rtt_asked_ms=asked.rtt_ms,
+        fault=", ".join(asked.faults) or None,
+        warnings=list(manifest.warnings),
+        error=manifest.error,
+        run_dir=str(run_dir),
+        run_id=manifest.id,
+    )
+    if outcome == "running":
+        fail(result, "the run was interrupted", "`quicferry clean` removes what it left behind")
+    return result
+
+
+def _events(paths: RunPaths, result: RunResult) -> list[Event]:
+    try:
+        return sorted(read_events(paths.events), key=lambda event: event.t_ns)
+    except OSError:
+        fail(result, "the run has no events", "its processes did not come up: see logs/ in the run directory")
+        return []
+
+
+def _add_client_summary(paths: RunPaths, result: RunResult) -> None:
+    try:
+        summary = msgspec.json.decode(paths.client.read_bytes(), type=ClientSummary)
+    except (OSError, msgspec.DecodeError) as error:
+        result.warnings.append(f"the client left no summary: {error}")
+        return
+    result.requests_sent = summary.requests_sent
+    result.requests_lost = summary.requests_lost
+    result.requests_duplicated = summary.requests_duplicated
+    result.requests_repeated = summary.requests_repeated
+    result.bytes_verified = summary.bytes_verified
+    result.clients, result.reconnected = summary.connections, summary.reconnected
+    result.state_ok = summary.state_ok
+    if summary.requests_lost:
+        result.warnings.append(f"{summary.requests_lost} requests were never answered")
+    if summary.requests_duplicated:
+        result.warnings.append(f"{summary.requests_duplicated} requests were obeyed twice")
+    if not summary.state_ok:
+        result.warnings.append(f"the service's state did not survive: {summary.state_detail or 'no detail'}")
+    if summary.closed is not None:
+        result.warnings.append(f"the connection ended before its time: {summary.closed}")
+    for transfer in summary.transfers:
+        if not transfer.verified:
+            result.warnings.append(
+                f"{transfer.kind}: {transfer.done_bytes} of {transfer.size_bytes} bytes, not verified"
+            )
+
+
+def _clock(manifest: Manifest, events: list[Event], result: RunResult) -> ClockConversion:
+    begin, end = (events[0].t_ns, events[-1].t_ns) if events else (0, 0)
+    warning = clock_warning(manifest.clock, end - begin)
+    if warning is not None:
+        result.warnings.append(warning)
+    return ClockConversion(manifest.clock, begin, end)
+
+
+def _client_traffic(paths: RunPaths, manifest: Manifest, convert: ClockConversion) -> TrafficTable:
+    capture = paths.captures / f"{node_of(manifest, 'client')}.pcapng"
+    if not capture.is_file():
+        raise CaptureError(f"there is no capture {capture.name}", hint="the run ended before it began")
+    keylog = read_keylog(paths.keys)
+    port = service_port(manifest)
+    datagrams = read_datagrams(capture, convert.to_monotonic_ns)
+    traffic = tabulate(datagrams, Decryptor(keylog), port=port)
+    if port is not None and (tcp := tabulate_tcp(datagrams, keylog, port)).segments:
+        traffic = TrafficTable(
+            pl.concat([traffic.frame, tcp.frame]).sort("t_ns", maintain_order=True),
+            traffic.decryptor,
+            traffic.datagrams + tcp.segments,
+            traffic.undecrypted + tcp.undecrypted,
+        )
+    if traffic.datagrams and traffic.frame["frame"].is_null().all():
+        raise CaptureError(
+            "nothing in the client's capture can be decrypted",
+            hint="the key log in secrets/ does not belong to this run",
+        )
+    return traffic
+
+
+def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest) -> None:
+    def rounded(value: float | None) -> float | None:
+        return None if value is None else round(value, 6)
+
+    result.warnings += metrics.warnings
+    if metrics.gap is not None:
+        result.service_migration_time_ms = rounded(metrics.gap.length_ns / 1e6)
+    if metrics.logged_gap is not None:
+        result.log_service_migration_time_ms = rounded(metrics.logged_gap.length_ns / 1e6)
+    if metrics.round_trip is not None:
+        result.rtt_ms = rounded(metrics.round_trip.median_ns / 1e6)
+        result.rtt_method = f"{metrics.round_trip.method}, median of {metrics.round_trip.samples}"
+    result.container_downtime_ms = rounded(metrics.downtime_ms)
+    result.connection_overhead_ms = rounded(metrics.overhead_ms)
+    result.pto_ms = metrics.pto_ms
+    result.transferred_bytes = metrics.transferred_bytes
+    result.memory_path = metrics.memory_path
+    result.phases_ms = metrics.phases_ms()
+    result.moments_ms = metrics.moments_ms()
+    # a baseline may stay where it is; after a fault, ``judge_faults`` knows where the server must be
+    moved = (result.kind == "strategy" or metrics.frozen_ns is not None) and not manifest.asked.faults
+    if result.outcome == "succeeded" and metrics.gap is None and moved:
+        fail(
+            result,
+            f"the client got no useful service from {manifest.destination_endpoint or 'the new address'}",
+            "the timeline shows how far the move came",
+        )
+
+
+def _clients_validated_ms(traffic: pl.DataFrame, metrics: Metrics, manifest: Manifest) -> dict[str, float]:
+    """After the freeze, when the many clients could be served by the destination: see ``RunResult``."""
+    moments = timeline.paths_validated(traffic, manifest.destination_endpoint).values()
+    if metrics.frozen_ns is None or not moments:
+        return {}
+    spread = summarise([ns_to_ms(moment - metrics.frozen_ns) for moment in moments])
+    return {
+        name: round(value, 6)
+        for name, value in (("median", spread.median), ("p95", spread.p95), ("last", spread.maximum))
+    }
+
+
+def _add_parts(
+    result: RunResult, traffic: pl.DataFrame, events: list[Event], metrics: Metrics, new: str
+) -> None:
+    """What a client that came back by itself spent its time on."""
+    result.parts_ms = parts_ms(traffic, events, metrics, new)
+    if not result.parts_ms or result.service_migration_time_ms is None:
+        return
+    left = unexplained_ms(result.parts_ms, result.service_migration_time_ms)
+    if abs(left) > TOLERANCE_MS:
+        result.warnings.append(f"the parts of the service-migration time leave {left:.1f} ms unexplained")
+
+
+def _add_service(result: RunResult, traffic: pl.DataFrame, events: list[Event]) -> None:
+    """How long the client waited, whatever moved."""
+    gaps = timeline.arrivals(traffic)["t_ns"].diff().drop_nulls()
+    if len(gaps):
+        result.largest_gap_ms = round(int(gaps.max()) / 1e6, 6)  # type: ignore[arg-type] # Int64 column
+    times = [
+        float(event.detail["service_ms"])
+        for event in events
+        if event.name == "client.response.received" and "service_ms" in event.detail
+    ]
+    if times:
+        result.service_time_ms = round(median(times), 6)

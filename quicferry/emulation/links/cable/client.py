@@ -1,0 +1,93 @@
+"""Start the cable process, ask it for its counters, end it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from quicferry import process
+from quicferry.emulation.links.cable.config import CableConfig, CableLink, CableStats
+from quicferry.errors import EmulationError
+
+READY_WITHIN_S = 20.0
+ANSWER_WITHIN_S = 5.0
+
+
+class CableProcess:
+    """The one cable process of a run. It works in the network namespace of the thread that starts it.
+
+    Its files in ``work_dir``: ``cable.json`` (configuration), ``cable-stats.json`` (counters) and
+    ``cable.log`` (what it says on stderr).
+    """
+
+    def __init__(self, links: tuple[CableLink, ...], *, seed: int, work_dir: Path) -> None:
+        self._config_path = work_dir / "cable.json"
+        self._stats_path = work_dir / "cable-stats.json"
+        self._log_path = work_dir / "cable.log"
+        self._links = links
+        self._seed = seed
+        self._process: process.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it carries frames. Raises ``EmulationError``."""
+        config = CableConfig(
+            links=self._links, seed=self._seed, stats_path=str(self._stats_path), parent_pid=os.getpid()
+        )
+        self._config_path.write_bytes(msgspec.json.format(msgspec.json.encode(config)))
+        with self._log_path.open("wb") as log:
+            self._process = process.spawn(
+                [sys.executable, "-m", "quicferry.emulation.links.cable", "--config", self._config_path],
+                stdout=process.PIPE,
+                stderr=log,
+            )
+        assert self._process.stdout is not None
+        readable, _, _ = select.select([self._process.stdout], [], [], READY_WITHIN_S)
+        line = self._process.stdout.readline().decode() if readable else ""
+        if not line.startswith("ready"):
+            process.stop(self._process)
+            self._process.stdout.close()
+            said = self._log_path.read_text(errors="replace").strip().splitlines()
+            raise EmulationError(
+                f"the cable did not start: {said[-1] if said else 'it said nothing'}",
+                hint=f"see {self._log_path}",
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def stats(self) -> CableStats:
+        """Its counters as of now, or the last ones when it has ended.
+
+        Raises ``EmulationError`` when it died without a word or does not answer.
+        """
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._stats_path.unlink(missing_ok=True)
+            self._process.send_signal(signal.SIGUSR1)
+            deadline_s = time.monotonic() + ANSWER_WITHIN_S
+            while not self._stats_path.exists() and self._process.poll() is None:
+                if time.monotonic() > deadline_s:
+                    raise EmulationError("the cable does not answer", hint=f"see {self._log_path}")
+                time.sleep(0.002)
+        if not self._stats_path.exists():
+            raise EmulationError(
+                f"the cable ended with status {self._process.returncode} and left no counters",
+                hint=f"see {self._log_path}",
+            )
+        return msgspec.json.decode(self._stats_path.read_bytes(), type=CableStats)
+
+    def stop(self) -> None:
+        """End it; its last counters stay readable by ``stats``."""
+        if self._process is not None:
+            process.stop(self._process)
+            if self._process.stdout is not None:
+                self._process.stdout.close()

@@ -1,0 +1,455 @@
+"""The node agent: one per edge host, serves orchestrator and other agents, keeps the host's container.
+
+It runs in the edge host's namespaces and owns what is there: the container with the server, the
+engines, the tap and the waiting room. Which side of a move it is on depends on the order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from quicferry.errors import CommandFailed, FerryError, InvalidInput, MigrationError, Unsupported
+from quicferry.events import EventLog
+from quicferry.migration import control
+from quicferry.migration.agent.context import Host
+from quicferry.migration.agent.destination import DestinationSide
+from quicferry.migration.agent.failpoints import DamagingClient, DamagingSender, Mishaps, stopping
+from quicferry.migration.agent.source import SourceSide
+from quicferry.migration.datagrams.forwarder import Forwarder
+from quicferry.migration.datagrams.icmp import hold_back_port_unreachable
+from quicferry.migration.datagrams.moving_address import MovingAddress, MovingAddressConfig
+from quicferry.migration.datagrams.waiting_room import CAPACITY, WaitingRoom
+from quicferry.migration.engines.base import (
+    Engine,
+    EngineContext,
+    MoveOrder,
+    PageRun,
+    PlannedMove,
+    ServesPages,
+    ServesTunnel,
+    ServiceContainer,
+    ToPageSource,
+    TunnelMessage,
+    create,
+)
+from quicferry.migration.journal import Journal
+from quicferry.migration.rpc.channel import DuplexCall, RpcClient, RpcServer
+from quicferry.migration.rpc.credentials import TlsFiles
+from quicferry.migration.rpc.messages import (
+    ABORT,
+    COLLECT_FILES,
+    COMMIT,
+    MOVE,
+    PAGES,
+    PREPARE_DESTINATION,
+    RECEIVE,
+    START_SERVICE,
+    STATUS,
+    STOP_SERVICE,
+    TUNNEL,
+    Abort,
+    AgentStatus,
+    CollectFiles,
+    Commit,
+    Files,
+    MoveRequest,
+    Outcome,
+    Prepared,
+    PrepareDestination,
+    Started,
+    StartService,
+    StatusQuery,
+    Stopped,
+    StopService,
+    Verdict,
+)
+from quicferry.migration.rpc.peer import PeerClient
+from quicferry.model import Endpoint
+from quicferry.units import now_ns
+
+END_POLL_S = 0.01
+STATE_DIR = Path("/run/state")  # inside the container
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process is started in the container. ``env`` None: the agent's own environment."""
+
+    argv: list[str]
+    env: dict[str, str] | None = None
+
+
+class LocalMove(PlannedMove, frozen=True, kw_only=True):
+    """What SIGUSR1 sets off, for strategies that need no orchestrator. The epoch is the next one."""
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All a node agent is told, as a JSON file."""
+
+    edge: str  # this host's name, also the name in its certificate
+    listen: Endpoint  # for RPC, reachable by orchestrator and other agents
+    peers: dict[str, Endpoint]  # edge name -> its agent's RPC endpoint, on the inter-edge link
+    detours: dict[str, Endpoint] = {}  # the same agents by way of the core network
+    tls: TlsFiles
+    service: Command  # the server
+    standby: Command | None = None  # the warm server, for engines that need one
+    control: Endpoint = Endpoint("127.0.0.1", 4434)  # the server's, see control.py
+    service_address: Endpoint | None = None  # where clients reach a server on this host
+    client_interfaces: list[str] = []  # where datagrams for the service arrive; none: no tap, no room
+    waiting_room: Endpoint = Endpoint("0.0.0.0", 4436)  # 0.0.0.0: at the address for RPC
+    waiting_room_capacity: int = CAPACITY
+    forward_from: list[str] = []  # addresses that other edges forward from; empty: the peers' addresses
+    linger_s: float = 10.0  # late datagrams are handed on this long after the commit
+    start_timeout_s: float = 20.0  # until a started server answers
+    collect: list[str] = []  # files inside the container that CollectFiles sends; may be glob patterns
+    events: str | None = None  # this agent's own event file; None: JSON lines on stdout
+    journal: str | None = None
+    container_record: str | None = None  # with it, container and server outlive an agent that is killed
+    oci_readable: list[str] | None = None  # the server is an OCI container that may read these directories
+    on_signal: LocalMove | None = None
+    mishaps: Mishaps = Mishaps()  # for fault injection
+    moving_address: MovingAddressConfig | None = None  # one that moves with the server
+    keep_tcp: bool = False  # established TCP connections move with the server; only where the address does
+
+
+class OwnedContainer(ServiceContainer, Protocol):
+    """A container that the agent also ends."""
+
+    async def close(self) -> None:
+        """End everything in it."""
+
+
+class NodeAgent:
+    """One edge host's agent. ``await start()``, then it serves until ``await close()``.
+
+    ``container`` and ``make_engine`` are for tests; the agent makes the real ones itself.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        events: EventLog,
+        *,
+        container: OwnedContainer | None = None,
+        make_engine: Callable[[str, EngineContext], Engine] = create,
+    ) -> None:
+        self.config = config
+        self.events = events
+        if config.mishaps.stop_at and events.sink is not None:
+            events.sink = stopping(events.sink, config.mishaps.stop_at)
+        self._given_container = container
+        self._make_engine = make_engine
+        self._identity = config.tls.load()
+        self._engines: dict[str, Engine] = {}
+        self._peers: dict[str, RpcClient] = {}
+        self._starting = asyncio.Lock()
+        self._damaging = DamagingSender() if "pages" in config.mishaps.damage else None
+        self.rpc = RpcServer(self._identity, config.listen)
+
+    async def start(self) -> None:
+        """Make the container and serve. Raises ``MigrationError`` or ``Unsupported``."""
+        config = self.config
+        if self._given_container is not None:
+            self.container: OwnedContainer = self._given_container
+        else:
+            # not at the top: a test on a fake container must not need what a real one needs
+            from quicferry.migration.container.container import Container
+            from quicferry.migration.container.oci_container import OciContainer
+
+            record = Path(config.container_record) if config.container_record is not None else None
+            if config.oci_readable is None:
+                self.container = await Container.create(config.edge, record=record)
+            else:
+                self.container = await OciContainer.make(config.edge, config.oci_readable, record=record)
+        self.container.path(str(STATE_DIR)).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.control = await control.ControlClient.open(config.control)
+        self._forwarder, self._room = self._datagram_helpers()
+        if self._room is not None and config.service_address is not None:
+            try:
+                await asyncio.to_thread(hold_back_port_unreachable, config.service_address.port)
+            except (CommandFailed, Unsupported) as error:
+                # clients here use unconnected sockets, which do not hear of ICMP errors
+                sys.stderr.write(f"agent {config.edge}: ICMP errors are not held back: {error}\n")
+        self._address: MovingAddress | None = None
+        if config.moving_address is not None:
+            self._address = MovingAddress(config.edge, config.moving_address, self.events)
+            await self._address.start()
+        host = self.host = Host(
+            edge=config.edge,
+            events=self.events,
+            control=self.control,
+            container=self.container,
+            engine=self._engine,
+            peer=self._peer,
+            journal=Journal(Path(config.journal) if config.journal is not None else None),
+            forwarder=self._forwarder,
+            room=self._room,
+            address=self._address,
+            linger_s=config.linger_s,
+        )
+        self.source = SourceSide(host)
+        self.destination = DestinationSide(host)
+        await self.destination.recover()
+        self._serve_methods()
+        await self.rpc.start()
+
+    async def recover(self) -> Outcome | None:
+        """Finish a move away from here that an earlier agent was killed in; None when there was none."""
+        return await self.source.recover()
+
+    def _datagram_helpers(self) -> tuple[Forwarder | None, WaitingRoom | None]:
+        config = self.config
+        if not config.client_interfaces:
+            return None, None
+        if config.service_address is None:
+            raise InvalidInput(
+                f"the agent of {config.edge} has client_interfaces but no service_address",
+                hint="give both or neither",
+            )
+        sources = config.forward_from or [endpoint.host for endpoint in config.peers.values()]
+        room = WaitingRoom(
+            config.waiting_room,
+            sources,
+            config.service_address,
+            config.client_interfaces,
+            capacity=config.waiting_room_capacity,
+        )
+        return Forwarder(config.client_interfaces, config.service_address.port), room
+
+    def _serve_methods(self) -> None:
+        self.rpc.unary(STATUS, self._status)
+        self.rpc.unary(START_SERVICE, self._start_service)
+        self.rpc.unary(STOP_SERVICE, self._stop_service)
+        self.rpc.unary(PREPARE_DESTINATION, self._prepare_destination)
+        self.rpc.unary(MOVE, self._move)
+        self.rpc.unary(ABORT, self._abort)
+        self.rpc.unary(COMMIT, self._commit)
+        self.rpc.unary(COLLECT_FILES, self._collect_files)
+        self.rpc.duplex(RECEIVE, self.destination.receive)
+        self.rpc.duplex(PAGES, self._pages)
+        self.rpc.duplex(TUNNEL, self._tunnel)
+
+    # --- what the sides look up ----------------------------------------------------------------
+
+    def _engine(self, name: str) -> Engine:
+        if name not in self._engines:
+            context = EngineContext(
+                edge=self.config.edge,
+                container=self.container,
+                control=self.control,
+                events=self.events,
+                state_dir=STATE_DIR,
+                standby=self,
+                before_resume=self._let_in,
+                after_freeze=self._leave_address,
+                keep_tcp=self.config.keep_tcp,
+                open_pages=self._open_pages,
+                open_tunnel=self._open_tunnel,
+            )
+            self._engines[name] = self._make_engine(name, context)
+        return self._engines[name]
+
+    def _open_pages(self, edge: str, timeout_s: float, detour: bool) -> DuplexCall[ToPageSource, PageRun]:
+        peer = self._peer(edge)
+        if detour and isinstance(peer, PeerClient):
+            return peer.open_detour(PAGES, timeout_s=timeout_s)
+        return peer.open(PAGES, timeout_s=timeout_s)
+
+    def _order_of(self, caller: str) -> MoveOrder:
+        """The move whose memory that edge may have. Raises ``MigrationError``."""
+        order = self.source.order
+        if order is None or caller != order.destination:
+            raise MigrationError(f"{self.config.edge} has no memory that {caller} may have")
+        return order
+
+    async def _pages(
+        self,
+        requests: AsyncIterator[ToPageSource],
+        send: Callable[[PageRun], Awaitable[None]],
+        caller: str,
+    ) -> None:
+        """Serve the memory of a server that has left but for that."""
+        order = self._order_of(caller)
+        engine = self._engine(order.implementation)
+        if not isinstance(engine, ServesPages):
+            raise MigrationError(f"the engine {order.implementation} leaves no memory behind")
+        if self._damaging is not None:
+            send = self._damaging.around(send)
+        await engine.serve_pages(order.epoch, requests, send)
+
+    def _open_tunnel(self, edge: str, timeout_s: float) -> DuplexCall[TunnelMessage, TunnelMessage]:
+        return self._peer(edge).open(TUNNEL, timeout_s=timeout_s)
+
+    async def _tunnel(
+        self,
+        requests: AsyncIterator[TunnelMessage],
+        send: Callable[[TunnelMessage], Awaitable[None]],
+        caller: str,
+    ) -> None:
+        """The same where CRIU serves it: carry its bytes."""
+        order = self._order_of(caller)
+        engine = self._engine(order.implementation)
+        if not isinstance(engine, ServesTunnel):
+            raise MigrationError(f"the engine {order.implementation} has no page server")
+        await engine.serve_tunnel(order.epoch, requests, send)
+
+    async def _leave_address(self) -> None:
+        # what reached the kernel until now is in the process's sockets and moves with them; what came
+        # later would be acknowledged here, and its copy at the destination would never see it
+        if self.host.address is not None:
+            await self.host.address.leave()
+
+    def _let_in(self) -> None:
+        if self._address is not None and self.destination.order is not None:
+            self._address.announce(2 * self.destination.order.epoch)
+        if self._room is not None:
+            self._room.open()
+
+    def _peer(self, name: str) -> RpcClient:
+        if name not in self._peers:
+            if name not in self.config.peers:
+                raise InvalidInput(
+                    f"the agent of {self.config.edge} knows no edge {name!r}",
+                    hint="it knows " + ", ".join(self.config.peers),
+                )
+            damage = frozenset(self.config.mishaps.damage)
+            kind = DamagingClient if damage else PeerClient
+            peer = kind(self._identity, name, self.config.peers[name], self.config.detours.get(name))
+            if isinstance(peer, DamagingClient):
+                peer.damage = damage
+            peer.connect()
+            self._peers[name] = peer
+        return self._peers[name]
+
+    # --- the server's process ------------------------------------------------------------------
+
+    async def start_standby(self, timeout_s: float) -> None:
+        """Start the warm server and wait until it answers as one; see ``base.StandbyHooks``."""
+        if self.config.standby is None:
+            raise InvalidInput(
+                f"the agent of {self.config.edge} has no command for a standby server",
+                hint="set `standby` in its configuration",
+            )
+        if self.container.service_pid is not None:
+            status = await self.control.ask(control.Status(), timeout_s)
+            if not status.get("standby"):
+                raise MigrationError(f"a server already serves at {self.config.edge}")
+            return
+        status = await self._start(self.config.standby, timeout_s)
+        if not status.get("standby"):
+            raise MigrationError(f"the standby server at {self.config.edge} serves already")
+
+    async def _start(self, command: Command, timeout_s: float) -> dict[str, object]:
+        async with self._starting:
+            if self.container.service_pid is not None:
+                raise MigrationError(f"a server already runs at {self.config.edge}")
+            await self.container.start(command.argv, env=command.env)
+            asking = asyncio.ensure_future(self.control.ask(control.Status(), timeout_s))
+            while not asking.done():
+                await asyncio.wait([asking], timeout=0.1)
+                if not asking.done() and self.container.service_pid is None:
+                    asking.cancel()
+                    await asyncio.wait([asking])
+                    raise MigrationError(
+                        f"the server at {self.config.edge} ended at once",
+                        hint="look at its log: run its command by hand",
+                    )
+            return asking.result()
+
+    async def _start_service(self, request: StartService, caller: str) -> Started:
+        server = await self._start(self.config.service, self.config.start_timeout_s)
+        return Started(pid=self.container.service_pid or 0, t_ns=now_ns(), server=server)
+
+    async def _stop_service(self, request: StopService, caller: str) -> Stopped:
+        summary: dict[str, object] = {}
+        if self.container.service_pid is not None:
+            try:
+                summary = await self.control.ask(control.Stop(), request.timeout_s)
+            except FerryError as error:
+                summary = {"error": str(error)}
+            await self._let_it_end(request.timeout_s / 4)
+            await self.container.stop_service(grace_s=request.timeout_s)
+        return Stopped(summary=summary)
+
+    async def _let_it_end(self, within_s: float) -> None:
+        """A server that was told to stop still has its last words to write: a signal would cut them off."""
+        for _ in range(round(within_s / END_POLL_S)):
+            if self.container.service_pid is None:
+                return
+            await asyncio.sleep(END_POLL_S)
+
+    # --- the other methods ---------------------------------------------------------------------
+
+    async def _status(self, request: StatusQuery, caller: str) -> AgentStatus:
+        latest = self.host.journal.latest
+        machine = self.destination.machine if latest and latest.part == "destination" else self.source.machine
+        server: dict[str, object] = {}
+        if request.ask_server:
+            try:
+                server = await self.control.ask(control.Status(), 0.5)
+            except FerryError as error:
+                server = {"error": str(error)}
+        return AgentStatus(
+            edge=self.config.edge,
+            service_pid=self.container.service_pid,
+            epoch=self.host.journal.epoch,
+            part=latest.part if latest is not None else None,
+            step=machine.step,
+            server=server,
+        )
+
+    async def _prepare_destination(self, request: PrepareDestination, caller: str) -> Prepared:
+        return await self.destination.prepare(request.order)
+
+    async def _move(self, request: MoveRequest, caller: str) -> Outcome:
+        return await self.source.move(request.order)
+
+    async def move_locally(self, move: LocalMove) -> Outcome:
+        """Move the server by this host's own decision, without an orchestrator."""
+        order = move.order(self.config.edge, self.host.journal.epoch + 1)
+        self.events.emit(
+            "migration.ordered",
+            epoch=order.epoch,
+            strategy=order.strategy,
+            engine=order.engine,
+            source=order.source,
+            destination=order.destination,
+        )
+        return await self.source.move(order)
+
+    async def _abort(self, request: Abort, caller: str) -> Verdict:
+        return await self.destination.abort(request.epoch, request.reason)
+
+    async def _commit(self, request: Commit, caller: str) -> Verdict:
+        return await self.destination.commit(request.epoch)
+
+    async def _collect_files(self, request: CollectFiles, caller: str) -> Files:
+        files: dict[str, bytes] = {}
+        root = self.container.path("/")
+        for pattern in self.config.collect:
+            for path in sorted(root.glob(pattern.lstrip("/"))):
+                with suppress(OSError):
+                    files[f"/{path.relative_to(root)}"] = path.read_bytes()
+        return Files(files=files)
+
+    async def close(self) -> None:
+        """End everything: moves, RPC, the container with the server."""
+        await self.source.close()
+        await self.destination.close()
+        await self.rpc.stop()
+        for peer in self._peers.values():
+            await peer.close()
+        if self._forwarder is not None:
+            self._forwarder.close()
+        if self._room is not None:
+            self._room.close()
+        self.control.close()
+        if self._address is not None:
+            await self._address.close()
+        await self.container.close()

@@ -1,0 +1,98 @@
+"""How an agent misbehaves on demand: for fault injection, and for nothing else.
+
+Two things only, both empty in a normal configuration. An agent can *stop itself* (SIGSTOP) directly
+after it told of an event, so that whoever injects a fault finds the move at exactly that point; the
+injector lets it go on. And it can *damage* what it sends, before the freeze, in the downtime or after
+the commit: nothing else could, as the network between the agents carries TLS. Everything else that
+goes wrong is done to the agent from outside.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import msgspec
+
+from quicferry.events import Event, Sink
+from quicferry.migration.engines.base import PageRun
+from quicferry.migration.rpc.channel import Duplex, DuplexCall
+from quicferry.migration.rpc.messages import Begin, Piece, ToDestination, ToSource
+from quicferry.migration.rpc.peer import PeerClient
+
+
+class Mishaps(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent is told to do wrong; each happens once."""
+
+    stop_at: list[str] = []  # names of events
+    #: where one byte is changed on its way: copy (ahead of the freeze), transfer, pages
+    damage: list[str] = []
+
+
+def stopping(sink: Sink, stop_at: list[str]) -> Sink:
+    """A sink that stops this process after it has told of one of these events for the first time."""
+    left = set(stop_at)
+
+    def tell(event: Event) -> None:
+        sink(event)
+        if event.name in left:
+            left.discard(event.name)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    return tell
+
+
+class DamagingClient(PeerClient):
+    """A channel whose streams of state arrive with one byte changed, once for each place in ``damage``."""
+
+    damage: frozenset[str] = frozenset()
+
+    def open(self, method: Duplex[Any, Any], *, timeout_s: float) -> DuplexCall[Any, Any]:
+        """As ``RpcClient.open``."""
+        return cast("DuplexCall[Any, Any]", _DamagingCall(super().open(method, timeout_s=timeout_s), self))
+
+
+class _DamagingCall:
+    """A stream that changes one byte of a first piece; all else is the stream's own."""
+
+    def __init__(self, call: DuplexCall[ToDestination, ToSource], client: DamagingClient) -> None:
+        self._call = call
+        self._client = client
+        self._at = "copy"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    async def write(self, message: ToDestination) -> None:
+        if isinstance(message, Begin):
+            self._at = "transfer"
+        if isinstance(message, Piece) and message.data and self._at in self._client.damage:
+            self._client.damage -= {self._at}
+            message = Piece(changed(message.data))
+        await self._call.write(message)
+
+
+class DamagingSender:
+    """Sends pages, the first of them with one byte changed."""
+
+    def __init__(self) -> None:
+        self._damaged = False
+
+    def around(self, send: Callable[[PageRun], Awaitable[None]]) -> Callable[[PageRun], Awaitable[None]]:
+        """``send``, but for that."""
+
+        async def damage_and_send(run: PageRun) -> None:
+            if not self._damaged and run.data:
+                self._damaged = True
+                run = msgspec.structs.replace(run, data=changed(run.data))
+            await send(run)
+
+        return damage_and_send
+
+
+def changed(data: bytes) -> bytes:
+    """The same with one byte in the middle changed."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x01]) + data[middle + 1 :]

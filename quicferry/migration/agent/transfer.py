@@ -1,0 +1,99 @@
+"""The checkpoint on its way: pieces with a digest at the end, and back pressure in between."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+
+from quicferry.errors import MigrationError
+from quicferry.migration.rpc.messages import PIECE_BYTES, End, Piece
+
+QUEUE_PIECES = 8  # 2 MiB between the network and an engine that writes
+
+
+def pieces(chunk: bytes) -> Iterator[Piece]:
+    """Cut an engine's chunk into messages."""
+    if len(chunk) <= PIECE_BYTES:
+        yield Piece(chunk)
+        return
+    view = memoryview(chunk)
+    for start in range(0, len(chunk), PIECE_BYTES):
+        yield Piece(bytes(view[start : start + PIECE_BYTES]))
+
+
+class Tally:
+    """Counts and digests what passes."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, data: bytes) -> None:
+        """Take in what was sent or has come."""
+        self.size_bytes += len(data)
+        self._digest.update(data)
+
+    @property
+    def sha256(self) -> str:
+        """The digest so far, in hexadecimal."""
+        return self._digest.hexdigest()
+
+
+class Inbox:
+    """The destination's end: the network puts pieces in, the engine iterates over ``chunks()``.
+
+    The iterator ends only when End has come and agrees with what was received; otherwise it raises
+    ``MigrationError``, so that an engine cannot resume what is incomplete.
+    """
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(QUEUE_PIECES)
+        self._tally = Tally()
+        self.complete = False
+
+    @property
+    def size_bytes(self) -> int:
+        """What has come so far."""
+        return self._tally.size_bytes
+
+    @property
+    def has_room(self) -> bool:
+        """Whether ``put`` will not wait."""
+        return not self._queue.full()
+
+    async def put(self, piece: Piece) -> None:
+        """Take in one piece; waits while the engine is behind."""
+        self._tally.add(piece.data)
+        await self._queue.put(piece.data)
+
+    def check(self, end: End) -> None:
+        """Compare with what was sent. Raises ``MigrationError``; then ``break_off`` must follow."""
+        if (self._tally.size_bytes, self._tally.sha256) != (end.size_bytes, end.sha256):
+            raise MigrationError(
+                f"the checkpoint was damaged on its way: {self._tally.size_bytes} of {end.size_bytes} bytes "
+                f"came, sha256 {self._tally.sha256[:12]} for {end.sha256[:12]}"
+            )
+
+    async def close(self) -> None:
+        """All is there and checked: the engine's iterator may end."""
+        self.complete = True
+        await self._queue.put(None)
+
+    def break_off(self, error: Exception) -> None:
+        """Nothing more will come: the engine's iterator raises ``error`` at once."""
+        if self.complete:
+            return
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put_nowait(error)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """What was put in, in order."""
+        while True:
+            item = await self._queue.get()
+            if item is None:
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item

@@ -1,0 +1,343 @@
+"""The container in which a server's process lives on its edge host, and helpers to run things in it.
+
+A container is a PID and a mount namespace of its own inside the edge host's network namespace, with
+a private tmpfs on ``/run``. It is made by the node agent of that host and ends with it. Its own PID
+namespace lets a restored process have the PID it had elsewhere; its own mount namespace lets CRIU,
+run inside, see one consistent set of mounts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from quicferry.errors import MigrationError, Unsupported
+from quicferry.migration.container import init as container_init
+from quicferry.migration.container.processes import Inside, only_child
+from quicferry.migration.container.readiness import until_readable
+
+INIT = Path(container_init.__file__)
+READY_S = 30.0  # an idle machine needs 0.03 s
+#: Service PIDs are 10 000 + 1 000 times the edge's number: no two edges of one run choose the same.
+PIDS_PER_EDGE = 1_000
+FIRST_SERVICE_PID = 10_000
+#: Between two services started in one container: room for the threads of the first.
+PIDS_PER_SERVICE = 50
+MOUNT_RUN = "mount -t tmpfs -o mode=0755 tmpfs /run"
+MAX_KEPT = 16  # descriptors that init keeps
+
+
+def first_pid_of(edge: str) -> int:
+    """The first PID for services started on that edge: by its number, or by a hash of a name without one.
+
+    A process keeps its PID on all its hops, so PIDs must differ between the edges it may visit.
+    Stays below 32 768, the smallest ``kernel.pid_max`` in use.
+    """
+    digits = re.search(r"(\d+)$", edge)
+    number = int(digits[1]) if digits else zlib.crc32(edge.encode())
+    return FIRST_SERVICE_PID + PIDS_PER_EDGE * (number % 20)
+
+
+Channel = tuple[asyncio.StreamWriter, asyncio.StreamReader]  # requests to init, its answers
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a container that outlives its agent."""
+
+    socket: str  # an abstract Unix socket in the edge host's network namespace
+    init_pid: int
+    service_pid: int | None
+    next_pid: int
+
+
+class Container(Inside):
+    """One container. ``container = await Container.create("edge-1")`` … ``await container.close()``.
+
+    Also an asynchronous context manager. Not for use by several event loops.
+    """
+
+    #: shell commands that make its mounts, before init starts
+    mounts = MOUNT_RUN
+
+    def __init__(
+        self,
+        edge: str,
+        parent: asyncio.subprocess.Process | None,
+        init_pid: int,
+        channel: Channel,
+        record: Path | None = None,
+    ) -> None:
+        super().__init__(edge, init_pid)
+        self._parent = parent  # None: an agent before this one made the container
+        self._requests, self._answers = channel
+        self._record = record
+        self._name = ""  # of init's socket
+        self._socket: socket.socket | None = None  # our end of it
+        #: descriptors that init has kept for an agent before this one, with the PIDs inside
+        self.left: list[tuple[int, int]] = []
+        self._service_pid: int | None = None
+        #: ends when the service has all its memory; an engine that moves it on must wait for that
+        self.settling: asyncio.Task[None] | None = None
+        self._next_pid = first_pid_of(edge)
+        self._lock = asyncio.Lock()
+
+    @classmethod
+    async def create(cls, edge: str, *, enter: Sequence[str] = (), record: Path | None = None) -> Self:
+        """Make a container in the namespaces of the calling process.
+
+        ``enter`` is an argument vector put before all others, for a caller that is not in the edge
+        host's namespaces (``["nsenter", "--net=/proc/42/ns/net"]``). Raises ``Unsupported`` without
+        root or without the programs of util-linux, ``MigrationError`` when it does not come up.
+
+        With a file as ``record`` the container outlives its agent: what was killed before it could
+        ``close`` leaves it there, with the server in it, and the next agent finds it by the record.
+        """
+        if record is not None and (found := await cls._find(edge, record)) is not None:
+            return found
+        name = f"quicferry-{edge}-{secrets.token_hex(8)}" if record is not None else ""
+        argv = [
+            *enter,
+            # The first dies with the agent's thread, the second kills init when the first dies.
+            *(() if record is not None else ("setpriv", "--pdeathsig", "KILL")),
+            *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"),
+            *("sh", "-c", f'{cls.mounts} && exec "$@"', "sh"),
+            *(sys.executable, "-I", "-S", str(INIT), *filter(None, [name])),
+        ]
+        try:
+            parent = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise Unsupported(f"the program {argv[0]} is not installed", hint="run `make setup`") from error
+        assert parent.stdout is not None and parent.stderr is not None
+        try:
+            ready = await asyncio.wait_for(parent.stdout.readline(), READY_S)
+        except TimeoutError:
+            ready = b""
+        if not ready:
+            with contextlib.suppress(ProcessLookupError):
+                parent.kill()
+            why = (await parent.stderr.read()).decode(errors="replace").strip() or "no message"
+            await parent.wait()
+            raise MigrationError(
+                f"the container on {edge} did not start: {why}",
+                hint="it takes root; `quicferry doctor` says more",
+            )
+        if record is None:
+            assert parent.stdin is not None
+            return cls(edge, parent, only_child(parent.pid), (parent.stdin, parent.stdout))
+        connection = await _connect(name)
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        made = cls(edge, parent, only_child(parent.pid), (writer, reader), record)
+        made._name, made._socket = name, connection
+        made._write_record()
+        return made
+
+    @classmethod
+    async def _find(cls, edge: str, record: Path) -> Self | None:
+        """The container that an agent before this one has left; None when there is none."""
+        try:
+            left = msgspec.json.decode(_read(record), type=Record)
+            connection = await _connect(left.socket)
+            kept = await _what_is_kept(connection)
+            reader, writer = await asyncio.open_unix_connection(sock=connection)
+        except (OSError, msgspec.DecodeError):
+            return None
+        found = cls(edge, None, left.init_pid, (writer, reader), record)
+        found._name, found._service_pid, found._next_pid = left.socket, left.service_pid, left.next_pid
+        found._socket, found.left = connection, kept
+        return found
+
+    def _write_record(self) -> None:
+        """Note what the next agent needs, if this container is to outlive the present one."""
+        if self._record is None:
+            return
+        record = Record(
+            socket=self._name,
+            init_pid=self._init_pid,
+            service_pid=self._service_pid,
+            next_pid=self._next_pid,
+        )
+        draft = self._record.with_name(f"{self._record.name}.new")
+        draft.write_bytes(msgspec.json.encode(record))
+        draft.replace(self._record)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def service_pid(self) -> int | None:
+        """PID of the server's process inside the container; None while none runs."""
+        if self._service_pid is not None and not self.is_alive(self._service_pid):
+            self._service_pid = None
+        return self._service_pid
+
+    def log_path(self, pid: int) -> str:
+        """Where, inside the container, stdout and stderr of the service with that PID go."""
+        return f"/run/service-{pid}.log"
+
+    async def _ask(self, *, descriptor: int | None = None, **request: Any) -> dict[str, Any]:
+        words = json.dumps(request).encode() + b"\n"
+        async with self._lock:
+            if descriptor is None:
+                self._requests.write(words)
+            else:
+                assert self._socket is not None
+                # past the writer: every request has been answered, so nothing is left in it
+                socket.send_fds(self._socket, [words], [descriptor])
+            answer = await self._answers.readline()
+        if not answer:
+            raise MigrationError(f"the container on {self.edge} is gone")
+        decoded: dict[str, Any] = json.loads(answer)
+        if "error" in decoded:
+            raise MigrationError(f"the container on {self.edge}: {decoded['error']}")
+        return decoded
+
+    async def start(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
+        """Start the server's process with stdio opened inside; returns its PID inside the container.
+
+        ``env`` None means the agent's environment. stdin is ``/dev/null``, stdout and stderr go to
+        ``log_path(pid)``. Returns when the program has taken over. Raises ``MigrationError`` when it
+        cannot be executed or its PID is taken.
+        """
+        wanted = self._next_pid
+        self._next_pid += PIDS_PER_SERVICE
+        answer = await self._ask(
+            do="start",
+            argv=list(argv),
+            env=None if env is None else dict(env),
+            log=self.log_path(wanted),
+            pid=wanted,
+        )
+        self._service_pid = int(answer["pid"])
+        self._write_record()
+        return self._service_pid
+
+    def adopt(self, pid: int) -> None:
+        """The server's process is now this PID inside the container: an engine restored it."""
+        self._service_pid = pid
+        self._write_record()
+
+    async def end_processes(self) -> None:
+        """End all that runs inside, whoever started it."""
+        while processes := self.processes():  # one that is ended late may have started more
+            for process in processes:
+                await self.stop(process.pid, grace_s=0)
+        self._service_pid = None
+
+    async def signal(self, pid: int, number: int) -> None:
+        """Send a signal to a process inside; nothing when it is gone."""
+        await self._ask(do="kill", pid=pid, signal=number)
+
+    async def stop(self, pid: int, *, grace_s: float = 1.0) -> None:
+        """End a process inside: SIGTERM, then SIGKILL after ``grace_s``; 0 means SIGKILL at once."""
+        if grace_s > 0:
+            await self.signal(pid, signal.SIGTERM)
+            # a stopped process acts on SIGTERM only when it goes on
+            if self._state(pid) == "T":
+                await self.signal(pid, signal.SIGCONT)
+            if await self._gone(pid, grace_s):
+                return
+        await self.signal(pid, signal.SIGKILL)
+        if not await self._gone(pid, 5.0):
+            raise MigrationError(f"process {pid} on {self.edge} survived SIGKILL")
+
+    async def stop_service(self, *, grace_s: float = 1.0) -> None:
+        """End the server's process (SIGTERM, SIGKILL after ``grace_s``); nothing when none runs."""
+        pid = self.service_pid
+        if pid is not None:
+            await self.stop(pid, grace_s=grace_s)
+            self._service_pid = None
+
+    async def _gone(self, pid: int, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while self.is_alive(pid):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.002)
+        return True
+
+    @property
+    def outlives_agent(self) -> bool:
+        """Whether the container, its processes and what it keeps survive an agent that is killed."""
+        return self._record is not None
+
+    async def keep(self, pid: int, descriptor: int) -> None:
+        """Have init keep a copy of a descriptor that belongs to a process inside, for the next agent.
+
+        Nothing when the container ends with this agent. ``drop_kept`` ends it.
+        """
+        if self.outlives_agent:
+            await self._ask(do="keep", pid=pid, descriptor=descriptor)
+
+    def take_left(self) -> list[tuple[int, int]]:
+        """What init kept for an agent before this one: (PID inside, descriptor), the caller's from now on."""
+        left, self.left = self.left, []
+        return left
+
+    async def drop_kept(self) -> None:
+        """Have init close all that it keeps."""
+        if self.outlives_agent:
+            await self._ask(do="drop")
+
+    async def close(self) -> None:
+        """End everything in the container and the container; may be called again."""
+        if self._parent is None or self._parent.returncode is None:
+            # init leads to the end of all in its PID namespace, and with the last one the mounts go
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._init_pid, signal.SIGKILL)
+        self._service_pid = None
+        if self._record is not None:
+            self._requests.close()
+            self._record.unlink(missing_ok=True)
+        if self._parent is not None:
+            # communicate() closes our ends of the pipes and waits
+            await self._parent.communicate()
+
+
+def _read(path: Path) -> bytes:
+    """A small file of this host: not worth a thread."""
+    return path.read_bytes()
+
+
+async def _connect(name: str) -> socket.socket:
+    """A connection to the init that listens on that abstract socket. Raises ``OSError``."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, "\0" + name)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+async def _what_is_kept(connection: socket.socket) -> list[tuple[int, int]]:
+    """Ask an init for copies of all descriptors that it keeps: (PID inside, descriptor)."""
+    await asyncio.get_running_loop().sock_sendall(connection, b'{"do": "kept"}\n')
+    await until_readable(connection)
+    line, descriptors, _, _ = socket.recv_fds(connection, 4096, MAX_KEPT)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)  # recv_fds of Python 3.11 forgets its flags
+    return list(zip(json.loads(line or b"{}").get("pids", []), descriptors, strict=False))

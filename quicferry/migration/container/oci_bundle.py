@@ -1,0 +1,203 @@
+"""The OCI bundle of a server: what runc is told of its container, as plain values.
+
+Structs are the part of the OCI runtime specification that is used here, under its own names
+(https://github.com/opencontainers/runtime-spec, 1.0.2: config.md, config-linux.md). What is not in a
+bundle is as deliberate as what is: see ``docs/adr/0010-oci-containers.md``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import msgspec
+
+from quicferry.errors import InvalidInput, Unsupported
+from quicferry.migration.criu.command import SYSTEM_DIRECTORIES
+from quicferry.paths import CHECKOUT
+
+OCI_VERSION = "1.0.2"
+INSTALL_HINT = "run `make setup` as root, or `apt-get install runc`; `quicferry doctor` tries it out"
+
+#: All of runc's things, on the private tmpfs of the edge host's container.
+HOME = PurePosixPath("/run/oci")
+BUNDLE = HOME / "bundle"
+ROOTFS = BUNDLE / "rootfs"
+TMP = ROOTFS / "tmp"
+STATE = HOME / "state"
+WORK = HOME / "work"  # CRIU's logs and statistics
+DEVICES = HOME / "dev"
+CRIU_CONFIG = HOME / "criu.conf"
+PID_FILE = HOME / "pid"
+
+#: What a program needs of the system; links among them (``/bin`` to ``usr/bin``) stay links.
+SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr")
+#: These are the container's own and cannot come from outside.
+OWN = ("/dev", "/proc", "/run")
+#: Character devices: name -> major and minor number (Linux, Documentation/admin-guide/devices.txt).
+NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+
+#: Opens stdio inside the container, where CRIU finds it; runc would pass on what it has itself.
+WITH_STDIO_ON = 'log=$1; shift; exec "$@" </dev/null >>"$log" 2>&1'
+
+
+class User(msgspec.Struct, frozen=True):
+    """Who the process is."""
+
+    uid: int = 0
+    gid: int = 0
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What the process may do beyond what any process may: nothing."""
+
+    bounding: list[str] = []
+    effective: list[str] = []
+    permitted: list[str] = []
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """What is started. Root, as it reads its key files, but without a single capability."""
+
+    args: list[str]
+    env: list[str]
+    cwd: str = "/"
+    terminal: bool = False
+    user: User = User()
+    capabilities: Capabilities = Capabilities()
+    noNewPrivileges: bool = True  # noqa: N815 - the specification's names
+
+
+class Root(msgspec.Struct, frozen=True, kw_only=True):
+    """The root file system, relative to the bundle."""
+
+    path: str = ROOTFS.name
+    readonly: bool = True
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
+    """One mount, in the order in which they are made."""
+
+    destination: str
+    type: str
+    source: str
+    options: list[str] = []
+
+
+class Namespace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A namespace: a new one, or the one at ``path``."""
+
+    type: str
+    path: str = ""
+
+
+class Linux(msgspec.Struct, frozen=True, kw_only=True):
+    """The namespaces of the container."""
+
+    namespaces: list[Namespace]
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """``config.json`` of a bundle."""
+
+    ociVersion: str = OCI_VERSION  # noqa: N815
+    root: Root = Root()
+    hostname: str
+    process: Process
+    mounts: list[Mount]
+    linux: Linux
+    annotations: dict[str, str]
+
+
+class RootFiles(NamedTuple):
+    """What of the machine's file system the container sees, all of it read-only."""
+
+    links: dict[str, str]  # path -> where it leads
+    binds: list[str]
+
+
+def root_files(readable: Iterable[str | Path], system: Sequence[str] = SYSTEM) -> RootFiles:
+    """The system, this Python with what is installed for it, the checkout, and ``readable``.
+
+    Directories below others of the list are left out, as those bring them. Raises ``InvalidInput``
+    for one that the container has to have for itself, or that is no absolute path.
+    """
+    links: dict[str, str] = {}
+    wanted: list[PurePosixPath] = []
+    for name in map(Path, system):
+        if name.is_symlink():
+            links[str(name)] = str(name.readlink())
+        elif name.is_dir():
+            wanted.append(PurePosixPath(name))
+    for given in (sys.base_prefix, sys.prefix, CHECKOUT, *readable):
+        path = PurePosixPath(os.path.normpath(given))
+        if not path.is_absolute() or any(path.is_relative_to(own) for own in OWN):
+            raise InvalidInput(
+                f"the container cannot be given {given}",
+                hint=f"name an absolute path that is not below {', '.join(OWN)}",
+            )
+        wanted.append(path)
+    binds: list[PurePosixPath] = []
+    for path in sorted(set(wanted)):  # a directory comes before what is in it
+        if not any(path.is_relative_to(above) for above in binds):
+            binds.append(path)
+    return RootFiles(links, [str(path) for path in binds])
+
+
+def spec(
+    argv: Sequence[str], env: Mapping[str, str], *, hostname: str, log: str, binds: Iterable[str]
+) -> Spec:
+    """The bundle's description of a server that runs ``argv`` and writes its stdout and stderr to ``log``.
+
+    No tmpfs is mounted, as CRIU would pack its files into the image, and nothing of cgroup, mqueue,
+    sysfs or devpts. ``/run`` is that of the edge host's container, ``/dev`` a directory on it.
+    """
+    return Spec(
+        hostname=hostname,
+        annotations={"org.criu.config": str(CRIU_CONFIG)},
+        process=Process(
+            args=["/bin/sh", "-c", WITH_STDIO_ON, "sh", log, *argv],
+            env=[f"{name}={value}" for name, value in env.items()],
+        ),
+        mounts=[
+            Mount(destination="/proc", type="proc", source="proc", options=["nosuid", "noexec", "nodev"]),
+            Mount(destination="/dev", type="bind", source=str(DEVICES), options=["bind", "ro", "nosuid"]),
+            Mount(destination="/run", type="bind", source="/run", options=["bind", "rw", "nosuid", "nodev"]),
+            *(
+                Mount(destination=path, type="bind", source=path, options=["bind", "ro", "nodev"])
+                for path in binds
+            ),
+        ],
+        linux=Linux(
+            namespaces=[
+                Namespace(type="pid"),
+                Namespace(type="mount"),
+                Namespace(type="ipc"),
+                Namespace(type="uts"),
+                # the edge host's: runc runs in it, and so does the init that is PID 1 for runc
+                Namespace(type="network", path="/proc/1/ns/net"),
+            ]
+        ),
+    )
+
+
+def criu_config(*, keep_tcp: bool) -> str:
+    """CRIU's options that runc has none for (criu(8), configuration files), for dump and restore.
+
+    Without ``network-lock skip`` a rule that drops all packets stays in the edge host's network, as
+    the container is left there until the move is decided.
+    """
+    return "network-lock skip\nfile-validation filesize\n" + ("" if keep_tcp else "tcp-close\n")
+
+
+def find_runc() -> Path:
+    """The runc to use, from the PATH. Raises ``Unsupported``."""
+    search = os.pathsep.join((os.environ.get("PATH", ""), *SYSTEM_DIRECTORIES))
+    found = shutil.which("runc", path=search)
+    if found is None:
+        raise Unsupported("there is no runc on the PATH", hint=INSTALL_HINT)
+    return Path(found)

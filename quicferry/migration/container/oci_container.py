@@ -1,0 +1,170 @@
+"""A container in which runc runs the server as an OCI container of its own.
+
+Theory of operation. The edge host's container (``container.py``) stays as it is: a PID and a mount
+namespace with a private ``/run``, and an init that may outlive its agent. In it, runc makes a second
+one from a bundle on that ``/run``. So what holds for the first holds for the second: it ends with it,
+whatever becomes of agent and tool; runc's own state is private to the run and goes with the tmpfs;
+and the agent reaches the server's ``/run``, which is the same, by ``path``.
+
+PIDs are those that the edge host's container gives. The server is PID 1 in its own namespace; out
+here it has another PID on every host it comes to.
+
+runc wants cgroups. It finds what it insists on, the devices hierarchy of cgroup v1, mounted for it
+alone and read-only. With ``--rootless true`` it then does without a cgroup, so none is left behind, and
+CRIU finds the server in the cgroups it is in itself and restores it there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+import msgspec
+
+from quicferry.errors import MigrationError
+from quicferry.migration.container import oci_bundle as oci
+from quicferry.migration.container.container import MOUNT_RUN, Container
+from quicferry.migration.container.processes import Completed
+
+START_S = 20.0
+DELETE_S = 10.0
+
+#: A fresh /sys, as cgroup mounts that are only hidden are found in the mount table.
+CGROUP_VIEW = " && ".join(
+    (
+        "while mountpoint -q /sys; do umount -R -l /sys || exit; done",
+        "mount -t sysfs sysfs /sys",
+        "mount -t tmpfs -o mode=0755 tmpfs /sys/fs/cgroup",
+        "mkdir /sys/fs/cgroup/devices",
+        "mount -t cgroup -o devices cgroup /sys/fs/cgroup/devices",
+        "mount -o remount,bind,ro /sys/fs/cgroup/devices",
+    )
+)
+
+
+class OciContainer(Container):
+    """See the module. ``box = await OciContainer.make("edge-1")`` … ``await box.close()``."""
+
+    mounts = f"{MOUNT_RUN} && {CGROUP_VIEW}"
+    runc = Path("runc")
+    files = oci.RootFiles({}, [])
+
+    @classmethod
+    async def make(
+        cls,
+        edge: str,
+        readable: Iterable[str] = (),
+        *,
+        enter: Sequence[str] = (),
+        record: Path | None = None,
+    ) -> Self:
+        """As ``Container.create``; the server may also read what is in the ``readable`` directories.
+
+        Raises ``Unsupported`` without runc, and ``InvalidInput`` for directories it cannot be given.
+        """
+        runc, files = oci.find_runc(), oci.root_files(readable)
+        made = await cls.create(edge, enter=enter, record=record)
+        made.runc, made.files = runc, files
+        try:
+            await asyncio.to_thread(made.lay_out)
+        except OSError as error:
+            await made.close()
+            raise MigrationError(f"the bundle on {edge} could not be made: {error}") from error
+        return made
+
+    def lay_out(self) -> None:
+        """Make the bundle and what belongs to it; again is no harm. Raises ``OSError``."""
+        for directory in (oci.HOME, oci.BUNDLE, oci.ROOTFS, oci.STATE, oci.WORK, oci.DEVICES):
+            self.inside(directory).mkdir(mode=0o700, exist_ok=True)
+        self.inside(oci.DEVICES).chmod(0o755)
+        self.inside(oci.ROOTFS).chmod(0o755)
+        # CRIU opens mounts by way of a directory that it makes in /tmp; without one it takes the root,
+        # which is read-only by then. A checkout below /tmp brings it along, others do not.
+        self.inside(oci.TMP).mkdir(exist_ok=True)
+        for name, (major, minor) in oci.NODES.items():
+            node = self.inside(oci.DEVICES) / name
+            if not node.exists():
+                os.mknod(node, 0o020666, os.makedev(major, minor))
+                node.chmod(0o666)  # mknod heeds the umask
+        for path, target in self.files.links.items():
+            link = self.inside(oci.ROOTFS) / path.lstrip("/")
+            if not link.is_symlink():
+                link.symlink_to(target)
+        if not (self.inside(oci.BUNDLE) / "config.json").exists():
+            # a restore reads namespaces and mounts from the bundle, and the program from the images
+            self._write_bundle(["true"], {})
+
+    def inside(self, path: PurePosixPath) -> Path:
+        """The agent's path to something on the private ``/run``."""
+        return self.path(str(path))
+
+    def _write_bundle(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        described = oci.spec(argv, env, hostname=self.edge, log=self.log_path(0), binds=self.files.binds)
+        (self.inside(oci.BUNDLE) / "config.json").write_bytes(
+            msgspec.json.format(msgspec.json.encode(described))
+        )
+
+    @property
+    def name(self) -> str:
+        """What runc calls the container."""
+        return f"quicferry-{self.edge}"
+
+    def log_path(self, pid: int) -> str:
+        """Stdout and stderr of every server that is started here: its PID is not known before."""
+        return f"/run/service-{self.edge}.log"
+
+    def pid_made(self) -> int:
+        """The PID that runc has noted of what it started or restored last."""
+        return int(self.inside(oci.PID_FILE).read_bytes())
+
+    async def run_runc(self, *words: str, timeout_s: float, path: str | None = None) -> Completed:
+        """Run runc in the edge host's container; ``path`` is its PATH."""
+        environment = [f"PATH={path}"] if path is not None else []
+        fixed = [str(self.runc), "--rootless", "true", "--root", str(oci.STATE)]
+        return await self.run(["env", *environment, *fixed, *words], timeout_s=timeout_s)
+
+    async def start(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
+        """Start the server's process in a new OCI container, with stdio opened inside; returns its PID."""
+        await self.forget()
+        self._write_bundle(argv, os.environ if env is None else env)
+        done = await self.run_runc(
+            *("run", "--detach", "--bundle", str(oci.BUNDLE), "--pid-file", str(oci.PID_FILE), self.name),
+            timeout_s=START_S,
+        )
+        if done.status != 0:
+            raise MigrationError(
+                f"runc could not start the server on {self.edge}: {last_words(done)}",
+                hint="`quicferry doctor` tries runc out",
+            )
+        self.adopt(self.pid_made())
+        return self.pid_made()
+
+    async def forget(self) -> None:
+        """Let runc forget a container whose process has ended. Raises ``MigrationError`` while it lives."""
+        if self.service_pid is not None:
+            raise MigrationError(f"a server already runs on {self.edge}")
+        if self.inside(oci.STATE / self.name).exists():
+            await self.remove()
+
+    async def remove(self) -> None:
+        """End the container that runc knows, and forget it."""
+        # runc, too, would kill it, but looks only every 100 ms whether it is dead
+        with contextlib.suppress(OSError, ValueError):
+            await self.stop(self.pid_made(), grace_s=0)
+            self.inside(oci.PID_FILE).unlink()
+        done = await self.run_runc("delete", "--force", self.name, timeout_s=DELETE_S)
+        state = self.inside(oci.STATE / self.name)
+        if state.exists() and done.status != 0:
+            raise MigrationError(f"runc could not remove a container on {self.edge}: {last_words(done)}")
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def last_words(done: Completed) -> str:
+    """What runc says of its failure."""
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return lines[-1] if lines else f"it ended with status {done.status} and without a message"

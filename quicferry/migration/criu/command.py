@@ -1,0 +1,205 @@
+"""Running CRIU in a container: find it, dump, restore, and say clearly why it failed.
+
+CRIU runs inside the namespaces of the container, where it sees a process in the same namespaces as
+itself and a plain set of mounts: no external resources have to be named.
+Options: criu(8), https://criu.org/CLI. Measured reasons are in ``docs/adr/0004-criu-cold.md``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import struct
+from pathlib import Path
+
+from quicferry.errors import MigrationError, Unsupported
+from quicferry.migration.container.container import Container
+from quicferry.migration.container.processes import Completed
+from quicferry.migration.criu.image_stream import (
+    LEFT_BEHIND,
+    DumpStats,
+    RestoreStats,
+    read_dump_stats,
+    read_restore_stats,
+)
+from quicferry.paths import CHECKOUT
+
+SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin")  # root's, not in every PATH
+INSTALL_HINT = "run `provision/criu.sh` as root (`make setup` does); `quicferry doctor` tries it out"
+
+#: Both ways. ``--network-lock skip``: without live TCP connections nothing is to be locked, and where
+#: they live on, their address has left the host before; a lock that is left over would block the edge
+#: host. ``--file-validation filesize``: the files are those of one machine; reading the build IDs of
+#: every mapped library takes longer. ``-v1``: errors only.
+COMMON = ("--network-lock", "skip", "--file-validation", "filesize", "-v1")
+#: Listeners live on, connections end, as their addresses do not move.
+CLOSE_TCP = "--tcp-close"
+#: Connections live on, too: for an address that moves with the process.
+KEEP_TCP = "--tcp-established"
+
+#: What a dump with lazy pages waits for before it ends: that its page server is told to close. The
+#: rest of the request is without meaning; it is as long as the longest form there is (CRIU 4.2).
+CLOSE_PAGE_SERVER = struct.pack("<I28x", 0x1023)  # PS_IOV_CLOSE
+
+#: What ``criu check`` calls a userfaultfd that tells all that is to be known for lazy pages.
+LAZY_FEATURE = "uffd-noncoop"
+
+KERNEL_CACHE = "/run/criu.kdat"
+
+#: Said in every run without CAP_SYS_RESOURCE, and of no consequence.
+HARMLESS = "Can't setup RLIMIT_NOFILE"
+
+#: What CRIU says -> what it means for the reader. The first that is found is given.
+HINTS: tuple[tuple[str, str], ...] = (
+    (r"Network is unreachable", "the loopback interface of this host is down"),
+    (r"Unsupported proto 262", "the process holds an MPTCP socket; CRIU cannot move those"),
+    (r"Can't lookup mount", "the process has a file open from outside its container, perhaps its stdio"),
+    (
+        r"has bad (size|mode)|Can't open file|Can't stat",
+        "a file that the process has open differs at this host",
+    ),
+    (r"(fork|clone).*File exists|Pid \d+ .*(taken|exists|busy)", "the PID is in use in this container"),
+    (r"EADDRINUSE|Address already in use", "another process holds the port at this host"),
+    (r"Cannot assign requested address", "the process is bound to an address this host does not have"),
+    (r"unix.*(external|peer)|External socket", "the process holds a unix socket to one outside"),
+    (r"tty|terminal", "the process has a terminal; start it with its stdio on files"),
+    (
+        r"ptrace|Operation not permitted",
+        "CRIU lacks a privilege: run as root, outside of unprivileged containers",
+    ),
+    (r"vdso|vDSO", "this CRIU is too old for the kernel: run `provision/criu.sh`"),
+    (
+        r"cgroup manager can not access cgroup",
+        "this runc restores only what has a cgroup of its own; runc 1.1 (Debian 12 and 13) does without",
+    ),
+    (r"soft-dirty|pagemap", "the kernel lacks a feature that CRIU uses here: `quicferry doctor`"),
+)
+
+
+def find_criu() -> Path:
+    """The CRIU to use: the launcher that ``provision/criu.sh`` wrote, else the one on the PATH.
+
+    ``QUICFERRY_CRIU_PREFIX`` names another prefix than ``.cache/criu``. Raises ``Unsupported``.
+    """
+    prefix = os.environ.get("QUICFERRY_CRIU_PREFIX")
+    launcher = (Path(prefix) if prefix else CHECKOUT / ".cache" / "criu").resolve() / "bin" / "criu"
+    if os.access(launcher, os.X_OK):
+        return launcher
+    search = os.pathsep.join((os.environ.get("PATH", ""), *SYSTEM_DIRECTORIES))
+    system = shutil.which("criu", path=search)
+    if system is None:
+        raise Unsupported(f"there is no criu, neither {launcher} nor on the PATH", hint=INSTALL_HINT)
+    return Path(system)
+
+
+def explain(step: str, done: Completed, log: str, program: str = "criu") -> MigrationError:
+    """The error for a run of CRIU that failed, its own or that of a program: last words and their meaning."""
+    errors = [match[1].strip() for match in re.finditer(r"Error \([^)]*\): (.*)", log)]
+    errors = [error for error in errors if not re.search(HARMLESS, error)]
+    words = errors or (done.stderr or done.stdout or log).strip().splitlines() or ["it left no message"]
+    # The first errors name the cause, the last is only "Dumping FAILED."
+    told = "; ".join(dict.fromkeys(word for word in words[:4] if not word.endswith("FAILED.")))
+    hint = next((hint for pattern, hint in HINTS if re.search(pattern, "\n".join(words))), None)
+    return MigrationError(
+        f"{program} {step} failed with status {done.status}: {told or words[-1]}",
+        hint=hint or "`quicferry doctor` tries CRIU out; docs/criu.md says what cannot be moved",
+    )
+
+
+class Criu:
+    """CRIU in one container. ``images`` are directories inside the container.
+
+    With ``keep_tcp`` established TCP connections are dumped and restored, else they are closed.
+    """
+
+    def __init__(self, container: Container, program: Path | None = None, *, keep_tcp: bool = False) -> None:
+        self._container = container
+        self._common = (KEEP_TCP if keep_tcp else CLOSE_TCP, *COMMON)
+        self.program = find_criu() if program is None else program
+
+    async def warm_up(self, images: Path) -> None:
+        """Let CRIU probe the kernel now: it keeps what it learns in ``/run`` of this container.
+
+        Raises ``MigrationError`` when it cannot even do that: better now than after the freeze.
+        """
+        self._container.path(str(images)).mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Any feature would do; that this one is missing on some kernels is no matter here.
+        done = await self._container.run([str(self.program), "check", "--feature", "mem_dirty_track"])
+        if not self._container.path(KERNEL_CACHE).exists():
+            raise explain("check", done, done.stderr)
+
+    async def has(self, feature: str) -> bool:
+        """Whether kernel and CRIU can do something that ``criu check --feature`` knows."""
+        done = await self._container.run([str(self.program), "check", "--feature", feature])
+        return done.status == 0
+
+    def dump_argv(self, pid: int, images: Path) -> list[str]:
+        """The arguments to dump a process and leave it stopped: then it can go on if the move fails."""
+        return [
+            *(str(self.program), "dump", "-t", str(pid), "-D", str(images), "-o", "dump.log"),
+            *("--leave-stopped", *self._common),
+        ]
+
+    def restore_argv(self, images: Path) -> list[str]:
+        """The arguments to restore a process that then lives on without CRIU."""
+        return [str(self.program), "restore", "-d", "-D", str(images), "-o", "restore.log", *self._common]
+
+    async def dump(self, pid: int, images: Path, *, timeout_s: float) -> DumpStats:
+        """Write the images of a process, which is stopped afterwards. Raises ``MigrationError``.
+
+        When it fails, the process goes on as if nothing had happened: CRIU sees to that. It is not killed
+        when it takes too long: one in fourteen servers did not survive that (docs/faults.md).
+        """
+        done = await self._container.run(self.dump_argv(pid, images), timeout_s=timeout_s, let_go_on=True)
+        outside = self._container.path(str(images))
+        if done.status != 0:
+            raise explain("dump", done, log_text(outside / "dump.log"))
+        return read_dump_stats((outside / "stats-dump").read_bytes())
+
+    async def dump_without_memory(self, pid: int, images: Path, *, timeout_s: float) -> None:
+        """Write the images of a process but for the memory that can be restored lazily.
+
+        The process is stopped afterwards, and that memory is in it: whoever wants it reads it there.
+        Raises ``MigrationError`` as ``dump`` does.
+
+        CRIU would serve the memory itself, over an unprotected connection. It is given a socket in
+        which the order to close waits already, so that it goes to its end at once.
+        """
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.sendall(CLOSE_PAGE_SERVER)
+            argv = [*self.dump_argv(pid, images), "--lazy-pages", "--ps-socket", str(theirs.fileno())]
+            descriptors = [theirs.fileno()]
+            done = await self._container.run(
+                argv, timeout_s=timeout_s, descriptors=descriptors, let_go_on=True
+            )
+        if done.status != 0:
+            raise explain("dump", done, log_text(self._container.path(str(images)) / "dump.log"))
+
+    def leave_behind(self, images: Path) -> None:
+        """Remove from a directory of images what must not be restored."""
+        for name in LEFT_BEHIND:
+            (self._container.path(str(images)) / name).unlink(missing_ok=True)
+
+    async def restore(self, images: Path, *, timeout_s: float, lazy: bool = False) -> RestoreStats:
+        """Make a running process of the images. Raises ``MigrationError``; then no process is left.
+
+        ``lazy``: pages that the images lack are left out, see ``userfault``.
+        """
+        outside = self._container.path(str(images))
+        self.leave_behind(images)
+        argv = [*self.restore_argv(images), *(["--lazy-pages"] if lazy else [])]
+        done = await self._container.run(argv, timeout_s=timeout_s)
+        if done.status != 0:
+            raise explain("restore", done, log_text(outside / "restore.log"))
+        return read_restore_stats((outside / "stats-restore").read_bytes())
+
+
+def log_text(path: Path) -> str:
+    """A log, or nothing when there is none."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,271 @@
+"""CRIU's own machinery for memory outside the downtime: tracked dumps, page server, lazy-pages daemon.
+
+Page server and daemon get a socket of ours each (``--ps-socket``): nobody listens on a port, and what
+they say to each other crosses between the hosts as the agents carry it (``tunnel``).
+Sources: criu(8), https://criu.org/Incremental_dumps, https://criu.org/Lazy_migration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from quicferry.errors import MigrationError
+from quicferry.migration.container.container import Container
+from quicferry.migration.container.processes import Completed, only_child
+from quicferry.migration.container.readiness import until_readable
+from quicferry.migration.criu import pipe_filter
+from quicferry.migration.criu.command import Criu, explain, log_text
+from quicferry.migration.criu.image_stream import DumpStats, read_dump_stats
+
+#: What ``criu check`` calls a kernel that knows which pages were written (soft-dirty).
+TRACK_FEATURE = "mem_dirty_track"
+PIPE_LIMIT = Path("/proc/sys/fs/pipe-max-size")
+WANTED_PIPE_BYTES = 4 << 20  # what the kernel makes of the 3.2 MiB that CRIU's page server asks for
+SYS_PIDFD_GETFD = 438  # on all architectures
+POLL_S = 0.0005
+SET_UP_S = 5.0  # for a page server that has said it is ready to be so
+END_S = 5.0
+USERFAULTFD = "anon_inode:[userfaultfd]"
+#: Reads from its agent; at the end of that without a word, the agent is dead. $0 is the PID.
+GUARD = 'read -r word; [ "$word" = over ] || kill -9 "$0"'
+GUARD_OVER = b"over\n"
+
+
+class Helper(NamedTuple):
+    """A CRIU that runs beside the move, and our end of its socket."""
+
+    process: asyncio.subprocess.Process
+    pid: int  # of CRIU itself, seen from the agent
+    socket: socket.socket
+    log: Path
+
+    async def end(self) -> int:
+        """Wait until it has ended, whose socket must be closed or at its end; its status."""
+        try:
+            async with asyncio.timeout(END_S):
+                return await self.process.wait()
+        except TimeoutError:
+            await self.kill()
+            return await self.process.wait()
+
+    async def kill(self) -> None:
+        """End it by force."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+
+def pipe_limit() -> int:
+    """The largest pipe that this process may have, in bytes, if CRIU needs to be helped to live with it.
+
+    0: it may have what CRIU asks for.
+    """
+    read, write = os.pipe()
+    try:
+        fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, WANTED_PIPE_BYTES)
+    except PermissionError:
+        return int(PIPE_LIMIT.read_text())
+    finally:
+        os.close(read)
+        os.close(write)
+    return 0
+
+
+def descriptors_of(pid: int) -> Iterator[tuple[int, str]]:
+    """What a process has open: the number, and what it leads to."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed while we looked
+            yield int(entry.name), str(entry.readlink())
+
+
+def enlarge_pipes(pid: int, limit: int) -> None:
+    """Make all pipes of a process as large as they may be."""
+    for number, target in descriptors_of(pid):
+        if target.startswith("pipe:"):
+            descriptor = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                if fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ) < limit:
+                    fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, limit)
+            finally:
+                os.close(descriptor)
+
+
+def has_sink(pid: int) -> bool:
+    """Whether a page server has opened ``/dev/null`` for writing, which it does after its last pipe."""
+    for number, target in descriptors_of(pid):
+        if number > 2 and target == "/dev/null":
+            words = Path(f"/proc/{pid}/fdinfo/{number}").read_text().split()
+            if int(words[words.index("flags:") + 1], 8) & os.O_ACCMODE == os.O_WRONLY:
+                return True
+    return False
+
+
+def userfaultfds_of(pid: int) -> list[int]:
+    """Copies of all userfaultfds of a process. Raises ``MigrationError`` when that cannot be."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    handle = os.pidfd_open(pid)
+    copies = []
+    try:
+        for number, target in descriptors_of(pid):
+            if target == USERFAULTFD:
+                copy = libc.syscall(SYS_PIDFD_GETFD, handle, number, 0)
+                if copy < 0:
+                    why = os.strerror(ctypes.get_errno())
+                    raise MigrationError(f"a userfaultfd of CRIU cannot be copied: {why}")
+                copies.append(copy)
+    except BaseException:
+        for copy in copies:
+            os.close(copy)
+        raise
+    finally:
+        os.close(handle)
+    return copies
+
+
+class MemoryCriu(Criu):
+    """CRIU in one container, with what it has for memory that crosses before or after the downtime."""
+
+    async def tracks(self) -> bool:
+        """Whether kernel and CRIU know which pages were written."""
+        return await self.has(TRACK_FEATURE)
+
+    def _tracked(self, previous: str | None) -> list[str]:
+        return ["--track-mem", *(["--prev-images-dir", previous] if previous is not None else [])]
+
+    async def pre_dump(self, pid: int, images: Path, previous: str | None, *, timeout_s: float) -> DumpStats:
+        """Write the memory of a running process that was written since the images ``previous``.
+
+        That name is relative to ``images``; None: all memory. Raises ``MigrationError``; the process
+        goes on in either case. It stands still for as long as its pages take to be listed.
+        """
+        outside = self._container.path(str(images))
+        outside.mkdir(mode=0o700, parents=True, exist_ok=True)
+        argv = [
+            *(str(self.program), "pre-dump", "-t", str(pid), "-D", str(images), "-o", "dump.log"),
+            *(*self._common, *self._tracked(previous)),
+        ]
+        done = await self._container.run(argv, timeout_s=timeout_s, let_go_on=True)
+        if done.status != 0:
+            raise explain("pre-dump", done, log_text(outside / "dump.log"))
+        return read_dump_stats((outside / "stats-dump").read_bytes())
+
+    async def dump_tracked(
+        self, pid: int, images: Path, previous: str | None, *, timeout_s: float
+    ) -> DumpStats:
+        """As ``dump``, but only with the memory that was written since the images ``previous``."""
+        argv = [*self.dump_argv(pid, images), *self._tracked(previous)]
+        done = await self._container.run(argv, timeout_s=timeout_s, let_go_on=True)
+        outside = self._container.path(str(images))
+        if done.status != 0:
+            raise explain("dump", done, log_text(outside / "dump.log"))
+        return read_dump_stats((outside / "stats-dump").read_bytes())
+
+    async def dump_and_serve(
+        self, pid: int, images: Path, previous: str | None, *, timeout_s: float
+    ) -> Helper:
+        """Write the images of a process but for memory that can be restored lazily, and serve that.
+
+        Returns CRIU with its page server at the other end of the socket. The process stays stopped, and
+        CRIU with it, until the memory was fetched, or the socket is closed. Raises ``MigrationError`` as
+        ``dump`` does.
+        """
+        argv = [*self.dump_argv(pid, images), "--lazy-pages"]
+        if previous is not None:
+            argv += self._tracked(previous)
+        limit = pipe_limit()
+        if limit:
+            argv = [sys.executable, "-I", "-S", pipe_filter.__file__, str(limit), *argv]
+        helper = await self._begin(argv, "dump", images, timeout_s)
+        if limit:
+            try:
+                async with asyncio.timeout(SET_UP_S):
+                    while not has_sink(helper.pid):  # noqa: ASYNC110 - no event tells
+                        await asyncio.sleep(POLL_S)
+                enlarge_pipes(helper.pid, limit)
+            except (OSError, TimeoutError) as error:
+                helper.socket.close()
+                await helper.kill()
+                raise MigrationError(
+                    f"CRIU's page server has no pipe that is large enough: {error}"
+                ) from error
+        return helper
+
+    async def fetch_lazily(self, images: Path, *, timeout_s: float) -> Helper:
+        """Start the daemon that fetches missing memory by its socket and puts it in place.
+
+        Its status is 0 when all memory is in its place. It must run before ``restore``.
+        """
+        argv = [
+            str(self.program),
+            "lazy-pages",
+            "-D",
+            str(images),
+            "-o",
+            "lazy-pages.log",
+            "-v1",
+            "--page-server",
+        ]
+        return await self._begin(argv, "lazy-pages", images, timeout_s)
+
+    async def _begin(self, argv: list[str], step: str, images: Path, timeout_s: float) -> Helper:
+        """Start a CRIU that stays, and wait until it says that it is ready."""
+        log = self._container.path(str(images)) / f"{step}.log"
+        ours, theirs = socket.socketpair()
+        ready, told = os.pipe()
+        ours.setblocking(False)
+        try:
+            descriptors = (theirs.fileno(), told)
+            words = [*argv, "--ps-socket", str(theirs.fileno()), "--status-fd", str(told)]
+            process = await self._container.begin(words, descriptors=descriptors)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(told)
+        try:
+            async with asyncio.timeout(timeout_s):
+                word = await _read_word(ready)
+            if word:
+                with contextlib.suppress(OSError, ValueError):  # it ended in this moment
+                    return Helper(process, only_child(process.pid), ours, log)
+        except BaseException:
+            ours.close()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            raise
+        finally:
+            os.close(ready)
+        ours.close()
+        raise explain(step, Completed(argv, await process.wait(), "", ""), log_text(log))
+
+
+async def guard(container: Container, pid: int, descriptor: int) -> asyncio.subprocess.Process:
+    """Start a process that kills ``pid`` when this agent dies; until then it keeps ``descriptor`` open.
+
+    ``communicate(GUARD_OVER)`` with it ends it without that.
+    """
+    enter = ["nsenter", "-t", str(container.init_pid), "-m", "-p", "--"]
+    return await asyncio.create_subprocess_exec(
+        *(*enter, "sh", "-c", GUARD, str(pid)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        pass_fds=[descriptor],
+        start_new_session=True,
+    )
+
+
+async def _read_word(descriptor: int) -> bytes:
+    """The next byte; empty when nobody is left to write one."""
+    await until_readable(descriptor)
+    return os.read(descriptor, 1)

@@ -1,0 +1,268 @@
+"""The destination's waiting room: datagrams for a server that does not run yet.
+
+It keeps the newest few of each client, that the source handed on or that came directly, and gives them
+to the server the moment it runs: injected through a raw socket with the client's own source address,
+so that the server sees what it would have seen. Handed-on datagrams that come later pass straight
+through; direct ones reach the running server by themselves.
+
+Where the client is the one to restart the traffic, what was handed on must not do it in its place: a
+server that answered it would have spoken first. Then the room keeps it, beyond the moment the server
+runs, until the client itself has come (a datagram sent directly to this host).
+
+Source addresses are kept, so the replies of the server go to the client by the usual way. Packets
+that a host sends to itself skip the reverse-path check, so a client's address on loopback is fine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from quicferry.errors import MigrationError
+from quicferry.migration.datagrams.forwarder import IP_HEADER_BYTES, UDP_HEADER_BYTES, Tap
+from quicferry.model import Endpoint
+
+CAPACITY = 128  # datagrams; of one client at 10 ms between requests more than half a second
+LEAST_SHARE = 2  # datagrams: a client that probes once and asks once must not be crowded out
+MOST_SHARERS = 4096  # beyond these, who came first is forgotten: source addresses cost nothing to invent
+RECEIVE_BUFFER_BYTES = 1 << 20
+BATCH = 64
+
+
+def _sum(data: bytes) -> int:
+    """The ones' complement sum of 16-bit words (RFC 1071), not folded to a checksum yet.
+
+    2^16 is 1 modulo 65535, so the sum of the words is the whole number modulo 65535.
+    """
+    if len(data) % 2:
+        data += b"\0"
+    return int.from_bytes(data) % 0xFFFF
+
+
+def udp_checksum(source: bytes, destination: bytes, segment: bytes) -> int:
+    """The UDP checksum over IPv4 (RFC 768); the segment's own checksum field must be zero."""
+    pseudo = source + destination + struct.pack("!BBH", 0, socket.IPPROTO_UDP, len(segment))
+    checksum = 0xFFFF - (_sum(pseudo) + _sum(segment)) % 0xFFFF
+    return checksum or 0xFFFF  # zero would mean "no checksum"
+
+
+def readdress(datagram: bytes, destination: Endpoint) -> bytes | None:
+    """The same IPv4 UDP datagram, for another destination; None when it is not one or is cut off.
+
+    IP options are left out, the UDP checksum is made anew (one taken from a veth interface may never
+    have been computed). The kernel fills in the IP checksum and identification.
+    """
+    if len(datagram) < IP_HEADER_BYTES or datagram[0] >> 4 != 4 or datagram[9] != socket.IPPROTO_UDP:
+        return None
+    header_bytes = (datagram[0] & 0x0F) * 4
+    total_bytes = struct.unpack_from("!H", datagram, 2)[0]
+    if header_bytes < IP_HEADER_BYTES or not header_bytes + UDP_HEADER_BYTES <= total_bytes <= len(datagram):
+        return None
+    segment = bytearray(datagram[header_bytes:total_bytes])
+    if struct.unpack_from("!H", segment, 4)[0] != len(segment):
+        return None
+    source = datagram[12:16]
+    target = ipaddress.IPv4Address(destination.host).packed
+    struct.pack_into("!H", segment, 2, destination.port)
+    struct.pack_into("!H", segment, 6, 0)
+    struct.pack_into("!H", segment, 6, udp_checksum(source, target, bytes(segment)))
+    length = IP_HEADER_BYTES + len(segment)
+    # type of service and time to live as they came
+    header = struct.pack(
+        "!BBHHHBBH4s4s", 0x45, datagram[1], length, 0, 0, datagram[8], socket.IPPROTO_UDP, 0, source, target
+    )
+    return header + bytes(segment)
+
+
+class Seats:
+    """The newest datagrams of each client; ``capacity`` is shared out among them.
+
+    What was handed on and what came directly are counted apart: one client's probes, which repeat
+    each other, must not push out its requests, nor those of others. With many clients each keeps
+    ``LEAST_SHARE`` of either kind, so that all together may have more than ``capacity``.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._arrivals = 0
+        self._queues: dict[tuple[bool, bytes], deque[tuple[int, bytes]]] = {}
+
+    def add(self, datagram: bytes, *, direct: bool) -> None:
+        """Keep an IPv4 UDP datagram; its client's oldest may have to go for it."""
+        ports = (datagram[0] & 0x0F) * 4 if datagram else 0
+        sharer = (direct, datagram[12:16] + datagram[ports : ports + 2])
+        queue = self._queues.get(sharer)
+        if queue is None:
+            if len(self._queues) >= MOST_SHARERS:
+                del self._queues[next(iter(self._queues))]
+            queue = self._queues[sharer] = deque()
+        self._arrivals += 1
+        queue.append((self._arrivals, datagram))
+        while len(queue) > self._share:
+            queue.popleft()
+
+    @property
+    def _share(self) -> int:
+        return max(LEAST_SHARE, self._capacity // len(self._queues))
+
+    def take(self) -> list[bytes]:
+        """All that is kept, oldest first; nothing is left."""
+        if not self._queues:
+            return []
+        share = self._share  # it may have shrunk since the first ones came
+        kept = [each for queue in self._queues.values() for each in list(queue)[-share:]]
+        self._queues.clear()
+        return [datagram for _, datagram in sorted(kept)]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._queues.clear()
+
+
+class WaitingRoom:
+    """Waits, with the newest datagrams of every client, until the server runs.
+
+    ``listen`` is where sources send theirs to; only datagrams from ``sources`` (addresses of the
+    other edges) are taken. ``service`` is the local address clients use for the server here.
+    """
+
+    def __init__(
+        self,
+        listen: Endpoint,
+        sources: Iterable[str],
+        service: Endpoint,
+        interfaces: Sequence[str],
+        *,
+        capacity: int = CAPACITY,
+    ) -> None:
+        self._listen = listen
+        self._sources = frozenset(sources)
+        self._service = service
+        self._tap = Tap(interfaces, service.port, self._direct)
+        self._seats = Seats(capacity)
+        self._receiver: socket.socket | None = None
+        self._injector: socket.socket | None = None
+        self._is_open = False
+        self._server_runs = False
+        self._await_client = False
+        self._client_came = False
+        self._closing: asyncio.TimerHandle | None = None
+        self.handed_on = 0  # came from a source
+        self.early = 0  # came directly, before the server ran
+        self.replayed = 0
+        self.passed = 0  # handed on and injected after the server ran
+
+    @property
+    def address(self) -> Endpoint:
+        """Where sources send to; with port 0 the port is known after ``prepare``."""
+        port = self._receiver.getsockname()[1] if self._receiver is not None else self._listen.port
+        return Endpoint(self._listen.host, port)
+
+    def prepare(self, *, await_client: bool = False) -> None:
+        """Start to collect, from nothing. May be repeated.
+
+        With ``await_client`` nothing is let in before the client itself has come. Raises
+        ``MigrationError``.
+        """
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
+        self._is_open = self._server_runs = self._client_came = False
+        self._await_client = await_client
+        self._seats.clear()
+        self.handed_on = self.early = self.replayed = self.passed = 0
+        try:
+            if self._receiver is None:
+                self._receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                self._receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+                self._receiver.bind(tuple(self._listen))
+                asyncio.get_running_loop().add_reader(self._receiver, self._read)
+            if self._injector is None:
+                self._injector = socket.socket(
+                    socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW
+                )
+        except OSError as error:
+            self.close()
+            raise MigrationError(
+                f"cannot open the waiting room at {self._listen}: {error.strerror}",
+                hint="it takes root, and the port must be free",
+            ) from error
+        self._tap.open()
+
+    def _direct(self, datagram: bytes) -> None:
+        if self._is_open:
+            return
+        self._client_came = True
+        if self._server_runs:
+            self._let_in()  # this one the server has by itself
+        else:
+            self.early += 1
+            self._seats.add(datagram, direct=True)
+
+    def _read(self) -> None:
+        assert self._receiver is not None
+        for _ in range(BATCH):
+            try:
+                datagram, sender = self._receiver.recvfrom(0x10000)
+            except OSError:  # nothing more to read for now
+                return
+            if sender[0] not in self._sources:
+                continue
+            self.handed_on += 1
+            if self._is_open:
+                self.passed += self._inject(datagram)
+            else:
+                self._seats.add(datagram, direct=False)
+
+    def _inject(self, datagram: bytes) -> bool:
+        fitting = readdress(datagram, self._service)
+        if fitting is None or self._injector is None:
+            return False
+        try:
+            self._injector.sendto(fitting, (self._service.host, 0))
+        except OSError:  # a full queue: as good as a loss on the way
+            return False
+        return True
+
+    def open(self) -> int:
+        """The server runs: replay what waits, oldest first. Returns how many were replayed."""
+        if self._server_runs:
+            return 0
+        self._read()  # what lies in the sockets came before
+        self._tap.drain()
+        self._server_runs = True
+        if self._await_client and not self._client_came:
+            return 0
+        return self._let_in()
+
+    def _let_in(self) -> int:
+        self._is_open = True
+        self.replayed = sum(self._inject(datagram) for datagram in self._seats.take())
+        self._tap.close()
+        return self.replayed
+
+    def close_later(self, delay_s: float) -> None:
+        """Pass datagrams on for a while, then close."""
+        if self._closing is not None:
+            self._closing.cancel()
+        self._closing = asyncio.get_running_loop().call_later(delay_s, self.close)
+
+    def close(self) -> None:
+        """Forget everything and free the sockets."""
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
+        self._tap.close()
+        self._seats.clear()
+        for owned in (self._receiver, self._injector):
+            if owned is not None:
+                # the loop may be closed already when an agent is torn down
+                with suppress(RuntimeError):
+                    asyncio.get_running_loop().remove_reader(owned)
+                owned.close()
+        self._receiver = self._injector = None

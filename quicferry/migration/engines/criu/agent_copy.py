@@ -1,0 +1,79 @@
+"""Engines ``criu-pre-copy``, ``criu-post-copy``, ``criu-hybrid``: the memory does not cross in the downtime.
+
+=============  =======================================  ==========================================
+engine         before the freeze                        after the resume
+=============  =======================================  ==========================================
+pre-copy       all memory, then what changed, in rounds  nothing
+post-copy      nothing                                  all memory, as it is touched and besides
+hybrid         as pre-copy                              what changed since the last round
+=============  =======================================  ==========================================
+
+In the downtime cross the things that are no memory (sockets, files, registers), a list of all pages,
+the few pages that cannot be restored lazily, and for pre-copy the pages that changed since the last
+round. For that, CRIU dumps the process *without* its memory, which stays in the stopped process and is
+read there; at the same time it is compared with what the last round sent. See docs/adr/0008.
+
+At the destination each round is a native incremental image of CRIU, and the last one's parent.
+
+The source's side is in ``criu_copy_source``, the destination's in ``criu_copy_destination``; what a round is
+and when there are enough of them is in ``rounds``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quicferry.migration.engines.base import MoveOrder
+from quicferry.migration.engines.criu.agent_copy_destination import CopyDestination
+from quicferry.migration.engines.criu.agent_copy_source import CopySource, CopySourceAhead
+from quicferry.migration.engines.criu.base import TakesRounds
+
+
+class CriuCopyEngine(CopySource, CopyDestination):
+    """The base of the three: both sides, as a server that came here may be moved on. See the module."""
+
+    async def _prepare(self) -> None:
+        await self._settled()
+        await self._forget()
+        await super()._prepare()
+
+    async def _forget(self) -> None:
+        """Drop what is left of the last move."""
+        await self._forget_source()
+        await self._end_lazy_pages()
+
+    async def give_up_source(self, order: MoveOrder) -> None:
+        await super().give_up_source(order)
+        await self._forget()
+
+    async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
+        answer = await super().resume_source(order, reason)
+        await self._forget()
+        return answer
+
+
+class _Ahead(CopySourceAhead, TakesRounds, CriuCopyEngine):
+    """With rounds before the freeze."""
+
+
+class CriuPreCopyEngine(_Ahead):
+    """All memory before the freeze, what changed since then in the downtime."""
+
+    name = "criu-pre-copy"
+    method = "read by the agent and compared with the last round"
+
+
+class CriuPostCopyEngine(CriuCopyEngine):
+    """All memory after the resume."""
+
+    name = "criu-post-copy"
+    lazily = True
+    method = "left in the stopped process and served by the agent"
+
+
+class CriuHybridEngine(_Ahead):
+    """All memory before the freeze, what changed since then after the resume."""
+
+    name = "criu-hybrid"
+    lazily = True
+    method = "read and compared by the agent, the changed pages served from the stopped process"

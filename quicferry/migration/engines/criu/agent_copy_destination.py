@@ -1,0 +1,264 @@
+"""The destination's side of ``criu_copy``: how a process is made that gets its memory later.
+
+What the rounds brought is here, in files; what they did not bring is at the source. Both are put in place
+when the process touches it, and besides. It never sees zeros where memory is to come: not when the source
+cannot be reached (it is ended then), and not when this agent dies (the container's init keeps it standing,
+and the next agent goes on).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from quicferry.errors import MigrationError, Unsupported
+from quicferry.migration.criu.command import LAZY_FEATURE
+from quicferry.migration.criu.image_stream import Manifest
+from quicferry.migration.engines.base import MoveOrder
+from quicferry.migration.engines.criu import unfinished
+from quicferry.migration.engines.criu.base import CriuEngine, Held
+from quicferry.migration.engines.criu.unfinished import Unfinished
+from quicferry.migration.memory.lazy_pages import LocalPages, PageSink
+from quicferry.migration.memory.pagemap import NO_PAGES, Flag, PageMap, decode, encode
+from quicferry.migration.memory.process_memory import ProcessMemory, private_areas
+from quicferry.migration.memory.userfault import Target, Trail, wake
+
+
+class CopyDestination(CriuEngine):
+    """Makes the process and has its memory come in the background."""
+
+    lazily = False  # what is lacking comes after the restore
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._can_restore_lazily = False
+        self._finishing: asyncio.Task[None] | None = None
+        self._sink: PageSink | None = None
+        self._keeping: list[asyncio.Task[None]] = []  # descriptors on their way to init
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        """Also find out whether memory can come after the restore. Post-copy and hybrid must have that."""
+        await super().prepare_destination(order)
+        self._can_restore_lazily = await self._ready().has(LAZY_FEATURE)
+        if self.lazily and not self._can_restore_lazily:
+            raise Unsupported(
+                f"{self.name} needs userfaultfd, and CRIU says that this kernel lacks it",
+                hint="`quicferry doctor` says more; criu-cold and criu-pre-copy do without",
+            )
+
+    async def _make_process(self, order: MoveOrder, manifest: Manifest, detail: dict[str, Any]) -> None:
+        limit_s = order.deadlines.restore_s
+        criu = self._ready()
+        detail["rounds"] = manifest.rounds
+        lazily = bool(manifest.lazy) or (manifest.rounds > 0 and self._can_restore_lazily)
+        detail["lazily"] = lazily
+        local = await asyncio.to_thread(self._decide_on_rounds, manifest)
+        if lazily:
+            lacking = self._lacking(order, manifest, local)
+            await asyncio.to_thread(lacking.write, self._outside)
+            self._settle(order, lacking, self._open_sink(order, lacking, local))
+        stats = await criu.restore(self._images, timeout_s=limit_s, lazy=lazily)
+        detail["criu"] = msgspec.structs.asdict(stats)
+        await asyncio.gather(*self._keeping)
+        if self._sink is not None:
+            async with asyncio.timeout(limit_s):
+                await self._sink.worked()
+
+    def _lacking(self, order: MoveOrder, manifest: Manifest, local: dict[int, LocalPages]) -> Unfinished:
+        missing = {}
+        for owner in manifest.lazy:
+            absent = decode((self._outside / f"pagemap-{owner}.img").read_bytes()).absent
+            here = local[owner].pages if owner in local else NO_PAGES
+            missing[owner] = np.setdiff1d(absent, here, assume_unique=True)
+        return Unfinished(
+            epoch=order.epoch,
+            pid=manifest.pid,
+            rounds=manifest.rounds,
+            missing=unfinished.runs_by_pid(missing),
+            local=unfinished.runs_by_pid({owner: pages.pages for owner, pages in local.items()}),
+        )
+
+    def _open_sink(
+        self,
+        order: MoveOrder,
+        lacking: Unfinished,
+        local: dict[int, LocalPages],
+        found: list[Target] | None = None,
+    ) -> PageSink:
+        open_pages = self._context.open_pages
+        if open_pages is None:
+            raise MigrationError(f"{self._context.edge} has no way to fetch pages")
+        lifetime_s = order.deadlines.restore_s + order.deadlines.pages_s
+        return PageSink(
+            order.epoch,
+            self._outside,
+            unfinished.pages_by_pid(lacking.missing),
+            local,
+            lambda detour: open_pages(order.source, lifetime_s, detour),
+            self._keep,
+            Trail(self._outside / unfinished.TRAIL),
+            found,
+        )
+
+    def _settle(
+        self, order: MoveOrder, lacking: Unfinished, sink: PageSink, error: str | None = None
+    ) -> asyncio.Task[None]:
+        """Have the memory come, in the background."""
+        self._sink = sink
+        self._finishing = asyncio.create_task(self._finish(order, lacking, sink, error))
+        self._container.settling = self._finishing
+        return self._finishing
+
+    def _keep(self, pid: int, descriptor: int) -> None:
+        """Should this agent die, the kernel would give the process zeros for what has not come yet.
+
+        The container's init keeps the descriptor, so that the process stands still then, and the next
+        agent goes on. Awaited before the server serves.
+        """
+        # a copy: ours is closed as soon as all has come, which may be before it was handed over
+        copy = os.dup(descriptor)
+
+        async def hand_over() -> None:
+            try:
+                await self._container.keep(pid, copy)
+            finally:
+                os.close(copy)
+
+        self._keeping.append(asyncio.create_task(hand_over()))
+
+    async def _drop_kept(self) -> None:
+        keeping, self._keeping = self._keeping, []
+        await asyncio.gather(*keeping, return_exceptions=True)
+        with contextlib.suppress(MigrationError):  # the container itself may be gone
+            await self._container.drop_kept()
+
+    async def take_over(self, order: MoveOrder) -> None:
+        """After a restart of this agent: give the server the memory that it still lacks."""
+        lacking = unfinished.read(self._outside)
+        left = self._container.take_left()
+        if lacking is None or lacking.epoch != order.epoch:
+            for _, descriptor in left:
+                os.close(descriptor)
+            await self._drop_kept()
+            return
+        if not left and not lacking.placed:
+            raise MigrationError(f"what the server on {self._context.edge} lacks was not kept")
+        self._made = Held(order.epoch, lacking.pid)
+        error: str | None = None
+        found: list[Target] = []
+        rest = msgspec.structs.replace(lacking, missing={}, local={})
+        try:
+            if not lacking.placed:
+                found, rest = await asyncio.to_thread(self._retrace, left, lacking)
+        except MigrationError as failure:
+            error = str(failure)
+        local = {
+            owner: LocalPages(self._rounds_here(lacking.rounds), owner, pages)
+            for owner, pages in unfinished.pages_by_pid(rest.local).items()
+        }
+        sink = self._open_sink(order, rest, local, found)
+        self._settle(order, lacking, sink, error).add_done_callback(lambda _: self._clear_images())
+        pages = sum(count for runs in rest.missing.values() for _, count in runs)
+        self._context.events.emit("migration.pages.taken_over", epoch=order.epoch, pages=pages, error=error)
+        await sink.serving()
+        for target in found:
+            maps = self._container.path(f"/proc/{target.pid}/maps")
+            wake(target.descriptor, private_areas(maps.read_text()))
+
+    def _retrace(self, left: list[tuple[int, int]], lacking: Unfinished) -> tuple[list[Target], Unfinished]:
+        """What each process lacks by now: what it lacked, less what it has or has given up."""
+        trail = Trail(self._outside / unfinished.TRAIL)
+        missing = unfinished.pages_by_pid(lacking.missing)
+        local = unfinished.pages_by_pid(lacking.local)
+        found = []
+        for pid, descriptor in left:
+            with ProcessMemory(self._container.path(f"/proc/{pid}")) as memory:
+                there = set(memory.anonymous_pages().tolist())
+            wanted = {page for pages in (missing, local) if pid in pages for page in pages[pid].tolist()}
+            target = Target(descriptor, pid, wanted)
+            target.retrace(trail, there)
+            found.append(target)
+            unplaced = np.array(sorted(target.unplaced), np.int64)
+            for pages in (missing, local):
+                if pid in pages:
+                    pages[pid] = np.intersect1d(pages[pid], unplaced, assume_unique=True)
+        trail.close()
+        now_missing, now_local = unfinished.runs_by_pid(missing), unfinished.runs_by_pid(local)
+        return found, msgspec.structs.replace(lacking, missing=now_missing, local=now_local)
+
+    def _rounds_here(self, rounds: int) -> list[Path]:
+        return [self._outside / f"round-{number}" for number in range(rounds)]
+
+    def _decide_on_rounds(self, manifest: Manifest) -> dict[int, LocalPages]:
+        """What the rounds brought and may come later does so, where the kernel can do it.
+
+        Else the restore would copy all memory while nothing serves. To CRIU a page is lazy or in the
+        parent, not both: both is the source's word for "as you like".
+        """
+        if not manifest.rounds:
+            return {}
+        path = self._outside / f"pagemap-{manifest.pid}.img"
+        pagemap = decode(path.read_bytes())
+        flag = Flag.LAZY if self._can_restore_lazily else Flag.PARENT
+        entries = [
+            entry._replace(flags=flag) if entry.flags == Flag.PARENT | Flag.LAZY else entry
+            for entry in pagemap.entries
+        ]
+        path.write_bytes(encode(PageMap(pagemap.pages_id, entries)))
+        if not self._can_restore_lazily:
+            return {}
+        rounds = self._rounds_here(manifest.rounds)
+        return {manifest.pid: LocalPages(rounds, manifest.pid, pagemap.optional)}
+
+    async def _finish(
+        self, order: MoveOrder, lacking: Unfinished, sink: PageSink, error: str | None = None
+    ) -> None:
+        """Wait until the process has all its memory, and tell the source."""
+        try:
+            if error is None:
+                async with asyncio.timeout(order.deadlines.restore_s + order.deadlines.pages_s):
+                    await sink.placed()
+        except (MigrationError, OSError, TimeoutError) as failure:
+            error = str(failure) or "not all memory came in time"
+        if error is not None and self._made is not None:
+            # half of its memory is nowhere: it must not go on as if nothing were
+            with contextlib.suppress(MigrationError):
+                await self._container.stop(self._made.pid, grace_s=0)
+        else:
+            # a successor must not look for descriptors that were dropped
+            with contextlib.suppress(OSError):  # no room: then it has nothing to tell
+                msgspec.structs.replace(lacking, placed=True).write(self._outside)
+        await self._drop_kept()
+        if lacking.missing:  # else the source has gone its way
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(order.deadlines.pages_s):
+                    await sink.finish(error)
+        await sink.close()
+
+    async def _brought_up(self, order: MoveOrder, manifest: Manifest) -> None:
+        if self._finishing is None or self._sink is None:
+            await super()._brought_up(order, manifest)
+            return
+        await self._sink.serving()
+        self._finishing.add_done_callback(lambda _: self._clear_images())
+
+    async def _unmake(self) -> None:
+        await super()._unmake()  # first: a process that lacks memory must not find zeros there
+        await self._end_lazy_pages()
+
+    async def _end_lazy_pages(self) -> None:
+        """Drop what is left of the last move to here. A process that lacks memory must have been ended."""
+        if self._finishing is not None:
+            self._finishing.cancel()
+            await asyncio.wait([self._finishing])
+            self._finishing = None
+        if self._sink is not None:
+            await self._sink.close()
+            self._sink = None
+        await self._drop_kept()

@@ -1,0 +1,297 @@
+"""The source's side of ``criu_copy``: what is read of the server's memory, before and after it is stopped.
+
+Before the freeze: all memory, then what changed, in rounds. While CRIU dumps the stopped process without
+its memory: what changed since the last round. Then the last image, with CRIU's own files and its list of
+pages as the engine wants it; and what is not in that is read from the stopped process as the destination
+asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quicferry.errors import MigrationError, Unsupported
+from quicferry.migration.control import Track
+from quicferry.migration.criu.image_stream import LEFT_BEHIND, Kind, Manifest, record
+from quicferry.migration.engines.base import MoveOrder, PageRun, ToPageSource
+from quicferry.migration.engines.criu.base import CriuEngine, Held, Packer
+from quicferry.migration.engines.criu.rounds import (
+    Plan,
+    closing_records,
+    in_chunks,
+    plan_of,
+    portions_of,
+    round_records,
+    why_stop,
+)
+from quicferry.migration.memory.lazy_pages import PageSource, say_farewell
+from quicferry.migration.memory.pagemap import (
+    NO_PAGES,
+    PAGE_BYTES,
+    PageMap,
+    Pages,
+    decode,
+    encode,
+    entries_of,
+)
+from quicferry.migration.memory.process_memory import (
+    Listed,
+    ProcessMemory,
+    Reading,
+    Snapshot,
+    merged,
+    unchanged,
+)
+from quicferry.migration.memory.userfault_offer import take
+from quicferry.migration.memory.write_tracking import WriteTracker
+
+TRACK_S = 0.5
+#: So many go ahead even if the dump is over before: a page that is waited for later costs as much as forty.
+LEAST_PAGES = 512
+
+
+class CopySource(CriuEngine):
+    """Leaves the memory in the stopped process and reads it there."""
+
+    lazily = False  # what is lacking comes after the restore
+    method = ""  # how the memory moves, for the record
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._known = Snapshot.empty()
+        self._rounds = 0
+        self._sent: list[Pages] = []  # portions that crossed while CRIU dumped, one round each
+        self._same = NO_PAGES  # pages that are as the rounds before the freeze sent them
+        self._stopped = asyncio.Event()
+        self._memory: dict[int, ProcessMemory] = {}  # of the stopped process, by PID
+        self._tracker: WriteTracker | None = None
+        self._source: PageSource | None = None
+        self._left_behind = False  # the destination needs memory of the stopped process
+
+    async def _forget_source(self) -> None:
+        """Drop what is left of the last move from here."""
+        self._known, self._rounds, self._same = Snapshot.empty(), 0, NO_PAGES
+        self._sent.clear()
+        self._stopped.clear()
+        if self._source is not None:
+            self._source.abort()
+            self._source = None
+        for memory in self._memory.values():
+            memory.close()
+        self._memory.clear()
+        if self._tracker is not None:
+            self._tracker.close()
+            self._tracker = None
+
+    async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        """Freeze and stop the server, dump it without its memory, and yield what must cross now.
+
+        While CRIU dumps, what has changed since the last round goes ahead: the process stands already.
+        """
+        pid = self._server_pid()
+        self._held = Held(order.epoch, pid)
+        dumping = self._dumping = asyncio.create_task(self._take(order, pid))
+        packer = Packer(order.compression)
+        stopping = asyncio.create_task(self._stopped.wait())
+        try:
+            await asyncio.wait([dumping, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if self._stopped.is_set():
+                async for chunk in packer.pack_all(self._last_portions(pid, dumping)):
+                    yield chunk
+            await asyncio.shield(dumping)
+            if self.lazily:
+                self._source = PageSource(self._read_pages, order.compression)
+            async for chunk in packer.pack_all(self._records(order, pid), flush=True):
+                yield chunk
+        finally:
+            stopping.cancel()
+            await self._dump_is_over()
+
+    async def _take(self, order: MoveOrder, pid: int) -> None:
+        with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
+            await self._freeze(order)
+            await self._stop(pid)
+            self._stopped.set()
+            await self._ready().dump_without_memory(pid, self._images, timeout_s=order.deadlines.checkpoint_s)
+            detail["method"] = self.method
+            detail["memory_by"] = "agents"
+            detail["rounds"] = self._rounds
+            detail["tracked"] = self._tracker is not None
+            detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir() if file.is_file())
+
+    def _memory_of(self, pid: int) -> ProcessMemory:
+        if pid not in self._memory:
+            self._memory[pid] = ProcessMemory(self._container.path(f"/proc/{pid}"))
+        return self._memory[pid]
+
+    def _list(self) -> Listed | None:
+        """What the kernel tells of the server's writes; None when it does not, and all must be compared."""
+        if self._tracker is None:
+            return None
+        try:
+            return self._tracker.scan()
+        except Unsupported:
+            self._tracker.close()
+            self._tracker = None
+            return None
+
+    def _last_portions(self, pid: int, dumping: asyncio.Task[None]) -> Iterator[bytes]:
+        """What has changed since the last round, as more rounds, read from the stopped process.
+
+        Where the rest may follow later, they end with CRIU's dump: until then they cost no time.
+        """
+        if not self._rounds:
+            return
+        memory = self._memory_of(pid)
+        reading = memory.differing(self._known, self._list())
+        self._same = unchanged(reading)
+        # what is mapped from files CRIU must restore itself, and dumps
+        changed = memory.without_files(reading.changed.pages)
+        for portion in portions_of(changed) if self.lazily else [changed]:
+            if dumping.done() and sum(map(len, self._sent)) >= LEAST_PAGES:
+                return
+            read = memory.read(portion)
+            self._sent.append(read.pages)
+            rest = self._same if not self.lazily else NO_PAGES
+            number = self._rounds + len(self._sent) - 1
+            yield from round_records(number, pid, Reading(np.union1d(rest, read.pages), read))
+
+    def _records(self, order: MoveOrder, pid: int) -> Iterator[bytes]:
+        """The last image: CRIU's own files, with the list of pages as this engine wants it."""
+        # CRIU itself looks into rounds only if all memory is restored at once
+        leading = self._rounds + (0 if self.lazily else len(self._sent))
+        if leading:
+            yield record(Kind.PARENT, f".=round-{leading - 1}", b"")
+        sent = np.unique(np.concatenate([NO_PAGES, *self._sent]))
+        replaced = set()
+        lazy: dict[int, int] = {}
+        for path in sorted(self._outside.glob("pagemap-[0-9]*.img")):
+            owner = int(path.stem.removeprefix("pagemap-"))
+            pagemap = decode(path.read_bytes())
+            mine = owner == pid
+            plan = plan_of(
+                pagemap, self._same if mine else NO_PAGES, sent if mine else NO_PAGES, lazily=self.lazily
+            )
+            if len(plan.lazy):
+                lazy[owner] = len(plan.lazy)
+            pages_name = f"pages-{pagemap.pages_id}.img"
+            replaced |= {path.name, pages_name}
+            data = self._data(owner, plan, pagemap, self._outside / pages_name)
+            entries = entries_of(
+                present=data.pages, parent=plan.parent, parent_lazy=plan.parent_lazy, lazy=plan.lazy
+            )
+            yield record(Kind.IMAGE, path.name, encode(PageMap(pagemap.pages_id, entries)))
+            yield record(Kind.IMAGE, pages_name, b"")
+            yield from in_chunks(pages_name, data.data.reshape(-1).data)
+        for path in sorted(self._outside.iterdir()):
+            if path.is_file() and path.name not in LEFT_BEHIND and path.name not in replaced:
+                yield from in_chunks(path.name, memoryview(path.read_bytes()))
+        self._left_behind = bool(lazy)
+        manifest = Manifest(
+            epoch=order.epoch,
+            pid=pid,
+            files=self._container.open_files(pid),
+            rounds=self._rounds + len(self._sent),
+            portions=len(self._sent),
+            lazy=lazy,
+            stopped=True,
+        )
+        yield from self._file_records(pid, manifest)
+
+    def _data(self, owner: int, plan: Plan, pagemap: PageMap, pages_file: Path) -> Snapshot:
+        """The pages that the last image holds, sorted, from the dump and from the stopped process."""
+        present = pagemap.present
+        raw = np.fromfile(pages_file, np.uint8).reshape(-1, PAGE_BYTES)
+        if not len(plan.fetched) and len(plan.dumped) == len(present):
+            return Snapshot(present, raw)  # post-copy: no copy is needed
+        dumped = raw[np.searchsorted(present, plan.dumped)]
+        pages = np.concatenate((plan.dumped, plan.fetched))
+        fetched = self._memory_of(owner).read(plan.fetched)
+        if len(fetched.pages) != len(plan.fetched):
+            raise MigrationError("memory of the stopped server is gone")
+        order = np.argsort(pages)
+        return Snapshot(pages[order], np.concatenate((dumped, fetched.data))[order])
+
+    def _read_pages(self, owner: int, first: int, count: int) -> bytes:
+        snapshot = self._memory_of(owner).read(np.arange(first, first + count, dtype=np.int64))
+        if len(snapshot.pages) != count:
+            raise MigrationError("memory of the stopped server is gone")
+        return snapshot.data.tobytes()
+
+    async def serve_pages(
+        self, epoch: int, requests: AsyncIterator[ToPageSource], send: Callable[[PageRun], Awaitable[None]]
+    ) -> None:
+        """Give the destination the memory that stayed here."""
+        self._find_source(epoch)
+        if self._source is not None and self._held is not None and self._held.epoch == epoch:
+            await self._source.serve(requests, send)
+        elif not await say_farewell(requests, send):
+            raise MigrationError(f"no memory of epoch {epoch} is kept on {self._context.edge}")
+
+    async def drain_source(self, order: MoveOrder) -> dict[str, Any]:
+        """Wait until the destination has all memory."""
+        self._find_source(order.epoch)
+        source = self._source
+        if source is None or not self._left_behind:
+            return {"pages": 0, "bytes": 0, "waited_for": 0}
+        await source.done()
+        return {"pages": source.sent_pages, "bytes": source.sent_bytes, "waited_for": source.waited_for}
+
+    def _find_source(self, epoch: int) -> None:
+        """After a restart of this agent: the stopped process is still there, and so is its memory."""
+        pid = self._container.service_pid
+        if self.lazily and self._source is None and pid is not None and self._container.is_stopped(pid):
+            self._held = Held(epoch, pid)
+            self._left_behind = True
+            self._source = PageSource(self._read_pages, "auto")
+
+
+class CopySourceAhead(CopySource):
+    """The same, with rounds before the freeze."""
+
+    async def prepare_source(self, order: MoveOrder) -> None:
+        """Also have the kernel tell from now on what the server writes, where it can."""
+        await super().prepare_source(order)
+        pid = self._server_pid()
+        outside = self._container.outside_pid(pid)
+        try:
+            offered = await self._context.control.ask(Track(), TRACK_S)
+            if outside is None:
+                raise Unsupported("the server is gone")
+            descriptor = take(outside, int(offered["descriptor"]))
+            tracker = WriteTracker(self._container.path(f"/proc/{pid}"), descriptor)
+        except (MigrationError, Unsupported):
+            return  # its memory is compared then
+        self._tracker = tracker
+        await asyncio.to_thread(tracker.scan)
+
+    async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        """Send all memory, then what has changed meanwhile, until a rule says that it is enough."""
+        pid = self._server_pid()
+        memory = self._memory_of(pid)
+        packer = Packer(order.compression)
+        before: int | None = None
+        while True:
+            with self._context.events.phase("migration.precopy.round", epoch=order.epoch) as detail:
+                reading = await asyncio.to_thread(lambda: memory.differing(self._known, self._list()))
+                self._known = await asyncio.to_thread(merged, self._known, reading)
+                size_bytes = 0
+                async for chunk in packer.pack_all(round_records(self._rounds, pid, reading)):
+                    size_bytes += len(chunk)
+                    yield chunk
+                self._rounds += 1
+                pages = len(reading.changed.pages)
+                stop = why_stop(self._rounds, pages, before)
+                detail.update(
+                    round=self._rounds, pages=pages, of_pages=len(reading.pages), bytes=size_bytes, stop=stop
+                )
+            if stop is not None:
+                break
+            before = pages
+        for chunk in packer.pack(closing_records(order.epoch, pid, self._rounds), flush=True):
+            yield chunk

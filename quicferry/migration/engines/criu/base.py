@@ -1,0 +1,379 @@
+"""What all CRIU engines have in common: one container at either end, and how a process is kept,
+brought back, made and unmade.
+
+The dumped process is not killed but left stopped. It keeps its sockets and its PID at the source
+until the destination serves; if that fails, it goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import zstandard
+
+from quicferry.errors import InvalidInput, MigrationError
+from quicferry.migration.container.container import Container
+from quicferry.migration.control import Abort, Freeze, Resume
+from quicferry.migration.criu.command import Criu
+from quicferry.migration.criu.image_stream import Kind, Manifest, Unpacker, record
+from quicferry.migration.engines.base import (
+    CHUNK_BYTES,
+    COMPRESSIONS,
+    EngineContext,
+    MoveOrder,
+    check_lease,
+)
+
+#: So much is made and packed before the network gets it: half a millisecond of work.
+PACKED_AT_ONCE_BYTES = 1 << 18
+#: The memory of a Python server shrinks to a quarter at 400 MB/s, and what cannot shrink passes at
+#: 1 GB/s: at 1 Gbit/s this takes more than a third off the downtime. See docs/adr/0004.
+ZSTD_LEVELS = {"auto": -1, "zstd": -1, "zstd-1": 1, "zstd-3": 3}
+
+
+STOPPED_S = 1.0  # for a process that got SIGSTOP to stand still
+POLL_S = 0.0005
+DUMPERS = ("criu", "runc")  # programs that must not be disturbed
+OTHERS_POLL_S = 0.01
+
+
+class Held(NamedTuple):
+    """What an end keeps until the move is decided."""
+
+    epoch: int
+    pid: int  # inside the container
+
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+class _Plain:
+    """The compression ``none``."""
+
+    def compress(self, data: bytes, /) -> bytes:
+        return data
+
+    def flush(self) -> bytes:
+        return b""
+
+
+class Packer:
+    """Packs records into one stream. ``compression`` is one of ``base.COMPRESSIONS``."""
+
+    def __init__(self, compression: str) -> None:
+        if compression not in COMPRESSIONS:
+            raise InvalidInput(
+                f"there is no compression {compression!r}", hint="choose from " + ", ".join(COMPRESSIONS)
+            )
+        level = ZSTD_LEVELS.get(compression)
+        self._compressor: _Compressor = (
+            _Plain() if level is None else zstandard.ZstdCompressor(level=level).compressobj()
+        )
+
+    def pack(self, data: bytes, *, flush: bool = False) -> list[bytes]:
+        """Pack records; runs in a thread, as zstd lets others run meanwhile. May keep bytes for later."""
+        packed = self._compressor.compress(data)
+        if flush:
+            packed += self._compressor.flush()
+        return [packed[start : start + CHUNK_BYTES] for start in range(0, len(packed), CHUNK_BYTES)]
+
+    async def pack_all(self, records: Iterator[bytes], *, flush: bool = False) -> AsyncIterator[bytes]:
+        """Make, pack and yield records. Small ones go together: each visit to the thread costs time."""
+        while True:
+            chunks, more = await asyncio.to_thread(self._pack_some, records)
+            for chunk in chunks:
+                yield chunk
+            if not more:
+                break
+        if flush:
+            for chunk in self.pack(b"", flush=True):
+                yield chunk
+
+    def _pack_some(self, records: Iterator[bytes]) -> tuple[list[bytes], bool]:
+        chunks: list[bytes] = []
+        taken = 0
+        for piece in records:
+            chunks += self.pack(piece)
+            taken += len(piece)
+            if taken >= PACKED_AT_ONCE_BYTES:
+                return chunks, True
+        return chunks, False
+
+
+async def unpack(compression: str, unpacker: Unpacker, chunks: AsyncIterator[bytes]) -> None:
+    """Unpack a stream as it comes. Raises ``MigrationError`` for what ``Packer`` cannot have packed."""
+    decompressor = zstandard.ZstdDecompressor().decompressobj() if compression != "none" else None
+
+    def feed(chunk: bytes) -> None:
+        try:
+            unpacker.feed(decompressor.decompress(chunk) if decompressor is not None else chunk)
+        except zstandard.ZstdError as error:
+            raise MigrationError(f"the checkpoint is damaged: {error}") from error
+
+    async for chunk in chunks:
+        await asyncio.to_thread(feed, chunk)
+
+
+class CriuEngine:
+    """The base of the CRIU engines. Made with an ``EngineContext`` whose container is a real one.
+
+    A subclass has a ``name`` and a ``checkpoint``; it may dump and restore in its own way.
+    """
+
+    name = ""
+    needs_standby = False
+
+    def __init__(self, context: EngineContext) -> None:
+        if not isinstance(context.container, Container):
+            raise MigrationError("CRIU needs a container with a PID namespace of its own")
+        self._context = context
+        self._container = context.container
+        self._images = context.state_dir / "criu"
+        self._criu: Criu | None = None
+        self._held: Held | None = None
+        self._dumping: asyncio.Task[Any] | None = None
+        self._resumed: dict[int, dict[str, Any]] = {}
+        self._abandoned: set[int] = set()
+        #: held while a process is made here, so that giving up waits until it can be undone
+        self._making = asyncio.Lock()
+        self._clearing: asyncio.Task[None] | None = None
+        self._made: Held | None = None
+
+    # both
+
+    async def prepare_source(self, order: MoveOrder) -> None:
+        """Find CRIU, let it probe the kernel, and make room for the images."""
+        await self._prepare()
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        """The same at the other end."""
+        await self._prepare()
+
+    async def _settled(self) -> None:
+        """A server that was brought here lazily must have all its memory before it is moved on."""
+        if self._container.settling is not None:
+            await asyncio.wait([self._container.settling])
+
+    async def _prepare(self) -> None:
+        await self._settled()
+        self._criu = self._tool()
+        if self._clearing is not None:
+            await self._clearing
+        self._clear_images()
+        await self._criu.warm_up(self._images)
+
+    def _tool(self) -> Criu:
+        """What dumps and restores."""
+        return Criu(self._container, keep_tcp=self._context.keep_tcp)
+
+    def _clear_images(self) -> None:
+        shutil.rmtree(self._outside, ignore_errors=True)
+
+    @property
+    def _outside(self) -> Path:
+        """The image directory as the agent sees it."""
+        return self._container.path(str(self._images))
+
+    def _ready(self) -> Criu:
+        if self._criu is None:
+            self._criu = self._tool()
+        self._outside.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self._criu
+
+    # source
+
+    def _server_pid(self) -> int:
+        pid = self._container.service_pid
+        if pid is None:
+            raise MigrationError(f"no server runs on {self._context.edge}")
+        return pid
+
+    async def _freeze(self, order: MoveOrder) -> None:
+        freeze = Freeze(epoch=order.epoch, strategy=order.strategy, server_first=order.server_first)
+        await self._context.control.ask(freeze, order.deadlines.checkpoint_s)
+        await self._context.after_freeze()
+
+    async def _stop(self, pid: int) -> None:
+        """Stop the process and wait until it stands."""
+        await self._container.signal(pid, signal.SIGSTOP)
+        async with asyncio.timeout(STOPPED_S):
+            while not self._container.is_stopped(pid):  # noqa: ASYNC110 - the kernel stops it, no event tells
+                await asyncio.sleep(POLL_S)
+
+    async def _dump_is_over(self) -> None:
+        """Wait for CRIU: whoever takes it away in the middle of a dump breaks the server."""
+        if self._dumping is not None:
+            await asyncio.wait([self._dumping])
+            if not self._dumping.cancelled():
+                self._dumping.exception()  # the agent has it from the iterator
+
+    def _others(self) -> list[int]:
+        """The programs at work here that no call of this agent waits for."""
+        running = self._container.processes()
+        return [each.pid for each in running if any(Path(word).name in DUMPERS for word in each.argv)]
+
+    async def _orphan_is_over(self, order: MoveOrder) -> None:
+        """Wait for a CRIU that goes on alone: its agent was killed, or it takes too long.
+
+        At its end it would stop a server that was let go before. Killed, it may take the server along.
+        """
+        patience_s = order.deadlines.restore_s / 2
+        while orphans := self._others():
+            if patience_s <= 0:
+                for pid in orphans:
+                    await self._container.stop(pid, grace_s=0)
+            await asyncio.sleep(OTHERS_POLL_S)
+            patience_s -= OTHERS_POLL_S
+
+    def _file_records(self, pid: int, manifest: Manifest) -> Iterator[bytes]:
+        """The files that the process holds open, the manifest, the end."""
+        for name in manifest.files:
+            path = self._container.path(name)
+            yield record(Kind.FILE, name, path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
+        yield record(Kind.MANIFEST, "", msgspec.json.encode(manifest))
+        yield record(Kind.END, "", b"")
+
+    def _held_in(self, order: MoveOrder) -> Held | None:
+        """What this move has stopped here, also when another agent stopped it and was killed then."""
+        if self._held is None and (pid := self._container.service_pid) is not None:
+            return Held(order.epoch, pid)
+        return self._held if self._held is not None and self._held.epoch == order.epoch else None
+
+    async def give_up_source(self, order: MoveOrder) -> None:
+        """The destination serves: end the stopped process and forget its images."""
+        held = self._held_in(order)
+        if held is None:
+            return
+        await self._container.stop(held.pid, grace_s=0)
+        self._clear_images()
+        self._held = None
+
+    async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
+        """Let the stopped process go on, or restore it if it has died, and give it Abort."""
+        if order.epoch in self._resumed:
+            return self._resumed[order.epoch]
+        await self._dump_is_over()
+        await self._orphan_is_over(order)
+        held = self._held_in(order)
+        if held is not None:
+            await self._revive(held, order)
+        answer = await self._context.control.ask(
+            Abort(epoch=order.epoch, reason=reason), order.deadlines.commit_s
+        )
+        self._clear_images()
+        self._held = None
+        self._resumed[order.epoch] = answer
+        return answer
+
+    async def _revive(self, held: Held, order: MoveOrder) -> None:
+        if self._container.is_alive(held.pid):
+            await self._container.signal(held.pid, signal.SIGCONT)
+            return
+        await self._restore_dead(held, order)
+
+    async def _restore_dead(self, held: Held, order: MoveOrder) -> None:
+        """The stopped process has died: make it anew of its images, if they have all of it."""
+        raise MigrationError(
+            f"the server on {self._context.edge} died and there is no checkpoint of it",
+            hint="look at its log in the run directory",
+        )
+
+    # destination
+
+    async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
+        """Unpack the images as they come, make the process and give it Resume."""
+        self._ready()
+        unpacker = Unpacker(self._outside, self._container.path("/"))
+        await unpack(order.compression, unpacker, chunks)
+        # Not to be cut off in the middle: a half-made process would be left behind.
+        return await asyncio.shield(asyncio.create_task(self._bring_up(order, unpacker.manifest())))
+
+    async def _bring_up(self, order: MoveOrder, manifest: Manifest) -> dict[str, Any]:
+        async with self._making:
+            with self._context.events.phase("migration.restore", epoch=order.epoch) as detail:
+                if manifest.epoch != order.epoch:
+                    raise MigrationError(f"a checkpoint of epoch {manifest.epoch}, not {order.epoch}")
+                self._check_room(manifest)
+                self._made = Held(order.epoch, manifest.pid)
+                try:
+                    await self._make_process(order, manifest, detail)
+                    if manifest.stopped:
+                        await self._container.signal(self._pid_of(manifest), signal.SIGCONT)
+                    # before it serves: should this agent die then, the next one must find it
+                    self._container.adopt(self._pid_of(manifest))
+                    answer = await self._resume(order)
+                    await self._brought_up(order, manifest)
+                except BaseException:
+                    await self._unmake()
+                    raise
+        return answer
+
+    def _check_room(self, manifest: Manifest) -> None:
+        """Raise ``MigrationError`` when the process cannot be made because another one is here."""
+        if self._container.is_alive(manifest.pid):
+            raise MigrationError(f"PID {manifest.pid} is in use on {self._context.edge}")
+
+    def _pid_of(self, manifest: Manifest) -> int:
+        """The PID in this host's container of the process that was made: the one it has everywhere."""
+        return manifest.pid
+
+    async def _make_process(self, order: MoveOrder, manifest: Manifest, detail: dict[str, Any]) -> None:
+        stats = await self._ready().restore(self._images, timeout_s=order.deadlines.restore_s)
+        detail["criu"] = msgspec.structs.asdict(stats)
+
+    async def _resume(self, order: MoveOrder) -> dict[str, Any]:
+        if order.epoch in self._abandoned:
+            raise MigrationError(f"the move of epoch {order.epoch} was called off")
+        check_lease(order)
+        self._context.before_resume()
+        resume = Resume(
+            epoch=order.epoch,
+            edge=self._context.edge,
+            strategy=order.strategy,
+            server_first=order.server_first,
+        )
+        return await self._context.control.ask(resume, order.deadlines.restore_s)
+
+    async def _brought_up(self, order: MoveOrder, manifest: Manifest) -> None:
+        """The server serves: what is left to do for it."""
+        # Freeing the memory of the images takes milliseconds that the agent's answer need not wait for.
+        self._clearing = asyncio.create_task(asyncio.to_thread(self._clear_images))
+
+    async def _unmake(self) -> None:
+        """End what was restored here; the images stay for whoever looks into the failure."""
+        if self._made is not None:
+            with contextlib.suppress(MigrationError):  # the container itself may be gone
+                await self._container.stop(self._made.pid, grace_s=0)
+            self._made = None
+
+    async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
+        """The move is off: when this returns, no process of this order is here or will be."""
+        self._abandoned.add(order.epoch)
+        async with self._making:
+            if self._made is not None and self._made.epoch == order.epoch:
+                await self._unmake()
+        self._clear_images()
+
+
+class TakesRounds(CriuEngine):
+    """The destination of an engine that copies ahead in rounds, each an incremental image of CRIU."""
+
+    async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
+        """Write the rounds where the last image will find them."""
+        self._ready()
+        unpacker = Unpacker(self._outside, self._container.path("/"))
+        await unpack(order.compression, unpacker, chunks)
+        manifest = unpacker.manifest()
+        if manifest.epoch != order.epoch:
+            raise MigrationError(f"rounds of epoch {manifest.epoch}, not {order.epoch}")

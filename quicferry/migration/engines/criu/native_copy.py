@@ -1,0 +1,434 @@
+"""``criu-pre-copy``, ``criu-post-copy``, ``criu-hybrid`` by CRIU's own machinery (``memory_by`` is "criu").
+
+=============  =============================================  ======================================
+engine         before the freeze                              after the resume
+=============  =============================================  ======================================
+pre-copy       ``criu pre-dump --track-mem``, in rounds       nothing
+post-copy      nothing                                        CRIU's page server at the source feeds
+                                                              ``criu lazy-pages`` at the destination
+hybrid         as pre-copy                                    as post-copy, what changed since
+=============  =============================================  ======================================
+
+The last dump is ``criu dump --track-mem --prev-images-dir``, ``--lazy-pages``, or both. Images cross as
+those of ``criu-cold`` do; page server and daemon talk through a tunnel in the agents' own streams. Rounds
+need soft-dirty tracking in the kernel. See docs/adr/0011 for how it compares with ``criu_copy``, where the
+agents do all this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from quicferry.errors import MigrationError, Unsupported
+from quicferry.migration.container.processes import Completed
+from quicferry.migration.criu.command import LAZY_FEATURE, explain, log_text
+from quicferry.migration.criu.image_stream import LEFT_BEHIND, DumpStats, Kind, Manifest, record
+from quicferry.migration.criu.memory_command import GUARD_OVER, Helper, MemoryCriu, guard, userfaultfds_of
+from quicferry.migration.engines.base import (
+    CHUNK_BYTES,
+    MoveOrder,
+    TunnelCall,
+    TunnelMessage,
+    TunnelOpen,
+    TunnelOver,
+)
+from quicferry.migration.engines.criu.base import CriuEngine, Held, Packer, TakesRounds
+from quicferry.migration.engines.criu.rounds import closing_records, why_stop
+from quicferry.migration.memory.pagemap import decode
+from quicferry.migration.rpc.tunnel import Tunnel, tell_over
+
+OpenTunnel = Callable[[str, float], TunnelCall]
+
+STOPPED_S = 1.0
+POLL_S = 0.0005
+
+
+def image_records(directory: Path, prefix: str) -> Iterator[bytes]:
+    """The images of a directory, as records whose names begin with ``prefix``."""
+    for path in sorted(directory.iterdir()):
+        if path.is_symlink() or not path.is_file() or path.name in LEFT_BEHIND:
+            continue
+        with path.open("rb") as file:
+            piece = file.read(CHUNK_BYTES)
+            yield record(Kind.IMAGE, prefix + path.name, piece)  # also one that is empty
+            while piece := file.read(CHUNK_BYTES):
+                yield record(Kind.IMAGE, prefix + path.name, piece)
+
+
+async def packed(records: Iterator[bytes], compression: str) -> AsyncIterator[bytes]:
+    """Records as one stream in chunks."""
+    packer = Packer(compression)
+    while (piece := await asyncio.to_thread(next, records, None)) is not None:
+        for chunk in await asyncio.to_thread(packer.pack, piece):
+            yield chunk
+    for chunk in packer.pack(b"", flush=True):
+        yield chunk
+
+
+class CriuNativeEngine(CriuEngine):
+    """The base of the three. See the module."""
+
+    ahead = False
+    lazily = False
+    method = ""  # how the memory moves, for the record
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._memory_criu: MemoryCriu | None = None
+        self._rounds = 0
+        self._server: Helper | None = None  # CRIU's page server
+        self._tunnel: Tunnel | None = None
+        self._lazy_pages = 0
+        self._over: dict[int, asyncio.Future[None]] = {}  # epoch -> the destination needs this host no more
+        self._daemon: Helper | None = None  # CRIU's lazy-pages
+        self._finishing: asyncio.Task[None] | None = None
+        self._guards: list[asyncio.subprocess.Process] = []
+
+    # both
+
+    async def prepare_source(self, order: MoveOrder) -> None:
+        """Also find out whether the kernel can do it."""
+        await super().prepare_source(order)
+        if self.ahead and not await self._with_memory().tracks():
+            raise Unsupported(
+                f"{self.name} by CRIU's own machinery needs a kernel that tracks written pages (soft-dirty)",
+                hint="leave out --memory-by criu: the agents find out by themselves what was written",
+            )
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        """The same at the other end."""
+        await super().prepare_destination(order)
+        if self.lazily and not await self._ready().has(LAZY_FEATURE):
+            raise Unsupported(
+                f"{self.name} needs userfaultfd, and CRIU says that this kernel lacks it",
+                hint="`quicferry doctor` says more; criu-cold and criu-pre-copy do without",
+            )
+
+    async def _prepare(self) -> None:
+        await self._settled()
+        await self._forget_source()
+        await self._forget_destination()
+        await super()._prepare()
+
+    def _with_memory(self) -> MemoryCriu:
+        self._ready()
+        if self._memory_criu is None:
+            self._memory_criu = MemoryCriu(self._container, keep_tcp=self._context.keep_tcp)
+        return self._memory_criu
+
+    # source
+
+    async def _forget_source(self) -> None:
+        """Let CRIU's page server go, which ends at the end of its socket and leaves the process stopped."""
+        self._rounds, self._lazy_pages = 0, 0
+        tunnel, self._tunnel = self._tunnel, None
+        server, self._server = self._server, None
+        if tunnel is not None:
+            await tunnel.close()
+        if server is not None:
+            server.socket.close()
+            await server.end()
+
+    def _previous(self) -> str | None:
+        """The images of the last round, as seen from the directory of the next dump, which is its sibling."""
+        return f"round-{self._rounds - 1}" if self._rounds else None
+
+    async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        """Freeze and stop the server, have CRIU dump what must cross now, and yield that."""
+        pid = self._server_pid()
+        self._held = Held(order.epoch, pid)
+        self._dumping = asyncio.create_task(self._take(order, pid))
+        try:
+            await asyncio.shield(self._dumping)
+            async for chunk in packed(self._records(order, pid), order.compression):
+                yield chunk
+        finally:
+            await self._dump_is_over()
+
+    async def _take(self, order: MoveOrder, pid: int) -> None:
+        criu, limit_s = self._with_memory(), order.deadlines.checkpoint_s
+        with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
+            await self._freeze(order)
+            # so that it stays where it is, however CRIU ends
+            await self._container.signal(pid, signal.SIGSTOP)
+            async with asyncio.timeout(STOPPED_S):
+                while not self._container.is_stopped(pid):  # noqa: ASYNC110 - the kernel stops it, no event tells
+                    await asyncio.sleep(POLL_S)
+            if self.lazily:
+                self._server = await criu.dump_and_serve(
+                    pid, self._images, self._previous(), timeout_s=limit_s
+                )
+                self._tunnel = Tunnel(order.epoch, self._server.socket)
+                self._over[order.epoch] = asyncio.get_running_loop().create_future()
+            else:
+                stats = await criu.dump_tracked(pid, self._images, self._previous(), timeout_s=limit_s)
+                detail["changed_pages"] = stats.pages_written
+            detail["method"] = self.method
+            detail["memory_by"] = "criu"
+            detail["rounds"] = self._rounds
+            detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir() if file.is_file())
+
+    def _records(self, order: MoveOrder, pid: int) -> Iterator[bytes]:
+        if self._rounds:
+            yield record(Kind.PARENT, f".=round-{self._rounds - 1}", b"")
+        yield from image_records(self._outside, "")
+        lazy = {}
+        for path in self._outside.glob("pagemap-[0-9]*.img"):
+            if count := len(decode(path.read_bytes()).absent):
+                lazy[int(path.stem.removeprefix("pagemap-"))] = count
+        self._lazy_pages = sum(lazy.values())
+        manifest = Manifest(
+            epoch=order.epoch,
+            pid=pid,
+            files=self._container.open_files(pid),
+            rounds=self._rounds,
+            lazy=lazy,
+            stopped=True,
+        )
+        yield from self._file_records(pid, manifest)
+
+    async def serve_tunnel(
+        self,
+        epoch: int,
+        requests: AsyncIterator[TunnelMessage],
+        send: Callable[[TunnelMessage], Awaitable[None]],
+    ) -> None:
+        """Carry the bytes of one stream between the destination and CRIU's page server."""
+        first = await anext(requests, None)
+        if isinstance(first, TunnelOver):
+            self._note(first)
+            await send(TunnelOver(epoch=first.epoch))
+        elif not isinstance(first, TunnelOpen) or first.epoch != epoch:
+            raise MigrationError(f"a tunnel of epoch {epoch} begins with {first!r}")
+        elif self._tunnel is None:
+            # an agent that was killed takes CRIU's page server with it, and nobody can stand in for that
+            raise MigrationError(f"the page server of epoch {epoch} on {self._context.edge} is gone")
+        else:
+            await self._tunnel.serve(first, requests, send)
+
+    def _over_in(self, epoch: int) -> asyncio.Future[None]:
+        if epoch not in self._over:
+            self._over[epoch] = asyncio.get_running_loop().create_future()
+        return self._over[epoch]
+
+    def _note(self, over: TunnelOver) -> None:
+        told = self._over_in(over.epoch)
+        if told.done():
+            return
+        if over.error is None:
+            told.set_result(None)
+        else:
+            told.set_exception(MigrationError(over.error))
+            told.exception()  # whoever waits has it; nobody may
+
+    async def drain_source(self, order: MoveOrder) -> dict[str, Any]:
+        """Wait until the destination has all memory."""
+        if not self.lazily:
+            return {"pages": 0, "bytes": 0}
+        await asyncio.shield(self._over_in(order.epoch))
+        sent_bytes = self._tunnel.sent_bytes if self._tunnel is not None else 0
+        return {"pages": self._lazy_pages, "bytes": sent_bytes}
+
+    async def give_up_source(self, order: MoveOrder) -> None:
+        await self._forget_source()
+        await super().give_up_source(order)
+
+    async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
+        if order.epoch not in self._resumed:
+            await self._dump_is_over()
+            await self._forget_source()
+        return await super().resume_source(order, reason)
+
+    # destination
+
+    async def _make_process(self, order: MoveOrder, manifest: Manifest, detail: dict[str, Any]) -> None:
+        limit_s = order.deadlines.restore_s
+        criu = self._with_memory()
+        detail["rounds"] = manifest.rounds
+        lazily = detail["lazily"] = bool(manifest.lazy)
+        if lazily:
+            open_tunnel = self._context.open_tunnel
+            if open_tunnel is None:
+                raise MigrationError(f"{self._context.edge} has no way to fetch pages")
+            self._daemon = await criu.fetch_lazily(self._images, timeout_s=limit_s)
+            self._finishing = asyncio.create_task(self._finish(order, self._daemon, open_tunnel))
+            self._container.settling = self._finishing
+        stats = await criu.restore(self._images, timeout_s=limit_s, lazy=lazily)
+        detail["criu"] = msgspec.structs.asdict(stats)
+        if self._daemon is not None:
+            await self._guard(manifest.pid, self._daemon)
+        if manifest.stopped:
+            await self._container.signal(manifest.pid, signal.SIGCONT)
+
+    async def _guard(self, pid: int, daemon: Helper) -> None:
+        """Should CRIU's daemon die, the kernel would give the process zeros for what has not come yet.
+
+        The guard has copies of the daemon's userfaultfds: then the process stands still instead, until it
+        is ended, by this agent or, when that is dead, by the guard.
+        """
+        try:
+            copies = userfaultfds_of(daemon.pid)
+        except OSError:
+            copies = []
+        for descriptor in copies:
+            try:
+                self._guards.append(await guard(self._container, pid, descriptor))
+            finally:
+                os.close(descriptor)
+        if not copies and (status := await daemon.end()) != 0:  # else all memory is in its place already
+            raise _why(daemon, status)
+
+    async def _end_guards(self) -> None:
+        guards, self._guards = self._guards, []
+        for process in guards:
+            await process.communicate(GUARD_OVER)
+
+    async def _finish(self, order: MoveOrder, daemon: Helper, open_tunnel: OpenTunnel) -> None:
+        """Wait until the process has all its memory, and tell the source."""
+        lifetime_s = order.deadlines.restore_s + order.deadlines.pages_s
+
+        def opened() -> TunnelCall:
+            return open_tunnel(order.source, lifetime_s)
+
+        error = await self._fetch(order, daemon, opened, lifetime_s)
+        if error is not None and self._made is not None:
+            # half of its memory is nowhere: it must not go on as if nothing were
+            with contextlib.suppress(MigrationError):
+                await self._container.stop(self._made.pid, grace_s=0)
+        await self._end_guards()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(order.deadlines.pages_s):
+                await tell_over(opened, TunnelOver(epoch=order.epoch, error=error))
+
+    async def _fetch(
+        self, order: MoveOrder, daemon: Helper, opened: Callable[[], TunnelCall], lifetime_s: float
+    ) -> str | None:
+        """Carry the daemon's bytes until it has put all memory in place. Returns why it will never have."""
+        tunnel = Tunnel(order.epoch, daemon.socket)
+        carrying = asyncio.create_task(tunnel.carry(opened))
+        waiting = asyncio.create_task(daemon.process.wait())
+        try:
+            async with asyncio.timeout(lifetime_s):
+                await asyncio.wait([carrying, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return None if waiting.result() == 0 else str(_why(daemon, waiting.result()))
+            return str(carrying.exception())
+        except TimeoutError:
+            return "not all memory came in time"
+        finally:
+            carrying.cancel()
+            await asyncio.wait([carrying])
+            await tunnel.close()
+            waiting.cancel()
+
+    async def _brought_up(self, order: MoveOrder, manifest: Manifest) -> None:
+        if self._finishing is None:
+            await super()._brought_up(order, manifest)
+            return
+        self._finishing.add_done_callback(lambda _: self._clear_images())
+
+    async def _unmake(self) -> None:
+        await super()._unmake()  # first: a process that lacks memory must not find zeros there
+        await self._forget_destination()
+
+    async def _forget_destination(self) -> None:
+        """Drop what is left of the last move to here. A process that lacks memory must have been ended."""
+        if self._finishing is not None:
+            self._finishing.cancel()
+            await asyncio.wait([self._finishing])
+            self._finishing = None
+        if self._daemon is not None:
+            await self._daemon.kill()
+            self._daemon = None
+        await self._end_guards()
+
+
+def _why(daemon: Helper, status: int) -> MigrationError:
+    return explain("lazy-pages", Completed([], status, "", ""), log_text(daemon.log))
+
+
+class _Ahead(TakesRounds, CriuNativeEngine):
+    """With rounds before the freeze."""
+
+    ahead = True
+
+    async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        """Have CRIU dump the memory, then what was written meanwhile, until a rule says that it is enough."""
+        pid = self._server_pid()
+        packer = Packer(order.compression)
+        before: int | None = None
+        try:
+            while True:
+                with self._context.events.phase("migration.precopy.round", epoch=order.epoch) as detail:
+                    stats = await self._pre_dump(pid, order.deadlines.precopy_s)
+                    records = self._round_records()
+                    size_bytes = 0
+                    while (piece := await asyncio.to_thread(next, records, None)) is not None:
+                        for chunk in await asyncio.to_thread(packer.pack, piece):
+                            size_bytes += len(chunk)
+                            yield chunk
+                    self._rounds += 1
+                    pages = stats.pages_written
+                    stop = why_stop(self._rounds, pages, before)
+                    detail.update(
+                        round=self._rounds,
+                        pages=pages,
+                        of_pages=stats.pages_scanned,
+                        bytes=size_bytes,
+                        stop=stop,
+                        stood_still_ms=stats.frozen_time_us / 1000,
+                    )
+                if stop is not None:
+                    break
+                before = pages
+            for chunk in packer.pack(closing_records(order.epoch, pid, self._rounds), flush=True):
+                yield chunk
+        finally:
+            await self._dump_is_over()
+
+    async def _pre_dump(self, pid: int, timeout_s: float) -> DumpStats:
+        images = self._images / f"round-{self._rounds}"
+        previous = f"../{self._previous()}" if self._rounds else None
+        dumping = asyncio.create_task(
+            self._with_memory().pre_dump(pid, images, previous, timeout_s=timeout_s)
+        )
+        self._dumping = dumping
+        # not to be cut off in the middle: whoever takes CRIU away then breaks the server
+        return await asyncio.shield(dumping)
+
+    def _round_records(self) -> Iterator[bytes]:
+        name = f"round-{self._rounds}"
+        if self._rounds:
+            yield record(Kind.PARENT, f"{name}={self._previous()}", b"")
+        yield from image_records(self._outside / name, f"{name}/")
+
+
+class NativePreCopyEngine(_Ahead):
+    """All memory before the freeze, what was written since then in the downtime."""
+
+    name = "criu-pre-copy"
+    method = "CRIU's pre-dumps with memory tracking"
+
+
+class NativePostCopyEngine(CriuNativeEngine):
+    """All memory after the resume."""
+
+    name = "criu-post-copy"
+    lazily = True
+    method = "CRIU's page server and lazy-pages daemon"
+
+
+class NativeHybridEngine(_Ahead):
+    """All memory before the freeze, what was written since then after the resume."""
+
+    name = "criu-hybrid"
+    lazily = True
+    method = "CRIU's pre-dumps with memory tracking, then its page server and lazy-pages daemon"

@@ -1,0 +1,103 @@
+"""Rounds of pre-copy: when they end, what one is on its way, and what the last image takes of them.
+
+A round is an incremental image of CRIU, of one process's memory alone. The last image names the last
+round as its parent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from quicferry.migration.criu.image_stream import Kind, Manifest, record
+from quicferry.migration.engines.base import CHUNK_BYTES
+from quicferry.migration.memory.lazy_pages import small_first
+from quicferry.migration.memory.pagemap import NO_PAGES, PageMap, Pages, encode, entries_of, numbers
+from quicferry.migration.memory.process_memory import Reading, unchanged
+
+#: Pre-copy ends after so many rounds, whatever they brought.
+MAX_ROUNDS = 8
+#: So few pages are no matter at 1 Gbit/s (8 ms), and a server that is in use never gets below.
+FEW_PAGES = 256
+#: A round with more than this share of the round before it makes no progress: the server writes as
+#: fast as the network sends.
+PROGRESS = 0.9
+#: Read, packed and sent at once while CRIU dumps; then it is seen whether the dump is over.
+PORTION_PAGES = 512
+PAGES_ID = 1  # of the pages file of a round
+
+
+def why_stop(rounds: int, pages: int, before: int | None) -> str | None:
+    """Whether the round that was just sent was the last one, and by which rule.
+
+    ``rounds``: how many there were; ``pages``: sent in the last one; ``before``: in the one before it.
+    """
+    if pages <= FEW_PAGES:
+        return "few-pages"
+    if rounds >= MAX_ROUNDS:
+        return "max-rounds"
+    if before is not None and pages > PROGRESS * before:
+        return "no-progress"
+    return None
+
+
+class Plan(NamedTuple):
+    """How the last image of a process is made of a dump without memory and of what is known."""
+
+    parent: Pages  # as in a round, and to be there before the process runs
+    parent_lazy: Pages  # in a round, and may also come after the restore
+    dumped: Pages  # data from the dump
+    fetched: Pages  # data from the stopped process, into the image
+    lazy: Pages  # data stays in the stopped process
+
+
+def plan_of(pagemap: PageMap, same: Pages, sent: Pages, *, lazily: bool) -> Plan:
+    """Decide for every page of a dump.
+
+    ``same``: pages that are as the rounds before the freeze sent them; ``sent``: those that crossed while
+    CRIU dumped.
+    """
+    present, absent = pagemap.present, pagemap.absent
+    there = np.intersect1d(absent, np.union1d(same, sent), assume_unique=True)
+    missing = np.setdiff1d(absent, there, assume_unique=True)
+    return Plan(
+        parent=np.intersect1d(present, same, assume_unique=True),
+        parent_lazy=there,
+        dumped=np.setdiff1d(present, same, assume_unique=True),
+        fetched=NO_PAGES if lazily else missing,
+        lazy=missing if lazily else NO_PAGES,
+    )
+
+
+def portions_of(pages: Pages) -> Iterator[Pages]:
+    """Portions of sorted pages, those of short stretches of memory before those of long ones."""
+    ordered = numbers(small_first(pages))
+    for start in range(0, len(ordered), PORTION_PAGES):
+        yield np.sort(ordered[start : start + PORTION_PAGES])
+
+
+def in_chunks(name: str, data: memoryview) -> Iterator[bytes]:
+    """Records that append to an image file."""
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield record(Kind.IMAGE, name, bytes(data[start : start + CHUNK_BYTES]))
+
+
+def closing_records(epoch: int, pid: int, rounds: int) -> bytes:
+    """What follows the last round: whose rounds they were, and how many."""
+    end = Manifest(epoch=epoch, pid=pid, files=[], rounds=rounds)
+    return record(Kind.MANIFEST, "", msgspec.json.encode(end)) + record(Kind.END, "", b"")
+
+
+def round_records(number: int, pid: int, reading: Reading) -> Iterator[bytes]:
+    """One round as an incremental image."""
+    directory = f"round-{number}"
+    if number:
+        yield record(Kind.PARENT, f"{directory}=round-{number - 1}", b"")
+    # CRIU opens the file also when it is empty
+    yield record(Kind.IMAGE, f"{directory}/pages-{PAGES_ID}.img", b"")
+    yield from in_chunks(f"{directory}/pages-{PAGES_ID}.img", reading.changed.data.reshape(-1).data)
+    entries = entries_of(present=reading.changed.pages, parent=unchanged(reading))
+    yield record(Kind.IMAGE, f"{directory}/pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))

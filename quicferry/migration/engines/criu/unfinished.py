@@ -1,0 +1,55 @@
+"""What a destination's agent leaves to its successor while a server lacks memory.
+
+Three things outlive an agent that is killed: the userfaultfd, which the container's init keeps; the
+trail of what the process did with memory (``userfault.Trail``); and this record of what was missing
+when it began. What has come since is to be seen in the process itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from quicferry.migration.memory.pagemap import Pages, numbers, runs_of
+
+FILE = "unfinished.json"
+TRAIL = "unfinished.trail"
+
+Runs = list[tuple[int, int]]  # first page, pages
+
+
+class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that was brought up without all of its memory, in the directory of its images."""
+
+    epoch: int
+    pid: int  # of the server, inside the container
+    rounds: int  # of pre-copy
+    missing: dict[int, Runs]  # by PID: what only the source has
+    local: dict[int, Runs]  # what rounds of pre-copy have brought
+    placed: bool = False  # all of it is in its place; the source may not know
+
+    def write(self, images: Path) -> None:
+        """Put it, at once as a whole, where ``read`` finds it. Raises ``OSError``."""
+        draft = images / f"{FILE}.new"
+        draft.write_bytes(msgspec.json.encode(self))
+        draft.replace(images / FILE)
+
+
+def read(images: Path) -> Unfinished | None:
+    """What an agent has left there; None when that is nothing."""
+    try:
+        return msgspec.json.decode((images / FILE).read_bytes(), type=Unfinished)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def runs_by_pid(pages: Mapping[int, Pages]) -> dict[int, Runs]:
+    """As the record has them."""
+    return {pid: runs_of(these) for pid, these in pages.items()}
+
+
+def pages_by_pid(runs: Mapping[int, Runs]) -> dict[int, Pages]:
+    """As all else wants them."""
+    return {pid: numbers(these) for pid, these in runs.items()}

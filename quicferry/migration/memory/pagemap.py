@@ -1,0 +1,176 @@
+"""The memory images of CRIU: which page is where. Pure functions on bytes and arrays.
+
+A memory image is two files. ``pagemap-PID.img`` lists runs of pages with flags, sorted by address;
+``pages-N.img`` holds the data of the runs that are PRESENT, in the same order and nothing between.
+A run that is PARENT is in the image that the link ``parent`` in the same directory leads to; a run
+that is only LAZY is nowhere: a page server has it. Format: CRIU's ``images/pagemap.proto`` and
+``criu/include/magic.h``; read and written here so that a kernel without dirty tracking can have
+incremental images, too (docs/adr/0008).
+
+Sets of pages are sorted arrays of page numbers (address divided by ``PAGE_BYTES``).
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quicferry.errors import MigrationError
+from quicferry.migration.criu.image_stream import protobuf_fields
+
+PAGE_BYTES = 4096
+MAGIC = struct.pack("<II", 0x54564319, 0x56084025)  # IMG_COMMON_MAGIC, PAGEMAP_MAGIC
+SIZE = struct.Struct("<I")
+
+Pages = NDArray[np.int64]  # sorted page numbers
+NO_PAGES: Pages = np.empty(0, np.int64)
+
+
+class Flag(enum.IntFlag):
+    """Where the data of a run is (``PE_…`` in CRIU)."""
+
+    PARENT = 1
+    LAZY = 2
+    PRESENT = 4
+
+
+class Entry(NamedTuple):
+    """A run of pages: the first page number, how many, and the flags."""
+
+    first: int
+    length: int
+    flags: Flag
+
+
+class PageMap(NamedTuple):
+    """A decoded pagemap image."""
+
+    pages_id: int  # the N of pages-N.img
+    entries: list[Entry]
+
+    @property
+    def present(self) -> Pages:
+        """The pages whose data is in this image, in the order of the data."""
+        return self._pages(lambda flags: Flag.PRESENT in flags)
+
+    @property
+    def optional(self) -> Pages:
+        """The pages whose data is in the parent image and may come later; CRIU itself knows no such."""
+        return self._pages(lambda flags: flags == Flag.PARENT | Flag.LAZY)
+
+    @property
+    def absent(self) -> Pages:
+        """The pages whose data is nowhere in the images: a page server has it."""
+        return self._pages(lambda flags: flags == Flag.LAZY)
+
+    def _pages(self, wanted: Callable[[Flag], bool]) -> Pages:
+        return numbers([(first, length) for first, length, flags in self.entries if wanted(flags)])
+
+
+def numbers(runs: list[tuple[int, int]]) -> Pages:
+    """The page numbers of runs (first, count), in the order given."""
+    if not runs:
+        return NO_PAGES
+    return np.concatenate([np.arange(first, first + count, dtype=np.int64) for first, count in runs])
+
+
+def runs_of(pages: Pages) -> list[tuple[int, int]]:
+    """The runs (first, count) of a sorted set of pages; the reverse of ``numbers``."""
+    if not len(pages):
+        return []
+    breaks = np.flatnonzero(np.diff(pages) != 1) + 1
+    starts = np.concatenate(([0], breaks))
+    ends = np.concatenate((breaks, [len(pages)]))
+    return [(int(pages[start]), int(end - start)) for start, end in zip(starts, ends, strict=True)]
+
+
+def entries_of(**kinds: Pages) -> list[Entry]:
+    """Runs of several disjoint sets, in order of address.
+
+    The names are combinations of flags in lower case: ``entries_of(present=a, parent=b, lazy=c,
+    lazy_present=d)``. Neighbouring pages share a run only if their flags agree.
+    """
+    found = [
+        Entry(first, count, _flags(kind)) for kind, pages in kinds.items() for first, count in runs_of(pages)
+    ]
+    return sorted(found)
+
+
+def _flags(kind: str) -> Flag:
+    flags = Flag(0)
+    for word in kind.split("_"):
+        flags |= Flag[word.upper()]
+    return flags
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _message(body: bytes) -> bytes:
+    return SIZE.pack(len(body)) + body
+
+
+def encode(pagemap: PageMap) -> bytes:
+    """A pagemap image, for old and new CRIU: the number of pages is in both fields that may hold it."""
+    parts = [MAGIC, _message(_number(1, pagemap.pages_id))]
+    for first, count, flags in pagemap.entries:
+        body = (
+            _number(1, first * PAGE_BYTES)
+            + _number(2, min(count, 2**32 - 1))  # the only one before CRIU 4.2
+            + _number(4, int(flags))
+            + _number(5, count)
+        )
+        parts.append(_message(body))
+    return b"".join(parts)
+
+
+def _messages(image: bytes) -> Iterator[dict[int, int]]:
+    position = len(MAGIC)
+    while position < len(image):
+        if position + SIZE.size > len(image):
+            raise IndexError("a message without its size")
+        (size,) = SIZE.unpack_from(image, position)
+        position += SIZE.size
+        if position + size > len(image):
+            raise IndexError(f"a message of {size} bytes in {len(image) - position}")
+        fields = protobuf_fields(image[position : position + size])
+        yield {number: value for number, value in fields if isinstance(value, int)}
+        position += size
+
+
+def decode(image: bytes) -> PageMap:
+    """Read a pagemap image. Raises ``MigrationError`` when it is none or damaged."""
+    if not image.startswith(MAGIC):
+        raise MigrationError("not a pagemap image of CRIU")
+    try:
+        messages = _messages(image)
+        head = next(messages, {})
+        entries = [_entry(fields) for fields in messages]
+    except (IndexError, ValueError, KeyError) as error:
+        raise MigrationError(f"a pagemap image of CRIU is damaged: {error}") from error
+    return PageMap(head.get(1, 0), entries)
+
+
+def _entry(fields: dict[int, int]) -> Entry:
+    address, count = fields[1], fields.get(5) or fields[2]
+    if address % PAGE_BYTES:
+        raise ValueError(f"an address within a page: {address:#x}")
+    # before flags there was a boolean: in the parent or not
+    known = fields.get(4)
+    flags = Flag(known) if known is not None else Flag.PARENT if fields.get(3) else Flag.PRESENT
+    return Entry(address // PAGE_BYTES, count, flags)

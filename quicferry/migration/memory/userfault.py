@@ -1,0 +1,425 @@
+"""Missing memory of restored processes, by userfaultfd(2): what CRIU's ``lazy-pages`` daemon does.
+
+``criu restore --lazy-pages`` leaves pages out and hands a userfaultfd for each process to whoever
+listens on ``lazy-pages.socket`` in the image directory. That is this module instead of CRIU's daemon,
+for one reason: the daemon asks for one page after another and puts it in place, over 200 ms for a
+Python server; here all that arrives is put in place at once, many pages by one call, mostly before
+the process touches it (docs/adr/0008).
+
+An agent that dies in the middle of it has a successor: init keeps the descriptors, and a ``Trail`` says
+what the processes did with memory that had not come yet (docs/adr/0008).
+
+The handshake (``criu/uffd.c``, the same from 3.11 to 4.2): the PID as an int, the descriptor, and so on
+for each process; at the end of the restore a magic number.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quicferry.errors import MigrationError
+from quicferry.migration.container.readiness import until_readable
+from quicferry.migration.memory.pagemap import PAGE_BYTES
+
+SOCKET = "lazy-pages.socket"
+RESTORED = 0x52535446  # LAZY_PAGES_RESTORE_FINISHED
+INT = struct.Struct("<i")
+
+# linux/userfaultfd.h
+UFFDIO_WAKE = 0x8010AA02
+UFFDIO_COPY = 0xC028AA03
+UFFDIO_ZEROPAGE = 0xC020AA04
+RANGE = struct.Struct("<QQ")  # start, length
+COPY = struct.Struct("<QQQQq")  # destination, source, length, mode, result
+ZEROPAGE = struct.Struct("<QQQq")  # start, length, mode, result
+MESSAGE = struct.Struct("<B7xQQQ")  # event, three arguments
+PAGEFAULT, FORK, REMAP, REMOVE, UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
+MESSAGES = 16  # read at once
+
+
+Content = bytes | NDArray[np.uint8]  # of whole pages, one after another
+
+
+class Trail:
+    """What processes did with memory that they lack, in a file: for the successor of an agent that dies.
+
+    The kernel tells of it once, and a page that was given up must not be put in place. The file is
+    mapped, so that keeping it costs no system call. Its head says whether a message may have been lost:
+    one was being read when the agent died, or there were more than there is room for, or one was of a
+    fork, whose descriptor nobody keeps. Raises ``OSError`` when there is no room for the file itself.
+    """
+
+    _HEAD = struct.Struct("<II")  # state, records
+    _RECORD = struct.Struct("<iIQQQ")  # PID inside the container, event, its three arguments
+    _SIZE = 256 * 1024
+    _WHOLE, _READING, _TORN = 0, 1, 2
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            # all of it now: a page that cannot be had later would be a SIGBUS
+            os.posix_fallocate(descriptor, 0, self._SIZE)
+            self._map = mmap.mmap(descriptor, self._SIZE)
+        finally:
+            os.close(descriptor)
+        self._state, self._count = self._HEAD.unpack_from(self._map)
+
+    def _note(self) -> None:
+        self._HEAD.pack_into(self._map, 0, self._state, self._count)
+
+    def reading(self) -> None:
+        """Messages are about to be read."""
+        if self._state == self._WHOLE:
+            self._map[0] = self._READING
+
+    def heard(self, pid: int, raw: bytes) -> None:
+        """They were read: keep those that a successor must know."""
+        for event, a, b, c in MESSAGE.iter_unpack(raw):
+            if event == PAGEFAULT:
+                continue
+            place = self._HEAD.size + self._count * self._RECORD.size
+            if event == FORK or place + self._RECORD.size > self._SIZE:
+                self._state = self._TORN
+                break
+            self._RECORD.pack_into(self._map, place, pid, event, a, b, c)
+            self._count += 1
+        self._note()
+
+    def of(self, pid: int) -> Iterator[tuple[int, int, int, int]]:
+        """The event and its arguments for all that is known of a process.
+
+        Raises ``MigrationError`` when that is not all that happened.
+        """
+        if self._state != self._WHOLE:
+            raise MigrationError("what the server did with memory that it lacks was not written down")
+        for number in range(self._count):
+            place = self._HEAD.size + number * self._RECORD.size
+            owner, *message = self._RECORD.unpack_from(self._map, place)
+            if owner == pid:
+                event, a, b, c = message
+                yield event, a, b, c
+
+    def close(self) -> None:
+        """Unmap the file, which stays."""
+        self._map.close()
+
+
+class Target:
+    """One process with missing pages. Page numbers are those of the images, wherever it moves them."""
+
+    def __init__(
+        self, descriptor: int, pid: int, unplaced: set[int], moves: Iterable[tuple[int, int, int]] = ()
+    ) -> None:
+        self.descriptor = descriptor
+        self.pid = pid
+        self.unplaced = unplaced
+        self._moves = list(moves)  # from, to, how many, in the order of the events
+
+    def where(self, page: int) -> int:
+        """Where the process has that page now."""
+        for old, new, count in self._moves:
+            if old <= page < old + count:
+                page += new - old
+        return page
+
+    def which(self, page: int) -> int:
+        """Which page of the images the process has there now."""
+        for old, new, count in reversed(self._moves):
+            if new <= page < new + count:
+                page += old - new
+        return page
+
+    def moved(self, old: int, new: int, count: int) -> None:
+        """It has called mremap."""
+        self._moves.append((old, new, count))
+
+    def dropped(self, first: int, count: int) -> None:
+        """It has given up this range: what belonged there is not to be put in place any more."""
+        if count > len(self.unplaced):
+            gone = {page for page in self.unplaced if first <= self.where(page) < first + count}
+        else:
+            gone = {self.which(page) for page in range(first, first + count)}
+        self.unplaced -= gone
+
+    def heard(self, event: int, a: int, b: int, c: int) -> None:
+        """The kernel tells what it did with its memory."""
+        if event == REMAP:
+            self.moved(a // PAGE_BYTES, b // PAGE_BYTES, c // PAGE_BYTES)
+        elif event in (REMOVE, UNMAP):
+            self.dropped(a // PAGE_BYTES, (b - a) // PAGE_BYTES)
+
+    def retrace(self, trail: Trail, there: set[int]) -> None:
+        """Become what the agent before this one knew. ``there``: pages that the process has by now."""
+        for message in trail.of(self.pid):
+            self.heard(*message)
+        self.unplaced -= {page for page in self.unplaced if self.where(page) in there}
+
+    def child(self, descriptor: int) -> Target:
+        """It has forked: the child lacks the same pages."""
+        return Target(descriptor, self.pid, set(self.unplaced), self._moves)
+
+    def runs(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """The unplaced pages of a range as (image page, page in the process, how many) of neighbours."""
+        if not self._moves and self.unplaced.issuperset(range(first, first + count)):
+            yield first, first, count  # as nearly always
+            return
+        start = first
+        while start < first + count:
+            if start not in self.unplaced:
+                start += 1
+                continue
+            place, length = self.where(start), 1
+            while (
+                start + length < first + count
+                and start + length in self.unplaced
+                and self.where(start + length) == place + length
+            ):
+                length += 1
+            yield start, place, length
+            start += length
+
+
+class UserFaults:
+    """Puts pages in place, and says for which ones a process stands still.
+
+    ``missing``: PID inside the container -> pages that the images lack. ``wanted(pid, page)`` is
+    called when a process waits for a page that has not come yet, ``adopted(pid, descriptor)`` when a
+    process is taken on. ``found``: the processes that an agent left when it died; None: CRIU hands some over.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        missing: dict[int, set[int]],
+        wanted: Callable[[int, int], None],
+        adopted: Callable[[int, int], None],
+        trail: Trail,
+        found: Sequence[Target] | None = None,
+    ) -> None:
+        self._adopted = adopted
+        self._trail = trail
+        self._missing = missing
+        self._wanted = wanted
+        self._targets: list[Target] = []
+        self._kept: list[tuple[int, int, Content]] = []  # came before there was a process to put it in
+        self._awaited: set[tuple[int, int]] = set()  # until then: pages that a process stands still for
+        self.restored = asyncio.Event()
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._greeting: asyncio.Task[None] | None = None
+        if found is not None:
+            self._take_over(found)
+            return
+        path = images / SOCKET
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        listener.bind(str(path))
+        listener.listen(1)
+        self._greeting = asyncio.create_task(self._greet(listener))
+
+    def _take_over(self, found: Sequence[Target]) -> None:
+        self.restored.set()
+        for target in found:
+            self._targets.append(target)
+            asyncio.get_running_loop().add_reader(target.descriptor, self._read, target)
+        # nobody to tell yet that all is there
+        asyncio.get_running_loop().call_soon(self._check)
+
+    async def _greet(self, listener: socket.socket) -> None:
+        """Take the descriptors that CRIU hands over, until the processes are restored."""
+        loop = asyncio.get_running_loop()
+        with listener:
+            connection, _ = await loop.sock_accept(listener)
+        with connection:
+            connection.setblocking(False)
+            while (raw := await loop.sock_recv(connection, INT.size)) and len(raw) == INT.size:
+                (number,) = INT.unpack(raw)
+                if number == RESTORED:
+                    self._begin()
+                    return
+                if number > 0:  # a negative one is that of a zombie
+                    self._adopt(Target(await _descriptor(connection), number, self._missing[number]))
+
+    def _adopt(self, target: Target) -> None:
+        self._targets.append(target)
+        self._adopted(target.pid, target.descriptor)
+        asyncio.get_running_loop().add_reader(target.descriptor, self._read, target)
+
+    def _begin(self) -> None:
+        """The processes have their mappings: what has come can be put in place."""
+        self.restored.set()
+        for pid, first, data in self._kept:
+            self._place_all(pid, first, data)
+        self._kept.clear()
+        self._check()
+
+    def arrived(self, pid: int, first: int, data: Content) -> None:
+        """Pages have come."""
+        if self.restored.is_set():
+            self._place_all(pid, first, data)
+            self._check()
+            return
+        self._kept.append((pid, first, data))
+        # a process may touch its memory before the restore is over
+        for page in {page for owner, page in self._awaited if owner == pid}:
+            if first <= page < first + len(data) // PAGE_BYTES:
+                self._place_all(pid, page, _page_of(data, page - first))
+                self._awaited.discard((pid, page))
+
+    def _place_all(self, pid: int, first: int, data: Content) -> None:
+        for target in self._targets:
+            if target.pid == pid:
+                self._place(target, first, data)
+
+    def _place(self, target: Target, first: int, data: Content) -> None:
+        address = np.frombuffer(data, np.uint8).ctypes.data
+        for page, place, count in list(target.runs(first, len(data) // PAGE_BYTES)):
+            source = address + (page - first) * PAGE_BYTES
+            while count:
+                done = self._copy(target, place, source, count)
+                if done is None:  # it is giving up memory at this moment: hear what, then go on
+                    self._read(target)
+                    if page not in target.unplaced:
+                        done = 1
+                    else:
+                        continue
+                target.unplaced.difference_update(range(page, page + done))
+                page, place, count = page + done, place + done, count - done
+                source += done * PAGE_BYTES
+
+    def _copy(self, target: Target, place: int, source: int, count: int) -> int | None:
+        """Put neighbours in place; how many are settled. None: try again."""
+        request = bytearray(COPY.pack(place * PAGE_BYTES, source, count * PAGE_BYTES, 0, 0))
+        try:
+            fcntl.ioctl(target.descriptor, UFFDIO_COPY, request)
+        except OSError as error:
+            copied = COPY.unpack(request)[4]
+            if copied > 0:
+                return int(copied) // PAGE_BYTES
+            if error.errno == errno.EAGAIN:
+                return None
+            if count > 1 and error.errno in (errno.ENOENT, errno.EINVAL):
+                return self._copy(target, place, source, 1)  # more than one mapping, or one that is gone
+            if error.errno == errno.EEXIST:
+                self._wake(target, place)
+                return 1
+            if error.errno in (errno.ENOENT, errno.EINVAL, errno.ESRCH):
+                return 1  # nobody can need it any more
+            raise
+        return count
+
+    def _wake(self, target: Target, place: int) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(target.descriptor, UFFDIO_WAKE, RANGE.pack(place * PAGE_BYTES, PAGE_BYTES))
+
+    def _read(self, target: Target) -> None:
+        """Obey what the kernel says of a process."""
+        self._trail.reading()
+        try:
+            raw = os.read(target.descriptor, MESSAGE.size * MESSAGES)
+        except BlockingIOError:
+            self._trail.heard(target.pid, b"")
+            return
+        except OSError:
+            raw = b""
+        self._trail.heard(target.pid, raw)
+        if not raw:
+            self._leave(target)
+            return
+        for event, a, b, c in MESSAGE.iter_unpack(raw):
+            if target not in self._targets:  # it had all its memory after the message before this one
+                return
+            if event == PAGEFAULT:
+                self._fault(target, b // PAGE_BYTES)
+            elif event == FORK:
+                self._adopt(target.child(a & 0xFFFFFFFF))
+            else:
+                target.heard(event, a, b, c)
+        self._check()
+
+    def _fault(self, target: Target, place: int) -> None:
+        page = target.which(place)
+        if page not in target.unplaced:
+            self._zero(target, place)
+            return
+        for pid, first, data in self._kept:
+            if pid == target.pid and first <= page < first + len(data) // PAGE_BYTES:
+                self._place(target, page, _page_of(data, page - first))
+                return
+        self._awaited.add((target.pid, page))
+        self._wanted(target.pid, page)
+
+    def _zero(self, target: Target, place: int) -> None:
+        """A page that never held anything, or is there by now."""
+        request = bytearray(ZEROPAGE.pack(place * PAGE_BYTES, PAGE_BYTES, 0, 0))
+        try:
+            fcntl.ioctl(target.descriptor, UFFDIO_ZEROPAGE, request)
+        except OSError:
+            self._wake(target, place)
+
+    def _leave(self, target: Target) -> None:
+        """Close a descriptor: the kernel then treats the process as any other."""
+        if target in self._targets:
+            self._targets.remove(target)
+            asyncio.get_running_loop().remove_reader(target.descriptor)
+            os.close(target.descriptor)
+
+    def _check(self) -> None:
+        """Leave processes that have all their memory."""
+        if not self.restored.is_set():
+            return
+        for target in [target for target in self._targets if not target.unplaced]:
+            self._leave(target)
+        if not self._targets and not self.over.done():
+            self.over.set_result(None)
+
+    async def close(self) -> None:
+        """Give up. A process that waits for a page waits no longer: it must have been ended before."""
+        if self._greeting is not None:
+            self._greeting.cancel()
+            await asyncio.wait([self._greeting])
+        for target in list(self._targets):
+            self._leave(target)
+        self._kept.clear()
+        if not self.over.done():
+            self.over.cancel()
+        self._trail.close()
+
+
+def wake(descriptor: int, areas: Iterable[tuple[int, int]]) -> None:
+    """Let a process that stands still in these runs of pages (first, count) ask again for what it needs.
+
+    The kernel tells only once, and it has told an agent that died.
+    """
+    for first, count in areas:
+        with contextlib.suppress(OSError):  # it has given up the area meanwhile
+            fcntl.ioctl(descriptor, UFFDIO_WAKE, RANGE.pack(first * PAGE_BYTES, count * PAGE_BYTES))
+
+
+def _page_of(data: Content, number: int) -> Content:
+    return data[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
+
+
+async def _descriptor(connection: socket.socket) -> int:
+    """The descriptor that comes next, with a byte or so of no meaning."""
+    await until_readable(connection)
+    _, ancillary, _, _ = connection.recvmsg(INT.size, socket.CMSG_SPACE(INT.size))
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(data[: numbers.itemsize])
+            return numbers[0]
+    raise MigrationError("CRIU handed over no userfaultfd")

@@ -1,0 +1,336 @@
+"""Remote procedure calls between agents and orchestrator: grpc.aio carries, msgspec encodes.
+
+gRPC brings what one would otherwise write by hand, badly: framing, flow control, deadlines that
+travel with the call, keepalive, TLS. Its generic handlers take any serializer, so there is no
+protobuf compiler: messages are msgspec structs in MessagePack. See docs/adr/0003.
+
+Errors: a ``FerryError`` raised by a handler arrives at the caller as the same kind of error with
+its hint. Trouble of the connection itself arrives as ``Unreachable`` or ``TooLate``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import grpc
+import msgspec
+
+from quicferry.errors import FencedError, FerryError, InvalidInput, MigrationError, Unsupported
+from quicferry.migration.rpc.credentials import Identity
+from quicferry.model import Endpoint
+
+Q = TypeVar("Q")  # request
+A = TypeVar("A")  # answer
+
+SERVICE = "quicferry.Agent"
+HINT_KEY = "quicferry-hint-bin"  # "-bin": gRPC then allows any bytes
+KIND_KEY = "quicferry-error"
+
+KEEPALIVE_MS = 2_000
+
+# gRPC's poller lives from the first object to the last; when a garbage collection takes the last one,
+# it waits for a thread that may never wake (seen: for ever). One reference of our own keeps it alive.
+grpc.aio.init_grpc_aio()
+
+_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", -1),  # event files are collected in one answer
+    ("grpc.max_send_message_length", -1),
+    ("grpc.so_reuseport", 0),  # two agents on one port are a mistake to be told
+    ("grpc.enable_http_proxy", 0),  # an emulated host must not heed the machine's proxy settings
+    ("grpc.http2.lookahead_bytes", 8 << 20),  # the window: 8 MiB is 64 ms at 1 Gbit/s
+    ("grpc.http2.max_frame_size", 1 << 20),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+_CLIENT_OPTIONS: list[tuple[str, int | str]] = [
+    *_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.service_config_disable_resolution", 1),  # else every channel asks DNS for a TXT record
+]
+
+
+class Unreachable(MigrationError):
+    """The other party cannot be reached, or the connection broke: it is not known what it did."""
+
+
+class TooLate(MigrationError):
+    """The other party did not answer in time: it is not known what it did."""
+
+
+_KINDS: dict[str, type[FerryError]] = {
+    kind.__name__: kind for kind in (MigrationError, InvalidInput, Unsupported, FencedError)
+}
+
+
+@dataclass(frozen=True)
+class Unary(Generic[Q, A]):
+    """A method with one request and one answer."""
+
+    name: str
+    request: type[Q]
+    answer: type[A]
+
+
+@dataclass(frozen=True)
+class Duplex(Generic[Q, A]):
+    """A method with a stream either way. ``request`` and ``answer`` may be unions of tagged structs."""
+
+    name: str
+    request: Any
+    answer: Any
+
+
+UnaryHandler = Callable[[Any, str], Awaitable[Any]]
+DuplexHandler = Callable[[AsyncIterator[Any], Callable[[Any], Awaitable[None]], str], Awaitable[None]]
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def _decoder(kind: Any) -> Callable[[bytes], Any]:
+    return msgspec.msgpack.Decoder(kind).decode
+
+
+def address_of(endpoint: Endpoint) -> str:
+    """gRPC's name of an endpoint: an address as it is, so that no resolver is asked."""
+    return f"{'ipv6' if ':' in endpoint.host else 'ipv4'}:{endpoint}"
+
+
+def _caller(context: Any) -> str:
+    names = context.auth_context().get("x509_common_name", [b""])
+    return bytes(names[0]).decode()
+
+
+async def _refuse(context: Any, error: Exception) -> None:
+    """Tell the caller of an error: kind and hint travel as trailing metadata."""
+    hint = getattr(error, "hint", None) or ""
+    known = next((k.__name__ for k in type(error).__mro__ if k.__name__ in _KINDS), None)
+    metadata = [(HINT_KEY, hint.encode())]
+    if known is not None:
+        metadata.append((KIND_KEY, known))
+    text = str(error) if isinstance(error, FerryError) else f"{type(error).__name__}: {error}"
+    code = grpc.StatusCode.FAILED_PRECONDITION if known is not None else grpc.StatusCode.INTERNAL
+    await context.abort(code, text, tuple(metadata))
+
+
+def error_from(error: grpc.aio.AioRpcError, method: str, peer: str) -> FerryError:
+    """What a failed call means to its caller."""
+    metadata = dict(error.trailing_metadata() or ())
+    hint = metadata.get(HINT_KEY, b"")
+    text = hint.decode() if isinstance(hint, bytes) else str(hint)
+    details = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return TooLate(
+            f"{peer} did not answer {method} in time", hint=text or "give the step a longer deadline"
+        )
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return Unreachable(
+            f"{peer} cannot be reached for {method}: {details}",
+            hint=text or "is its agent running, and does the link to it work?",
+        )
+    kind = _KINDS.get(str(metadata.get(KIND_KEY, "")), MigrationError)
+    return kind(f"{peer}: {details}", hint=text or None)
+
+
+class RpcServer:
+    """The end that is called. Add the methods, then ``await start()``."""
+
+    def __init__(self, identity: Identity, listen: Endpoint) -> None:
+        self._identity = identity
+        self._listen = listen
+        self._handlers: dict[str, Any] = {}
+        self._server: Any = None
+        self.port = listen.port
+
+    def unary(self, method: Unary[Q, A], handler: Callable[[Q, str], Awaitable[A]]) -> None:
+        """Serve a method; the handler gets the request and the caller's proven name."""
+
+        async def serve(request: Q, context: Any) -> A | None:
+            try:
+                return await handler(request, _caller(context))
+            except Exception as error:  # every failure is told to the caller
+                await _refuse(context, error)
+                return None
+
+        self._handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+            serve, _decoder(method.request), _encode
+        )
+
+    def duplex(self, method: Duplex[Q, A], handler: DuplexHandler) -> None:
+        """Serve a method; the handler gets the requests, a way to send answers and the caller's name."""
+
+        async def serve(requests: AsyncIterator[Q], context: Any) -> None:
+            async def send(answer: Any) -> None:
+                await context.write(answer)
+
+            try:
+                await handler(requests, send, _caller(context))
+            except Exception as error:  # every failure is told to the caller
+                await _refuse(context, error)
+
+        self._handlers[method.name] = grpc.stream_stream_rpc_method_handler(
+            serve, _decoder(method.request), _encode
+        )
+
+    async def start(self) -> None:
+        """Listen. Raises ``MigrationError`` when the address cannot be had."""
+        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, self._handlers),)
+        )
+        credentials = grpc.ssl_server_credentials(
+            [(self._identity.key, self._identity.certificate)],
+            root_certificates=self._identity.authority,
+            require_client_auth=True,
+        )
+        try:
+            # without the scheme: add_secure_port takes addresses as they are
+            self.port = self._server.add_secure_port(str(self._listen), credentials)
+        except RuntimeError as error:
+            raise MigrationError(
+                f"cannot listen on {self._listen}: {error}", hint="does another agent use the port?"
+            ) from error
+        await self._server.start()
+
+    async def stop(self, grace_s: float = 0.5) -> None:
+        """End all calls and stop listening."""
+        if self._server is None:
+            return
+        try:
+            await self._server.stop(grace_s)
+        except asyncio.CancelledError:
+            # gRPC cancels a future of its own when calls outlive the grace, and may let that out
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+
+
+class DuplexCall(Generic[Q, A]):
+    """A running stream, seen from the caller."""
+
+    def __init__(self, call: Any, method: str, peer: str) -> None:
+        self._call = call
+        self._method = method
+        self._peer = peer
+
+    async def write(self, message: Q) -> None:
+        """Send one message; waits while the window is full. Raises as ``RpcClient.call`` does."""
+        try:
+            await self._call.write(message)
+        except grpc.aio.AioRpcError as error:
+            raise error_from(error, self._method, self._peer) from error
+        except asyncio.InvalidStateError as error:
+            raise await self._reason() from error
+
+    async def done_writing(self) -> None:
+        """No more messages will be sent."""
+        try:
+            await self._call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            raise await self._reason() from error
+
+    async def read(self) -> A:
+        """The next answer. Raises as ``RpcClient.call`` does, also when there are no more."""
+        try:
+            answer = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise error_from(error, self._method, self._peer) from error
+        if answer is grpc.aio.EOF:
+            raise await self._reason()
+        return answer  # type: ignore[no-any-return]  # grpc has no types; the deserializer checked it
+
+    async def _reason(self) -> FerryError:
+        code = await self._call.code()
+        error = grpc.aio.AioRpcError(
+            code if code is not grpc.StatusCode.OK else grpc.StatusCode.UNAVAILABLE,
+            await self._call.initial_metadata() or grpc.aio.Metadata(),
+            await self._call.trailing_metadata() or grpc.aio.Metadata(),
+            details=await self._call.details(),
+        )
+        return error_from(error, self._method, self._peer)
+
+    def cancel(self) -> None:
+        """Break the stream off."""
+        self._call.cancel()
+
+
+class RpcClient:
+    """A channel to one party, checked against its name. ``connect`` before time matters."""
+
+    def __init__(self, identity: Identity, peer: str, endpoint: Endpoint) -> None:
+        self.peer = peer
+        self.endpoint = endpoint
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=identity.authority,
+            private_key=identity.key,
+            certificate_chain=identity.certificate,
+        )
+        options = [*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", peer)]
+        self._channel = grpc.aio.secure_channel(address_of(endpoint), credentials, options=options)
+        self._calls: dict[str, Any] = {}
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """All addresses at which the party can be reached."""
+        return [self.endpoint]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def connect(self) -> None:
+        """Begin to connect: else gRPC does so with the first call. What comes of it, a call will tell."""
+        self._channel.get_state(try_to_connect=True)
+
+    async def ready(self, timeout_s: float) -> None:
+        """Wait until the connection stands. Raises ``Unreachable``."""
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), timeout_s)
+        except TimeoutError as error:
+            raise Unreachable(
+                f"no connection to {self.peer} at {self.endpoint} within {timeout_s} s",
+                hint="is its agent running, and does the link to it work?",
+            ) from error
+
+    async def call(self, method: Unary[Q, A], request: Q, *, timeout_s: float, wait: bool = False) -> A:
+        """Call a method and return its answer.
+
+        ``wait``: a connection that is down is waited for, not a failure at once. Raises what the
+        other party raised, ``Unreachable``, or ``TooLate``.
+        """
+        if method.name not in self._calls:
+            self._calls[method.name] = self._channel.unary_unary(
+                f"/{SERVICE}/{method.name}", _encode, _decoder(method.answer)
+            )
+        try:
+            answer = await self._calls[method.name](request, timeout=timeout_s, wait_for_ready=wait)
+        except grpc.aio.AioRpcError as error:
+            raise error_from(error, method.name, self.peer) from error
+        return answer  # type: ignore[no-any-return]  # grpc has no types; the deserializer checked it
+
+    def open(self, method: Duplex[Q, A], *, timeout_s: float) -> DuplexCall[Q, A]:
+        """Open a stream that lives at most ``timeout_s``."""
+        if method.name not in self._calls:
+            self._calls[method.name] = self._channel.stream_stream(
+                f"/{SERVICE}/{method.name}", _encode, _decoder(method.answer)
+            )
+        call = self._calls[method.name](timeout=timeout_s)
+        return DuplexCall(call, method.name, self.peer)
+
+    async def close(self) -> None:
+        """Close the channel; running calls end."""
+        await self._channel.close()

@@ -1,0 +1,49 @@
+"""The process inside the private root: plays the run whose directory it is given.
+
+    python -m session.play DIRECTORY
+
+Its stdout is the events of the run, as JSON lines, for whoever watches.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+import baselines
+from apps.deployment.quic import make_cast
+from quicferry.emulation.mininet.emulator import MininetEmulator
+from quicferry.events import Event
+from quicferry.experiment.run import MakeCast, perform
+from quicferry.record import RunPaths, read_manifest
+
+PRIORITY = -10  # niceness of all that plays in a run: what else the machine does should not be measured
+
+
+def show(event: Event) -> None:
+    """One event as a line on stdout."""
+    sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    """The process's entry."""
+    paths = RunPaths(Path(sys.argv[1]))
+    manifest = read_manifest(paths.root)
+    backend = manifest.asked.link_backend
+    emulator = MininetEmulator(
+        paths.root / "links",
+        seed=manifest.asked.seed,
+        backend=None if backend == "auto" else backend,
+    )
+    name = manifest.asked.baseline
+    cast: MakeCast = baselines.get(name).make_cast if name is not None else make_cast
+    os.nice(PRIORITY)
+    perform(manifest, paths, emulator, cast, show)
+
+
+if __name__ == "__main__":
+    main()

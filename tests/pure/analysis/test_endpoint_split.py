@@ -1,0 +1,117 @@
+"""Which place served: told apart by the server's address, by time, and by the client's address."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from quicferry.analysis.endpoint_split import NEW, OLD, Places
+from quicferry.analysis.move import measure
+from quicferry.capture.quic.table import SCHEMA
+from quicferry.events import Event
+from quicferry.record import PLACE_BY_CLIENT, PLACE_BY_TIME
+
+SERVICE = "192.0.2.1:4433"
+FIRST, SECOND = "10.0.0.2:50000", "10.0.0.3:50001"
+MS = 1_000_000
+RTT_NS = 18 * MS
+
+
+def event(t_ms: float, name: str, **detail: object) -> Event:
+    return Event(t_ns=round(t_ms * MS), vantage="any", name=name, detail=detail)
+
+
+def traffic(*rows: tuple[float, str, str]) -> pl.DataFrame:
+    """Useful packets to the client: when, from whom, to which of its addresses."""
+    made = [
+        {
+            "t_ns": round(t_ms * MS),
+            "connection": 0,
+            "source": source,
+            "destination": client,
+            "direction": "to-client",
+            "space": "1-rtt",
+            "packet_number": number,
+            "frame": "STREAM",
+            "new_bytes": 100,
+        }
+        for number, (t_ms, source, client) in enumerate(rows)
+    ]
+    return pl.DataFrame(made, schema=SCHEMA)
+
+
+def test_an_address_that_moves_is_told_apart_by_the_downtime_as_the_client_sees_it() -> None:
+    """A short downtime: answers of the old place still arrive after the new one has resumed."""
+    events = [event(100, "server.frozen"), event(104, "server.resumed")]
+    events += [
+        event(t_ms, "client.response.received", server=SERVICE) for t_ms in (98, 104.5, 108.5, 113.2, 123)
+    ]
+    seen = traffic(*((t_ms, SERVICE, FIRST) for t_ms in (98, 104.5, 108.5, 113.2, 123)))
+    places = Places(events, SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS)
+    # 109 ms is the latest for the old place, 113 ms the earliest for the new one
+    assert places.arrivals(seen)["server"].to_list() == [OLD, OLD, OLD, NEW, NEW]
+    assert places.logged_arrivals(events)["server"].to_list() == [OLD, OLD, OLD, NEW, NEW]
+    metrics = measure(seen, events, SERVICE, SERVICE, places)
+    assert metrics.gap is not None
+    assert (metrics.gap.last_old_ns, metrics.gap.first_new_ns) == (round(108.5 * MS), round(113.2 * MS))
+    assert metrics.logged_gap == metrics.gap
+    assert metrics.first_packet_ns == round(113.2 * MS)
+    assert metrics.warnings == []
+
+
+def test_an_aborted_freeze_before_does_not_count() -> None:
+    events = [event(50, "server.frozen"), event(100, "server.frozen"), event(300, "server.resumed")]
+    places = Places(events, SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS)
+    seen = traffic((80, SERVICE, FIRST), (208, SERVICE, FIRST), (210, SERVICE, FIRST))
+    assert places.arrivals(seen)["server"].to_list() == [OLD, OLD, NEW]
+
+
+def test_nothing_is_new_when_the_server_never_resumed() -> None:
+    places = Places([event(100, "server.frozen")], SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS)
+    seen = traffic((80, SERVICE, FIRST), (500, SERVICE, FIRST))
+    assert places.arrivals(seen)["server"].to_list() == [OLD, OLD]
+    assert places.first_packet_ns(seen) is None
+
+
+def test_a_client_that_moves_is_told_apart_by_its_address() -> None:
+    events = [
+        event(100, "client.address.changed", old=FIRST, new=SECOND),
+        event(118, "client.address.answered", address=SECOND),
+        *(event(t_ms, "client.response.received", server=SERVICE) for t_ms in (99, 117.5, 118.1)),
+    ]
+    places = Places(events, SERVICE, SERVICE, PLACE_BY_CLIENT, RTT_NS)
+    seen = traffic((99, SERVICE, FIRST), (117.5, SERVICE, FIRST), (118.1, SERVICE, SECOND))
+    assert places.arrivals(seen)["server"].to_list() == [OLD, OLD, NEW]
+    assert places.logged_arrivals(events)["server"].to_list() == [OLD, OLD, NEW]
+    assert places.first_packet_ns(seen) == round(118.1 * MS)
+
+
+@pytest.mark.parametrize("place_by", [PLACE_BY_TIME, PLACE_BY_CLIENT])
+def test_a_capture_of_nothing(place_by: str) -> None:
+    places = Places([], SERVICE, SERVICE, place_by, RTT_NS)
+    assert places.arrivals(traffic()).is_empty()
+    assert places.first_packet_ns(traffic()) is None
+    assert measure(traffic(), [], SERVICE, SERVICE, places).gap is None
+
+
+def test_addresses_tell_places_apart_where_they_change() -> None:
+    old, new = "10.0.1.2:4433", "10.0.2.2:4433"
+    seen = traffic((1, old, FIRST), (9, new, FIRST), (10, "10.0.3.2:4433", FIRST))
+    assert Places([], old, new).arrivals(seen)["server"].to_list() == [OLD, NEW, "10.0.3.2:4433"]
+
+
+def test_packets_have_places_also_those_that_leave() -> None:
+    old, new, other = "10.0.1.3:4433", "10.0.2.3:4433", "10.0.3.2:4433"
+    seen = pl.concat([traffic((1, old, FIRST), (200, new, FIRST)), traffic((201, other, FIRST))])
+    sent = seen.with_columns(
+        source=pl.col("destination"), destination=pl.col("source"), direction=pl.lit("to-server")
+    )
+    events = [event(100, "server.frozen"), event(150, "server.resumed")]
+    for packets in (seen, sent):
+        by_address = Places(events, old, new, PLACE_BY_TIME, RTT_NS).placed(packets)
+        assert by_address["place"].to_list() == [OLD, NEW, None]
+        by_time = Places(events, SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS).placed(packets)
+        assert by_time["place"].to_list() == [OLD, NEW, NEW]
+    moved = [event(118, "client.address.answered", address=SECOND)]
+    both = traffic((1, SERVICE, FIRST), (120, SERVICE, SECOND))
+    assert Places(moved, SERVICE, SERVICE, PLACE_BY_CLIENT).placed(both)["place"].to_list() == [OLD, NEW]

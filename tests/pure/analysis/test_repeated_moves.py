@@ -1,0 +1,107 @@
+"""Several moves in one run, and who serves at the end: from tables that were made by hand."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+import topologies
+from quicferry.analysis.repeated_moves import grown, usage, windows
+from quicferry.analysis.verdict import served_by
+from quicferry.capture.quic.table import SCHEMA
+from quicferry.events import Event
+from quicferry.record import Asked, Manifest, Usage
+from quicferry.units import NS_PER_MS
+
+SOURCE, DESTINATION = "10.0.1.2:4433", "10.0.2.2:4433"
+
+
+def event(name: str, t_ms: float, **detail: object) -> Event:
+    return Event(t_ns=round(t_ms * NS_PER_MS), vantage="run", name=name, detail=dict(detail))
+
+
+def packets(*sent: tuple[float, str], repeated: bool = False) -> pl.DataFrame:
+    rows = [
+        {
+            "t_ns": round(t_ms * NS_PER_MS),
+            "source": source,
+            "direction": "to-client",
+            "space": "1-rtt",
+            "repeated": repeated,
+            "new_bytes": 10,
+        }
+        for t_ms, source in sent
+    ]
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+MANIFEST = Manifest(
+    id="x",
+    created="",
+    asked=Asked(rtt_ms=18.0),
+    topology=topologies.get("two_edges").build_from_axes({}, {}),
+    source_endpoint=SOURCE,
+    destination_endpoint=DESTINATION,
+)
+ENDED = [event("run.migrate.started", 0), event("run.migrate.complete", 100)]
+
+
+@pytest.mark.parametrize(
+    ("captures", "expected"),
+    [
+        ([packets((50, SOURCE), (150, DESTINATION))], "destination"),
+        ([packets((150, SOURCE))], "source"),
+        ([packets((150, SOURCE), (151, DESTINATION))], "both"),
+        # seen at an edge only: its packets never arrived, but it sends
+        ([packets((150, DESTINATION)), packets((150, SOURCE))], "both"),
+        ([packets((99, SOURCE), (110, SOURCE))], "none"),  # was on its way
+        ([packets((150, "10.9.9.9:4433"))], "none"),
+        ([packets((150, DESTINATION)), packets((150, SOURCE), repeated=True)], "destination"),
+    ],
+)
+def test_who_serves_at_the_end(captures: list[pl.DataFrame], expected: str) -> None:
+    assert served_by(captures, ENDED, MANIFEST) == expected
+
+
+def test_nobody_can_tell_without_a_move() -> None:
+    assert served_by([packets((1, SOURCE))], [], MANIFEST) is None
+
+
+def test_windows_share_nothing_but_the_pauses() -> None:
+    events = [
+        *(event("run.migrate.started", 100), event("run.migrate.complete", 150)),
+        *(event("run.migrate.started", 200), event("run.migrate.complete", 250)),
+        event("run.collect.started", 300),
+    ]
+    traffic = packets((90, SOURCE), (120, SOURCE), (180, DESTINATION), (220, DESTINATION), (280, SOURCE))
+    found = windows(traffic, events)
+    assert [window.number for window in found] == [1, 2]
+    times = [[t // NS_PER_MS for t in window.traffic["t_ns"]] for window in found]
+    assert times == [[90, 120, 180], [180, 220, 280]]
+    assert found[1].events[0].name == "run.migrate.complete"
+
+
+def reading(t_ms: float, fds: int, rss_kib: int) -> Event:
+    return event("process.usage", t_ms, process="server", fds=fds, rss_kib=rss_kib)
+
+
+def test_usage_compares_where_everybody_is_at_home() -> None:
+    events = []
+    for number, (fds, rss) in enumerate([(9, 100), (5, 200), (9, 300), (6, 400), (9, 500)], 1):
+        events += [event("run.migrate.complete", number * 10), reading(number * 10 + 1, fds, rss)]
+    assert usage(events) == [
+        Usage(process="server", fds_before=5, fds_after=6, rss_before_kib=200, rss_after_kib=400)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [((5, 40_000), []), ((6, 40_000), ["file descriptors"]), ((5, 47_000), ["KiB"]), ((4, 30_000), [])],
+)
+def test_what_grew(after: tuple[int, int], words: list[str]) -> None:
+    held = Usage(
+        process="server", fds_before=5, fds_after=after[0], rss_before_kib=40_000, rss_after_kib=after[1]
+    )
+    found = grown([held])
+    assert len(found) == len(words)
+    assert all(word in line for word, line in zip(words, found, strict=True))

@@ -1,0 +1,111 @@
+"""Whose turn it is among many clients: a few at a time, nobody is held up by those who are silent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from apps.server import notice_window as turns
+from apps.server.connections import Peer
+from apps.server.notice_window import AT_ONCE, Turns
+from quicferry.quic import MigratableConnection
+
+
+class Caller:
+    """Notes who had a turn."""
+
+    def __init__(self, *, answers: bool = True) -> None:
+        self.taken: list[str] = []
+        self._answers = answers
+
+    def __call__(self, peer: Peer) -> bool:
+        self.taken.append(peer.key)
+        return self._answers
+
+
+def crowd(size: int) -> list[Peer]:
+    # nothing of a connection is asked for
+    return [Peer(str(number), cast(MigratableConnection, None)) for number in range(size)]
+
+
+def test_a_few_have_their_turn_at_once() -> None:
+    async def play() -> None:
+        call, peers = Caller(), crowd(AT_ONCE)
+        line = Turns(peers, call)
+        line.go_on()
+        assert call.taken == [peer.key for peer in peers]
+        assert line.over.is_set()
+
+    asyncio.run(play())
+
+
+def test_the_next_ones_wait_for_answers() -> None:
+    async def play() -> None:
+        call, peers = Caller(), crowd(AT_ONCE + 3)
+        line = Turns(peers, call)
+        line.go_on()
+        assert len(call.taken) == AT_ONCE
+        assert not line.heard(peers[0])
+        assert not line.heard(peers[-1]), "it is served as always while it waits to be told"
+        line.go_on()
+        assert call.taken[-1] == peers[AT_ONCE].key and len(call.taken) == AT_ONCE + 1
+        line.drop()
+        assert line.over.is_set()
+        line.go_on()
+        assert len(call.taken) == AT_ONCE + 1
+
+    asyncio.run(play())
+
+
+def test_those_of_whom_no_answer_is_expected_take_no_time() -> None:
+    async def play() -> None:
+        call = Caller(answers=False)
+        line = Turns(crowd(500), call)
+        line.go_on()
+        assert len(call.taken) == 500
+        assert line.over.is_set()
+
+    asyncio.run(play())
+
+
+def test_silent_ones_hold_nobody_up() -> None:
+    async def play() -> None:
+        call = Caller()
+        line = Turns(crowd(3 * AT_ONCE), call)
+        line.go_on()
+        async with asyncio.timeout(2.0):
+            await line.over.wait()
+        assert len(call.taken) == 3 * AT_ONCE
+
+    asyncio.run(play())
+
+
+def test_who_asks_comes_first_when_nothing_may_leave() -> None:
+    async def play() -> None:
+        call, peers = Caller(), crowd(AT_ONCE + 3)
+        line = Turns(peers, call, holding=True)
+        assert line.heard(peers[-1])
+        line.go_on()
+        assert call.taken[0] == peers[-1].key
+        assert not line.heard(peers[-1]), "it has had its turn"
+        line.finish()
+        assert sorted(map(int, call.taken)) == list(range(AT_ONCE + 3))
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("end", ["finish", "drop"])
+def test_no_timer_outlives_it(end: str) -> None:
+    async def play() -> int:
+        call = Caller()
+        line = Turns(crowd(2 * AT_ONCE), call)
+        line.go_on()
+        getattr(line, end)()
+        told = len(call.taken)
+        await asyncio.sleep(2 * turns.TURN_S)
+        assert len(call.taken) == told
+        return told
+
+    assert asyncio.run(play()) == {"finish": 2 * AT_ONCE, "drop": AT_ONCE}[end]

@@ -1,0 +1,117 @@
+"""The bundle that runc is given, and what is said where runc cannot be had."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from quicferry.errors import InvalidInput, MigrationError, Unsupported
+from quicferry.experiment.launch import needed_probes
+from quicferry.migration.container.oci_bundle import SYSTEM, criu_config, find_runc, root_files, spec
+from quicferry.migration.container.oci_container import last_words
+from quicferry.migration.container.processes import Completed
+from quicferry.migration.criu.command import CHECKOUT, explain
+from quicferry.migration.engines.base import ENGINES, runs_in_oci
+from quicferry.record import Asked
+
+
+def bundle(**changes):
+    """``config.json``, decoded again."""
+    given = {"argv": ["server", "config.json"], "env": {"WORD": "word"}, "hostname": "edge-1"}
+    given |= {"log": "/run/log", "binds": ["/usr", "/srv/project"], **changes}
+    return msgspec.json.decode(msgspec.json.encode(spec(given.pop("argv"), given.pop("env"), **given)))
+
+
+def test_the_server_has_namespaces_of_its_own_in_the_network_of_its_host():
+    namespaces = bundle()["linux"]["namespaces"]
+    assert [n["type"] for n in namespaces] == ["pid", "mount", "ipc", "uts", "network"]
+    assert [n.get("path") for n in namespaces] == [None] * 4 + ["/proc/1/ns/net"]
+
+
+def test_the_server_can_do_and_write_as_little_as_possible():
+    made = bundle()
+    assert made["root"] == {"path": "rootfs", "readonly": True}
+    assert made["process"]["noNewPrivileges"] is True
+    assert made["process"]["capabilities"] == {"bounding": [], "effective": [], "permitted": []}
+    options = {mount["destination"]: mount["options"] for mount in made["mounts"]}
+    assert [path for path, words in options.items() if "ro" not in words] == ["/proc", "/run"]
+    assert "ro" in options["/srv/project"]
+
+
+def test_nothing_is_mounted_that_hinders_a_checkpoint():
+    assert {mount["type"] for mount in bundle()["mounts"]} == {"proc", "bind"}
+    assert "seccomp" not in bundle()["linux"]
+    assert "rlimits" not in bundle()["process"]
+    assert bundle()["annotations"] == {"org.criu.config": "/run/oci/criu.conf"}
+
+
+def test_the_program_gets_its_arguments_environment_and_log_inside():
+    process = bundle(argv=["a b", "$c", "'"])["process"]
+    assert process["args"][:2] == ["/bin/sh", "-c"]
+    assert process["args"][3:] == ["sh", "/run/log", "a b", "$c", "'"], "no shell reads them"
+    assert process["env"] == ["WORD=word"]
+    assert process["terminal"] is False
+
+
+def test_the_system_is_seen_as_it_is_and_nothing_twice(tmp_path):
+    (tmp_path / "usr" / "bin").mkdir(parents=True)
+    (tmp_path / "bin").symlink_to("usr/bin")
+    system = [str(tmp_path / name) for name in ("bin", "usr", "lib32")]
+    files = root_files([tmp_path / "usr" / "bin", tmp_path / "run" / "configs"], system)
+    assert files.links == {str(tmp_path / "bin"): "usr/bin"}
+    mine = [path for path in files.binds if path.startswith(str(tmp_path))]
+    assert mine == [str(tmp_path / "run" / "configs"), str(tmp_path / "usr")]
+    for needed in (sys.base_prefix, sys.prefix, CHECKOUT):
+        assert any(Path(needed).is_relative_to(path) for path in root_files([]).binds), needed
+    assert set(root_files([]).links) <= set(SYSTEM)
+
+
+@pytest.mark.parametrize("path", ["/run/configs", "/proc", "/dev/shm", "relative", "/usr/../run/x"])
+def test_what_the_container_has_for_itself_cannot_come_from_outside(path):
+    with pytest.raises(InvalidInput, match="cannot be given") as caught:
+        root_files([path])
+    assert "absolute path" in caught.value.hint
+
+
+def test_criu_is_told_what_runc_has_no_option_for():
+    assert criu_config(keep_tcp=False).splitlines() == [
+        "network-lock skip", "file-validation filesize", "tcp-close",
+    ]  # fmt: skip
+    assert "tcp" not in criu_config(keep_tcp=True)
+
+
+def test_a_missing_runc_is_unsupported_with_a_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("quicferry.migration.container.oci_bundle.SYSTEM_DIRECTORIES", ())
+    with pytest.raises(Unsupported, match="there is no runc") as caught:
+        find_runc()
+    assert "apt-get install runc" in caught.value.hint
+
+
+def test_an_engine_that_needs_runc_says_so():
+    assert [engine for engine in ENGINES if runs_in_oci(engine)] == ["runc-cold"]
+    assert "oci" in needed_probes(Asked(engine="runc-cold"))
+    assert "oci" not in needed_probes(Asked(engine="criu-cold"))
+
+
+def test_a_failure_of_criu_under_runc_is_told_by_its_cause():
+    done = Completed(["runc"], 1, "", 'time="…" level=error msg="criu failed: type NOTIFY errno 0"\n')
+    log = "(00.01) Error (sk-inet.c:1035): inet: Can't bind inet socket (id 35): Address already in use\n"
+    error = explain("restore", done, log, "runc")
+    assert str(error) == (
+        "runc restore failed with status 1: inet: Can't bind inet socket (id 35): Address already in use"
+    )
+    assert "another process holds the port" in (error.hint or "")
+
+
+def test_a_runc_that_insists_on_a_cgroup_is_explained():
+    done = Completed(["runc"], 1, "", "cgroup manager can not access cgroup (rootless container)\n")
+    error = explain("restore", done, "", "runc")
+    assert isinstance(error, MigrationError)
+    assert "runc 1.1" in (error.hint or "")
+
+
+def test_the_last_words_of_a_silent_program_are_its_status():
+    assert last_words(Completed(["runc"], 3, "", "")) == "it ended with status 3 and without a message"
+    assert last_words(Completed(["runc"], 1, "", "first\nlast\n")) == "last"
