@@ -23,8 +23,8 @@ END_S = 10.0  # a client's way from its last answer to its end
 
 def patience_s(context: RunContext) -> float:
     """How long a client waits at the end for what is open: an old record must be able to run out."""
-    asked = context.asked
-    return PATIENCE_S + asked.dns_ttl_s + 4 * asked.request_timeout_ms / 1e3
+    spec = context.spec
+    return PATIENCE_S + spec.dns_ttl_s + 4 * spec.request_timeout_ms / 1e3
 
 
 class NameCast:

@@ -36,6 +36,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     moves: bool = True  # whether the server moves at all
     engines: tuple[str, ...] = ()  # that can move it; none named: all
     why_not: str = ""  # why no other engine can
+    reads: frozenset[str] = frozenset()  # of the axes for baselines, those that have an effect in it
     borrows_downtime: bool = False  # no engine moves it: it stands still as long as one would take
 
 

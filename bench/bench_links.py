@@ -81,9 +81,9 @@ def late(layer: LinkLayer) -> str:
     return f"{words['late_p50_us']:.0f} / {words['late_p99_us']:.0f} / {words['late_max_us']:.0f}"
 
 
-def row(what: str, asked: str, seen: str, error: str, layer: LinkLayer) -> None:
+def row(what: str, spec: str, seen: str, error: str, layer: LinkLayer) -> None:
     """One line of the table."""
-    print(f"| {what:<22} | {asked:>14} | {seen:>18} | {error:>17} | {late(layer):>18} |", flush=True)
+    print(f"| {what:<22} | {spec:>14} | {seen:>18} | {error:>17} | {late(layer):>18} |", flush=True)
 
 
 def rtt(delay_ms: float, backend: str, pings: int) -> None:
@@ -131,8 +131,8 @@ def tcp(shape: Shape, backend: str, seconds: int) -> None:
         report = json.loads(inside(pids[0], *argv).stdout)
         process.stop(server)
         mbps = report["end"]["sum_received"]["bits_per_second"] / 1e6
-        asked = f"{shape.rate_mbps:g} Mbit/s" if shape.rate_mbps else "no limit"
-        row(f"TCP, {shape.delay_ms:g} ms one way", asked, f"{mbps:.0f} Mbit/s", "", layer)
+        spec = f"{shape.rate_mbps:g} Mbit/s" if shape.rate_mbps else "no limit"
+        row(f"TCP, {shape.delay_ms:g} ms one way", spec, f"{mbps:.0f} Mbit/s", "", layer)
 
 
 def small_frames(backend: str, frame_bytes: int, offered_per_s: float) -> None:

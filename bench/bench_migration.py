@@ -19,9 +19,9 @@ from rich.table import Table
 
 from bench.throughput import throughput_ratio
 from cli.progress import perform_shown
-from quicferry.record import Asked, RunResult, write_json
+from quicferry.record import RunResult, write_json
+from quicferry.spec import RunSpec
 from quicferry.strategies import RULES, ProbeOn, Strategy
-from session.scenario import check
 
 POOLS = (1, 3, 7)
 #: Whose downtime shall not grow with the memory that is added.
@@ -39,16 +39,16 @@ class Promise(NamedTuple):
     met: bool
 
 
-def cells() -> list[Asked]:
+def cells() -> list[RunSpec]:
     """One run of everything that a promise needs."""
     plain = [
-        Asked(strategy=strategy, server_first=first, engine=engine)
+        RunSpec(strategy=strategy, server_first=first, engine=engine)
         for engine in ("handoff", "criu-cold")
         for strategy in Strategy
         for first in (False, True)
     ]
     pools = [
-        Asked(strategy=Strategy.POOL, server_first=first, engine=engine, pool=pool)
+        RunSpec(strategy=Strategy.POOL, server_first=first, engine=engine, pool=pool)
         for engine in ("handoff", "criu-cold")
         for first in (False, True)
         for pool in POOLS[1:]
@@ -56,10 +56,10 @@ def cells() -> list[Asked]:
     return plain + pools + memory_cells()
 
 
-def memory_cells() -> list[Asked]:
+def memory_cells() -> list[RunSpec]:
     """Each engine that keeps memory out of the downtime, without and with added memory."""
     return [
-        Asked(strategy=MEMORY_STRATEGY, engine=engine, memory_mib=mib)
+        RunSpec(strategy=MEMORY_STRATEGY, engine=engine, memory_mib=mib)
         for engine in BESIDE_DOWNTIME
         for mib in (0, ADDED_MIB)
     ]
@@ -196,9 +196,9 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="only what has to do with added memory")
     arguments = parser.parse_args()
     wanted = [
-        check(msgspec.structs.replace(asked, seed=repetition + 1))
+        msgspec.structs.replace(spec, seed=repetition + 1)
         for repetition in range(arguments.repetitions)
-        for asked in (memory_cells() if arguments.memory else cells())
+        for spec in (memory_cells() if arguments.memory else cells())
     ]
     results = perform_shown(wanted, arguments.runs)
     failed = [result for result in results if result.outcome != "succeeded"]

@@ -20,9 +20,9 @@ from rich.table import Table
 
 from cli.progress import perform_shown
 from quicferry.events import Event, read_events
-from quicferry.record import Asked, RunPaths, RunResult
+from quicferry.record import RunPaths, RunResult
 from quicferry.units import NS_PER_MS
-from session.scenario import check
+from session.request import to_spec
 
 CROWDS = (1, 10, 20, 50, 100, 500)
 
@@ -102,8 +102,8 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=None)
     arguments = parser.parse_args()
-    asked = [check(Asked(clients=count)) for count in arguments.clients for _ in range(arguments.repetitions)]
-    results = perform_shown(asked, arguments.runs)
+    specs = [to_spec({"clients": count}) for count in arguments.clients for _ in range(arguments.repetitions)]
+    results = perform_shown(specs, arguments.runs)
     rows, failed = [], 0
     for result in results:
         if result.outcome != "succeeded":

@@ -18,20 +18,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from quicferry.analysis.analyse import study
 from quicferry.errors import FerryError, Unsupported
 from quicferry.events import read_events
 from quicferry.experiment import preflight
-from quicferry.experiment.faults import ROWS, Point, engines_of, parse
+from quicferry.experiment.faults import ROWS, engines_of, parse, row_of
 from quicferry.experiment.launch import launch, needed_probes
 from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.base import ENGINES
-from quicferry.record import Asked, RunPaths, RunResult
+from quicferry.record import RunPaths, RunResult
+from quicferry.spec import FaultPoint, RunSpec
 from quicferry.strategies import RULES, Strategy
-from session.request import build_topology
-from session.scenario import check
+from session.request import to_spec, topology_of
 
 AT_ONCE = 4
 #: Where memory follows the server, enough of it that it takes a second: else there is nothing to disturb.
@@ -53,19 +51,19 @@ class Case(NamedTuple):
         """Each of them."""
         return tuple(self.fault.split("+"))
 
-    def asked(self) -> Asked:
+    def spec(self) -> RunSpec:
         """The run that this is. Raises ``InvalidInput`` when it cannot be."""
-        asked = Asked(
-            engine=self.engine,
-            strategy=Strategy(self.strategy),
-            faults=self.faults,
-            before_s=0.3,
-            after_s=0.3,
-            interval_ms=20.0,
-        )
-        if any(parse(fault).row.point is Point.PAGES for fault in self.faults):
-            asked = msgspec.structs.replace(asked, **FOLLOWING)
-        return check(asked)
+        values: dict[str, Any] = {
+            "engine": self.engine,
+            "strategy": self.strategy,
+            "faults": self.faults,
+            "before_s": 0.3,
+            "after_s": 0.3,
+            "interval_ms": 20.0,
+        }
+        if any(parse(fault).point is FaultPoint.PAGES for fault in self.faults):
+            values |= FOLLOWING
+        return to_spec(values)
 
 
 def every_case(engines: Sequence[str], strategies: Sequence[str], words: Sequence[str]) -> list[Case]:
@@ -76,7 +74,7 @@ def every_case(engines: Sequence[str], strategies: Sequence[str], words: Sequenc
         for strategy in strategies
         for row in ROWS
         if engine in (engines_of(row) or ENGINES)
-        and (row.point is not Point.NOTICE or RULES[Strategy(strategy)].notice)
+        and (row.point is not FaultPoint.NOTICE or RULES[Strategy(strategy)].notice)
         and (not words or row.name.startswith(tuple(words)))
     ]
 
@@ -86,15 +84,15 @@ def perform(case: Case, runs: Path) -> RunResult:
 
     Raises ``FerryError`` for what could not even begin. The machine is not asked whether it can.
     """
-    asked = case.asked()
-    paths = launch(asked, build_topology(asked), RunStore(runs), "session.play", checked=True)
+    spec = case.spec()
+    paths = launch(spec, topology_of(spec), RunStore(runs), "session.play", checked=True)
     return study(paths.root).result
 
 
 def complaints(case: Case, result: RunResult) -> list[str]:
     """What is not as the table says; nothing is as it should be."""
     found = [] if result.outcome == "succeeded" else [f"the run {result.outcome}: {result.error}"]
-    rows = [parse(fault).row for fault in case.faults]
+    rows = [row_of(parse(fault)) for fault in case.faults]
     if not all(result.served_by in row.places for row in rows):
         found.append(f"the server is at {result.served_by}")
     if (result.requests_lost, result.requests_duplicated, result.state_ok) != (0, 0, True):
@@ -118,7 +116,7 @@ def able(engines: Sequence[str]) -> list[str]:
     usable = []
     for engine in engines:
         try:
-            preflight.check(needed_probes(Asked(engine=engine)))
+            preflight.check(needed_probes(RunSpec(engine=engine)))
         except Unsupported as error:
             sys.stderr.write(f"faults: {engine} is left out: {error}\n")
         else:

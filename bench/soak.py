@@ -18,9 +18,9 @@ from rich.table import Table
 
 from cli.progress import perform_shown
 from quicferry.analysis.repeated_moves import grown
-from quicferry.record import Asked, RunResult
+from quicferry.record import RunResult
 from quicferry.strategies import Strategy
-from session.scenario import check
+from session.request import to_spec
 
 #: aioquic's 8, and the one of the client's first datagram: a late copy of it must not make a connection.
 #: The hand-off leaves the latter behind
@@ -77,15 +77,9 @@ def main() -> int:
     parser.add_argument("--interval-ms", type=float, default=20.0)
     parser.add_argument("--runs", type=Path, default=None)
     arguments = parser.parse_args()
-    asked = check(
-        Asked(
-            moves=arguments.moves,
-            engine=arguments.engine,
-            strategy=arguments.strategy,
-            interval_ms=arguments.interval_ms,
-        )
-    )
-    result = perform_shown([asked], arguments.runs)[0]
+    axes = ("moves", "engine", "strategy", "interval_ms")
+    spec = to_spec({axis: getattr(arguments, axis) for axis in axes})
+    result = perform_shown([spec], arguments.runs)[0]
     show(result)
     wrong = complaints(result, arguments.moves)
     for line in wrong:

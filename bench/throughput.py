@@ -51,7 +51,7 @@ def make_pair(extended: bool, files: TlsFiles) -> tuple[QuicConnection, QuicConn
 
 def transfer_s(client: QuicConnection, server: QuicConnection) -> float:
     """Seconds of processor time to bring SIZE_BYTES from server to client."""
-    now, received, asked = 0.0, 0, False
+    now, received, spec = 0.0, 0, False
     client.connect(SERVER, now)
     begun = time.process_time()
     while received < SIZE_BYTES:
@@ -70,8 +70,8 @@ def transfer_s(client: QuicConnection, server: QuicConnection) -> float:
                         server.send_stream_data(event.stream_id, bytes(SIZE_BYTES), True)
                     else:
                         received += len(event.data)
-        if not moved and not asked:
-            asked = True
+        if not moved and not spec:
+            spec = True
             begun = time.process_time()  # the handshake does not count
             client.send_stream_data(client.get_next_available_stream_id(), b"go", True)
     return time.process_time() - begun

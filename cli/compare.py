@@ -17,7 +17,7 @@ from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.base import ENGINES
 from quicferry.record import RunResult
 from quicferry.strategies import Strategy
-from session.scenario import Scenario, read_scenario, to_asked
+from session.scenario import Scenario, read_scenario
 from session.session import failure
 
 #: Compared when nothing else is asked for: the two ends of what there is, so that it stays quick.
@@ -144,7 +144,7 @@ def raise_for(results: Sequence[RunResult]) -> None:
     help="Draw bars with intervals and the delivery gaps here.  [default: figures/ beside the runs; with "
     "--json none]",
 )
-@axis_options
+@axis_options(leave_out=("strategy", "baseline", "engine"))
 @json_option
 def compare(
     strategies: tuple[str, ...],
@@ -156,7 +156,7 @@ def compare(
     figures: Path | None,
     runs_root: Path | None,
     as_json: bool,
-    **axes: Any,
+    **values: Any,
 ) -> None:
     """Run strategies and baselines with every engine; print medians with 95 % intervals.
 
@@ -166,26 +166,25 @@ def compare(
     if scenario_file is not None:
         scenario = read_scenario(scenario_file)
     else:
-        to_asked(axes)
         if not strategies and not baseline_names:
             strategies = tuple(str(strategy) for strategy in Strategy)
         scenario = Scenario(
             title="compare",
             repetitions=repetitions,
-            run=axes,
+            run=values,
             sweep={
                 "engine": list(engines or QUICK_ENGINES),
                 "strategy": list(strategies),
                 "baseline": list(baseline_names),
             },
         )
-    wanted = list(scenario.runs())
+    specs = list(scenario.runs())
     try:
-        results = perform_shown(wanted, runs_root, print_json if as_json else None)
+        results = perform_shown(specs, runs_root, print_json if as_json else None)
     except Unsupported as error:
         if as_json:
-            for asked in wanted:
-                print_json(failure(asked, error))
+            for spec in specs:
+                print_json(failure(spec, error))
             error.already_printed = True
         raise
     if as_json:

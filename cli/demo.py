@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cli.axes import runs_option
 from cli.compare import raise_for, show
 from cli.progress import perform_shown
 from cli.support import ask_for_root, say
@@ -23,13 +24,7 @@ ENGINES = ("handoff", "criu-cold")
     default=None,
     help="Where the HTML page goes.  [default: demo.html among the runs]",
 )
-@click.option(
-    "--runs",
-    "runs_root",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=None,
-    help="Where run directories go.  [default: runs/ in the checkout, or $QUICFERRY_RUNS]",
-)
+@runs_option
 def demo(report: Path | None, runs_root: Path | None) -> None:
     """Move the server once with each strategy, by CRIU and by hand-off, and show the result.
 

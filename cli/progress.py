@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cli.support import stderr_console
 from quicferry.events import Event
-from quicferry.record import Asked, RunResult
+from quicferry.record import RunResult
+from quicferry.spec import RunSpec
 from session.session import Watcher, perform_all, title
 
 #: event -> what a watcher is told
@@ -39,7 +40,7 @@ def progress(total: int) -> Iterator[Watcher]:
     console = stderr_console()
     if not console.is_terminal:
 
-        def plain(spec: Asked, done: int, event: Event | None) -> None:
+        def plain(spec: RunSpec, done: int, event: Event | None) -> None:
             if event is None:
                 console.print(f"[{done + 1}/{total}] {title(spec)}")
 
@@ -57,7 +58,7 @@ def progress(total: int) -> Iterator[Watcher]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=total, step="")
 
-        def show(spec: Asked, done: int, event: Event | None) -> None:
+        def show(spec: RunSpec, done: int, event: Event | None) -> None:
             if event is None:
                 bar.update(task, description=title(spec), step="", completed=done)
             elif event.name in _SHOWN:
@@ -67,10 +68,10 @@ def progress(total: int) -> Iterator[Watcher]:
 
 
 def perform_shown(
-    wanted: Sequence[Asked],
+    specs: Sequence[RunSpec],
     runs_root: Path | None,
     on_result: Callable[[RunResult], None] | None = None,
 ) -> list[RunResult]:
     """``session.perform_all`` with progress on stderr."""
-    with progress(len(wanted)) as watch:
-        return perform_all(wanted, runs_root, on_result, watch)
+    with progress(len(specs)) as watch:
+        return perform_all(specs, runs_root, on_result, watch)

@@ -6,16 +6,9 @@ from pathlib import Path
 
 import click
 
+from cli.axes import runs_option
 from cli.support import json_option, print_json, say, stdout_console
 from quicferry.errors import StoreError
-
-runs_root_option = click.option(
-    "--runs",
-    "runs_root",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=None,
-    help="The folder of the runs.  [default: runs/ of the checkout, or $QUICFERRY_RUNS]",
-)
 
 
 @click.group()
@@ -24,7 +17,7 @@ def runs() -> None:
 
 
 @runs.command(name="list")
-@runs_root_option
+@runs_option
 @json_option
 def list_(runs_root: Path | None, as_json: bool) -> None:
     """List all runs, the oldest first."""
@@ -52,7 +45,7 @@ def list_(runs_root: Path | None, as_json: bool) -> None:
 @click.argument("run_id", metavar="ID")
 @click.option("--events", is_flag=True, help="Print the events, one line each.")
 @click.option("--packets", is_flag=True, help="Print the client's decrypted packets, one line each.")
-@runs_root_option
+@runs_option
 @json_option
 def show(run_id: str, events: bool, packets: bool, runs_root: Path | None, as_json: bool) -> None:
     """Show one run. ID may be a part of the ID, or a directory.
@@ -87,7 +80,7 @@ def show(run_id: str, events: bool, packets: bool, runs_root: Path | None, as_js
     required=True,
     help="The HTML file to write.",
 )
-@runs_root_option
+@runs_option
 def report(run_ids: tuple[str, ...], output: Path, runs_root: Path | None) -> None:
     """Write a self-contained HTML page over these runs, or over all."""
     from quicferry.analysis.report import write_report
@@ -101,7 +94,7 @@ def report(run_ids: tuple[str, ...], output: Path, runs_root: Path | None) -> No
 @runs.command()
 @click.argument("run_id", metavar="ID")
 @click.option("--host", default=None, help="Only the capture of this host, e.g. client.")
-@runs_root_option
+@runs_option
 def merge(run_id: str, host: str | None, runs_root: Path | None) -> None:
     """Put the captures of a run and its secrets into one file that Wireshark opens decrypted.
 

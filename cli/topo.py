@@ -115,8 +115,8 @@ def draw(name: str, settings: tuple[str, ...], output: Path | None) -> None:
 def _build(name: str, settings: tuple[str, ...]) -> tuple[Topology, dict[str, int | float | str | None]]:
     family = topologies.get(name)
     chosen = {parameter.name: parameter.default for parameter in family.parameters}
-    asked = dict(_setting(words) for words in settings)
-    return family.build(**asked), {**chosen, **asked}
+    spec = dict(_setting(words) for words in settings)
+    return family.build(**spec), {**chosen, **spec}
 
 
 def _setting(words: str) -> tuple[str, int | float | None]:

@@ -4,20 +4,22 @@
 but ``derived/`` is raw and never changes; ``derived/`` can be made again from the rest.
 
 Format history:
-    1  the first one.
+    1  the first one: what was asked is called ``asked``, a fault is a string.
+    2  what was asked is called ``spec``, a fault has point, kind and seconds.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from quicferry.errors import StoreError
 from quicferry.model import LinkReading, Topology
-from quicferry.strategies import Strategy
+from quicferry.spec import RunSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: What tells the old place of the service from the new one in the client's capture.
 PLACE_BY_SERVER = "server"  # the server's address changes
@@ -41,52 +43,6 @@ class RunPaths:
         self.result = root / "derived" / "result.json"
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a run was asked to be: the axes of an experiment, one value each."""
-
-    topology: str = "two_edges"  # a name of `quicferry topo list`
-    strategy: Strategy = Strategy.PROACTIVE_EXPLICIT  # how client and server find each other again
-    baseline: str | None = None  # an alternative to the extension; then the strategy has no meaning
-    engine: str = "handoff"  # how the process moves
-    server_first: bool = False  # the variant in which the restored server sends first, whatever the strategy
-    pool: int = 1  # candidate addresses the client is given, 1..7; the true one among them
-    rtt_ms: float = 18.0  # client to destination edge
-    source_rtt_ms: float | None = None  # client to source edge; None: as rtt_ms
-    jitter_ms: float = 0.0  # standard deviation around the delay, each way
-    loss_percent: float = 0.0  # each way on the client's access link
-    rate_mbps: float | None = None  # each way on the client's access link
-    inter_edge_mbps: float = 1000.0  # between source and destination
-    memory_mib: int = 0  # touched, incompressible memory added to the server
-    dirty_mib_s: float = 0.0  # how much of that memory the server rewrites, in MiB per second
-    compression: str = "auto"  # auto, none, zstd, zstd-1, zstd-3: of memory images on their way
-    memory_by: str = "auto"  # auto, agents, criu: who moves memory before and after the downtime
-    interval_ms: float = 10.0  # between requests; 0: back to back
-    request_bytes: int = 64  # size of each request
-    response_bytes: int = 256  # size of each response
-    download_mib: float = 0.0  # a download beside the requests, checked by hash; 0: none
-    upload_mib: float = 0.0  # an upload beside the requests, checked by hash; 0: none
-    before_s: float = 1.0  # load before the move
-    after_s: float = 1.0  # load after the move
-    forwarding: bool = True  # the source hands datagrams that come too late on to the destination
-    dns_ttl_s: int = 1  # time to live of the service's address record; baselines that look it up
-    dns_cache: str = "warm"  # warm: others on the client's host look the name up as well; cold: nobody does
-    tcp_user_timeout_ms: float = (
-        1000.0  # how long TCP data may stay unacknowledged (RFC 5482); 0: the system's
-    )
-    request_timeout_ms: float = 1000.0  # how long a client without the extension waits for an answer
-    tls_resumption: bool = False  # a new connection resumes the TLS session of an old one if it can
-    mptcp_make_before_break: bool = False  # MPTCP: the new address stands before the old one goes
-    downtime_ms: float | None = None  # how long the MPTCP baseline stands still; None: as the engine does
-    link_backend: str = "auto"  # auto, netem, cable
-    calibrate: bool = False  # measure every link before the load begins
-    clients: int = 1  # connections, all in one client process; more than one have a load in common
-    mixed_strategies: bool = False  # each client agrees to one strategy only, all of them in turn
-    plain_clients: int = 0  # of these, so many do not know the extension and cannot follow the server
-    moves: int = 1  # how often the server moves, to and fro between source and destination
-    faults: tuple[str, ...] = ()  # what is made to go wrong: `quicferry faults`
-    seed: int = 1  # of loss, jitter and payloads
-
-
 class Clock(msgspec.Struct, frozen=True, kw_only=True):
     """CLOCK_REALTIME minus CLOCK_MONOTONIC, at both ends of the run: pcap stamps are realtime."""
 
@@ -100,7 +56,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     format_version: int = FORMAT_VERSION
     id: str
     created: str  # ISO 8601, UTC
-    asked: Asked
+    spec: RunSpec
     topology: Topology
     client_address: str = ""
     source_endpoint: str = ""  # "10.0.1.2:4433"
@@ -244,17 +200,33 @@ def read_manifest(root: Path) -> Manifest:
     except OSError as error:
         raise StoreError(f"no run in {root}", hint="`quicferry runs list` shows what there is") from error
     try:
-        manifest = msgspec.json.decode(raw, type=Manifest)
-    except msgspec.DecodeError as error:
+        return msgspec.convert(_current(msgspec.json.decode(raw, type=dict[str, Any]), path), Manifest)
+    except msgspec.DecodeError as error:  # a ValidationError is one
         raise StoreError(
             f"{path} cannot be read: {error}", hint="it was damaged or made by another version"
         ) from error
-    if manifest.format_version != FORMAT_VERSION:
+
+
+def _current(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A manifest as this version has it, whichever version wrote it. Raises ``StoreError``."""
+    version = manifest.get("format_version")
+    if version == FORMAT_VERSION:
+        return manifest
+    if version != 1:
         raise StoreError(
-            f"{path} has format version {manifest.format_version}, this program reads {FORMAT_VERSION}",
+            f"{path} has format version {version}, this program reads 1 to {FORMAT_VERSION}",
             hint="read it with the version that made it (manifest: tool_version)",
         )
-    return manifest
+    spec = dict(manifest.get("asked", {}))
+    spec["faults"] = [_fault_of_words(words) for words in spec.get("faults", ())]
+    return {**manifest, "format_version": FORMAT_VERSION, "spec": spec}
+
+
+def _fault_of_words(words: str) -> dict[str, Any]:
+    """A fault as version 1 wrote it: ``<point>:<kind>`` or ``<point>:<kind>=<seconds>``."""
+    name, _, seconds = words.partition("=")
+    point, _, kind = name.partition(":")
+    return {"point": point, "kind": kind, "seconds": float(seconds) if seconds else None}
 
 
 def write_json(path: Path, value: object) -> None:

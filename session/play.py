@@ -33,13 +33,13 @@ def main() -> None:
     """The process's entry."""
     paths = RunPaths(Path(sys.argv[1]))
     manifest = read_manifest(paths.root)
-    backend = manifest.asked.link_backend
+    backend = manifest.spec.link_backend
     emulator = MininetEmulator(
         paths.root / "links",
-        seed=manifest.asked.seed,
+        seed=manifest.spec.seed,
         backend=None if backend == "auto" else backend,
     )
-    name = manifest.asked.baseline
+    name = manifest.spec.baseline
     cast: MakeCast = baselines.get(name).make_cast if name is not None else make_cast
     os.nice(PRIORITY)
     perform(manifest, paths, emulator, cast, show)

@@ -1,24 +1,138 @@
-"""From axes to the network of a run."""
+"""A request becomes one checked ``RunSpec``: here, once, for the command line and scenario files alike.
+
+``to_spec`` takes plain values, as options and TOML have them, and returns a spec that makes sense, or
+raises ``InvalidInput`` with what to give instead. What comes after it only reads.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+import baselines
 import topologies
+from quicferry.errors import InvalidInput, Unsupported
+from quicferry.experiment import faults
+from quicferry.migration.engines.base import ENGINES, LONG_ENGINES
 from quicferry.model import Topology
-from quicferry.record import Asked
+from quicferry.spec import Axis, ReadBy, RunSpec, axes
 
-_DEFAULTS = Asked()
+DEFAULT_ENGINE = RunSpec().engine
+#: why a baseline cannot honour an axis of the extension, where there is more to say than that
+_NOT_WITH_BASELINES = {
+    "clients": "a baseline has one client: many clients send requests to our own server",
+    "faults": "a baseline takes no faults: they are aimed at the agents of a strategy's run",
+    "moves": "a baseline makes one move only",
+}
 
-#: the axes that shape the network; a topology may know only some of them
-_TOPOLOGY_AXES = (
-    *("rtt_ms", "source_rtt_ms", "jitter_ms", "loss_percent"),
-    *("rate_mbps", "inter_edge_mbps", "pool"),
-)
+
+def to_spec(values: Mapping[str, Any]) -> RunSpec:
+    """The run that these values ask for; an axis that is left out has its default.
+
+    ``engine`` left out or None is the default engine, or the first that can move the baseline's server.
+    Raises ``InvalidInput`` for an unknown axis, a value out of its bounds, and axes that do not go together.
+    """
+    known = axes()
+    for name in values:
+        if name not in known:
+            raise InvalidInput(f"there is no axis {name!r}", hint="the axes are " + ", ".join(sorted(known)))
+    chosen = {name: value for name, value in values.items() if value is not None}
+    for name, value in chosen.items():
+        _check_value(known[name], value)
+    if "faults" in chosen:
+        chosen["faults"] = tuple(faults.parse(words) for words in chosen["faults"])
+    if "baseline" in chosen and "engine" not in chosen:
+        chosen["engine"] = (baselines.get(str(chosen["baseline"])).engines or (DEFAULT_ENGINE,))[0]
+    try:
+        spec = msgspec.convert(chosen, RunSpec)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"a value does not fit its axis: {error}", hint="see docs/axes.md") from error
+    _check_together(spec)
+    return spec
 
 
-def build_topology(asked: Asked) -> Topology:
-    """The topology that was asked for, with its links shaped. Raises ``InvalidInput``."""
-    family = topologies.get(asked.topology)
+def _check_value(axis: Axis, value: Any) -> None:
+    """Raise ``InvalidInput`` when a value of the right type is none of those that the axis allows."""
+    if axis.choices and value not in axis.choices:
+        raise InvalidInput(f"{axis.name} cannot be {value!r}", hint="choose from " + axis.bounds)
+    if axis.least is None or axis.most is None or not isinstance(value, int | float):
+        return
+    if not (math.isfinite(value) and axis.least <= value <= axis.most):
+        raise InvalidInput(
+            f"{axis.name} cannot be {value:.10g} {axis.unit}".rstrip(), hint=f"give {axis.bounds}"
+        )
+
+
+def _check_together(spec: RunSpec) -> None:
+    """Raise ``InvalidInput`` when values make no sense beside each other."""
+    if spec.engine not in ENGINES:
+        raise InvalidInput(f"there is no engine {spec.engine!r}", hint="choose from " + ", ".join(ENGINES))
+    for name, reason in unread(spec).items():
+        if getattr(spec, name) != axes()[name].default:
+            raise InvalidInput(reason, hint=f"leave out {axes()[name].option}")
+    if spec.plain_clients > spec.clients:
+        raise InvalidInput(
+            f"{spec.plain_clients} of {spec.clients} clients cannot be plain", hint="give more --clients"
+        )
+    if spec.clients > 1 and (spec.download_mib or spec.upload_mib):
+        raise InvalidInput(
+            "many clients send requests only", hint="leave out --download-mib and --upload-mib"
+        )
+    if spec.memory_by == "criu" and spec.engine not in LONG_ENGINES:
+        raise InvalidInput(
+            f"with the engine {spec.engine} no memory moves before or after the downtime",
+            hint="--memory-by criu goes with " + ", ".join(sorted(LONG_ENGINES)),
+        )
+    topology = topology_of(spec)
+    faults.check(spec, topology)
+
+
+def unread(spec: RunSpec) -> dict[str, str]:
+    """The axes that nobody reads who takes part in this run, each with a sentence that says why.
+
+    Raises ``InvalidInput`` for an unknown baseline.
+    """
+    known = axes().values()
+    if spec.baseline is None:
+        return {
+            axis.name: f"{axis.name} is for baselines: no strategy reads it"
+            for axis in known
+            if axis.read_by is ReadBy.BASELINES
+        }
+    baseline = baselines.get(spec.baseline)
+    reasons: dict[str, str] = {}
+    for axis in known:
+        if axis.read_by is ReadBy.EXTENSION:
+            other = f"{axis.name} is for runs with a strategy: {baseline.name} cannot honour it"
+            reasons[axis.name] = _NOT_WITH_BASELINES.get(axis.name, other)
+        elif axis.read_by is ReadBy.ENGINES and not baseline.moves:
+            reasons[axis.name] = f"{axis.name} is for servers that move: that of {baseline.name} does not"
+        elif axis.read_by is ReadBy.BASELINES and axis.name not in baseline.reads:
+            reasons[axis.name] = f"{baseline.name} does not read {axis.name}"
+    return reasons
+
+
+def check_engine(spec: RunSpec) -> Unsupported | None:
+    """Why the engine cannot move the server of the spec's baseline, on any machine; None if it can."""
+    if spec.baseline is None:
+        return None
+    try:
+        baselines.check_engine(spec.baseline, spec.engine)
+    except Unsupported as error:
+        return error
+    return None
+
+
+@lru_cache(maxsize=256)
+def topology_of(spec: RunSpec) -> Topology:
+    """The emulated network of a run, its links shaped as the spec says. Raises ``InvalidInput``."""
+    family = topologies.get(spec.topology)
+    shaping = [axis for axis in axes().values() if axis.network]
     return family.build_from_axes(
-        {axis: getattr(asked, axis) for axis in _TOPOLOGY_AXES},
-        {axis: getattr(_DEFAULTS, axis) for axis in _TOPOLOGY_AXES},
+        {axis.name: getattr(spec, axis.name) for axis in shaping},
+        {axis.name: axis.default for axis in shaping},
     )

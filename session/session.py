@@ -9,78 +9,73 @@ from typing import Protocol
 
 import baselines
 from quicferry.analysis.analyse import analyse
-from quicferry.errors import FerryError, Unsupported
+from quicferry.errors import FerryError
 from quicferry.events import Event
 from quicferry.experiment.launch import launch, needed_probes
 from quicferry.experiment.preflight import check as ask_machine
 from quicferry.experiment.store import RunStore
 from quicferry.model import Topology
-from quicferry.record import Asked, RunResult
+from quicferry.record import RunResult
+from quicferry.spec import RunSpec
 from session.downtimes import Downtimes
-from session.request import build_topology
-from session.scenario import check
+from session.request import check_engine, topology_of
 
 
-def title(asked: Asked) -> str:
+def title(spec: RunSpec) -> str:
     """What a run is called on the screen."""
-    if asked.baseline is not None:
-        return f"{asked.baseline} · {asked.engine}"
-    return f"{asked.strategy}{' server-first' if asked.server_first else ''} · {asked.engine}"
+    if spec.baseline is not None:
+        return f"{spec.baseline} · {spec.engine}"
+    return f"{spec.strategy}{' server-first' if spec.server_first else ''} · {spec.engine}"
 
 
-def needs(asked: Asked) -> list[str]:
+def needs(spec: RunSpec) -> list[str]:
     """What a run needs of the machine, its baseline included. Raises ``InvalidInput`` for an unknown one."""
-    needed = needed_probes(asked)
-    if asked.baseline is not None:
-        needed += [probe for probe in baselines.get(asked.baseline).needs if probe not in needed]
+    needed = needed_probes(spec)
+    if spec.baseline is not None:
+        needed += [probe for probe in baselines.get(spec.baseline).needs if probe not in needed]
     return needed
 
 
-def failure(asked: Asked, error: FerryError) -> RunResult:
+def failure(spec: RunSpec, error: FerryError) -> RunResult:
     """The result of a run that could not even begin."""
     return RunResult(
         outcome=error.outcome,
-        strategy=asked.baseline or str(asked.strategy),
-        kind="strategy" if asked.baseline is None else "baseline",
-        engine=asked.engine,
-        seed=asked.seed,
-        topology=asked.topology,
-        server_first=asked.server_first,
-        pool=asked.pool,
-        memory_mib=asked.memory_mib,
-        loss_percent=asked.loss_percent,
-        rtt_asked_ms=asked.rtt_ms,
+        strategy=spec.baseline or str(spec.strategy),
+        kind="strategy" if spec.baseline is None else "baseline",
+        engine=spec.engine,
+        seed=spec.seed,
+        topology=spec.topology,
+        server_first=spec.server_first,
+        pool=spec.pool,
+        memory_mib=spec.memory_mib,
+        loss_percent=spec.loss_percent,
+        rtt_asked_ms=spec.rtt_ms,
         error=str(error),
         hint=error.hint,
     )
 
 
-def refusal(asked: Asked, refusals: Mapping[str, FerryError]) -> FerryError | None:
+def refusal(spec: RunSpec, refusals: Mapping[str, FerryError]) -> FerryError | None:
     """Why a run cannot be: what the machine lacks, or an engine that cannot move the baseline's server."""
-    for probe in needs(asked):
+    for probe in needs(spec):
         if probe in refusals:
             return refusals[probe]
-    if asked.baseline is not None:
-        try:
-            baselines.check_engine(asked.baseline, asked.engine)
-        except Unsupported as error:
-            return error
-    return None
+    return check_engine(spec)
 
 
 class Watcher(Protocol):
     """Whoever wants to know how far a session is, such as a progress bar."""
 
-    def __call__(self, spec: Asked, done: int, event: Event | None) -> None:
+    def __call__(self, spec: RunSpec, done: int, event: Event | None) -> None:
         """Run ``spec`` begins (``event`` None) or an event of it came; ``done`` runs are over."""
 
 
-def _nobody(spec: Asked, done: int, event: Event | None) -> None:
+def _nobody(spec: RunSpec, done: int, event: Event | None) -> None:
     """Nobody watches."""
 
 
 def perform_all(
-    wanted: Sequence[Asked],
+    specs: Sequence[RunSpec],
     runs_root: Path | None,
     on_result: Callable[[RunResult], None] | None = None,
     watch: Watcher = _nobody,
@@ -90,29 +85,29 @@ def perform_all(
     ``on_result`` is given each result as soon as it is there. Raises ``InvalidInput`` before the first
     run when any of them cannot be meant, and ``Unsupported`` when this machine can do none of them.
     """
-    plans = [(check(asked), build_topology(asked)) for asked in wanted]
+    plans = [(spec, topology_of(spec)) for spec in specs]
     store = RunStore(runs_root)
     refusals: dict[str, FerryError] = {}
-    for name in sorted({probe for asked in wanted for probe in needs(asked)}):
+    for name in sorted({probe for spec in specs for probe in needs(spec)}):
         try:
             ask_machine([name])
         except FerryError as error:
             refusals[name] = error
-    refused = [refusal(asked, refusals) for asked in wanted]
+    refused = [refusal(spec, refusals) for spec in specs]
     if refused and None not in refused:
         raise next(error for error in refused if error is not None)
     results: list[RunResult] = []
     downtimes = Downtimes(results)
-    for done, (asked, topology) in enumerate(plans):
+    for done, (spec, topology) in enumerate(plans):
 
-        def perform(asked: Asked, topology: Topology = topology, done: int = done) -> RunResult:
-            watch(asked, done, None)
-            on_event = functools.partial(watch, asked, done)
-            paths = launch(asked, topology, store, "session.play", on_event, checked=True)
+        def perform(spec: RunSpec, topology: Topology = topology, done: int = done) -> RunResult:
+            watch(spec, done, None)
+            on_event = functools.partial(watch, spec, done)
+            paths = launch(spec, topology, store, "session.play", on_event, checked=True)
             return analyse(paths.root)
 
         why_not = refused[done]
-        result = failure(asked, why_not) if why_not is not None else downtimes.perform(asked, perform)
+        result = failure(spec, why_not) if why_not is not None else downtimes.perform(spec, perform)
         results.append(result)
         if on_result is not None:
             on_result(result)

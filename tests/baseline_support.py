@@ -50,7 +50,7 @@ class SteeredNames(asyncio.DatagramProtocol):
         self.address = address
         self.ttl_s = ttl_s
         self.deaf = 0
-        self.asked = 0
+        self.spec = 0
         self._transport: asyncio.DatagramTransport | None = None
         self.endpoint = Endpoint("127.0.0.1", 0)
 
@@ -62,7 +62,7 @@ class SteeredNames(asyncio.DatagramProtocol):
         return self
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self.asked += 1
+        self.spec += 1
         if self.deaf:
             self.deaf -= 1
             return

@@ -23,15 +23,8 @@ from cryptography.hazmat.primitives import serialization
 
 from quicferry.events import Event, write_events
 from quicferry.model import Node, NodeKind, Topology
-from quicferry.record import (
-    Asked,
-    ClientSummary,
-    Clock,
-    Manifest,
-    RequestRecord,
-    RunPaths,
-    write_json,
-)
+from quicferry.record import ClientSummary, Clock, Manifest, RequestRecord, RunPaths, write_json
+from quicferry.spec import RunSpec
 from quicferry.units import NS_PER_MS
 from tests.certificate import certificate
 
@@ -359,7 +352,7 @@ def write_run(root: Path, scene: Scene, *, downtime_ms: float = 100.0, outcome: 
     manifest = Manifest(
         id=root.name,
         created="2026-01-02T03:04:05Z",
-        asked=Asked(strategy="symmetric", engine="handoff", rtt_ms=scene.one_way_ns * 2 / NS_PER_MS),
+        spec=RunSpec(strategy="symmetric", engine="handoff", rtt_ms=scene.one_way_ns * 2 / NS_PER_MS),
         topology=topology,
         client_address=CLIENT[0],
         source_endpoint=text(OLD),

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from quicferry import events, record
+import baselines
+from quicferry import events
 from quicferry.experiment import faults
+from quicferry.paths import CHECKOUT
+from quicferry.spec import Axis, ReadBy, axes
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = CHECKOUT / "docs"
 _MADE = "<!-- Made by tools/make_docs.py; change the code instead. -->\n"
 
 
@@ -37,35 +38,36 @@ def events_page() -> str:
 
 
 def axes_page() -> str:
-    """docs/axes.md: every axis of an experiment with its default and the comment beside it."""
+    """docs/axes.md: every axis of an experiment, from ``quicferry.spec``."""
     lines = [
         "# Axes of an experiment",
         "",
         _MADE,
         "A run has one value for each of these. In a scenario file they stand in `[run]` (one value) or",
         "`[sweep]` (a list); on the command line `strategy` is `--strategy`, `rtt_ms` is `--rtt-ms`, and so",
-        "on for all of them.",
+        "on for all of them; a fault is `--fault`, and may be given several times. *Read by* says in which",
+        "runs an axis has an effect: in all, in those of the extension (with a strategy), where an engine",
+        "moves the server, or in those of some baselines. A run is refused that gives an axis which nobody",
+        "reads in it; a sweep crosses an axis only with what reads it.",
         "",
-        "| axis | type | default | meaning |",
-        "|---|---|---|---|",
+        "| axis | type | allowed | default | read by | meaning |",
+        "|---|---|---|---|---|---|",
     ]
-    source = inspect.getsource(record.Asked)
-    comments = source.splitlines()
-    tree = ast.parse(source).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    defaults = record.Asked()
-    for field in tree.body:
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            name = field.target.id
-            written = comments[field.lineno - 1 : field.end_lineno]  # the formatter wraps long ones
-            comment = next((line.partition("  # ")[2] for line in written if "  # " in line), "")
-            value = getattr(defaults, name)
-            kind = ast.unparse(field.annotation).replace("|", "or")
-            default = (
-                "none" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
-            )
-            lines.append(f"| `{name}` | {kind} | {default} | {comment} |")
+    for axis in axes().values():
+        kind = "faults" if axis.kind == "faults" else getattr(axis.kind, "__name__", "str")
+        default = (
+            "none"
+            if axis.default in (None, ())
+            else f"`{str(axis.default).lower() if axis.kind is bool else axis.default}`"
+        )
+        readers = ", ".join(names_of_readers(axis)) if axis.read_by is ReadBy.BASELINES else str(axis.read_by)
+        lines.append(f"| `{axis.name}` | {kind} | {axis.bounds} | {default} | {readers} | {axis.text} |")
     return "\n".join(lines) + "\n"
+
+
+def names_of_readers(axis: Axis) -> list[str]:
+    """The baselines that read an axis."""
+    return [name for name in baselines.names() if axis.name in baselines.get(name).reads]
 
 
 def faults_page() -> str:

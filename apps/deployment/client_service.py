@@ -16,21 +16,21 @@ CLIENT_END_S = 25.0  # longer than the client's own patience
 
 def client_config(context: RunContext, authority: str) -> ClientConfig:
     """What every client of a run is told; the file for its secrets is made."""
-    asked = context.asked
+    spec = context.spec
     context.paths.keys.touch(mode=0o600)
     return ClientConfig(
         server=context.service_endpoint(context.part("source")),
         authority=authority,
         keys=str(context.paths.keys),
         summary=str(context.paths.client),
-        interval_ms=asked.interval_ms,
-        request_bytes=asked.request_bytes,
-        download_bytes=round(asked.download_mib * BYTES_PER_MIB),
-        upload_bytes=round(asked.upload_mib * BYTES_PER_MIB),
-        seed=asked.seed,
-        clients=asked.clients,
-        plain_clients=asked.plain_clients,
-        mixed_strategies=asked.mixed_strategies,
+        interval_ms=spec.interval_ms,
+        request_bytes=spec.request_bytes,
+        download_bytes=round(spec.download_mib * BYTES_PER_MIB),
+        upload_bytes=round(spec.upload_mib * BYTES_PER_MIB),
+        seed=spec.seed,
+        clients=spec.clients,
+        plain_clients=spec.plain_clients,
+        mixed_strategies=spec.mixed_strategies,
     )
 
 

@@ -50,12 +50,12 @@ class QuicCast:
         config = client_config(context, server.authority)
         if faults.client_refuses:
             config = msgspec.structs.replace(config, accept_moves=False)
-        crowd = context.asked.clients > 1 or context.asked.plain_clients > 0 or context.asked.mixed_strategies
+        crowd = context.spec.clients > 1 or context.spec.plain_clients > 0 or context.spec.mixed_strategies
         self._client = LoadClient(
             context,
             config,
             module="apps.client.multi_client" if crowd else "apps.client.client",
-            connections=context.asked.clients,
+            connections=context.spec.clients,
         )
         self.services: list[Service] = [*self._agents.values(), self._orchestra, faults, self._client]
         self._at, self._next = source, destination
@@ -67,19 +67,19 @@ class QuicCast:
 
     def move(self) -> dict[str, Any]:
         """Move the server to the other edge, by the orchestrator or by the host alone."""
-        asked = self._context.asked
-        if RULES[asked.strategy].notice:
+        spec = self._context.spec
+        if RULES[spec.strategy].notice:
             outcome = order_move(
                 self._context,
                 self._orchestra,
-                asked.strategy,
-                forwarding=asked.forwarding,
+                spec.strategy,
+                forwarding=spec.forwarding,
                 source=self._at,
                 destination=self._next,
             )
         else:
             outcome = self._agents[self._at].move()
-        if not asked.faults:
+        if not spec.faults:
             detail = moved(outcome)
             self._at, self._next = self._next, self._at
             return detail

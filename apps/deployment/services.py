@@ -113,14 +113,14 @@ class Agent:
         ]
         state = journals(context)
         local_move = LocalMove(
-            strategy=context.asked.strategy,
-            engine=context.asked.engine,
+            strategy=context.spec.strategy,
+            engine=context.spec.engine,
             destination=self._peer,
             service=context.service_endpoint(self._peer),
-            server_first=context.asked.server_first,
-            forwarding=context.asked.forwarding,
-            compression=context.asked.compression,
-            memory_by=context.asked.memory_by,
+            server_first=context.spec.server_first,
+            forwarding=context.spec.forwarding,
+            compression=context.spec.compression,
+            memory_by=context.spec.memory_by,
         )
         return AgentConfig(
             edge=self.edge,
@@ -139,9 +139,7 @@ class Agent:
             journal=str(state / f"{self.edge}.journal"),
             container_record=str(state / f"{self.edge}.container"),
             oci_readable=(
-                [str(context.configs), str(context.credentials)]
-                if runs_in_oci(context.asked.engine)
-                else None
+                [str(context.configs), str(context.credentials)] if runs_in_oci(context.spec.engine) else None
             ),
             # what an agent does wrong, it does once: not again when it was started again
             mishaps=self._mishaps if self._mishaps and not self.life.number else Mishaps(),
@@ -150,8 +148,8 @@ class Agent:
         )
 
     def _server(self, kind: str, *, standby: bool) -> Command:
-        context, asked = self._context, self._context.asked
-        pool = (RULES[asked.strategy].pool or asked.mixed_strategies) and not self._plain
+        context, spec = self._context, self._context.spec
+        pool = (RULES[spec.strategy].pool or spec.mixed_strategies) and not self._plain
         config = ServerConfig(
             edge=self.edge,
             listen=Endpoint(self._address.address if self._address else "0.0.0.0", SERVICE_PORT),
@@ -163,11 +161,11 @@ class Agent:
             pool=[context.service_endpoint(edge) for edge in context.topology.pool] if pool else [],
             tickets=self._tickets,
             standby=standby,
-            expected_connections=asked.clients,
+            expected_connections=spec.clients,
             address_moves=self._address is not None,
-            response_bytes=asked.response_bytes,
-            memory_mib=asked.memory_mib,
-            dirty_mib_s=asked.dirty_mib_s,
+            response_bytes=spec.response_bytes,
+            memory_mib=spec.memory_mib,
+            dirty_mib_s=spec.dirty_mib_s,
         )
         path = context.write_config(f"{kind}-{self.edge}", config)
         return Command(argv=context.module(self._module, path))
@@ -263,14 +261,14 @@ def order_move(
     destination = destination or context.part(DESTINATION)
     command = MoveCommand(
         strategy=strategy,
-        engine=context.asked.engine,
+        engine=context.spec.engine,
         source=source or context.part(SOURCE),
         destination=destination,
         service=context.service_endpoint(destination),
-        server_first=context.asked.server_first,
+        server_first=context.spec.server_first,
         forwarding=forwarding,
-        compression=context.asked.compression,
-        memory_by=context.asked.memory_by,
+        compression=context.spec.compression,
+        memory_by=context.spec.memory_by,
     )
     return orchestra.command(command, "outcome", MOVE_S)
 

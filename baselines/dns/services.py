@@ -31,11 +31,11 @@ def make_key(context: RunContext) -> Path:
 
 def resolver_config(context: RunContext) -> ResolverConfig:
     """The client's resolver; where in the record's life the run begins is drawn from the seed."""
-    asked = context.asked
+    spec = context.spec
     return ResolverConfig(
         server=Endpoint(context.emulator.address(context.part("dns")), DNS_PORT),
-        warm=asked.dns_cache == "warm",
-        age_share=random.Random(f"dns-cache:{asked.seed}").random(),
+        warm=spec.dns_cache == "warm",
+        age_share=random.Random(f"dns-cache:{spec.seed}").random(),
     )
 
 
@@ -57,7 +57,7 @@ class NameServer:
             vantage=host,
             listen=context.emulator.address(host),
             address=context.service_endpoint(context.part("source")).host,
-            ttl_s=context.asked.dns_ttl_s,
+            ttl_s=context.spec.dns_ttl_s,
             key=str(self._key),
         )
         argv = context.module("baselines.dns.nameserver", context.write_config(self.name, config))
@@ -107,7 +107,7 @@ class NameUpdater:
         config = UpdaterConfig(
             vantage=host,
             server=Endpoint(context.emulator.address(context.part("dns")), DNS_PORT),
-            ttl_s=context.asked.dns_ttl_s,
+            ttl_s=context.spec.dns_ttl_s,
             key=str(self._key),
         )
         argv = context.module("baselines.dns.updater", context.write_config(self.name, config))

@@ -146,12 +146,12 @@ class MptcpCast:
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
-        asked = context.asked
-        if asked.downtime_ms is None:
+        spec = context.spec
+        if spec.downtime_ms is None:
             raise InvalidInput(
                 "it is not known how long the server is to stand still", hint="give --downtime-ms"
             )
-        self._downtime_ns = round(asked.downtime_ms * NS_PER_MS)
+        self._downtime_ns = round(spec.downtime_ms * NS_PER_MS)
         source, destination = context.part("source"), context.part("destination")
         plugs: dict[str, Plug] = {}
         for number, edge in enumerate((source, destination), 1):
@@ -171,8 +171,8 @@ class MptcpCast:
             fence="",
             certificate=tls.certificate,
             key=tls.key,
-            response_bytes=asked.response_bytes,
-            memory_mib=asked.memory_mib,
+            response_bytes=spec.response_bytes,
+            memory_mib=spec.memory_mib,
         )
         self._server = PodServer(context, plugs, config)
         load = msgspec.structs.asdict(client_config(context, tls.authority))
@@ -190,18 +190,18 @@ class MptcpCast:
 
     def move(self) -> dict[str, Any]:
         """Move the namespace. Raises ``MigrationError`` when the clients do not follow."""
-        asked = self._context.asked
+        spec = self._context.spec
         self._emit(
             self._old,
             "migration.ordered",
             epoch=1,
-            strategy=asked.baseline,
-            engine=asked.engine,
+            strategy=spec.baseline,
+            engine=spec.engine,
             source=self._old.edge,
             destination=self._new.edge,
         )
         connections = self._server.subflows.count(self._old.address)
-        if asked.mptcp_make_before_break:
+        if spec.mptcp_make_before_break:
             self._attach()
             self._announce()
             self._wait_joined(connections)
@@ -269,6 +269,7 @@ BASELINE = Baseline(
         "TLS 1.3 over the kernel's MPTCP; the server's namespace moves, sockets and all, "
         "so no state crosses the network."
     ),
+    reads=frozenset({"mptcp_make_before_break", "downtime_ms"}),
     make_cast=make_cast,
     needs=("mptcp",),
     borrows_downtime=True,

@@ -14,13 +14,13 @@ from quicferry.experiment.context import RunContext
 
 def client(context: RunContext, config: ClientConfig) -> ReconnectConfig:
     """What the client is told: the load of every client, and the axes of this one."""
-    asked = context.asked
+    spec = context.spec
     common = msgspec.structs.asdict(config) | {"patience_s": patience_s(context), "extension": False}
     return ReconnectConfig(
         **common,
         resolver=resolver_config(context),
-        request_timeout_ms=asked.request_timeout_ms,
-        early_data=asked.tls_resumption,
+        request_timeout_ms=spec.request_timeout_ms,
+        early_data=spec.tls_resumption,
     )
 
 
@@ -31,7 +31,7 @@ def make_cast(context: RunContext) -> NameCast:
         server="apps.server.server",
         client="baselines.quic_reconnect.client",
         config=client,
-        tickets=context.asked.tls_resumption,
+        tickets=context.spec.tls_resumption,
     )
 
 
@@ -39,6 +39,7 @@ BASELINE = Baseline(
     name="quic-reconnect",
     title="QUIC, reconnecting",
     summary="Stock QUIC; the connection is left behind, the client resolves the name and makes a new one.",
+    reads=frozenset({"dns_ttl_s", "dns_cache", "request_timeout_ms", "tls_resumption"}),
     make_cast=make_cast,
     needs=("dns",),
 )

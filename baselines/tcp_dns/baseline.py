@@ -14,14 +14,14 @@ from quicferry.experiment.context import RunContext
 
 def client(context: RunContext, config: ClientConfig) -> TcpClientConfig:
     """What the client is told: the load of every client, and the axes of this one."""
-    asked = context.asked
+    spec = context.spec
     common = msgspec.structs.asdict(config) | {"patience_s": patience_s(context)}
     return TcpClientConfig(
         **common,
         resolver=resolver_config(context),
-        tcp_user_timeout_ms=asked.tcp_user_timeout_ms,
-        request_timeout_ms=asked.request_timeout_ms,
-        tls_resumption=asked.tls_resumption,
+        tcp_user_timeout_ms=spec.tcp_user_timeout_ms,
+        request_timeout_ms=spec.request_timeout_ms,
+        tls_resumption=spec.tls_resumption,
     )
 
 
@@ -36,6 +36,9 @@ BASELINE = Baseline(
     name="tcp-dns",
     title="TCP with DNS",
     summary="HTTP/1.1 over TLS 1.3; connections die with the move, the client resolves the name again.",
+    reads=frozenset(
+        {"dns_ttl_s", "dns_cache", "tcp_user_timeout_ms", "request_timeout_ms", "tls_resumption"}
+    ),
     make_cast=make_cast,
     needs=("dns",),
 )

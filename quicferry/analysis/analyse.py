@@ -101,30 +101,30 @@ def study(run_dir: Path) -> Analysis:
     result = _empty_result(run_dir, manifest)
     events = _events(paths, result)
     if any(event.name == "dns.started" for event in events):
-        result.dns_ttl_s = manifest.asked.dns_ttl_s
+        result.dns_ttl_s = manifest.spec.dns_ttl_s
     _add_client_summary(paths, result)
     metrics: Metrics | None = None
     packets = timeline.packets(pl.DataFrame(schema=SCHEMA))
     try:
         convert = _clock(manifest, events, result)
         traffic = _client_traffic(paths, manifest, convert)
-        if manifest.asked.baseline is not None:
+        if manifest.spec.baseline is not None:
             traffic = traffic._replace(frame=timeline.without_strangers(traffic.frame))
         packets = timeline.packets(traffic.frame)
         moves: list[MoveRecord] = []
-        if manifest.asked.moves > 1:
+        if manifest.spec.moves > 1:
             metrics, moves = measure_all(traffic.frame, events, manifest)
         else:
             metrics = measure(
                 traffic.frame,
                 # of many clients, only the first one's log has every answer: their gap is the capture's
-                events if manifest.asked.clients == 1 else [e for e in events if not _is_service(e)],
+                events if manifest.spec.clients == 1 else [e for e in events if not _is_service(e)],
                 manifest.source_endpoint,
                 manifest.destination_endpoint,
                 Places.of(manifest, events),
             )
         _add_metrics(result, metrics, manifest)
-        if manifest.asked.clients > 1 and not moves:
+        if manifest.spec.clients > 1 and not moves:
             result.clients_validated_ms = _clients_validated_ms(traffic.frame, metrics, manifest)
         if moves:
             add_moves(result, moves, events)
@@ -148,22 +148,22 @@ def _is_service(event: Event) -> bool:
 
 
 def _empty_result(run_dir: Path, manifest: Manifest) -> RunResult:
-    asked = manifest.asked
+    spec = manifest.spec
     outcome = manifest.outcome
     result = RunResult(
         outcome=outcome,
-        strategy=asked.baseline or asked.strategy.value,
-        kind="baseline" if asked.baseline else "strategy",
-        engine=asked.engine,
-        seed=asked.seed,
-        topology=asked.topology,
-        server_first=asked.server_first,
-        pool=asked.pool,
-        memory_mib=asked.memory_mib,
-        loss_percent=asked.loss_percent,
+        strategy=spec.baseline or spec.strategy.value,
+        kind="baseline" if spec.baseline else "strategy",
+        engine=spec.engine,
+        seed=spec.seed,
+        topology=spec.topology,
+        server_first=spec.server_first,
+        pool=spec.pool,
+        memory_mib=spec.memory_mib,
+        loss_percent=spec.loss_percent,
         link_backend=manifest.link_backend or None,
-        rtt_asked_ms=asked.rtt_ms,
-        fault=", ".join(asked.faults) or None,
+        rtt_asked_ms=spec.rtt_ms,
+        fault=", ".join(fault.name for fault in spec.faults) or None,
         warnings=list(manifest.warnings),
         error=manifest.error,
         run_dir=str(run_dir),
@@ -261,7 +261,7 @@ def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest) -> Non
     result.phases_ms = metrics.phases_ms()
     result.moments_ms = metrics.moments_ms()
     # a baseline may stay where it is; after a fault, ``judge_faults`` knows where the server must be
-    moved = (result.kind == "strategy" or metrics.frozen_ns is not None) and not manifest.asked.faults
+    moved = (result.kind == "strategy" or metrics.frozen_ns is not None) and not manifest.spec.faults
     if result.outcome == "succeeded" and metrics.gap is None and moved:
         fail(
             result,

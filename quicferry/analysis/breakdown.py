@@ -90,14 +90,14 @@ def _latest(events: Iterable[Event], name: str, before_ns: int) -> int | None:
 def _connection(carrier: pl.DataFrame, first_new_ns: int, connecting_ns: int | None) -> dict[str, int]:
     """The parts of the new connection, for TCP from the capture alone."""
     to_server = carrier.filter(pl.col("direction") == Direction.TO_SERVER.value)
-    asked = _first(to_server.filter(pl.col("frame").is_in(USEFUL_FRAMES)))
-    if asked is None:
+    spec = _first(to_server.filter(pl.col("frame").is_in(USEFUL_FRAMES)))
+    if spec is None:
         return {}
-    found = {"request": first_new_ns - asked}
+    found = {"request": first_new_ns - spec}
     begun = _first(to_server)
     assert begun is not None
     if carrier["space"][0] != "tcp":
-        return {"quic": asked - (begun if connecting_ns is None else connecting_ns), **found}
+        return {"quic": spec - (begun if connecting_ns is None else connecting_ns), **found}
     accepted = _first(carrier.filter(pl.col("frame") == "SYN-ACK"))
     finished = _first(to_server.filter(pl.col("frame") == "FINISHED"))
     if accepted is not None:

@@ -53,10 +53,10 @@ class Places:
     @classmethod
     def of(cls, manifest: Manifest, events: Sequence[Event]) -> Places:
         """The places of a run."""
-        asked = manifest.asked
+        spec = manifest.spec
         # both ways to the client count by half: from the source the last, from the destination the first
-        source_rtt_ms = asked.rtt_ms if asked.source_rtt_ms is None else asked.source_rtt_ms
-        round_trip_ns = round((source_rtt_ms + asked.rtt_ms) / 2 * NS_PER_MS)
+        source_rtt_ms = spec.rtt_ms if spec.source_rtt_ms is None else spec.source_rtt_ms
+        round_trip_ns = round((source_rtt_ms + spec.rtt_ms) / 2 * NS_PER_MS)
         return cls(
             events, manifest.source_endpoint, manifest.destination_endpoint, manifest.place_by, round_trip_ns
         )

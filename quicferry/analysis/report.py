@@ -20,7 +20,8 @@ from quicferry.analysis.figures import timeline as plots
 from quicferry.analysis.figures.comparison import MANY, comparison_figures
 from quicferry.analysis.tables import NOTHING
 from quicferry.errors import StoreError
-from quicferry.record import Asked, RunResult
+from quicferry.record import RunResult
+from quicferry.spec import RunSpec
 from quicferry.strategies import Strategy
 
 #: moments of a run in the order of a successful move -> what they are called in the page
@@ -150,8 +151,8 @@ def _section(place: int, analysis: Analysis) -> dict[str, Any]:
     return {
         "anchor": f"run-{place}",
         "id": manifest.id,
-        "title": tables.title(manifest.asked),
-        "engine": manifest.asked.engine,
+        "title": tables.title(manifest.spec),
+        "engine": manifest.spec.engine,
         "outcome": result.outcome,
         "error": result.error,
         "hint": result.hint,
@@ -160,7 +161,7 @@ def _section(place: int, analysis: Analysis) -> dict[str, Any]:
         "caption": _caption(result),
         "measured": describe_measured(result),
         "phases": describe_phases(result),
-        "asked": describe_asked(manifest.asked),
+        "asked": describe_spec(manifest.spec),
         "links": [
             {
                 "name": f"{reading.sender} → {reading.receiver}",
@@ -280,35 +281,35 @@ def describe_phases(result: RunResult) -> list[tuple[str, str, str]]:
     return [(title, at, length) for _, title, at, length in sorted(rows)]
 
 
-def describe_asked(asked: Asked) -> list[tuple[str, str]]:
+def describe_spec(spec: RunSpec) -> list[tuple[str, str]]:
     """What a run was asked to be, in words."""
 
     def optional(value: float | None, unit: str, otherwise: str) -> str:
         return otherwise if value is None else f"{value:g} {unit}"
 
-    source_rtt = asked.rtt_ms if asked.source_rtt_ms is None else asked.source_rtt_ms
+    source_rtt = spec.rtt_ms if spec.source_rtt_ms is None else spec.source_rtt_ms
     rows = [
-        ("topology", asked.topology),
-        ("baseline", asked.baseline) if asked.baseline else ("strategy", asked.strategy.value),
-        ("engine", asked.engine),
-        ("server first", "yes" if asked.server_first else "no"),
-        ("RTT to destination, to source", f"{asked.rtt_ms:g} ms, {source_rtt:g} ms"),
-        ("jitter", f"{asked.jitter_ms:g} ms"),
-        ("loss, each way", f"{asked.loss_percent:g} %"),
-        ("access rate", optional(asked.rate_mbps, "Mbit/s", "not limited")),
-        ("between the edges", f"{asked.inter_edge_mbps:g} Mbit/s"),
-        ("memory added to the server", f"{asked.memory_mib} MiB"),
-        ("requests", f"every {asked.interval_ms:g} ms" if asked.interval_ms else "back to back"),
-        ("sizes of request and response", f"{asked.request_bytes} B, {asked.response_bytes} B"),
-        ("seed", str(asked.seed)),
+        ("topology", spec.topology),
+        ("baseline", spec.baseline) if spec.baseline else ("strategy", spec.strategy.value),
+        ("engine", spec.engine),
+        ("server first", "yes" if spec.server_first else "no"),
+        ("RTT to destination, to source", f"{spec.rtt_ms:g} ms, {source_rtt:g} ms"),
+        ("jitter", f"{spec.jitter_ms:g} ms"),
+        ("loss, each way", f"{spec.loss_percent:g} %"),
+        ("access rate", optional(spec.rate_mbps, "Mbit/s", "not limited")),
+        ("between the edges", f"{spec.inter_edge_mbps:g} Mbit/s"),
+        ("memory added to the server", f"{spec.memory_mib} MiB"),
+        ("requests", f"every {spec.interval_ms:g} ms" if spec.interval_ms else "back to back"),
+        ("sizes of request and response", f"{spec.request_bytes} B, {spec.response_bytes} B"),
+        ("seed", str(spec.seed)),
     ]
-    if asked.strategy is Strategy.POOL and not asked.baseline:
-        rows.insert(4, ("addresses in the pool", str(asked.pool)))
-    if asked.baseline:
+    if spec.strategy is Strategy.POOL and not spec.baseline:
+        rows.insert(4, ("addresses in the pool", str(spec.pool)))
+    if spec.baseline:
         rows += [
-            ("TTL of the DNS record, the client's cache", f"{asked.dns_ttl_s} s, {asked.dns_cache}"),
-            ("TCP_USER_TIMEOUT", f"{asked.tcp_user_timeout_ms:g} ms"),
-            ("request time-out", f"{asked.request_timeout_ms:g} ms"),
-            ("TLS sessions are resumed", "yes" if asked.tls_resumption else "no"),
+            ("TTL of the DNS record, the client's cache", f"{spec.dns_ttl_s} s, {spec.dns_cache}"),
+            ("TCP_USER_TIMEOUT", f"{spec.tcp_user_timeout_ms:g} ms"),
+            ("request time-out", f"{spec.request_timeout_ms:g} ms"),
+            ("TLS sessions are resumed", "yes" if spec.tls_resumption else "no"),
         ]
     return rows

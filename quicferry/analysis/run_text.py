@@ -10,7 +10,7 @@ from rich.text import Text
 
 from quicferry.analysis import tables
 from quicferry.analysis.analyse import Analysis
-from quicferry.analysis.report import describe_asked, describe_measured, describe_phases
+from quicferry.analysis.report import describe_measured, describe_phases, describe_spec
 from quicferry.units import ns_to_ms
 
 
@@ -18,7 +18,7 @@ def overview(analysis: Analysis) -> Iterator[Table | Text]:
     """What was asked, what was measured, what happened when, and every warning."""
     result, manifest = analysis.result, analysis.manifest
     title = Text(manifest.id, style="bold")
-    title.append(f"\n{tables.title(manifest.asked)} · {manifest.asked.engine} · ", style="not bold")
+    title.append(f"\n{tables.title(manifest.spec)} · {manifest.spec.engine} · ", style="not bold")
     title.append(result.outcome, style="green" if result.outcome == "succeeded" else "bold red")
     yield title
     if result.error:
@@ -31,7 +31,7 @@ def overview(analysis: Analysis) -> Iterator[Table | Text]:
     for row in describe_phases(result):
         phases.add_row(*row)
     yield phases
-    yield _grid("asked", describe_asked(manifest.asked))
+    yield _grid("asked", describe_spec(manifest.spec))
     for warning in result.warnings:
         yield Text(f"warning: {warning}", style="yellow")
 

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from quicferry.analysis.statistics import summarise
-from quicferry.record import Asked, RunResult
+from quicferry.record import RunResult
+from quicferry.spec import RunSpec
 from quicferry.strategies import RULES
 
 NOTHING = "–"  # noqa: RUF001 - the sign of a value that is not known
@@ -40,7 +41,7 @@ def cell_name(result: RunResult) -> str:
         name += f" of {result.pool}" if name == "pool" else f", pool of {result.pool}"
     if result.server_first:
         name += ", server first"
-    if result.dns_ttl_s not in (None, Asked().dns_ttl_s):
+    if result.dns_ttl_s not in (None, RunSpec().dns_ttl_s):
         name += f", TTL {result.dns_ttl_s} s"
     return name
 
@@ -50,11 +51,11 @@ def engine_name(result: RunResult) -> str:
     return result.engine + (f" +{result.memory_mib} MiB" if result.memory_mib else "")
 
 
-def title(asked: Asked) -> str:
+def title(spec: RunSpec) -> str:
     """What a run is called in headings."""
-    if asked.baseline is not None:
-        return asked.baseline
-    return RULES[asked.strategy].title + (", server first" if asked.server_first else "")
+    if spec.baseline is not None:
+        return spec.baseline
+    return RULES[spec.strategy].title + (", server first" if spec.server_first else "")
 
 
 def overhead_in_rtt(result: RunResult) -> float | None:

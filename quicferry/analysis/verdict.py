@@ -34,7 +34,7 @@ def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manif
     )
     if ended is None:
         return None
-    settled_ns = ended + round((manifest.asked.rtt_ms + manifest.asked.jitter_ms) * NS_PER_MS)
+    settled_ns = ended + round((manifest.spec.rtt_ms + manifest.spec.jitter_ms) * NS_PER_MS)
     senders = (
         pl.concat(captures)
         .filter(
@@ -54,13 +54,12 @@ def judge_faults(result: RunResult, manifest: Manifest, events: list[Event]) -> 
     """After a fault: the server at one place of the table, nothing lost, and the fault really injected."""
     if result.served_by == "both":
         fail(result, "two servers sent new packets after the move had ended", "see the captures of the edges")
-    if not manifest.asked.faults:
+    if not manifest.spec.faults:
         return
     injected = {str(event.detail.get("fault")) for event in events if event.name == "fault.injected"}
-    for words in manifest.asked.faults:
-        name = words.partition("=")[0]
-        if name not in injected:
-            fail(result, f"the fault {name} was never injected", "the move did not come that far")
+    for fault in manifest.spec.faults:
+        if fault.name not in injected:
+            fail(result, f"the fault {fault.name} was never injected", "the move did not come that far")
     if result.served_by not in manifest.fault_places:
         fail(
             result,

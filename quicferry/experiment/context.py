@@ -19,7 +19,8 @@ from quicferry.errors import FerryError
 from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint, Topology
 from quicferry.process import PIPE, Popen, stop
-from quicferry.record import PLACE_BY_SERVER, Asked, RunPaths
+from quicferry.record import PLACE_BY_SERVER, RunPaths
+from quicferry.spec import RunSpec
 
 SERVICE_PORT = 4433
 OnLine = Callable[[bytes], None]
@@ -109,13 +110,13 @@ class RunContext:
 
     def __init__(
         self,
-        asked: Asked,
+        spec: RunSpec,
         topology: Topology,
         paths: RunPaths,
         emulator: Emulator,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        self.asked = asked
+        self.spec = spec
         self.topology = topology
         self.paths = paths
         self.emulator = emulator

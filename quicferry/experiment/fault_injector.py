@@ -21,12 +21,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from quicferry.errors import FerryError, InvalidInput
+from quicferry.errors import FerryError
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
-from quicferry.experiment.faults import DESTINATION, MOMENTS, SOURCE, Fault, Kind, Point, check
+from quicferry.experiment.faults import DESTINATION, MOMENTS, SOURCE, inter_edge_link
 from quicferry.migration.agent.failpoints import Mishaps
 from quicferry.process import run
+from quicferry.spec import Fault
+from quicferry.spec import FaultKind as Kind
+from quicferry.spec import FaultPoint as Point
 
 STOP_S = 5.0  # for an agent that has told of its event to stop itself
 FILL_TRIES = 50
@@ -60,7 +63,7 @@ class FaultInjector:
     def __init__(self, context: RunContext, stage: Stage) -> None:
         self._context = context
         self._stage = stage
-        self.faults = check(context.asked)
+        self.faults = context.spec.faults
         self._left = list(self.faults)
         self._mending: list[threading.Thread] = []
         self._over = threading.Event()
@@ -70,34 +73,32 @@ class FaultInjector:
     def mishaps(self, edge: str) -> Mishaps:
         """What the agent of an edge is told to do wrong itself."""
         parts = {part for part in (SOURCE, DESTINATION) if self._context.part(part) == edge}
-        moments = [MOMENTS[fault.row.point] for fault in self.faults]
+        moments = [MOMENTS[fault.point] for fault in self.faults]
         return Mishaps(
             stop_at=sorted({moment.event for moment in moments if moment.part in parts}),
             damage=sorted(
-                fault.row.point
-                for fault in self.faults
-                if SOURCE in parts and fault.row.kind is Kind.IMAGE_CORRUPTED
+                fault.point for fault in self.faults if SOURCE in parts and fault.kind is Kind.IMAGE_CORRUPTED
             ),
         )
 
     @property
     def client_refuses(self) -> bool:
         """Whether the client is to refuse."""
-        return any(fault.row.kind is Kind.CLIENT_REFUSING for fault in self.faults)
+        return any(fault.kind is Kind.CLIENT_REFUSING for fault in self.faults)
 
     def heard(self, event: Event) -> None:
         """An event was told; its agent stands still if a fault belongs here."""
         here = [fault for fault in self._left if self._is_moment(fault, event)]
         if not here:
             return
-        moment = MOMENTS[here[0].row.point]
+        moment = MOMENTS[here[0].point]
         held = self._stage.program(moment.part).process
         try:
             # it tells first and stops then: what is done too early would be undone by its stop
             _await_stop(held.pid)
             for fault in here:
                 self._left.remove(fault)
-                if fault.row.point is Point.DUMP or fault.row.kind is Kind.CRIU_KILLED:
+                if fault.point is Point.DUMP or fault.kind is Kind.CRIU_KILLED:
                     self._in_the_background(fault, self._inject_within)
                 else:
                     self._inject(fault)
@@ -107,7 +108,7 @@ class FaultInjector:
             held.send_signal(signal.SIGCONT)  # nothing happens when it was killed
 
     def _is_moment(self, fault: Fault, event: Event) -> bool:
-        moment = MOMENTS[fault.row.point]
+        moment = MOMENTS[fault.point]
         return event.name == moment.event and event.vantage == self._context.part(moment.part)
 
     # a ``Service``: it ends, with all that lasts, before the processes that it does something to
@@ -146,9 +147,9 @@ class FaultInjector:
 
     def _inject_within(self, fault: Fault) -> None:
         """At a moment within the work of CRIU that the seed of the run decides."""
-        drawn_s = random.Random(f"{self._context.asked.seed} {fault.name}").uniform(0, DUMP_S)
+        drawn_s = random.Random(f"{self._context.spec.seed} {fault.name}").uniform(0, DUMP_S)
         try:
-            self._await_criu(MOMENTS[fault.row.point].part)
+            self._await_criu(MOMENTS[fault.point].part)
             time.sleep(drawn_s)
             self._inject(fault)
         except (FerryError, OSError) as error:
@@ -159,13 +160,13 @@ class FaultInjector:
         self._context.events.emit("fault.injected", fault=fault.name, seconds=fault.seconds)
 
     def _make_happen(self, fault: Fault) -> None:
-        kind = fault.row.kind
+        kind = fault.kind
         if kind is Kind.DESTINATION_FULL:
             self._fill(Path(f"/proc/{self._stage.container_pid(DESTINATION)}/root/run"))
         elif kind is Kind.RESTORE_FAILS:
             for path in self._received():
                 path.unlink()
-        elif kind is Kind.IMAGE_CORRUPTED and fault.row.point is Point.RESTORE:
+        elif kind is Kind.IMAGE_CORRUPTED and fault.point is Point.RESTORE:
             _change_one_byte(max(self._received(), key=lambda path: path.stat().st_size))
         elif kind in (Kind.LINK_CUT, Kind.LINK_LOST):
             link = self._inter_edge_link()
@@ -173,7 +174,7 @@ class FaultInjector:
             if kind is Kind.LINK_CUT:
                 self._later(fault, f"{link} is up again", self._mend_link, link)
         elif kind is Kind.CRIU_KILLED:
-            part = MOMENTS[fault.row.point].part
+            part = MOMENTS[fault.point].part
             found = self._criu(part)
             if not found:
                 raise FerryError("CRIU had ended already")
@@ -212,11 +213,9 @@ class FaultInjector:
         raise FerryError(f"CRIU did not run at the {part}")
 
     def _inter_edge_link(self) -> str:
-        ends = {self._context.part(SOURCE), self._context.part(DESTINATION)}
-        for link in self._context.topology.links:
-            if {link.a, link.b} == ends:
-                return link.name
-        raise InvalidInput("the edges have no link of their own", hint="choose the topology two_edges")
+        link = inter_edge_link(self._context.topology)
+        assert link is not None, "a request for such a fault is refused"
+        return link
 
     def _received(self) -> list[Path]:
         """The files of the state that the destination has received, when it has written what has come.

@@ -7,48 +7,20 @@ judges that from the captures. How it is made to happen: ``fault_injector``.
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from quicferry.errors import InvalidInput
 from quicferry.migration.engines.base import AHEAD_ENGINES, BEHIND_ENGINES, CRIU_ENGINES
-from quicferry.record import Asked
+from quicferry.model import Topology
+from quicferry.spec import Fault, RunSpec
+from quicferry.spec import FaultKind as Kind
+from quicferry.spec import FaultPoint as Point
 from quicferry.strategies import RULES
 
 SOURCE, DESTINATION = "source", "destination"
 RESTART_S = 0.3  # after this long a killed agent or orchestrator is started again
-
-
-class Point(enum.StrEnum):
-    """A point of a move."""
-
-    PREPARE = "prepare"
-    COPY = "copy"
-    NOTICE = "notice"
-    CHECKPOINT = "checkpoint"
-    DUMP = "dump"
-    TRANSFER = "transfer"
-    RESTORE = "restore"
-    COMMIT = "commit"
-    PAGES = "pages"
-
-
-class Kind(enum.StrEnum):
-    """What goes wrong."""
-
-    DESTINATION_FULL = "destination-full"
-    RESTORE_FAILS = "restore-fails"
-    IMAGE_CORRUPTED = "image-corrupted"
-    LINK_CUT = "link-cut"
-    LINK_LOST = "link-lost"
-    SOURCE_AGENT_KILLED = "source-agent-killed"
-    DESTINATION_AGENT_KILLED = "destination-agent-killed"
-    ORCHESTRATOR_KILLED = "orchestrator-killed"
-    CRIU_KILLED = "criu-killed"
-    CLIENT_SILENT = "client-silent"
-    CLIENT_REFUSING = "client-refusing"
 
 
 class Moment(NamedTuple):
@@ -185,18 +157,6 @@ ROWS: tuple[Row, ...] = (
 _BY_NAME = {row.name: row for row in ROWS}
 
 
-class Fault(NamedTuple):
-    """A fault of a run."""
-
-    row: Row
-    seconds: float | None  # how long it lasts; None: for good
-
-    @property
-    def name(self) -> str:
-        """As on the command line, without its duration."""
-        return self.row.name
-
-
 def parse(words: str) -> Fault:
     """Read ``<point>:<kind>`` or ``<point>:<kind>=<seconds>``. Raises ``InvalidInput``."""
     name, given, duration = words.partition("=")
@@ -213,7 +173,7 @@ def parse(words: str) -> Fault:
                 hint="it lasts for good" if seconds is None else "give more than 0, at most 60",
             )
         seconds = float(duration)
-    return Fault(row, seconds)
+    return Fault(point=row.point, kind=row.kind, seconds=seconds)
 
 
 def engines_of(row: Row) -> frozenset[str] | None:
@@ -221,31 +181,43 @@ def engines_of(row: Row) -> frozenset[str] | None:
     return CRIU_ENGINES if row.kind is Kind.CRIU_KILLED else MOMENTS[row.point].engines
 
 
-def check(asked: Asked) -> list[Fault]:
-    """The faults of a run. Raises ``InvalidInput`` for unknown ones and those its strategy cannot have."""
-    faults = [parse(words) for words in asked.faults]
-    if faults and asked.baseline is not None:
-        raise InvalidInput("a baseline takes no faults", hint="leave out --baseline or --fault")
-    if asked.moves > 1 and (faults or asked.baseline is not None):
-        raise InvalidInput("a fault or a baseline goes with one move only", hint="leave out --moves")
-    for fault in faults:
-        if fault.row.point is Point.NOTICE and not RULES[asked.strategy].notice:
+def row_of(fault: Fault) -> Row:
+    """The line of the table that a fault is about."""
+    return _BY_NAME[fault.name]
+
+
+def check(spec: RunSpec, topology: Topology) -> None:
+    """Raise ``InvalidInput`` when a fault of this run cannot happen in it."""
+    if spec.moves > 1 and spec.faults:
+        raise InvalidInput("a fault goes with one move only", hint="leave out --moves")
+    for fault in spec.faults:
+        if fault.point is Point.NOTICE and not RULES[spec.strategy].notice:
             raise InvalidInput(
-                f"{fault.name} cannot happen: {asked.strategy} tells its clients nothing",
+                f"{fault.name} cannot happen: {spec.strategy} tells its clients nothing",
                 hint="choose a strategy with notice, such as proactive-explicit",
             )
-        engines = engines_of(fault.row)
-        if engines is not None and asked.engine not in engines:
+        engines = engines_of(row_of(fault))
+        if engines is not None and spec.engine not in engines:
             raise InvalidInput(
-                f"{fault.name} cannot happen: the engine {asked.engine} has no such point",
+                f"{fault.name} cannot happen: the engine {spec.engine} has no such point",
                 hint="choose --engine " + " or ".join(sorted(engines)),
             )
-    return faults
+        if fault.kind in (Kind.LINK_CUT, Kind.LINK_LOST) and inter_edge_link(topology) is None:
+            raise InvalidInput(
+                f"{fault.name} cannot happen: in {topology.name} the edges have no link of their own",
+                hint="choose the topology two_edges",
+            )
+
+
+def inter_edge_link(topology: Topology) -> str | None:
+    """The name of the link between source and destination; None where they have none of their own."""
+    ends = {topology.parts.get(SOURCE), topology.parts.get(DESTINATION)}
+    return next((link.name for link in topology.links if {link.a, link.b} == ends), None)
 
 
 def places(faults: Sequence[Fault]) -> list[str]:
     """Where the server may be after all of these faults; empty without any."""
-    allowed = [set(fault.row.places) for fault in faults]
+    allowed = [set(row_of(fault).places) for fault in faults]
     if not allowed:
         return []
     # of faults that contradict each other, whichever comes first decides

@@ -20,32 +20,33 @@ from quicferry.migration.engines.base import memory_by, runs_in_oci
 from quicferry.model import Topology
 from quicferry.paths import CHECKOUT
 from quicferry.process import PIPE
-from quicferry.record import Asked, Manifest, RunPaths, read_manifest, write_json
+from quicferry.record import Manifest, RunPaths, read_manifest, write_json
+from quicferry.spec import RunSpec
 
 OnEvent = Callable[[Event], None]
 
 
-def needed_probes(asked: Asked) -> list[str]:
+def needed_probes(spec: RunSpec) -> list[str]:
     """What this run needs of the machine: first what fewer machines have."""
     needed = ["root"]
-    if asked.engine.startswith("criu"):
+    if spec.engine.startswith("criu"):
         needed.append("criu")
-    if runs_in_oci(asked.engine):
+    if runs_in_oci(spec.engine):
         needed.append("oci")
-    if asked.engine in ("criu-post-copy", "criu-hybrid"):
+    if spec.engine in ("criu-post-copy", "criu-hybrid"):
         needed.append("criu-lazy-pages")
-    if memory_by(asked.engine, asked.memory_by) == "criu":
-        if asked.engine in ("criu-pre-copy", "criu-hybrid"):
+    if memory_by(spec.engine, spec.memory_by) == "criu":
+        if spec.engine in ("criu-pre-copy", "criu-hybrid"):
             needed.append("criu-tracking")
-        if asked.engine in ("criu-post-copy", "criu-hybrid"):
+        if spec.engine in ("criu-post-copy", "criu-hybrid"):
             needed.append("criu-page-server")
-    if asked.link_backend == "netem":
+    if spec.link_backend == "netem":
         needed.append("netem")
     return [*needed, "mininet", "tshark"]
 
 
 def launch(
-    asked: Asked,
+    spec: RunSpec,
     topology: Topology,
     store: RunStore,
     inside: str,
@@ -58,17 +59,17 @@ def launch(
     ``inside`` is the module that plays the run within the private root. With ``checked`` the
     machine is not asked again whether it can.
 
-    ``asked`` was checked by whoever made it. Raises ``Unsupported`` before anything is built.
+    ``spec`` was checked by whoever made it. Raises ``Unsupported`` before anything is built.
     """
     if not checked:
-        preflight.check(needed_probes(asked))
-    run_id, paths = store.begin(asked)
+        preflight.check(needed_probes(spec))
+    run_id, paths = store.begin(spec)
     manifest = Manifest(
         id=run_id,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-        asked=asked,
+        spec=spec,
         topology=topology,
-        fault_places=faults.places(faults.check(asked)),
+        fault_places=faults.places(spec.faults),
     )
     write_json(paths.manifest, manifest)
     argv = [sys.executable, "-m", inside, str(paths.root)]

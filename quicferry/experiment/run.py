@@ -47,13 +47,13 @@ def perform(
 
     ``on_event`` hears of every event as it comes. Never raises ``FerryError``: a failed run is data too.
     """
-    context = RunContext(manifest.asked, manifest.topology, paths, emulator, on_event)
+    context = RunContext(manifest.spec, manifest.topology, paths, emulator, on_event)
     manifest.tool_version = __version__
     manifest.kernel = f"{platform.system()} {platform.release()}"
     manifest.versions |= package_versions()
     start_offset_ns = realtime_minus_monotonic_ns()
     try:
-        manifest.versions |= engine_versions(manifest.asked.engine)
+        manifest.versions |= engine_versions(manifest.spec.engine)
         with emulator:
             _play(manifest, context, make_cast)
         manifest.outcome = "succeeded"
@@ -75,12 +75,12 @@ def perform(
 
 
 def _play(manifest: Manifest, context: RunContext, make_cast: MakeCast) -> None:
-    events, emulator, asked = context.events, context.emulator, context.asked
+    events, emulator, spec = context.events, context.emulator, context.spec
     with events.phase("run.deploy"):
         emulator.deploy(manifest.topology)
     client, source, destination = (context.part(part) for part in ("client", "source", "destination"))
     manifest.client_address = emulator.address(client)
-    if asked.calibrate:
+    if spec.calibrate:
         with events.phase("run.calibrate"):
             emulator.calibrate()
     started: list[Service] = []
@@ -97,15 +97,15 @@ def _play(manifest: Manifest, context: RunContext, make_cast: MakeCast) -> None:
                 service.start()
                 service.wait_ready(READY_S)
         with events.phase("run.load"):
-            time.sleep(asked.before_s)
-        for number in range(1, asked.moves + 1):
+            time.sleep(spec.before_s)
+        for number in range(1, spec.moves + 1):
             if number > 1:
                 time.sleep(BETWEEN_MOVES_S)
             with events.phase("run.migrate", number=number) as outcome:
                 outcome |= cast.move()
-            if asked.moves > 1:
+            if spec.moves > 1:
                 note_usage(events, ((name, pid) for name, of in context.watched.items() if (pid := of())))
-        time.sleep(asked.after_s)
+        time.sleep(spec.after_s)
     finally:
         with events.phase("run.collect"):
             problems = _stop_all(started[::-1])

@@ -10,7 +10,8 @@ from pathlib import Path
 from quicferry.emulation.sandbox.ownership import PARTIAL_SUFFIX
 from quicferry.errors import StoreError
 from quicferry.paths import RUNS
-from quicferry.record import Asked, RunPaths
+from quicferry.record import RunPaths
+from quicferry.spec import RunSpec
 
 #: The ``runs`` folder of the checkout, unless the environment names another.
 ROOT_VARIABLE = "QUICFERRY_RUNS"
@@ -22,10 +23,10 @@ class RunStore:
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or Path(os.environ.get(ROOT_VARIABLE) or RUNS)).resolve()
 
-    def begin(self, asked: Asked) -> tuple[str, RunPaths]:
+    def begin(self, spec: RunSpec) -> tuple[str, RunPaths]:
         """A new, empty, partial run directory and its id. Raises ``StoreError``."""
         stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-        name = f"{stamp}-{asked.baseline or asked.strategy}-{asked.engine}-{secrets.token_hex(3)}"
+        name = f"{stamp}-{spec.baseline or spec.strategy}-{spec.engine}-{secrets.token_hex(3)}"
         paths = RunPaths(self.root / f"{name}{PARTIAL_SUFFIX}")
         try:
             paths.root.mkdir(parents=True)

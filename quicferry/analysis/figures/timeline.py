@@ -143,8 +143,8 @@ def timeline_figure(analysis: Analysis, *, titled: bool = True) -> Figure:
 
 
 def _title(figure: Figure, analysis: Analysis) -> None:
-    result, asked = analysis.result, analysis.manifest.asked
-    title = f"{tables.title(asked)} · {asked.engine}"
+    result, spec = analysis.result, analysis.manifest.spec
+    title = f"{tables.title(spec)} · {spec.engine}"
     height = figure.get_size_inches()[1]
     figure.text(0.018, 1 - 0.26 / height, title, fontsize=14, fontweight="bold", va="center")
     words = []

@@ -69,7 +69,7 @@ def test_make_before_break_joins_before_the_server_stands_still(tmp_path: Path) 
     order += ["server.frozen", "server.resumed"]
     assert [event.name for event in run.events if event.name in order] == order
     assert run.result["container_downtime_ms"] > 60 - EARLY_MS
-    assert run.manifest.asked.mptcp_make_before_break is True
+    assert run.manifest.spec.mptcp_make_before_break is True
 
 
 @pytest.mark.needs("criu")
@@ -78,6 +78,6 @@ def test_it_stands_still_as_long_as_the_engine_took_in_the_same_session(tmp_path
     (words,) = [warning for warning in run.result["warnings"] if "stood still" in warning]
     model = tmp_path / words.rpartition(" ")[2]
     assert model.is_dir()
-    asked = run.manifest.asked.downtime_ms
-    assert asked is not None and asked > 20
-    assert run.result["container_downtime_ms"] > asked - EARLY_MS
+    spec = run.manifest.spec.downtime_ms
+    assert spec is not None and spec > 20
+    assert run.result["container_downtime_ms"] > spec - EARLY_MS

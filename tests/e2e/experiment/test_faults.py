@@ -94,7 +94,7 @@ def performed(
 ) -> Iterator[Performed]:
     """The runs of all tests of this module that were asked for, some at a time."""
     folder = tmp_path_factory.mktemp("faults")
-    asked = [
+    spec = [
         item.callspec.params.get("case")
         for item in request.session.items
         if item.path == request.path and isinstance(item, pytest.Function) and hasattr(item, "callspec")
@@ -102,7 +102,7 @@ def performed(
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {
             str(case): pool.submit(perform, case, folder / str(case))
-            for case in asked
+            for case in spec
             if isinstance(case, Case)
         }
 

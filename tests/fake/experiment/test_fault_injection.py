@@ -17,8 +17,11 @@ from quicferry.errors import EmulationError, FerryError
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
 from quicferry.experiment.fault_injector import FaultInjector
-from quicferry.experiment.faults import MOMENTS, ROWS, Kind, Point, parse
-from quicferry.record import Asked, RunPaths
+from quicferry.experiment.faults import MOMENTS, ROWS, parse
+from quicferry.record import RunPaths
+from quicferry.spec import FaultKind as Kind
+from quicferry.spec import FaultPoint as Point
+from quicferry.spec import RunSpec
 from quicferry.units import now_ns
 from tests.waiting import eventually
 
@@ -76,7 +79,9 @@ def context(tmp_path: Path, *faults: str, emulator: FakeEmulator | None = None) 
     emulator = emulator or FakeEmulator()
     emulator.deploy(TOPOLOGY)
     paths = RunPaths(tmp_path)
-    return RunContext(Asked(faults=faults, engine="criu-hybrid"), TOPOLOGY, paths, emulator)
+    return RunContext(
+        RunSpec(faults=tuple(map(parse, faults)), engine="criu-hybrid"), TOPOLOGY, paths, emulator
+    )
 
 
 def reach(run: RunContext, stage: FakeStage, point: Point) -> None:
@@ -182,7 +187,7 @@ def test_in_a_dump_the_agent_goes_on_and_dies_at_a_moment_of_the_seed(
     monkeypatch.setattr("quicferry.experiment.fault_injector.time.sleep", asleep.append)
     for seed in (1, 1, 2):
         run = context(tmp_path, "dump:source-agent-killed=0.01")
-        run.asked = msgspec.structs.replace(run.asked, seed=seed)
+        run.spec = msgspec.structs.replace(run.spec, seed=seed)
         faults = FaultInjector(run, stage)
         victim = stage.program("source")
         reach(run, stage, Point.DUMP)

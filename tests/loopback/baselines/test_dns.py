@@ -51,10 +51,10 @@ def test_a_record_is_kept_for_its_ttl_and_no_longer() -> None:
         it.names.address = NEW
         await asyncio.sleep(0.1)
         assert await it.resolver.resolve() == OLD
-        assert it.names.asked == 1
+        assert it.names.spec == 1
         await asyncio.sleep(0.95)
         assert await it.resolver.resolve() == NEW
-        assert (it.names.asked, it.changes) == (2, 1)
+        assert (it.names.spec, it.changes) == (2, 1)
         cached = [e.detail["cached"] for e in it.events if e.name == "client.resolved"]
         assert cached == [False, True, False]
 
@@ -67,7 +67,7 @@ def test_a_ttl_of_zero_is_never_kept() -> None:
             it.names.address = address
             assert await it.resolver.resolve() == address
             assert it.resolver.seconds_left() == 0.0
-        assert it.names.asked == 2
+        assert it.names.spec == 2
 
     play(action, 0, warm=True)
 
@@ -79,7 +79,7 @@ def test_a_warm_cache_begins_in_the_middle_of_a_life_and_renews_itself() -> None
         it.names.address = NEW
         await asyncio.sleep(0.4)
         assert it.resolver.address == NEW  # nobody asked us: others did
-        assert it.names.asked == 2
+        assert it.names.spec == 2
         assert 0.25 < it.resolver.seconds_left() <= 1.0  # the full life now
         assert it.changes == 1
 
@@ -112,7 +112,7 @@ def test_many_who_ask_at_once_share_one_question() -> None:
     async def action(it: Scene) -> None:
         addresses = await asyncio.gather(*(it.resolver.resolve() for _ in range(6)))
         assert addresses == [OLD] * 6
-        assert it.names.asked == 1
+        assert it.names.spec == 1
 
     play(action, 1)
 

@@ -505,8 +505,8 @@ def test_a_baseline_that_does_not_move_is_no_failure(run_copy: Path) -> None:
     (run_copy / "secrets" / "keys.log").write_text(scene.keys.getvalue())
     write_events(RunPaths(run_copy).events, scene.events)
     assert study(run_copy).result.outcome == "failed"
-    asked = msgspec.structs.replace(read_manifest(run_copy).asked, baseline="stay")
-    change_manifest(run_copy, asked=asked)
+    spec = msgspec.structs.replace(read_manifest(run_copy).spec, baseline="stay")
+    change_manifest(run_copy, spec=spec)
     result = analyse(run_copy)
     assert (result.outcome, result.strategy, result.kind) == ("succeeded", "stay", "baseline")
     assert result.service_migration_time_ms is None

@@ -10,7 +10,8 @@ from quicferry.analysis.repeated_moves import grown, usage, windows
 from quicferry.analysis.verdict import served_by
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.events import Event
-from quicferry.record import Asked, Manifest, Usage
+from quicferry.record import Manifest, Usage
+from quicferry.spec import RunSpec
 from quicferry.units import NS_PER_MS
 
 SOURCE, DESTINATION = "10.0.1.2:4433", "10.0.2.2:4433"
@@ -38,7 +39,7 @@ def packets(*sent: tuple[float, str], repeated: bool = False) -> pl.DataFrame:
 MANIFEST = Manifest(
     id="x",
     created="",
-    asked=Asked(rtt_ms=18.0),
+    spec=RunSpec(rtt_ms=18.0),
     topology=topologies.get("two_edges").build_from_axes({}, {}),
     source_endpoint=SOURCE,
     destination_endpoint=DESTINATION,

@@ -5,21 +5,12 @@ from __future__ import annotations
 import pytest
 
 from quicferry.errors import InvalidInput
-from quicferry.experiment.faults import (
-    MEANS,
-    MOMENTS,
-    ROWS,
-    Kind,
-    Point,
-    Row,
-    check,
-    engines_of,
-    parse,
-    places,
-)
+from quicferry.experiment.faults import MEANS, MOMENTS, ROWS, Row, engines_of, parse, places, row_of
 from quicferry.migration.engines.base import ENGINES
-from quicferry.record import Asked
+from quicferry.spec import FaultKind as Kind
+from quicferry.spec import FaultPoint as Point
 from quicferry.strategies import RULES, Strategy
+from session.request import to_spec
 
 
 def test_every_point_and_every_kind_is_in_the_table() -> None:
@@ -37,7 +28,7 @@ def test_the_server_is_always_somewhere() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_row_is_read_back(row: object) -> None:
-    assert parse(row.name).row == row  # type: ignore[attr-defined]  # the parameter of this test
+    assert row_of(parse(row.name)) == row
 
 
 def test_a_duration_is_read() -> None:
@@ -58,27 +49,27 @@ def test_what_is_no_fault_is_refused(words: str) -> None:
 @pytest.mark.parametrize("strategy", [s for s in Strategy if not RULES[s].notice])
 def test_no_notice_no_fault_there(strategy: Strategy) -> None:
     with pytest.raises(InvalidInput, match="tells its clients nothing"):
-        check(Asked(strategy=strategy, faults=("notice:link-cut",)))
-    assert check(Asked(strategy=strategy, faults=("transfer:link-cut",)))
+        to_spec({"strategy": strategy, "faults": ["notice:link-cut"]})
+    assert to_spec({"strategy": strategy, "faults": ["transfer:link-cut"]}).faults
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_point_needs_an_engine_that_has_it(row: Row) -> None:
     engines = engines_of(row)
     for engine in ENGINES:
-        asked = Asked(engine=engine, faults=(row.name,))
+        values = {"engine": engine, "faults": [row.name]}
         if engines is None or engine in engines:
-            assert check(asked)
+            assert to_spec(values).faults
         else:
             with pytest.raises(InvalidInput, match="has no such point"):
-                check(asked)
+                to_spec(values)
 
 
 def test_faults_go_with_one_move_and_no_baseline() -> None:
     with pytest.raises(InvalidInput, match="one move"):
-        check(Asked(faults=("transfer:link-cut",), moves=2))
+        to_spec({"faults": ["transfer:link-cut"], "moves": 2})
     with pytest.raises(InvalidInput, match="baseline"):
-        check(Asked(faults=("transfer:link-cut",), baseline="tcp-dns"))
+        to_spec({"faults": ["transfer:link-cut"], "baseline": "tcp-dns"})
 
 
 def test_of_several_faults_the_common_places_count() -> None:

@@ -11,9 +11,9 @@ from quicferry.experiment.run import memory_moved_by
 from quicferry.migration.criu import pipe_filter
 from quicferry.migration.engines.base import ENGINES, LONG_ENGINES, PlannedMove, memory_by
 from quicferry.model import Endpoint
-from quicferry.record import Asked
+from quicferry.spec import RunSpec
 from quicferry.strategies import Strategy
-from session.scenario import check
+from session.request import to_spec
 
 
 def implementation(engine, by):
@@ -37,7 +37,7 @@ def test_an_order_says_who_moves_the_memory():
 
 def test_a_run_needs_what_criu_needs():
     def more(engine):
-        by = {who: needed_probes(Asked(engine=engine, memory_by=who)) for who in ("agents", "criu")}
+        by = {who: needed_probes(RunSpec(engine=engine, memory_by=who)) for who in ("agents", "criu")}
         return set(by["criu"]) - set(by["agents"])
 
     assert more("criu-pre-copy") == {"criu-tracking"}
@@ -47,11 +47,11 @@ def test_a_run_needs_what_criu_needs():
 
 @pytest.mark.parametrize("engine", sorted(set(ENGINES) - LONG_ENGINES))
 def test_where_all_memory_goes_at_once_there_is_nothing_to_choose(engine):
-    check(Asked(engine=engine))
+    assert to_spec({"engine": engine}).memory_by == "auto"
     with pytest.raises(InvalidInput, match="no memory moves"):
-        check(Asked(engine=engine, memory_by="criu"))
+        to_spec({"engine": engine, "memory_by": "criu"})
     with pytest.raises(InvalidInput, match="memory_by"):
-        check(Asked(engine="criu-hybrid", memory_by="fairies"))
+        to_spec({"engine": "criu-hybrid", "memory_by": "fairies"})
 
 
 def test_the_manifest_says_what_the_engine_said():
@@ -85,13 +85,13 @@ def test_only_a_pipe_that_is_far_too_large_is_pretended(machine):
     fcntl, architecture = pipe_filter.MACHINES[machine]
     code = pipe_filter.instructions(1 << 20, machine)
 
-    def asked(size, number=fcntl, command=pipe_filter.F_SETPIPE_SZ, of=architecture):
+    def spec(size, number=fcntl, command=pipe_filter.F_SETPIPE_SZ, of=architecture):
         return verdict(code, number, of, [3, command, size, 0, 0, 0])
 
-    assert asked(819 * 4096) == pipe_filter.PRETEND, "what CRIU 4 asks for"
-    assert asked(4 << 20) == pipe_filter.PRETEND
-    assert asked(2 << 20) == pipe_filter.ALLOW, "refused by the kernel, and CRIU lives with it"
-    assert asked(1 << 20) == pipe_filter.ALLOW
-    assert asked(4 << 20, number=fcntl + 1) == pipe_filter.ALLOW
-    assert asked(4 << 20, command=pipe_filter.F_SETPIPE_SZ + 1) == pipe_filter.ALLOW
-    assert asked(4 << 20, of=0) == pipe_filter.ALLOW
+    assert spec(819 * 4096) == pipe_filter.PRETEND, "what CRIU 4 asks for"
+    assert spec(4 << 20) == pipe_filter.PRETEND
+    assert spec(2 << 20) == pipe_filter.ALLOW, "refused by the kernel, and CRIU lives with it"
+    assert spec(1 << 20) == pipe_filter.ALLOW
+    assert spec(4 << 20, number=fcntl + 1) == pipe_filter.ALLOW
+    assert spec(4 << 20, command=pipe_filter.F_SETPIPE_SZ + 1) == pipe_filter.ALLOW
+    assert spec(4 << 20, of=0) == pipe_filter.ALLOW

@@ -13,7 +13,7 @@ from quicferry.migration.container.oci_container import last_words
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.criu.command import CHECKOUT, explain
 from quicferry.migration.engines.base import ENGINES, runs_in_oci
-from quicferry.record import Asked
+from quicferry.spec import RunSpec
 
 
 def bundle(**changes):
@@ -91,8 +91,8 @@ def test_a_missing_runc_is_unsupported_with_a_remedy(tmp_path, monkeypatch):
 
 def test_an_engine_that_needs_runc_says_so():
     assert [engine for engine in ENGINES if runs_in_oci(engine)] == ["runc-cold"]
-    assert "oci" in needed_probes(Asked(engine="runc-cold"))
-    assert "oci" not in needed_probes(Asked(engine="criu-cold"))
+    assert "oci" in needed_probes(RunSpec(engine="runc-cold"))
+    assert "oci" not in needed_probes(RunSpec(engine="criu-cold"))
 
 
 def test_a_failure_of_criu_under_runc_is_told_by_its_cause():

@@ -11,7 +11,6 @@ import dns.rcode
 import dns.rrset
 import dns.tsig
 import dns.tsigkeyring
-import msgspec
 import pytest
 
 import baselines
@@ -28,8 +27,9 @@ from quicferry.errors import InvalidInput
 from quicferry.events import EventLog
 from quicferry.experiment.preflight import probes
 from quicferry.model import Endpoint
-from quicferry.record import Asked, RunResult
-from session.scenario import Scenario, check
+from quicferry.record import RunResult
+from session.request import to_spec
+from session.scenario import Scenario
 
 SERVER = NameServerConfig(vantage="dns", listen="10.0.81.2", address="10.0.1.2", ttl_s=5, key="")
 
@@ -109,7 +109,7 @@ def test_strategies_and_baselines_take_turns_with_the_same_seeds() -> None:
             "baseline": ["tcp-dns"],
         },
     )
-    runs = [(asked.engine, asked.baseline or str(asked.strategy), asked.seed) for asked in scenario.runs()]
+    runs = [(spec.engine, spec.baseline or str(spec.strategy), spec.seed) for spec in scenario.runs()]
     round_one = [(e, c, 7) for e in ("criu-cold", "handoff") for c in ("pool", "symmetric", "tcp-dns")]
     assert runs == round_one + [(engine, contender, 8) for engine, contender, _ in round_one]
 
@@ -125,7 +125,7 @@ def test_strategies_and_baselines_take_turns_with_the_same_seeds() -> None:
 )
 def test_either_may_be_alone(sweep, expected) -> None:
     runs = list(Scenario(sweep=sweep).runs())
-    assert [asked.baseline or str(asked.strategy) for asked in runs] == expected
+    assert [spec.baseline or str(spec.strategy) for spec in runs] == expected
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_either_may_be_alone(sweep, expected) -> None:
     [{"dns_ttl_s": 61}, {"dns_ttl_s": -1}, {"dns_cache": "stale"}, {"request_timeout_ms": 1}],
 )
 def test_axes_of_baselines_are_checked(wrong) -> None:
-    with pytest.raises(InvalidInput):
-        check(msgspec.structs.replace(Asked(), **wrong))
+    with pytest.raises(InvalidInput, match=next(iter(wrong))):
+        to_spec({"baseline": "tcp-dns", **wrong})
 
 
 def result(

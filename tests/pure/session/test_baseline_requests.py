@@ -20,9 +20,10 @@ from cli.compare import SomeFailed, raise_for
 from quicferry.errors import InvalidInput, Unsupported
 from quicferry.migration.datagrams.moving_address import RouteUpdate
 from quicferry.model import Endpoint, Link, Node, Topology
-from quicferry.record import Asked, RunResult
+from quicferry.record import RunResult
+from quicferry.spec import RunSpec
 from session.downtimes import Downtimes
-from session.scenario import check
+from session.request import to_spec
 
 TWO_EDGES = topologies.get("two_edges").build_from_axes({}, {})
 ONE_LAN = topologies.get("one_lan").build_from_axes({}, {})
@@ -193,20 +194,20 @@ class Session:
     """Runs that are only noted; every one of a strategy stands still for 7 ms."""
 
     def __init__(self, downtime_ms: float | None = 7.0) -> None:
-        self.performed: list[Asked] = []
+        self.performed: list[RunSpec] = []
         self._downtime_ms = downtime_ms
 
-    def perform(self, asked: Asked) -> RunResult:
-        self.performed.append(asked)
-        if asked.baseline is not None:
-            return result(strategy=asked.baseline, kind="baseline", engine=asked.engine)
+    def perform(self, spec: RunSpec) -> RunResult:
+        self.performed.append(spec)
+        if spec.baseline is not None:
+            return result(strategy=spec.baseline, kind="baseline", engine=spec.engine)
         outcome = "succeeded" if self._downtime_ms is not None else "failed"
         return result(
-            engine=asked.engine, container_downtime_ms=self._downtime_ms, run_id="model", outcome=outcome
+            engine=spec.engine, container_downtime_ms=self._downtime_ms, run_id="model", outcome=outcome
         )
 
 
-MPTCP = Asked(baseline="mptcp", engine="handoff", seed=4)
+MPTCP = RunSpec(baseline="mptcp", engine="handoff", seed=4)
 
 
 def test_mptcp_stands_still_as_long_as_the_engine_took_in_this_session() -> None:
@@ -219,7 +220,7 @@ def test_mptcp_stands_still_as_long_as_the_engine_took_in_this_session() -> None
         result(seed=4, kind="baseline", container_downtime_ms=90.0),
     ]
     done = Downtimes(earlier).perform(MPTCP, session.perform)
-    assert [asked.downtime_ms for asked in session.performed] == [6.0]
+    assert [spec.downtime_ms for spec in session.performed] == [6.0]
     assert "same repetition" in done.warnings[0]
 
 
@@ -228,7 +229,7 @@ def test_without_a_model_one_is_measured_once() -> None:
     downtimes = Downtimes([])
     downtimes.perform(MPTCP, session.perform)
     downtimes.perform(MPTCP, session.perform)
-    assert [(asked.baseline, asked.downtime_ms) for asked in session.performed] == [
+    assert [(spec.baseline, spec.downtime_ms) for spec in session.performed] == [
         (None, None),
         ("mptcp", 7.0),
         ("mptcp", 7.0),
@@ -246,16 +247,16 @@ def test_a_downtime_that_is_given_is_taken_and_others_need_none() -> None:
     session = Session()
     downtimes = Downtimes([])
     downtimes.perform(msgspec.structs.replace(MPTCP, downtime_ms=30.0), session.perform)
-    downtimes.perform(Asked(baseline="ip-move-quic"), session.perform)
-    downtimes.perform(Asked(), session.perform)
-    assert [asked.downtime_ms for asked in session.performed] == [30.0, None, None]
+    downtimes.perform(RunSpec(baseline="ip-move-quic"), session.perform)
+    downtimes.perform(RunSpec(), session.perform)
+    assert [spec.downtime_ms for spec in session.performed] == [30.0, None, None]
 
 
 def test_a_baseline_moves_once() -> None:
-    check(Asked(moves=3))
-    check(Asked(baseline="mptcp"))
+    assert to_spec({"moves": 3}).moves == 3
+    assert to_spec({"baseline": "mptcp"}).moves == 1
     with pytest.raises(InvalidInput, match="one move only"):
-        check(Asked(baseline="mptcp", moves=2))
+        to_spec({"baseline": "mptcp", "moves": 2})
 
 
 def test_a_cell_that_no_machine_can_fill_is_no_failure_beside_others() -> None:

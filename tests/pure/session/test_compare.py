@@ -27,8 +27,8 @@ def machine_without_dns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list
         if "dns" in names:
             raise WHY
 
-    def launch(asked: Any, *_: Any, **__: Any) -> RunPaths:
-        performed.append(asked.baseline or str(asked.strategy))
+    def launch(spec: Any, *_: Any, **__: Any) -> RunPaths:
+        performed.append(spec.baseline or str(spec.strategy))
         return RunPaths(tmp_path)
 
     def analyse(_: Path) -> RunResult:
