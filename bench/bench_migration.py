@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.throughput import throughput_ratio
-from cli.progress import perform_shown
+from cli.common.progress import perform_shown
 from quicferry.record import RunResult, write_json
 from quicferry.spec import RunSpec
 from quicferry.strategies import RULES, ProbeOn, Strategy

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from cli.progress import perform_shown
+from cli.common.progress import perform_shown
 from quicferry.events import Event, read_events
 from quicferry.record import RunPaths, RunResult
 from quicferry.units import NS_PER_MS

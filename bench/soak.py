@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cli.progress import perform_shown
+from cli.common.progress import perform_shown
 from quicferry.analysis.repeated_moves import grown
 from quicferry.record import RunResult
 from quicferry.strategies import Strategy

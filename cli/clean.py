@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli import support
+from cli.common import output
 from quicferry.emulation.sandbox import ownership
 from quicferry.paths import RUNS
 
@@ -22,7 +22,7 @@ from quicferry.paths import RUNS
     show_default="runs/ of this checkout",
     help="Where the run directories are.",
 )
-@support.json_option
+@output.json_option
 @click.pass_context
 def clean(ctx: click.Context, partial: bool, dry_run: bool, runs_dir: Path, as_json: bool) -> None:
     """Remove what interrupted runs left behind.
@@ -33,7 +33,7 @@ def clean(ctx: click.Context, partial: bool, dry_run: bool, runs_dir: Path, as_j
     """
     report = ownership.clean(runs_dir, partial=partial, dry_run=dry_run)
     if as_json:
-        support.print_json(report)
+        output.print_json(report)
     else:
         done, removed = ("would end", "would remove") if dry_run else ("ended", "removed")
         for process in report.ended:
@@ -46,7 +46,7 @@ def clean(ctx: click.Context, partial: bool, dry_run: bool, runs_dir: Path, as_j
         for run in report.living_runs:
             click.echo(f"run {run} is going on: left alone")
         for failure in report.failed:
-            support.say_error(failure)
+            output.say_error(failure)
         if not (report.ended or report.removed or report.kept or report.failed):
             click.echo("nothing to clean")
     ctx.exit(1 if report.failed else 0)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from cli.axes import runs_option
-from cli.compare import raise_for, show
-from cli.progress import perform_shown
-from cli.support import ask_for_root, say
+from cli.common.axes import runs_option
+from cli.common.output import ask_for_root, say
+from cli.common.progress import perform_shown
+from cli.common.results import show
 from quicferry.experiment.store import RunStore
 from quicferry.strategies import Strategy
+from session.outcomes import raise_for
 from session.scenario import Scenario
 
 ENGINES = ("handoff", "criu-cold")

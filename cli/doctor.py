@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from cli import support
+from cli.common import output
 from quicferry.experiment import preflight
 from quicferry.probe import ProbeResult
 
@@ -19,7 +19,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @click.command()
-@support.json_option
+@output.json_option
 @click.option("--only", "names", multiple=True, metavar="PROBE", help="Ask this probe only; may be repeated.")
 @click.option(
     "--require-list",
@@ -36,7 +36,7 @@ def doctor(ctx: click.Context, as_json: bool, names: tuple[str, ...], require_li
     """
     chosen = preflight.select(names) if names else list(preflight.probes().values())
     results: list[ProbeResult] = []
-    console = support.stderr_console()
+    console = output.stderr_console()
     with console.status("asking …") as status:
         for probe in chosen:
             status.update(f"asking {probe.name} …")
@@ -48,14 +48,14 @@ def doctor(ctx: click.Context, as_json: bool, names: tuple[str, ...], require_li
     missing = [result.name for result in results if not result.works and result.name in needed]
     if as_json:
         outcome = "unsupported" if missing else "succeeded"
-        support.print_json(Diagnosis(outcome=outcome, missing=missing, probes=results))
+        output.print_json(Diagnosis(outcome=outcome, missing=missing, probes=results))
     else:
         _print_table(results)
         if missing:
             what = "what was asked" if names else "the demo"
-            support.say(f"missing for {what}: {', '.join(missing)}")
+            output.say(f"missing for {what}: {', '.join(missing)}")
         elif not names:
-            support.say("everything that the demo needs works")
+            output.say("everything that the demo needs works")
     ctx.exit(127 if missing else 0)
 
 
@@ -75,4 +75,4 @@ def _print_table(results: list[ProbeResult]) -> None:
             seen.append(f"\n→ {result.hint}", style="yellow")
         works = Text("yes", style="green") if result.works else Text("no", style="bold red")
         table.add_row(result.name, works, seen, result.needed_for, f"{result.duration_ms:.0f}")
-    support.stdout_console().print(table)
+    output.stdout_console().print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from cli.support import json_option, print_json, stdout_console
+from cli.common.output import json_option, print_json, stdout_console
 from quicferry.experiment.faults import MEANS, MOMENTS, ROWS
 
 

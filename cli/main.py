@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import click
 
-from cli import support
+from cli.common import output
 from quicferry import __version__
 from quicferry.errors import FerryError
 
@@ -73,13 +73,13 @@ def call(arguments: Sequence[str]) -> int:
     try:
         status = quicferry.main(args=list(arguments), prog_name="quicferry", standalone_mode=False)
     except FerryError as error:
-        support.report(error, as_json=as_json)
+        output.report(error, as_json=as_json)
         _trace_if_asked()
         return error.exit_code
     except click.ClickException as error:
         if as_json:
             outcome = "invalid" if isinstance(error, click.UsageError) else "failed"
-            support.print_json({"outcome": outcome, "error": error.format_message(), "hint": None})
+            output.print_json({"outcome": outcome, "error": error.format_message(), "hint": None})
         error.show(sys.stderr)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -90,10 +90,10 @@ def call(arguments: Sequence[str]) -> int:
         return 1
     except Exception as error:  # the last resort: a defect of ours must not look like one of the user's
         if as_json:
-            support.print_json(
+            output.print_json(
                 {"outcome": "failed", "error": f"{type(error).__name__}: {error}", "hint": None}
             )
-        support.say_error(
+        output.say_error(
             f"internal error: {type(error).__name__}: {error}",
             hint=None if _debugging() else "run it again with QUICFERRY_DEBUG=1 to see where, and report it",
         )

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from cli.axes import axis_options
-from cli.progress import perform_shown
-from cli.support import json_option, print_json, say, stdout_console
+from cli.common.axes import axis_options
+from cli.common.output import json_option, print_json, say, stdout_console
+from cli.common.progress import perform_shown
 from quicferry.errors import FerryError, InvalidInput
 from quicferry.record import RunResult
 from session.request import to_spec

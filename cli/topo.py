@@ -8,7 +8,8 @@ import click
 import msgspec
 
 import topologies
-from cli import support
+from cli.common import output
+from cli.common.output import say
 from quicferry.emulation import drawing
 from quicferry.errors import InvalidInput
 from quicferry.model import Topology
@@ -44,14 +45,14 @@ _settings = click.option(
 
 
 @topo.command(name="list")
-@support.json_option
+@output.json_option
 def list_(as_json: bool) -> None:
     """List the topologies and what can be chosen about each."""
     for name in topologies.names():
         family = topologies.get(name)
         if as_json:
             defaults = {parameter.name: parameter.default for parameter in family.parameters}
-            support.print_json(Listed(name=name, summary=family.summary, parameters=defaults))
+            output.print_json(Listed(name=name, summary=family.summary, parameters=defaults))
             continue
         click.echo(f"{name}: {family.summary}")
         wide = max((len(parameter.name) for parameter in family.parameters), default=0)
@@ -63,16 +64,16 @@ def list_(as_json: bool) -> None:
 @topo.command()
 @click.argument("name")
 @_settings
-@support.json_option
+@output.json_option
 def show(name: str, settings: tuple[str, ...], as_json: bool) -> None:
     """Show the nodes and links of a topology."""
     topology, chosen = _build(name, settings)
     if as_json:
-        support.print_json(Shown(topology=topology, parameters=chosen))
+        output.print_json(Shown(topology=topology, parameters=chosen))
         return
     from rich.table import Table
 
-    console = support.stdout_console()
+    console = output.stdout_console()
     console.print(f"{topology.name}: {topology.summary}")
     nodes = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("node", "what it is", "addresses"):
@@ -109,7 +110,7 @@ def draw(name: str, settings: tuple[str, ...], output: Path | None) -> None:
     if not output.resolve().parent.is_dir():
         raise InvalidInput(f"there is no directory {output.parent}", hint="make it first")
     drawing.picture(topology, output)
-    support.say(f"drawn to {output}")
+    say(f"drawn to {output}")
 
 
 def _build(name: str, settings: tuple[str, ...]) -> tuple[Topology, dict[str, int | float | str | None]]:

@@ -9,7 +9,8 @@ from types import ModuleType
 import click
 import pytest
 
-from cli import main, support
+from cli import main
+from cli.common import output
 from quicferry import __version__
 from quicferry.errors import FerryError, InvalidInput, MigrationError, Unsupported
 
@@ -20,7 +21,7 @@ def offer(monkeypatch):
 
     def install(action):
         @click.command()
-        @support.json_option
+        @output.json_option
         @click.option("--number", type=int, default=0)
         @click.pass_context
         def boom(ctx, as_json, number):
@@ -70,7 +71,7 @@ def test_without_json_stdout_stays_empty(offer, capsys):
 
 def test_a_command_that_printed_its_object_prints_no_second_one(offer, capsys):
     def action(ctx):
-        support.print_json({"outcome": "failed", "strategy": "pool"})
+        output.print_json({"outcome": "failed", "strategy": "pool"})
         error = MigrationError("the dump failed")
         error.already_printed = True
         raise error
@@ -158,7 +159,7 @@ def test_root_is_asked_for_with_the_line_to_type(monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr(sys, "argv", ["main.py", "run", "--strategy", "pool"])
     with pytest.raises(Unsupported) as caught:
-        support.ask_for_root("a run")
+        output.ask_for_root("a run")
     assert caught.value.hint == "run `sudo bin/quicferry run --strategy pool`"
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    support.ask_for_root("a run")
+    output.ask_for_root("a run")

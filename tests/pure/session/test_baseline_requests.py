@@ -16,13 +16,13 @@ from baselines.ip_move.cast import SERVICE_ADDRESS, router_configs
 from baselines.ip_move.router import Router, RouterConfig
 from baselines.mptcp.path_manager import Change, read_changes
 from baselines.mptcp.pod import Plug
-from cli.compare import SomeFailed, raise_for
 from quicferry.errors import InvalidInput, Unsupported
 from quicferry.migration.datagrams.moving_address import RouteUpdate
 from quicferry.model import Endpoint, Link, Node, Topology
 from quicferry.record import RunResult
 from quicferry.spec import RunSpec
 from session.downtimes import Downtimes
+from session.outcomes import SomeFailed, raise_for
 from session.request import to_spec
 
 TWO_EDGES = topologies.get("two_edges").build_from_axes({}, {})

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cli.support import stderr_console
+from cli.common.output import stderr_console
 from quicferry.events import Event
 from quicferry.record import RunResult
 from quicferry.spec import RunSpec

@@ -1,0 +1,5 @@
+"""What commands share: ``axes`` makes options, ``output`` is stdout, stderr and errors as messages,
+``progress`` draws a bar while runs are performed, ``results`` prints tables and writes pages.
+
+Imported by the command modules of ``cli`` and by ``bench``.
+"""

@@ -1,0 +1,34 @@
+"""The results of several runs on the screen and in files: table, reasons, page and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli.common.output import say, stdout_console
+from quicferry.record import RunResult
+from session.outcomes import reasons
+
+
+def show(results: Sequence[RunResult], report: Path | None, figures: Path | None = None) -> None:
+    """The table of all cells, why some are not there, and page and figures if they were asked for."""
+    from quicferry.analysis.tables import comparison_table
+
+    stdout_console().print(comparison_table(results))
+    for reason in reasons(results):
+        say(reason)
+    write(results, report, figures)
+
+
+def write(results: Sequence[RunResult], report: Path | None, figures: Path | None) -> None:
+    """Page and figures over these runs, if they were asked for."""
+    directories = [Path(result.run_dir) for result in results if result.run_dir]
+    if figures is not None and directories:
+        from quicferry.analysis.figures.comparison import save_comparison
+
+        say("figures: " + ", ".join(str(path) for path in save_comparison(directories, figures)))
+    if report is not None and directories:
+        from quicferry.analysis.report import write_report
+
+        write_report(directories, report, reasons(results))
+        say(f"report: {report}")
