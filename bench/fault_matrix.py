@@ -25,7 +25,7 @@ from quicferry.experiment import preflight
 from quicferry.experiment.faults import ROWS, engines_of, parse, row_of
 from quicferry.experiment.launch import launch, needed_probes
 from quicferry.experiment.store import RunStore
-from quicferry.migration.engines.base import ENGINES
+from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.record import RunPaths, RunResult
 from quicferry.spec import FaultPoint, RunSpec
 from quicferry.strategies import RULES, Strategy
@@ -73,7 +73,7 @@ def every_case(engines: Sequence[str], strategies: Sequence[str], words: Sequenc
         for engine in engines
         for strategy in strategies
         for row in ROWS
-        if engine in (engines_of(row) or ENGINES)
+        if engine in (engines_of(row) or known_engines())
         and (row.point is not FaultPoint.NOTICE or RULES[Strategy(strategy)].notice)
         and (not words or row.name.startswith(tuple(words)))
     ]
@@ -127,7 +127,7 @@ def able(engines: Sequence[str]) -> list[str]:
 def main() -> int:
     """Run all of it, print what is wrong, and say whether anything is."""
     parser = argparse.ArgumentParser(description="Every fault with every engine and strategy.")
-    parser.add_argument("--engine", nargs="+", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument("--engine", nargs="+", choices=list(known_engines()), default=list(known_engines()))
     parser.add_argument(
         "--strategy", nargs="+", choices=[str(each) for each in Strategy], default=[str(s) for s in Strategy]
     )

@@ -14,7 +14,7 @@ from cli.common.progress import perform_shown
 from cli.common.results import show, write
 from quicferry.errors import Unsupported
 from quicferry.experiment.store import RunStore
-from quicferry.migration.engines.base import ENGINES
+from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.strategies import Strategy
 from session.outcomes import raise_for
 from session.scenario import Scenario, read_scenario
@@ -42,7 +42,7 @@ QUICK_ENGINES = ("handoff", "criu-cold")
 @click.option(
     "--engine",
     "engines",
-    type=click.Choice(list(ENGINES)),
+    type=click.Choice(list(known_engines())),
     multiple=True,
     help=f"An engine to compare; may be given several times.  [default: {', '.join(QUICK_ENGINES)}]",
 )

@@ -17,7 +17,7 @@ import baselines
 import topologies
 from quicferry.errors import InvalidInput, Unsupported
 from quicferry.experiment import faults
-from quicferry.migration.engines.base import ENGINES, LONG_ENGINES
+from quicferry.migration.engines import registry
 from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
 
@@ -69,8 +69,7 @@ def _check_value(axis: Axis, value: Any) -> None:
 
 def _check_together(spec: RunSpec) -> None:
     """Raise ``InvalidInput`` when values make no sense beside each other."""
-    if spec.engine not in ENGINES:
-        raise InvalidInput(f"there is no engine {spec.engine!r}", hint="choose from " + ", ".join(ENGINES))
+    registry.get(spec.engine)
     for name, reason in unread(spec).items():
         if getattr(spec, name) != axes()[name].default:
             raise InvalidInput(reason, hint=f"leave out {axes()[name].option}")
@@ -82,10 +81,10 @@ def _check_together(spec: RunSpec) -> None:
         raise InvalidInput(
             "many clients send requests only", hint="leave out --download-mib and --upload-mib"
         )
-    if spec.memory_by == "criu" and spec.engine not in LONG_ENGINES:
+    if spec.memory_by == "criu" and spec.engine not in registry.criu_variant_engines():
         raise InvalidInput(
             f"with the engine {spec.engine} no memory moves before or after the downtime",
-            hint="--memory-by criu goes with " + ", ".join(sorted(LONG_ENGINES)),
+            hint="--memory-by criu goes with " + ", ".join(sorted(registry.criu_variant_engines())),
         )
     topology = topology_of(spec)
     faults.check(spec, topology)

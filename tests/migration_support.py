@@ -15,7 +15,8 @@ from quicferry.errors import MigrationError
 from quicferry.events import Event, EventLog
 from quicferry.migration import control
 from quicferry.migration.agent.agent import AgentConfig, Command, NodeAgent
-from quicferry.migration.engines.base import Deadlines, EngineContext, MoveOrder
+from quicferry.migration.engines.base import EngineContext
+from quicferry.migration.order import Deadlines, MoveOrder
 from quicferry.migration.rpc.credentials import Authority
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy

@@ -20,7 +20,7 @@ from quicferry.experiment.faults import DESTINATION, SOURCE
 from quicferry.migration.agent.agent import AgentConfig, Command, LocalMove
 from quicferry.migration.agent.failpoints import Mishaps
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
-from quicferry.migration.engines.base import runs_in_oci
+from quicferry.migration.engines.registry import runs_in_oci
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import Files

@@ -4,8 +4,8 @@
 
 One per router, on the router. It sets the first route, says ``{"ready": …}``, and then obeys
 ``RouteUpdate`` datagrams (``quicferry.migration.datagrams.moving_address``) by a host route to the edge
-that is named, and answers each with the same content. Its stdout is JSON
-lines, as an agent's. SIGTERM ends it.
+that is named, and answers each with the same content. Its stdout is JSON lines, as that of an agent.
+SIGTERM ends it.
 """
 
 from __future__ import annotations

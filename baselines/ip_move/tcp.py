@@ -10,6 +10,7 @@ from baselines.mptcp.baseline import REQUEST_TIMEOUT_MS
 from baselines.registry import Baseline
 from baselines.tcp_dns.config import TcpClientConfig
 from quicferry.experiment.context import RunContext
+from quicferry.migration.engines.registry import kernel_state_engines
 
 
 def client(_context: RunContext, config: ClientConfig) -> TcpClientConfig:
@@ -38,6 +39,6 @@ BASELINE = Baseline(
     title="address moves, TCP",
     summary="TLS 1.3 over TCP; CRIU takes the connections along, the routers follow the address.",
     make_cast=make_cast,
-    engines=("criu-cold", "runc-cold"),
+    engines=tuple(sorted(kernel_state_engines())),
     why_not="only a dump with --tcp-established takes the kernel's TCP connections along",
 )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 import baselines
-from quicferry.migration.engines.base import ENGINES
+from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.spec import Axis, axes
 from quicferry.strategies import Strategy
 
@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _NAMES: dict[str, Callable[[], Collection[str]]] = {
     "strategy": lambda: [str(strategy) for strategy in Strategy],
     "baseline": baselines.names,
-    "engine": lambda: list(ENGINES),
+    "engine": lambda: list(known_engines()),
 }
 
 

@@ -8,11 +8,11 @@ judges that from the captures. How it is made to happen: ``fault_injector``.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from quicferry.errors import InvalidInput
-from quicferry.migration.engines.base import AHEAD_ENGINES, BEHIND_ENGINES, CRIU_ENGINES
+from quicferry.migration.engines.registry import ahead_engines, behind_engines, criu_engines
 from quicferry.model import Topology
 from quicferry.spec import Fault, RunSpec
 from quicferry.spec import FaultKind as Kind
@@ -29,20 +29,20 @@ class Moment(NamedTuple):
     event: str
     part: str
     meaning: str
-    engines: frozenset[str] | None = None  # that have such a point; None: all
+    engines: Callable[[], frozenset[str]] | None = None  # that have such a point; None: all
 
 
 MOMENTS: dict[Point, Moment] = {
     Point.PREPARE: Moment("migration.prepare.started", DESTINATION, "the destination begins to get ready"),
     Point.COPY: Moment(
         "migration.precopy.round.complete", SOURCE,
-        "the first round of memory was sent ahead, the server serves on", AHEAD_ENGINES,
+        "the first round of memory was sent ahead, the server serves on", ahead_engines,
     ),
     Point.NOTICE: Moment("migration.notice.started", SOURCE, "both are ready, the clients are about to hear"),
     Point.CHECKPOINT: Moment("migration.checkpoint.started", SOURCE, "the server is about to be frozen"),
     Point.DUMP: Moment(
         "migration.checkpoint.started", SOURCE,
-        "CRIU has the server in its hands: a moment within 60 ms, drawn by the run's seed", CRIU_ENGINES,
+        "CRIU has the server in its hands: a moment within 60 ms, drawn by the run's seed", criu_engines,
     ),
     Point.TRANSFER: Moment(
         "migration.transfer.started", SOURCE, "the server is frozen, nothing was sent yet"
@@ -53,7 +53,7 @@ MOMENTS: dict[Point, Moment] = {
     Point.COMMIT: Moment("migration.commit.started", SOURCE, "the source knows that the destination serves"),
     Point.PAGES: Moment(
         "migration.pages.started", SOURCE,
-        "the destination serves for good, the rest of its memory is on its way", BEHIND_ENGINES,
+        "the destination serves for good, the rest of its memory is on its way", behind_engines,
     ),
 }  # fmt: skip
 
@@ -178,7 +178,8 @@ def parse(words: str) -> Fault:
 
 def engines_of(row: Row) -> frozenset[str] | None:
     """The engines with which a fault can happen; None: all."""
-    return CRIU_ENGINES if row.kind is Kind.CRIU_KILLED else MOMENTS[row.point].engines
+    having = criu_engines if row.kind is Kind.CRIU_KILLED else MOMENTS[row.point].engines
+    return having() if having is not None else None
 
 
 def row_of(fault: Fault) -> Row:

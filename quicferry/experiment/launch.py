@@ -16,7 +16,7 @@ from quicferry.emulation.sandbox import private_root
 from quicferry.events import Event
 from quicferry.experiment import faults, preflight
 from quicferry.experiment.store import RunStore
-from quicferry.migration.engines.base import memory_by, runs_in_oci
+from quicferry.migration.engines.registry import needs
 from quicferry.model import Topology
 from quicferry.paths import CHECKOUT
 from quicferry.process import PIPE
@@ -28,18 +28,7 @@ OnEvent = Callable[[Event], None]
 
 def needed_probes(spec: RunSpec) -> list[str]:
     """What this run needs of the machine: first what fewer machines have."""
-    needed = ["root"]
-    if spec.engine.startswith("criu"):
-        needed.append("criu")
-    if runs_in_oci(spec.engine):
-        needed.append("oci")
-    if spec.engine in ("criu-post-copy", "criu-hybrid"):
-        needed.append("criu-lazy-pages")
-    if memory_by(spec.engine, spec.memory_by) == "criu":
-        if spec.engine in ("criu-pre-copy", "criu-hybrid"):
-            needed.append("criu-tracking")
-        if spec.engine in ("criu-post-copy", "criu-hybrid"):
-            needed.append("criu-page-server")
+    needed = ["root", *needs(spec.engine, spec.memory_by)]
     if spec.link_backend == "netem":
         needed.append("netem")
     return [*needed, "mininet", "tshark"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from quicferry.migration.engines.base import MoveOrder
+from quicferry.migration.order import MoveOrder
 from quicferry.migration.states import Step
 from quicferry.units import now_ns
 

@@ -14,8 +14,9 @@ import msgspec
 
 from quicferry.errors import FerryError, InvalidInput, MigrationError
 from quicferry.events import EventLog
-from quicferry.migration.engines.base import LONG_ENGINES, MoveOrder, PlannedMove
+from quicferry.migration.engines.registry import long_engines
 from quicferry.migration.journal import Journal
+from quicferry.migration.order import MoveOrder, PlannedMove
 from quicferry.migration.rpc.channel import RpcClient, TooLate, Unreachable
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import (
@@ -221,7 +222,7 @@ class Orchestrator:
             + 2 * limits.restore_s
             + 3 * limits.commit_s
         )
-        if order.engine in LONG_ENGINES:
+        if order.engine in long_engines():
             longest_s += limits.precopy_s + limits.pages_s
         return asyncio.get_running_loop().time() + longest_s
 

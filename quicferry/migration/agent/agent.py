@@ -29,17 +29,14 @@ from quicferry.migration.datagrams.waiting_room import CAPACITY, WaitingRoom
 from quicferry.migration.engines.base import (
     Engine,
     EngineContext,
-    MoveOrder,
-    PageRun,
-    PlannedMove,
     ServesPages,
     ServesTunnel,
     ServiceContainer,
-    ToPageSource,
-    TunnelMessage,
-    create,
 )
+from quicferry.migration.engines.registry import create, implementation_of
 from quicferry.migration.journal import Journal
+from quicferry.migration.memory.page_messages import PageRun, ToPageSource
+from quicferry.migration.order import MoveOrder, PlannedMove
 from quicferry.migration.rpc.channel import DuplexCall, RpcClient, RpcServer
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import (
@@ -71,6 +68,7 @@ from quicferry.migration.rpc.messages import (
     Verdict,
 )
 from quicferry.migration.rpc.peer import PeerClient
+from quicferry.migration.rpc.tunnel_messages import TunnelMessage
 from quicferry.model import Endpoint
 from quicferry.units import now_ns
 
@@ -276,9 +274,9 @@ class NodeAgent:
     ) -> None:
         """Serve the memory of a server that has left but for that."""
         order = self._order_of(caller)
-        engine = self._engine(order.implementation)
+        engine = self._engine(implementation_of(order))
         if not isinstance(engine, ServesPages):
-            raise MigrationError(f"the engine {order.implementation} leaves no memory behind")
+            raise MigrationError(f"the engine {implementation_of(order)} leaves no memory behind")
         if self._damaging is not None:
             send = self._damaging.around(send)
         await engine.serve_pages(order.epoch, requests, send)
@@ -294,9 +292,9 @@ class NodeAgent:
     ) -> None:
         """The same where CRIU serves it: carry its bytes."""
         order = self._order_of(caller)
-        engine = self._engine(order.implementation)
+        engine = self._engine(implementation_of(order))
         if not isinstance(engine, ServesTunnel):
-            raise MigrationError(f"the engine {order.implementation} has no page server")
+            raise MigrationError(f"the engine {implementation_of(order)} has no page server")
         await engine.serve_tunnel(order.epoch, requests, send)
 
     async def _leave_address(self) -> None:

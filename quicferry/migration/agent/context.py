@@ -10,8 +10,9 @@ from quicferry.migration.control import ControlClient
 from quicferry.migration.datagrams.forwarder import Forwarder
 from quicferry.migration.datagrams.moving_address import MovingAddress
 from quicferry.migration.datagrams.waiting_room import WaitingRoom
-from quicferry.migration.engines.base import Engine, MoveOrder, ServiceContainer
+from quicferry.migration.engines.base import Engine, ServiceContainer
 from quicferry.migration.journal import Journal
+from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.channel import RpcClient
 from quicferry.units import NS_PER_S
 

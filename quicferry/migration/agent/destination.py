@@ -14,7 +14,9 @@ from quicferry.migration import control
 from quicferry.migration.agent.context import Host, fence_ns
 from quicferry.migration.agent.source import describe
 from quicferry.migration.agent.transfer import Inbox
-from quicferry.migration.engines.base import CopiesAhead, MoveOrder, TakesOver
+from quicferry.migration.engines.base import CopiesAhead, TakesOver
+from quicferry.migration.engines.registry import implementation_of
+from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.channel import Unreachable
 from quicferry.migration.rpc.messages import (
     STATUS,
@@ -110,7 +112,7 @@ class DestinationSide:
 
     async def _take_over(self, order: MoveOrder) -> None:
         """Before anybody is asked: a server that waits for memory does not answer."""
-        engine = self._host.engine(order.implementation)
+        engine = self._host.engine(implementation_of(order))
         if isinstance(engine, TakesOver):
             with suppress(FerryError):  # of a server that had not resumed, nothing is left: no matter
                 await engine.take_over(order)
@@ -158,7 +160,7 @@ class DestinationSide:
                 async with asyncio.timeout(order.deadlines.prepare_s):
                     if self._host.address is not None:
                         await self._host.address.take()  # nobody sends to it here before it is announced
-                    await self._host.engine(order.implementation).prepare_destination(order)
+                    await self._host.engine(implementation_of(order)).prepare_destination(order)
             if self._host.room is not None:
                 await_client = not speaks_first(order.strategy, order.server_first)
                 self._host.room.prepare(await_client=await_client)
@@ -219,7 +221,7 @@ class DestinationSide:
     ) -> None:
         """Take in what comes while the server still serves at the source."""
         self._check_prepared(order, caller)
-        engine = self._host.engine(order.implementation)
+        engine = self._host.engine(implementation_of(order))
         if not isinstance(engine, CopiesAhead):
             raise MigrationError(f"the engine {order.engine} takes in nothing before the freeze")
         inbox = Inbox()
@@ -265,7 +267,7 @@ class DestinationSide:
         """In a task of its own: a broken stream must not break off a restore that has all it needs."""
         try:
             async with asyncio.timeout_at(self._lease_ns / NS_PER_S) as self._timeout:
-                answer = await self._host.engine(order.implementation).restore(order, inbox.chunks())
+                answer = await self._host.engine(implementation_of(order)).restore(order, inbox.chunks())
             if not inbox.complete:
                 raise MigrationError("the engine resumed the server before it had all of its state")
         except BaseException as error:
@@ -341,7 +343,7 @@ class DestinationSide:
             self._host.room.close()
         try:
             async with asyncio.timeout(within_s or order.deadlines.commit_s):
-                await self._host.engine(order.implementation).abandon_destination(order, reason)
+                await self._host.engine(implementation_of(order)).abandon_destination(order, reason)
                 if self._host.address is not None:
                     await self._host.address.leave()
         except Exception:  # the engine cannot: what runs in the container is ended by force

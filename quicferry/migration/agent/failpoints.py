@@ -17,7 +17,7 @@ from typing import Any, cast
 import msgspec
 
 from quicferry.events import Event, Sink
-from quicferry.migration.engines.base import PageRun
+from quicferry.migration.memory.page_messages import PageRun
 from quicferry.migration.rpc.channel import Duplex, DuplexCall
 from quicferry.migration.rpc.messages import Begin, Piece, ToDestination, ToSource
 from quicferry.migration.rpc.peer import PeerClient

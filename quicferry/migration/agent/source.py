@@ -15,7 +15,9 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
 from quicferry.migration.agent.context import Host, fence_ns
 from quicferry.migration.agent.transfer import Tally, pieces
-from quicferry.migration.engines.base import CopiesAhead, Engine, KeepsSource, MoveOrder
+from quicferry.migration.engines.base import CopiesAhead, Engine, KeepsSource
+from quicferry.migration.engines.registry import implementation_of
+from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.channel import DuplexCall, RpcClient
 from quicferry.migration.rpc.messages import (
     ABORT,
@@ -123,7 +125,7 @@ class _SourceMove:
         self._host = host
         self._machine = machine
         self._order = order
-        self._engine: Engine = host.engine(order.implementation)
+        self._engine: Engine = host.engine(implementation_of(order))
         self._peer: RpcClient = host.peer(order.destination)
         self._stream: DuplexCall[ToDestination, ToSource] | None = None
         self._tally = Tally()

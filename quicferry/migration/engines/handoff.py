@@ -16,7 +16,8 @@ from typing import Any
 
 from quicferry.errors import MigrationError
 from quicferry.migration import control
-from quicferry.migration.engines.base import CHUNK_BYTES, EngineContext, MoveOrder, check_lease
+from quicferry.migration.engines.base import CHUNK_BYTES, EngineContext
+from quicferry.migration.order import MoveOrder, check_lease
 
 
 class HandoffEngine:

@@ -23,7 +23,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
-from quicferry.migration.engines.base import (
+from quicferry.migration.memory.page_messages import (
     GotPages,
     PageCall,
     PageRun,

@@ -16,8 +16,10 @@ from typing import Any
 
 import msgspec
 
-from quicferry.migration.engines.base import MoveOrder, PageRun, ToPageSource, TunnelMessage
+from quicferry.migration.memory.page_messages import PageRun, ToPageSource
+from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.channel import Duplex, Unary
+from quicferry.migration.rpc.tunnel_messages import TunnelMessage
 from quicferry.model import Endpoint
 
 PIECE_BYTES = 256 * 1024  # measured: first byte 1 ms instead of 5 ms with 1 MiB, the same throughput

@@ -13,8 +13,14 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from quicferry.errors import MigrationError
-from quicferry.migration.engines.base import TunnelCall, TunnelData, TunnelMessage, TunnelOpen, TunnelOver
 from quicferry.migration.rpc.channel import Unreachable
+from quicferry.migration.rpc.tunnel_messages import (
+    TunnelCall,
+    TunnelData,
+    TunnelMessage,
+    TunnelOpen,
+    TunnelOver,
+)
 
 CHUNK_BYTES = 256 * 1024
 KEPT_BYTES = 4 << 20  # not acknowledged: more than CRIU asks for at once

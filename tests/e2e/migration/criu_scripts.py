@@ -14,7 +14,7 @@ PRELUDE = """
 import asyncio, os, signal, subprocess, sys, time
 from pathlib import Path
 from quicferry.errors import MigrationError
-from quicferry.migration.engines.base import Deadlines
+from quicferry.migration.order import Deadlines
 from tests.e2e.migration.criu_support import *
 """
 #: For a script: the words of a program that holds the port of the service.

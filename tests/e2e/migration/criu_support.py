@@ -21,10 +21,9 @@ from quicferry.migration.engines.base import (
     CopiesAhead,
     EngineContext,
     KeepsSource,
-    MoveOrder,
-    create,
-    runs_in_oci,
 )
+from quicferry.migration.engines.registry import create, runs_in_oci
+from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.channel import Unreachable
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy

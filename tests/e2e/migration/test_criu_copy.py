@@ -141,7 +141,7 @@ def test_a_link_that_does_not_come_back_loses_the_service_and_nothing_pretends(t
 def test_a_server_is_not_moved_on_before_it_has_all_its_memory(tmp_path):
     got = played(
         """
-from quicferry.migration.engines.base import create
+from quicferry.migration.engines.registry import create
 
 async def play():
     async with edges("edge-1", "edge-2", engine="criu-pre-copy") as (a, b):

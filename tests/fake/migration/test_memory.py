@@ -10,14 +10,8 @@ from typing import Any
 import pytest
 
 from quicferry.errors import MigrationError
-from quicferry.migration.engines.base import (
-    GotPages,
-    MoveOrder,
-    PageRun,
-    PagesDone,
-    ToPageSource,
-    WantAll,
-)
+from quicferry.migration.memory.page_messages import GotPages, PageRun, PagesDone, ToPageSource, WantAll
+from quicferry.migration.order import MoveOrder
 from tests.migration_support import FakeEngine, Injected, World, world
 
 

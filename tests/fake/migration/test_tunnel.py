@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from quicferry.errors import MigrationError
-from quicferry.migration.engines.base import TunnelData, TunnelMessage, TunnelOpen, TunnelOver
 from quicferry.migration.rpc.channel import Unreachable
 from quicferry.migration.rpc.tunnel import Tunnel, tell_over
+from quicferry.migration.rpc.tunnel_messages import TunnelData, TunnelMessage, TunnelOpen, TunnelOver
 
 EPOCH = 7
 Serve = Callable[

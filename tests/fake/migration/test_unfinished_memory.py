@@ -13,12 +13,12 @@ import pytest
 from quicferry.errors import MigrationError
 from quicferry.migration.agent.failpoints import DamagingSender
 from quicferry.migration.criu.image_stream import Unpacker
-from quicferry.migration.engines.base import GotPages, PageRun, PagesDone, ToPageSource, WantAll
 from quicferry.migration.engines.criu import unfinished
 from quicferry.migration.engines.criu.rounds import round_records
 from quicferry.migration.engines.criu.unfinished import Unfinished
 from quicferry.migration.memory import lazy_pages
 from quicferry.migration.memory.lazy_pages import LocalPages, PageSink, PageSource, say_farewell
+from quicferry.migration.memory.page_messages import GotPages, PageRun, PagesDone, ToPageSource, WantAll
 from quicferry.migration.memory.pagemap import PAGE_BYTES
 from quicferry.migration.memory.process_memory import Reading, Snapshot
 from quicferry.migration.memory.userfault import FORK, MESSAGE, PAGEFAULT, REMAP, REMOVE, UNMAP, Target, Trail

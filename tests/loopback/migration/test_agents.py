@@ -16,8 +16,8 @@ import pytest
 
 from quicferry.events import Event
 from quicferry.migration.agent.agent import AgentConfig, Command, LocalMove
-from quicferry.migration.engines.base import Deadlines
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
+from quicferry.migration.order import Deadlines
 from quicferry.migration.rpc.channel import RpcClient
 from quicferry.migration.rpc.credentials import Authority
 from quicferry.migration.rpc.messages import COLLECT_FILES, STATUS, CollectFiles, StatusQuery

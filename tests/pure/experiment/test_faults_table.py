@@ -6,7 +6,7 @@ import pytest
 
 from quicferry.errors import InvalidInput
 from quicferry.experiment.faults import MEANS, MOMENTS, ROWS, Row, engines_of, parse, places, row_of
-from quicferry.migration.engines.base import ENGINES
+from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.spec import FaultKind as Kind
 from quicferry.spec import FaultPoint as Point
 from quicferry.strategies import RULES, Strategy
@@ -56,7 +56,7 @@ def test_no_notice_no_fault_there(strategy: Strategy) -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_point_needs_an_engine_that_has_it(row: Row) -> None:
     engines = engines_of(row)
-    for engine in ENGINES:
+    for engine in known_engines():
         values = {"engine": engine, "faults": [row.name]}
         if engines is None or engine in engines:
             assert to_spec(values).faults

@@ -9,7 +9,8 @@ from quicferry.events import Event
 from quicferry.experiment.launch import needed_probes
 from quicferry.experiment.run import memory_moved_by
 from quicferry.migration.criu import pipe_filter
-from quicferry.migration.engines.base import ENGINES, LONG_ENGINES, PlannedMove, memory_by
+from quicferry.migration.engines.registry import engines, implementation_of, long_engines, memory_by
+from quicferry.migration.order import PlannedMove
 from quicferry.model import Endpoint
 from quicferry.spec import RunSpec
 from quicferry.strategies import Strategy
@@ -24,15 +25,15 @@ def implementation(engine, by):
         service=Endpoint("10.0.2.2", 4433),
         memory_by=by,
     )
-    return planned.order("edge-1", 1).implementation
+    return implementation_of(planned.order("edge-1", 1))
 
 
 def test_an_order_says_who_moves_the_memory():
     assert implementation("criu-hybrid", "criu") == "criu-hybrid/criu"
     assert implementation("criu-hybrid", "agents") == "criu-hybrid"
     assert implementation("criu-hybrid", "auto") == "criu-hybrid"
-    assert {memory_by(engine, "auto") for engine in set(ENGINES) - LONG_ENGINES} == {None}
-    assert {memory_by(engine, "auto") for engine in LONG_ENGINES} == {"agents"}
+    assert {memory_by(engine, "auto") for engine in set(engines()) - long_engines()} == {None}
+    assert {memory_by(engine, "auto") for engine in long_engines()} == {"agents"}
 
 
 def test_a_run_needs_what_criu_needs():
@@ -45,7 +46,7 @@ def test_a_run_needs_what_criu_needs():
     assert more("criu-hybrid") == {"criu-tracking", "criu-page-server"}
 
 
-@pytest.mark.parametrize("engine", sorted(set(ENGINES) - LONG_ENGINES))
+@pytest.mark.parametrize("engine", sorted(set(engines()) - long_engines()))
 def test_where_all_memory_goes_at_once_there_is_nothing_to_choose(engine):
     assert to_spec({"engine": engine}).memory_by == "auto"
     with pytest.raises(InvalidInput, match="no memory moves"):

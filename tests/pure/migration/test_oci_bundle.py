@@ -12,7 +12,8 @@ from quicferry.migration.container.oci_bundle import SYSTEM, criu_config, find_r
 from quicferry.migration.container.oci_container import last_words
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.criu.command import CHECKOUT, explain
-from quicferry.migration.engines.base import ENGINES, runs_in_oci
+from quicferry.migration.engines.registry import engines as known_engines
+from quicferry.migration.engines.registry import runs_in_oci
 from quicferry.spec import RunSpec
 
 
@@ -90,7 +91,7 @@ def test_a_missing_runc_is_unsupported_with_a_remedy(tmp_path, monkeypatch):
 
 
 def test_an_engine_that_needs_runc_says_so():
-    assert [engine for engine in ENGINES if runs_in_oci(engine)] == ["runc-cold"]
+    assert [engine for engine in known_engines() if runs_in_oci(engine)] == ["runc-cold"]
     assert "oci" in needed_probes(RunSpec(engine="runc-cold"))
     assert "oci" not in needed_probes(RunSpec(engine="criu-cold"))
 

@@ -11,7 +11,8 @@ import pytest
 from cryptography import x509
 
 from quicferry.errors import FerryError, InvalidInput, MigrationError, Unsupported
-from quicferry.migration.engines.base import ENGINES, Deadlines, MoveOrder, check_lease
+from quicferry.migration.engines.registry import engines
+from quicferry.migration.order import Deadlines, MoveOrder, check_lease
 from quicferry.migration.rpc import messages as orders
 from quicferry.migration.rpc.channel import (
     HINT_KEY,
@@ -116,7 +117,7 @@ def test_lease() -> None:
 
 
 def test_engines_are_named_as_on_the_command_line() -> None:
-    assert {"handoff", "criu-cold"} <= set(ENGINES)
+    assert {"handoff", "criu-cold"} <= set(engines())
 
 
 def test_certificates_are_private_and_name_their_party(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from quicferry.migration.engines.base import MoveOrder
 from quicferry.migration.engines.criu.agent_copy_destination import CopyDestination
 from quicferry.migration.engines.criu.agent_copy_source import CopySource, CopySourceAhead
 from quicferry.migration.engines.criu.base import TakesRounds
+from quicferry.migration.order import MoveOrder
 
 
 class CriuCopyEngine(CopySource, CopyDestination):

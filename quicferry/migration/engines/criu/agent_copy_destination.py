@@ -20,7 +20,6 @@ import numpy as np
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.criu.command import LAZY_FEATURE
 from quicferry.migration.criu.image_stream import Manifest
-from quicferry.migration.engines.base import MoveOrder
 from quicferry.migration.engines.criu import unfinished
 from quicferry.migration.engines.criu.base import CriuEngine, Held
 from quicferry.migration.engines.criu.unfinished import Unfinished
@@ -28,6 +27,7 @@ from quicferry.migration.memory.lazy_pages import LocalPages, PageSink
 from quicferry.migration.memory.pagemap import NO_PAGES, Flag, PageMap, decode, encode
 from quicferry.migration.memory.process_memory import ProcessMemory, private_areas
 from quicferry.migration.memory.userfault import Target, Trail, wake
+from quicferry.migration.order import MoveOrder
 
 
 class CopyDestination(CriuEngine):

@@ -18,7 +18,6 @@ import numpy as np
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.control import Track
 from quicferry.migration.criu.image_stream import LEFT_BEHIND, Kind, Manifest, record
-from quicferry.migration.engines.base import MoveOrder, PageRun, ToPageSource
 from quicferry.migration.engines.criu.base import CriuEngine, Held, Packer
 from quicferry.migration.engines.criu.rounds import (
     Plan,
@@ -30,6 +29,7 @@ from quicferry.migration.engines.criu.rounds import (
     why_stop,
 )
 from quicferry.migration.memory.lazy_pages import PageSource, say_farewell
+from quicferry.migration.memory.page_messages import PageRun, ToPageSource
 from quicferry.migration.memory.pagemap import (
     NO_PAGES,
     PAGE_BYTES,
@@ -49,6 +49,7 @@ from quicferry.migration.memory.process_memory import (
 )
 from quicferry.migration.memory.userfault_offer import take
 from quicferry.migration.memory.write_tracking import WriteTracker
+from quicferry.migration.order import MoveOrder
 
 TRACK_S = 0.5
 #: So many go ahead even if the dump is over before: a page that is waited for later costs as much as forty.

@@ -24,13 +24,8 @@ from quicferry.migration.container.container import Container
 from quicferry.migration.control import Abort, Freeze, Resume
 from quicferry.migration.criu.command import Criu
 from quicferry.migration.criu.image_stream import Kind, Manifest, Unpacker, record
-from quicferry.migration.engines.base import (
-    CHUNK_BYTES,
-    COMPRESSIONS,
-    EngineContext,
-    MoveOrder,
-    check_lease,
-)
+from quicferry.migration.engines.base import CHUNK_BYTES, EngineContext
+from quicferry.migration.order import COMPRESSIONS, MoveOrder, check_lease
 
 #: So much is made and packed before the network gets it: half a millisecond of work.
 PACKED_AT_ONCE_BYTES = 1 << 18

@@ -19,8 +19,9 @@ import msgspec
 
 from quicferry.migration.criu.command import Criu
 from quicferry.migration.criu.image_stream import LEFT_BEHIND, Kind, Manifest, record
-from quicferry.migration.engines.base import CHUNK_BYTES, MoveOrder
+from quicferry.migration.engines.base import CHUNK_BYTES
 from quicferry.migration.engines.criu.base import CriuEngine, Held, Packer
+from quicferry.migration.order import MoveOrder
 
 #: How long the reader of the growing image sleeps when there is nothing new.
 TAIL_S = 0.001

@@ -32,18 +32,13 @@ from quicferry.migration.container.processes import Completed
 from quicferry.migration.criu.command import LAZY_FEATURE, explain, log_text
 from quicferry.migration.criu.image_stream import LEFT_BEHIND, DumpStats, Kind, Manifest, record
 from quicferry.migration.criu.memory_command import GUARD_OVER, Helper, MemoryCriu, guard, userfaultfds_of
-from quicferry.migration.engines.base import (
-    CHUNK_BYTES,
-    MoveOrder,
-    TunnelCall,
-    TunnelMessage,
-    TunnelOpen,
-    TunnelOver,
-)
+from quicferry.migration.engines.base import CHUNK_BYTES
 from quicferry.migration.engines.criu.base import CriuEngine, Held, Packer, TakesRounds
 from quicferry.migration.engines.criu.rounds import closing_records, why_stop
 from quicferry.migration.memory.pagemap import decode
+from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.tunnel import Tunnel, tell_over
+from quicferry.migration.rpc.tunnel_messages import TunnelCall, TunnelMessage, TunnelOpen, TunnelOver
 
 OpenTunnel = Callable[[str, float], TunnelCall]
 

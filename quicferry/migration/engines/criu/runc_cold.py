@@ -16,9 +16,10 @@ from quicferry.migration.container.oci_container import OciContainer
 from quicferry.migration.criu.command import Criu
 from quicferry.migration.criu.image_stream import Manifest
 from quicferry.migration.criu.runc import Runc
-from quicferry.migration.engines.base import EngineContext, MoveOrder
+from quicferry.migration.engines.base import EngineContext
 from quicferry.migration.engines.criu.base import Held
 from quicferry.migration.engines.criu.cold import CriuColdEngine
+from quicferry.migration.order import MoveOrder
 
 
 class RuncColdEngine(CriuColdEngine):

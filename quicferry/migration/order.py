@@ -1,0 +1,78 @@
+"""What is ordered of a move: which server goes where, how, and within which deadlines.
+
+``PlannedMove`` is what can be said in advance. ``MoveOrder`` adds what is known only when the move begins
+(its number, the edge it begins at, the destination's lease) and is the same on every host that takes part.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from quicferry.errors import MigrationError
+from quicferry.model import Endpoint
+from quicferry.strategies import Strategy
+from quicferry.units import NS_PER_MS, now_ns
+
+#: How memory images are compressed for the transfer. ``auto`` is what measurements favour (docs/adr/0004).
+COMPRESSIONS = ("auto", "none", "zstd", "zstd-1", "zstd-3")
+#: Who moves the memory of a server before and after the downtime: the agents, or CRIU's own machinery
+#: (tracked dumps, page server, lazy-pages daemon). ``auto`` is what measurements favour (docs/adr/0011).
+MEMORY_BY = ("auto", "agents", "criu")
+AUTO_MEMORY_BY = "agents"
+
+
+class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
+    """How long each step of a move may take, in seconds; a step that takes longer has failed."""
+
+    prepare_s: float = 20.0  # both sides get ready (a standby process starts in this time)
+    precopy_s: float = 120.0  # memory is copied ahead, while the server serves
+    notice_s: float = 1.0  # clients are told and answer; late ones are left out, it is not a failure
+    checkpoint_s: float = 15.0  # from the freeze to the first chunk
+    transfer_s: float = 60.0  # first to last chunk
+    restore_s: float = 15.0  # from the last chunk to the destination's word that the server runs
+    commit_s: float = 5.0  # the source gives up its server, or an abort is carried out
+    pages_s: float = 120.0  # after the commit: the rest of the memory follows
+
+
+class PlannedMove(msgspec.Struct, frozen=True, kw_only=True):
+    """All of a move that can be said before it is known from where and as which epoch it begins."""
+
+    strategy: Strategy
+    engine: str
+    destination: str  # name of the edge host
+    service: Endpoint  # where clients reach the server at the destination
+    server_first: bool = False
+    downtime_ms: float = 500.0  # what the clients are told to expect
+    forwarding: bool = True  # late datagrams are forwarded from the source to the destination
+    compression: str = "auto"  # of memory images, one of COMPRESSIONS
+    memory_by: str = "auto"  # who moves the memory before and after the downtime, one of MEMORY_BY
+    deadlines: Deadlines = Deadlines()
+
+    def order(self, source: str, epoch: int) -> MoveOrder:
+        """The order to move the server away from ``source`` in this epoch."""
+        planned = {name: getattr(self, name) for name in PlannedMove.__struct_fields__}
+        return MoveOrder(source=source, epoch=epoch, **planned)
+
+
+class MoveOrder(PlannedMove, frozen=True, kw_only=True):
+    """One move of the server, the same on all hosts that take part.
+
+    ``epoch`` numbers the moves of a service from 1 and makes orders idempotent: an order whose epoch is
+    over is answered again, not carried out again. ``resume_before_ns`` (CLOCK_MONOTONIC) is the
+    destination's lease: from that moment on it must not resume, so that a source that cannot reach it
+    may roll back afterwards. The source agent sets it at the freeze.
+    """
+
+    epoch: int
+    source: str  # name of the edge host
+    resume_before_ns: int = 0  # 0: not frozen yet
+
+
+def check_lease(order: MoveOrder) -> None:
+    """Raise ``MigrationError`` when the destination's lease is over: the source may serve again."""
+    late_ns = now_ns() - order.resume_before_ns
+    if order.resume_before_ns and late_ns >= 0:
+        raise MigrationError(
+            f"the server came {late_ns / NS_PER_MS:.1f} ms too late to {order.destination}",
+            hint="the source serves again; give the move longer deadlines",
+        )
