@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import click
 
 from cli.common import output
-from quicferry import __version__
+from quicferry import __version__, plugins
 from quicferry.errors import FerryError
 
 #: command -> the first line of its help, here so that listing the commands loads none of them.
@@ -51,10 +51,32 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _plug_in(_ctx: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> None:
+    """Load plug-ins before a command is, whose options name what they offer."""
+    if not given:
+        return
+    # in the environment, so that the processes of a run find them, too
+    known = os.environ.get(plugins.VARIABLE, "").split(os.pathsep)
+    absolute = [os.path.abspath(path) for path in given]  # noqa: PTH100  # it may not exist: said below
+    os.environ[plugins.VARIABLE] = os.pathsep.join(dict.fromkeys([*filter(None, known), *absolute]))
+    for path in plugins.paths():
+        plugins.load(path)
+
+
 @click.group(
     cls=LazyGroup,
     name="quicferry",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.option(
+    "--plugin",
+    multiple=True,
+    metavar="PATH",
+    callback=_plug_in,
+    expose_value=False,
+    is_eager=True,
+    help="Take engines, strategies, baselines, topologies and workloads from this Python file or package as "
+    "well; may be given several times (also: QUICFERRY_PLUGINS).",
 )
 @click.version_option(__version__, prog_name="quicferry", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error (also: QUICFERRY_DEBUG=1).")

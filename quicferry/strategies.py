@@ -1,23 +1,25 @@
-"""How client and server find each other again: the five strategies as one table.
+"""How client and server find each other again: the strategies as one table.
 
 Every strategy works with every migration engine; nothing here knows how the process moves.
 Source: Puliafito et al. 2022 (the first three), Casu 2022 (the symmetric ones).
+
+A strategy is a row of rules, so that one can be added from outside: as an entry point of the group
+``quicferry.strategies``, or in the tuple ``STRATEGIES`` of a plug-in file (``quicferry.plugins``). Client and
+server must both have the plug-in: what crosses the wire is ``wire_bit``.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+import re
+from typing import TYPE_CHECKING, NamedTuple
 
+from quicferry import plugins
+from quicferry.errors import InvalidInput
 
-class Strategy(enum.StrEnum):
-    """The name of a strategy, as used on the command line and in every file."""
-
-    PROACTIVE_EXPLICIT = "proactive-explicit"
-    REACTIVE_EXPLICIT = "reactive-explicit"
-    POOL = "pool"
-    SYMMETRIC = "symmetric"
-    SYNCHRONIZED_SYMMETRIC = "synchronized-symmetric"
+GROUP = "quicferry.strategies"
+#: Bits of the transport parameter from which a strategy from outside takes one: 2^16 to 2^31.
+FIRST_FREE_BIT, LAST_FREE_BIT = 1 << 16, 1 << 31
 
 
 class ProbeOn(enum.StrEnum):
@@ -31,7 +33,9 @@ class ProbeOn(enum.StrEnum):
 class StrategyRules(NamedTuple):
     """What tells one strategy from another."""
 
+    name: str  # on the command line and in every file
     title: str
+    wire_bit: int  # its bit in the transport parameter, and its number in SM_PREPARE
     notice: bool  # the client is told before the checkpoint (SM_PREPARE)
     carries_address: bool  # ... and the notice names the destination
     pool: bool  # possible addresses are given right after the handshake
@@ -39,17 +43,59 @@ class StrategyRules(NamedTuple):
     server_first: bool  # as published, the restored server sends first
 
 
-RULES: dict[Strategy, StrategyRules] = {
-    Strategy.PROACTIVE_EXPLICIT: StrategyRules(
-        "Proactive Explicit", True, True, False, ProbeOn.NOTICE, False
+_OWN = (
+    StrategyRules(
+        "proactive-explicit", "Proactive Explicit", 0x01, True, True, False, ProbeOn.NOTICE, False
     ),
-    Strategy.REACTIVE_EXPLICIT: StrategyRules("Reactive Explicit", True, True, False, ProbeOn.LOSS, False),
-    Strategy.POOL: StrategyRules("Pool of Addresses", False, False, True, ProbeOn.LOSS, False),
-    Strategy.SYMMETRIC: StrategyRules("Symmetric", False, False, False, ProbeOn.SERVER_PACKET, True),
-    Strategy.SYNCHRONIZED_SYMMETRIC: StrategyRules(
-        "Synchronized Symmetric", True, False, False, ProbeOn.SERVER_PACKET, True
+    StrategyRules("reactive-explicit", "Reactive Explicit", 0x02, True, True, False, ProbeOn.LOSS, False),
+    StrategyRules("pool", "Pool of Addresses", 0x04, False, False, True, ProbeOn.LOSS, False),
+    StrategyRules("symmetric", "Symmetric", 0x08, False, False, False, ProbeOn.SERVER_PACKET, True),
+    StrategyRules(
+        "synchronized-symmetric", "Synchronized Symmetric", 0x10,
+        True, False, False, ProbeOn.SERVER_PACKET, True,
     ),
-}
+)  # fmt: skip
+
+
+def _table() -> dict[str, StrategyRules]:
+    """All strategies by name, those from outside included. Raises ``InvalidInput`` for one that cannot be."""
+    rows = plugins.table(GROUP, StrategyRules, _OWN, lambda rules: rules.name)
+    bits: dict[int, str] = {rules.wire_bit: rules.name for rules in _OWN}
+    for rules in list(rows.values())[len(_OWN) :]:
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", rules.name):
+            raise InvalidInput(
+                f"a strategy cannot be named {rules.name!r}", hint="use a-z, 0-9 and '-', a letter first"
+            )
+        bit = rules.wire_bit
+        if bit.bit_count() != 1 or not FIRST_FREE_BIT <= bit <= LAST_FREE_BIT or bit in bits:
+            raise InvalidInput(
+                f"the strategy {rules.name} cannot have the bit {bit:#x} on the wire",
+                hint=f"give it one bit from {FIRST_FREE_BIT:#x} to {LAST_FREE_BIT:#x} that no other has",
+            )
+        bits[bit] = rules.name
+    return rows
+
+
+_ROWS = _table()
+
+if TYPE_CHECKING:
+
+    class Strategy(enum.StrEnum):
+        """The name of a strategy, as used on the command line and in every file."""
+
+        PROACTIVE_EXPLICIT = "proactive-explicit"
+        REACTIVE_EXPLICIT = "reactive-explicit"
+        POOL = "pool"
+        SYMMETRIC = "symmetric"
+        SYNCHRONIZED_SYMMETRIC = "synchronized-symmetric"
+
+else:
+    # the same, with the strategies from outside: which there are is known when the process starts
+    Strategy = enum.StrEnum(
+        "Strategy", [(name.upper().replace("-", "_"), name) for name in _ROWS], module=__name__
+    )
+
+RULES: dict[Strategy, StrategyRules] = {Strategy(name): rules for name, rules in _ROWS.items()}
 
 
 def speaks_first(strategy: Strategy, server_first: bool) -> bool:

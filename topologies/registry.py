@@ -1,6 +1,7 @@
 """The registry: which topologies there are, with which parameters.
 
-A topology module offers one ``FAMILY``. To add a topology, write a module and list it in ``_MODULES``.
+A topology module offers one ``FAMILY``; ours are listed in ``_MODULES``. Others come from outside: entry
+points of the group ``quicferry.topologies``, or plug-in files (``quicferry.plugins``).
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 
 import msgspec
 
+from quicferry import plugins
 from quicferry.errors import InvalidInput
 from quicferry.model import Topology
 
+GROUP = "quicferry.topologies"
 _MODULES = ("two_edges", "one_lan")
 
 Value = int | float | str | None
@@ -87,15 +90,20 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         return {self.name: partial(make, shaped=True), f"{self.name}_plain": partial(make, shaped=False)}
 
 
+def families() -> dict[str, Family]:
+    """All topologies by name, those from outside included. Raises ``InvalidInput`` for a broken plug-in."""
+    own = [import_module(f"topologies.{name}").FAMILY for name in _MODULES]
+    return plugins.table(GROUP, Family, own, lambda family: family.name)
+
+
 def names() -> tuple[str, ...]:
     """The names of all topologies."""
-    return _MODULES
+    return tuple(families())
 
 
 def get(name: str) -> Family:
     """The topology family of that name. Raises ``InvalidInput`` with the names there are."""
-    if name not in _MODULES:
-        raise InvalidInput(f"there is no topology {name!r}", hint="there are " + ", ".join(_MODULES))
-    family = import_module(f"topologies.{name}").FAMILY
-    assert isinstance(family, Family)
-    return family
+    known = families()
+    if name not in known:
+        raise InvalidInput(f"there is no topology {name!r}", hint="there are " + ", ".join(known))
+    return known[name]

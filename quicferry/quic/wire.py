@@ -14,7 +14,7 @@ from typing import ClassVar, TypeAlias
 from aioquic.buffer import Buffer, BufferReadError  # type: ignore[attr-defined]  # re-exported without saying so
 
 from quicferry.quic.errors import ErrorCode, PeerError
-from quicferry.strategies import Strategy
+from quicferry.strategies import RULES, Strategy
 
 #: (host, port): an IPv4 or IPv6 address in its canonical text form, and a UDP port.
 Address: TypeAlias = tuple[str, int]
@@ -25,13 +25,7 @@ MAX_ADDRESSES = 7  # 8 connection IDs (RFC 9000 §5.1.1), one of which is in use
 VARINT_MAX = (1 << 62) - 1
 
 #: One bit per strategy in the transport parameter; the number of a strategy in SM_PREPARE is its bit.
-STRATEGY_BITS: dict[Strategy, int] = {
-    Strategy.PROACTIVE_EXPLICIT: 0x01,
-    Strategy.REACTIVE_EXPLICIT: 0x02,
-    Strategy.POOL: 0x04,
-    Strategy.SYMMETRIC: 0x08,
-    Strategy.SYNCHRONIZED_SYMMETRIC: 0x10,
-}
+STRATEGY_BITS: dict[Strategy, int] = {strategy: rules.wire_bit for strategy, rules in RULES.items()}
 _STRATEGY_OF_BIT = {bit: strategy for strategy, bit in STRATEGY_BITS.items()}
 
 
