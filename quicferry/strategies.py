@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from quicferry import plugins
 from quicferry.errors import InvalidInput
@@ -43,22 +43,40 @@ class StrategyRules(NamedTuple):
     server_first: bool  # as published, the restored server sends first
 
 
+class Strategy(enum.StrEnum):
+    """The strategies of this distribution. Others have a name only: wherever one may stand, it is a ``str``."""
+
+    PROACTIVE_EXPLICIT = "proactive-explicit"
+    REACTIVE_EXPLICIT = "reactive-explicit"
+    POOL = "pool"
+    SYMMETRIC = "symmetric"
+    SYNCHRONIZED_SYMMETRIC = "synchronized-symmetric"
+
+
 _OWN = (
     StrategyRules(
-        "proactive-explicit", "Proactive Explicit", 0x01, True, True, False, ProbeOn.NOTICE, False
+        Strategy.PROACTIVE_EXPLICIT, "Proactive Explicit", 0x01, True, True, False, ProbeOn.NOTICE, False
     ),
-    StrategyRules("reactive-explicit", "Reactive Explicit", 0x02, True, True, False, ProbeOn.LOSS, False),
-    StrategyRules("pool", "Pool of Addresses", 0x04, False, False, True, ProbeOn.LOSS, False),
-    StrategyRules("symmetric", "Symmetric", 0x08, False, False, False, ProbeOn.SERVER_PACKET, True),
+    StrategyRules(Strategy.REACTIVE_EXPLICIT, "Reactive Explicit", 0x02, True, True, False, ProbeOn.LOSS, False),
+    StrategyRules(Strategy.POOL, "Pool of Addresses", 0x04, False, False, True, ProbeOn.LOSS, False),
+    StrategyRules(Strategy.SYMMETRIC, "Symmetric", 0x08, False, False, False, ProbeOn.SERVER_PACKET, True),
     StrategyRules(
-        "synchronized-symmetric", "Synchronized Symmetric", 0x10,
+        Strategy.SYNCHRONIZED_SYMMETRIC, "Synchronized Symmetric", 0x10,
         True, False, False, ProbeOn.SERVER_PACKET, True,
     ),
 )  # fmt: skip
 
 
-def _table() -> dict[str, StrategyRules]:
-    """All strategies by name, those from outside included. Raises ``InvalidInput`` for one that cannot be."""
+#: The rules of the strategies of this distribution.
+RULES: dict[Strategy, StrategyRules] = {Strategy(rules.name): rules for rules in _OWN}
+
+
+def strategies() -> dict[str, StrategyRules]:
+    """All strategies by name, those from outside included.
+
+    Raises ``InvalidInput`` for a broken plug-in, a name that cannot be, and a bit that is not free. Plug-ins
+    are loaded by the first call, and not when this module is imported: they import it themselves.
+    """
     rows = plugins.table(GROUP, StrategyRules, _OWN, lambda rules: rules.name)
     bits: dict[int, str] = {rules.wire_bit: rules.name for rules in _OWN}
     for rules in list(rows.values())[len(_OWN) :]:
@@ -74,28 +92,6 @@ def _table() -> dict[str, StrategyRules]:
             )
         bits[bit] = rules.name
     return rows
-
-
-_ROWS = _table()
-
-if TYPE_CHECKING:
-
-    class Strategy(enum.StrEnum):
-        """The name of a strategy, as used on the command line and in every file."""
-
-        PROACTIVE_EXPLICIT = "proactive-explicit"
-        REACTIVE_EXPLICIT = "reactive-explicit"
-        POOL = "pool"
-        SYMMETRIC = "symmetric"
-        SYNCHRONIZED_SYMMETRIC = "synchronized-symmetric"
-
-else:
-    # the same, with the strategies from outside: which there are is known when the process starts
-    Strategy = enum.StrEnum(
-        "Strategy", [(name.upper().replace("-", "_"), name) for name in _ROWS], module=__name__
-    )
-
-RULES: dict[Strategy, StrategyRules] = {Strategy(name): rules for name, rules in _ROWS.items()}
 
 
 def speaks_first(strategy: Strategy, server_first: bool) -> bool:
