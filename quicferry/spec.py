@@ -292,7 +292,9 @@ class Axis(NamedTuple):
 @cache
 def axes() -> dict[str, Axis]:
     """Every axis by its name, in the order of ``RunSpec``."""
-    return {field.name: _axis_of(field) for field in msgspec.inspect.type_info(RunSpec).fields}  # type: ignore[attr-defined]  # a Struct's info has fields
+    described = msgspec.inspect.type_info(RunSpec)
+    assert isinstance(described, msgspec.inspect.StructType)
+    return {field.name: _axis_of(field) for field in described.fields}
 
 
 def _axis_of(field: msgspec.inspect.Field) -> Axis:
@@ -308,6 +310,7 @@ def _axis_of(field: msgspec.inspect.Field) -> Axis:
         msgspec.inspect.VarTupleType: "faults",
     }
     choices = tuple(map(str, inner.values)) if isinstance(inner, msgspec.inspect.LiteralType) else ()
+    choices = tuple(sorted(choices, key=lambda word: word != field.default))  # what is usual stands first
     return Axis(
         name=field.name,
         kind=kinds.get(type(inner), str),

@@ -44,7 +44,7 @@ class StrategyRules(NamedTuple):
 
 
 class Strategy(enum.StrEnum):
-    """The strategies of this distribution. Others have a name only: wherever one may stand, it is a ``str``."""
+    """The strategies of this distribution; one from outside is a plain ``str``."""
 
     PROACTIVE_EXPLICIT = "proactive-explicit"
     REACTIVE_EXPLICIT = "reactive-explicit"
@@ -53,19 +53,29 @@ class Strategy(enum.StrEnum):
     SYNCHRONIZED_SYMMETRIC = "synchronized-symmetric"
 
 
+_NOTICE, _LOSS, _SERVER_PACKET = ProbeOn.NOTICE, ProbeOn.LOSS, ProbeOn.SERVER_PACKET
 _OWN = (
     StrategyRules(
-        Strategy.PROACTIVE_EXPLICIT, "Proactive Explicit", 0x01, True, True, False, ProbeOn.NOTICE, False
+        name=Strategy.PROACTIVE_EXPLICIT, title="Proactive Explicit", wire_bit=0x01,
+        notice=True, carries_address=True, pool=False, probe_on=_NOTICE, server_first=False,
     ),
-    StrategyRules(Strategy.REACTIVE_EXPLICIT, "Reactive Explicit", 0x02, True, True, False, ProbeOn.LOSS, False),
-    StrategyRules(Strategy.POOL, "Pool of Addresses", 0x04, False, False, True, ProbeOn.LOSS, False),
-    StrategyRules(Strategy.SYMMETRIC, "Symmetric", 0x08, False, False, False, ProbeOn.SERVER_PACKET, True),
     StrategyRules(
-        Strategy.SYNCHRONIZED_SYMMETRIC, "Synchronized Symmetric", 0x10,
-        True, False, False, ProbeOn.SERVER_PACKET, True,
+        name=Strategy.REACTIVE_EXPLICIT, title="Reactive Explicit", wire_bit=0x02,
+        notice=True, carries_address=True, pool=False, probe_on=_LOSS, server_first=False,
+    ),
+    StrategyRules(
+        name=Strategy.POOL, title="Pool of Addresses", wire_bit=0x04,
+        notice=False, carries_address=False, pool=True, probe_on=_LOSS, server_first=False,
+    ),
+    StrategyRules(
+        name=Strategy.SYMMETRIC, title="Symmetric", wire_bit=0x08,
+        notice=False, carries_address=False, pool=False, probe_on=_SERVER_PACKET, server_first=True,
+    ),
+    StrategyRules(
+        name=Strategy.SYNCHRONIZED_SYMMETRIC, title="Synchronized Symmetric", wire_bit=0x10,
+        notice=True, carries_address=False, pool=False, probe_on=_SERVER_PACKET, server_first=True,
     ),
 )  # fmt: skip
-
 
 #: The rules of the strategies of this distribution.
 RULES: dict[Strategy, StrategyRules] = {Strategy(rules.name): rules for rules in _OWN}
