@@ -217,16 +217,21 @@ def _current(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path} has format version {version}, this program reads 1 to {FORMAT_VERSION}",
             hint="read it with the version that made it (manifest: tool_version)",
         )
-    spec = dict(manifest.get("asked", {}))
-    spec["faults"] = [_fault_of_words(words) for words in spec.get("faults", ())]
-    return {**manifest, "format_version": FORMAT_VERSION, "spec": spec}
+    asked = msgspec.convert(manifest.get("asked"), dict[str, Any])
+    faults = msgspec.convert(asked.get("faults", []), list[str])
+    spec = asked | {"faults": [_fault_of_words(words) for words in faults]}
+    return manifest | {"format_version": FORMAT_VERSION, "spec": spec}
 
 
 def _fault_of_words(words: str) -> dict[str, Any]:
     """A fault as version 1 wrote it: ``<point>:<kind>`` or ``<point>:<kind>=<seconds>``."""
     name, _, seconds = words.partition("=")
     point, _, kind = name.partition(":")
-    return {"point": point, "kind": kind, "seconds": float(seconds) if seconds else None}
+    return {
+        "point": point,
+        "kind": kind,
+        "seconds": msgspec.convert(seconds or None, float | None, strict=False),
+    }
 
 
 def write_json(path: Path, value: object) -> None:

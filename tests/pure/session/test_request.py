@@ -1,0 +1,165 @@
+"""A request becomes one checked value: each axis by its one definition, and those that do not go together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import click
+import msgspec
+import pytest
+
+import baselines
+from cli.run import run as run_command
+from quicferry.errors import InvalidInput
+from quicferry.spec import Axis, Fault, FaultKind, FaultPoint, ReadBy, RunSpec, axes
+from session.request import to_spec, topology_of, unread
+from session.scenario import Scenario
+
+BOUNDED = [axis for axis in axes().values() if axis.least is not None]
+CHOSEN = [axis for axis in axes().values() if axis.choices]
+#: axes that say who takes part
+NAMES = ("topology", "strategy", "baseline", "engine")
+by_name: Any = {"ids": lambda axis: axis.name}
+
+
+def another_value(axis: Axis) -> Any:
+    """A value that the axis allows and that is not its default."""
+    if axis.choices:
+        return axis.choices[-1]
+    if axis.kind is bool:
+        return not axis.default
+    if axis.kind == "faults":
+        return ["transfer:link-cut"]
+    assert axis.least is not None and axis.most is not None
+    return axis.least + 1 if axis.default != axis.least + 1 else axis.least + 2
+
+
+def test_what_is_not_said_has_its_default() -> None:
+    assert to_spec({}) == RunSpec()
+    assert to_spec(dict.fromkeys(axes())) == RunSpec()
+
+
+def test_every_axis_of_the_spec_is_described() -> None:
+    assert list(axes()) == list(RunSpec.__struct_fields__)
+    for axis in axes().values():
+        assert axis.text.endswith("."), axis.name
+        assert axis.default == getattr(RunSpec(), axis.name)
+
+
+def test_every_axis_is_an_option_of_run() -> None:
+    options = {parameter.name: parameter for parameter in run_command.params}
+    for axis in axes().values():
+        assert isinstance(options[axis.name], click.Option), axis.name
+        assert axis.text.split(".")[0] in str(options[axis.name].help)
+
+
+@pytest.mark.parametrize("axis", BOUNDED, **by_name)
+def test_bounds_are_kept_and_named(axis: Axis) -> None:
+    assert axis.least is not None and axis.most is not None
+    kind: Any = axis.kind
+    for good in (axis.least, axis.most):
+        values: dict[str, Any] = {axis.name: kind(good)}
+        if axis.read_by is ReadBy.BASELINES:
+            values["baseline"] = "mptcp" if axis.name == "downtime_ms" else "tcp-dns"
+        if axis.name == "plain_clients":
+            values["clients"] = 500
+        if axis.name == "jitter_ms":
+            values["rtt_ms"] = 4000.0
+        assert getattr(to_spec(values), axis.name) == good
+    for bad in (axis.least - 1, axis.most * 2, -math.inf, math.inf, math.nan):
+        with pytest.raises(InvalidInput, match=axis.name) as refused:
+            to_spec({axis.name: bad})
+        assert axis.bounds in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("axis", CHOSEN, **by_name)
+def test_a_word_that_is_no_choice_is_refused_with_the_choices(axis: Axis) -> None:
+    with pytest.raises(InvalidInput, match=axis.name) as refused:
+        to_spec({axis.name: "fairies"})
+    assert all(word in str(refused.value.hint) for word in axis.choices)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_name_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match="fairies"):
+        to_spec({name: "fairies"})
+
+
+def test_an_unknown_axis_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InvalidInput, match="fairies") as refused:
+        to_spec({"fairies": 1})
+    assert "rtt_ms" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("baseline", [None, *baselines.names()])
+@pytest.mark.parametrize("axis", [axis for axis in axes().values() if axis.name not in NAMES], **by_name)
+def test_an_axis_is_read_or_refused_with_the_reason(axis: Axis, baseline: str | None) -> None:
+    engine = (baselines.get(baseline).engines or (None,))[0] if baseline else "criu-hybrid"
+    values = {"baseline": baseline, "engine": engine, axis.name: another_value(axis)}
+    if axis.name == "plain_clients":
+        values["clients"] = 2
+    if axis.name == "memory_by":
+        values["engine"] = "criu-hybrid"
+    without_effect = unread(to_spec({"baseline": baseline, "engine": engine}))
+    if axis.name in without_effect:
+        with pytest.raises(InvalidInput) as refused:
+            to_spec(values)
+        assert "leave out" in str(refused.value.hint)
+    else:
+        assert getattr(to_spec(values), axis.name) != axis.default
+
+
+def test_a_baselines_engine_is_one_that_can_move_it() -> None:
+    for name in baselines.names():
+        engines = baselines.get(name).engines
+        assert to_spec({"baseline": name}).engine in (engines or ("handoff",))
+    assert to_spec({"baseline": "ip-move-tcp", "engine": "handoff"}).engine == "handoff"  # as was asked
+
+
+def test_a_fault_is_read_once() -> None:
+    spec = to_spec({"faults": ["transfer:link-cut=2.5"]})
+    assert spec.faults == (Fault(point=FaultPoint.TRANSFER, kind=FaultKind.LINK_CUT, seconds=2.5),)
+    assert msgspec.json.decode(msgspec.json.encode(spec), type=RunSpec) == spec
+
+
+def test_a_fault_that_the_topology_cannot_have_is_refused_at_once() -> None:
+    for fault in ("transfer:link-lost", "restore:link-cut"):
+        with pytest.raises(InvalidInput, match="no link of their own"):
+            to_spec({"topology": "one_lan", "faults": [fault]})
+    assert to_spec({"topology": "one_lan", "faults": ["commit:orchestrator-killed"]}).faults
+
+
+def test_a_network_that_cannot_be_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="jitter"):
+        to_spec({"jitter_ms": 10.0, "rtt_ms": 5.0})
+    with pytest.raises(InvalidInput, match="one_lan has no parameter"):
+        to_spec({"topology": "one_lan", "pool": 3})
+    assert topology_of(to_spec({"pool": 3})).pool == ("edge-3", "edge-4", "edge-2")
+
+
+# --- scenarios -------------------------------------------------------------------------------------
+
+
+def test_an_axis_is_crossed_only_with_what_reads_it() -> None:
+    sweep = {"dns_ttl_s": [0, 5], "strategy": ["symmetric"], "baseline": ["tcp-dns", "no-migration"]}
+    runs = [(spec.baseline or str(spec.strategy), spec.dns_ttl_s) for spec in Scenario(sweep=sweep).runs()]
+    assert sorted(runs) == [("no-migration", 1), ("symmetric", 1), ("tcp-dns", 0), ("tcp-dns", 5)]
+
+
+def test_a_value_that_no_cell_reads_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="dns_ttl_s"):
+        list(Scenario(run={"dns_ttl_s": 5}, sweep={"strategy": ["symmetric"]}).runs())
+    with pytest.raises(InvalidInput, match="server_first"):
+        list(Scenario(run={"server_first": True}, sweep={"baseline": ["tcp-dns"]}).runs())
+    assert list(Scenario(run={"server_first": None}, sweep={"baseline": ["tcp-dns"]}).runs())
+
+
+def test_repetitions_are_interleaved_and_have_seeds_of_their_own() -> None:
+    scenario = Scenario(repetitions=2, run={"seed": 7}, sweep={"strategy": ["pool", "symmetric"]})
+    assert [(str(spec.strategy), spec.seed) for spec in scenario.runs()] == [
+        ("pool", 7),
+        ("symmetric", 7),
+        ("pool", 8),
+        ("symmetric", 8),
+    ]
