@@ -5,6 +5,8 @@ Programs are argument vectors, never shell strings; exit status and stderr are k
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,10 @@ TimeoutExpired = subprocess.TimeoutExpired
 DEVNULL = subprocess.DEVNULL
 PIPE = subprocess.PIPE
 STDOUT = subprocess.STDOUT
+
+
+#: Root's, and not in everybody's PATH.
+SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin")
 
 
 class Result(NamedTuple):
@@ -107,3 +113,20 @@ def stop(process: subprocess.Popen[bytes], *, grace_s: float = 2.0) -> int:
         except subprocess.TimeoutExpired:
             process.kill()
     return process.wait()
+
+
+def find_program(name: str) -> Path | None:
+    """A program on the PATH or in one of root's directories; None when there is none."""
+    found = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), *SYSTEM_DIRECTORIES)))
+    return Path(found) if found is not None else None
+
+
+def children_of(pid: int) -> list[int]:
+    """The PIDs of the children of a process with one thread; none when the process is gone.
+
+    Read from the kernel's list. psutil would look at every process of the machine for its parent.
+    """
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []

@@ -16,8 +16,8 @@ from quicferry.errors import FerryError
 from quicferry.experiment.context import Program, RunContext, Service
 from quicferry.experiment.fault_injector import FaultInjector
 from quicferry.experiment.faults import DESTINATION, SOURCE
-from quicferry.experiment.usage import children
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
+from quicferry.process import children_of
 from quicferry.strategies import RULES
 
 
@@ -43,7 +43,7 @@ class QuicCast:
         server = issue(SERVER_NAME)
         faults = FaultInjector(context, self)
         self._agents = {
-            edge: Agent(context, edge, peer, issue(edge), server, mishaps=faults.mishaps(edge))
+            edge: Agent(context, edge, peer, issue(edge), server, failpoints=faults.failpoints(edge))
             for edge, peer in ((source, destination), (destination, source))
         }
         self._orchestra = Orchestra(context, [source, destination], issue(context.part("orchestrator")))
@@ -63,7 +63,7 @@ class QuicCast:
 
     def _server_pid(self) -> int | None:
         """The server's process, seen from here."""
-        return next(iter(children(self._agents[self._at].container_pid)), None)
+        return next(iter(children_of(self._agents[self._at].container_pid)), None)
 
     def move(self) -> dict[str, Any]:
         """Move the server to the other edge, by the orchestrator or by the host alone."""

@@ -18,7 +18,7 @@ from quicferry.errors import MigrationError
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext
 from quicferry.experiment.faults import DESTINATION, SOURCE
 from quicferry.migration.agent.agent import AgentConfig, Command, LocalMove
-from quicferry.migration.agent.failpoints import Mishaps
+from quicferry.migration.agent.failpoints import Failpoints
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
 from quicferry.migration.engines.registry import runs_in_oci
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
@@ -59,7 +59,7 @@ class Agent:
         module: str = "apps.server.server",
         plain: bool = False,
         tickets: bool = False,
-        mishaps: Mishaps | None = None,
+        failpoints: Failpoints | None = None,
         address: MovingAddressConfig | None = None,
         keep_tcp: bool = False,
     ) -> None:
@@ -72,7 +72,7 @@ class Agent:
         self._module = module
         self._plain = plain
         self._tickets = tickets
-        self._mishaps = mishaps
+        self._failpoints = failpoints
         self._address = address
         self._keep_tcp = keep_tcp
         self.replies = Replies(context)
@@ -142,7 +142,7 @@ class Agent:
                 [str(context.configs), str(context.credentials)] if runs_in_oci(context.spec.engine) else None
             ),
             # what an agent does wrong, it does once: not again when it was started again
-            mishaps=self._mishaps if self._mishaps and not self.life.number else Mishaps(),
+            failpoints=self._failpoints if self._failpoints and not self.life.number else Failpoints(),
             moving_address=self._address,
             keep_tcp=self._keep_tcp,
         )

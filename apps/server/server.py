@@ -74,7 +74,7 @@ class HandedOver(msgspec.Struct, kw_only=True):
     tickets: list[PlainTicket] = []  # whoever takes over must know the sessions that may be resumed
 
 
-class Server(control.Obedient):
+class Server(control.ControlHandler):
     """One server process. Orders come one at a time through ``obey``."""
 
     def __init__(self, config: ServerConfig) -> None:

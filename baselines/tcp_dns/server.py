@@ -148,7 +148,7 @@ class HttpPeer(asyncio.Protocol):
             self._transport.close()
 
 
-class TcpServer(control.Obedient):
+class TcpServer(control.ControlHandler):
     """One server process. Orders come one at a time through ``obey``.
 
     With ``keeps_connections`` a resumed server goes on with the connections it had.

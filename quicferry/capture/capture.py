@@ -24,7 +24,7 @@ from typing import IO, NamedTuple, Protocol
 
 from quicferry.errors import CaptureError
 from quicferry.model import NodeKind, Topology
-from quicferry.process import Popen, TimeoutExpired
+from quicferry.process import Popen, TimeoutExpired, children_of
 
 BUFFER_MIB = 32
 READY_S = 30.0
@@ -221,7 +221,7 @@ def running_packet_sockets(pid: int) -> int:
     inodes: set[str] = set()
     table = ""
     try:
-        for each in (pid, *_children(pid)):
+        for each in (pid, *children_of(pid)):
             for descriptor in Path(f"/proc/{each}/fd").iterdir():
                 with contextlib.suppress(OSError):  # closed in between
                     target = str(descriptor.readlink())
@@ -232,10 +232,3 @@ def running_packet_sockets(pid: int) -> int:
         return 0
     rows = (line.split() for line in table.splitlines()[1:])
     return sum(1 for row in rows if len(row) >= 9 and row[5] == "1" and row[8] in inodes)
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []

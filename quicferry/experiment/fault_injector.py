@@ -25,7 +25,7 @@ from quicferry.errors import FerryError
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
 from quicferry.experiment.faults import DESTINATION, MOMENTS, SOURCE, inter_edge_link
-from quicferry.migration.agent.failpoints import Mishaps
+from quicferry.migration.agent.failpoints import Failpoints
 from quicferry.process import run
 from quicferry.spec import Fault
 from quicferry.spec import FaultKind as Kind
@@ -70,11 +70,11 @@ class FaultInjector:
         if self.faults:
             context.listeners.append(self.heard)
 
-    def mishaps(self, edge: str) -> Mishaps:
+    def failpoints(self, edge: str) -> Failpoints:
         """What the agent of an edge is told to do wrong itself."""
         parts = {part for part in (SOURCE, DESTINATION) if self._context.part(part) == edge}
         moments = [MOMENTS[fault.point] for fault in self.faults]
-        return Mishaps(
+        return Failpoints(
             stop_at=sorted({moment.event for moment in moments if moment.part in parts}),
             damage=sorted(
                 fault.point for fault in self.faults if SOURCE in parts and fault.kind is Kind.IMAGE_CORRUPTED

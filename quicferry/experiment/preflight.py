@@ -12,15 +12,15 @@ from quicferry.emulation import probes as emulation_probes
 from quicferry.emulation.links import probes as link_probes
 from quicferry.errors import InvalidInput
 from quicferry.experiment import service_probes
-from quicferry.migration.criu import oci_probes
 from quicferry.migration.criu import probes as criu_probes
+from quicferry.migration.criu import runc_probes
 from quicferry.probe import Probe, ProbeResult, require
 
 _SOURCES = (
     emulation_probes.PROBES,
     link_probes.PROBES,
     criu_probes.PROBES,
-    oci_probes.PROBES,
+    runc_probes.PROBES,
     capture_probes.PROBES,
     service_probes.PROBES,
 )

@@ -20,7 +20,8 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.events import Event, write_events
 from quicferry.experiment.context import Cast, RunContext, Service
 from quicferry.experiment.usage import note_usage
-from quicferry.migration.criu.oci_probes import engine_versions
+from quicferry.migration.criu.versions import versions_of
+from quicferry.migration.engines import registry
 from quicferry.model import LinkReading
 from quicferry.record import Clock, Manifest, RunPaths, write_json
 
@@ -53,7 +54,7 @@ def perform(
     manifest.versions |= package_versions()
     start_offset_ns = realtime_minus_monotonic_ns()
     try:
-        manifest.versions |= engine_versions(manifest.spec.engine)
+        manifest.versions |= versions_of(registry.get(manifest.spec.engine).programs)
         with emulator:
             _play(manifest, context, make_cast)
         manifest.outcome = "succeeded"

@@ -8,14 +8,6 @@ from pathlib import Path
 from quicferry.events import EventLog
 
 
-def children(pid: int) -> list[int]:
-    """The children of a process with one thread; none when it is gone."""
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
 def note_usage(events: EventLog, processes: Iterable[tuple[str, int]]) -> None:
     """Tell what each of these (name, PID) holds now; those that have gone are left out."""
     for name, pid in processes:

@@ -125,7 +125,7 @@ class Answer(msgspec.Struct, frozen=True):
 Handler = Callable[[Order], Awaitable[dict[str, Any]]]
 
 
-class Obedient(ABC):
+class ControlHandler(ABC):
     """A server's side of the orders: a method for each, whatever the server speaks with its clients.
 
     Each returns the detail of the answer, as the order's own text says, and raises on refusal.

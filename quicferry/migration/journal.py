@@ -17,7 +17,7 @@ from quicferry.migration.states import Step
 from quicferry.units import now_ns
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A step that one part of the agent took in an epoch."""
 
     t_ns: int
@@ -32,17 +32,17 @@ class Journal:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self.latest: Entry | None = None
+        self.latest: JournalEntry | None = None
         self._epochs: set[tuple[int, str]] = set()
-        self.last: dict[tuple[int, str], Entry] = {}  # (epoch, part) -> the last step taken in it
+        self.last: dict[tuple[int, str], JournalEntry] = {}  # (epoch, part) -> the last step taken in it
         if path is not None and path.exists():
             for line in path.read_bytes().splitlines():
                 try:
-                    self._take(msgspec.json.decode(line, type=Entry))
+                    self._take(msgspec.json.decode(line, type=JournalEntry))
                 except msgspec.DecodeError:  # the last line may be cut off
                     continue
 
-    def _take(self, entry: Entry) -> None:
+    def _take(self, entry: JournalEntry) -> None:
         self.latest = entry
         self._epochs.add((entry.epoch, entry.part))
         self.last[entry.epoch, entry.part] = entry
@@ -58,7 +58,7 @@ class Journal:
 
     def note(self, epoch: int, part: str, step: Step, order: MoveOrder | None = None) -> None:
         """Write down a step."""
-        entry = Entry(t_ns=now_ns(), epoch=epoch, part=part, step=step, order=order)
+        entry = JournalEntry(t_ns=now_ns(), epoch=epoch, part=part, step=step, order=order)
         self._take(entry)
         if self._path is not None:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

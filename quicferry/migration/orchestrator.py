@@ -39,7 +39,7 @@ from quicferry.migration.rpc.messages import (
     StatusQuery,
     StopService,
 )
-from quicferry.migration.states import ORCHESTRATOR, Machine, Signal, Step
+from quicferry.migration.states import ORCHESTRATOR, MoveMachine, Signal, Step
 from quicferry.model import Endpoint
 
 CONNECT_S = 25.0
@@ -91,7 +91,7 @@ class Orchestrator:
         self._agents = {edge: RpcClient(identity, edge, endpoint) for edge, endpoint in config.agents.items()}
         self._epoch = 0
         self._journal = Journal(Path(config.journal) if config.journal is not None else None)
-        self.machine = Machine(ORCHESTRATOR, "orchestrator")
+        self.machine = MoveMachine(ORCHESTRATOR, "orchestrator")
 
     async def connect(self) -> None:
         """Wait until every agent is reached. Raises ``MigrationError``."""

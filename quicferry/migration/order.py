@@ -19,6 +19,7 @@ COMPRESSIONS = ("auto", "none", "zstd", "zstd-1", "zstd-3")
 #: (tracked dumps, page server, lazy-pages daemon). ``auto`` is what measurements favour (docs/adr/0011).
 MEMORY_BY = ("auto", "agents", "criu")
 AUTO_MEMORY_BY = "agents"
+CHUNK_BYTES = 1 << 20  # the largest chunk of state that an engine yields
 
 
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True):

@@ -149,7 +149,7 @@ SERVES_AT_DESTINATION = frozenset({_S.COMMIT, _S.MOVED})
 ENDS = frozenset({_S.MOVED, _S.STAYED, _S.LOST})
 
 
-class Machine:
+class MoveMachine:
     """One party's walk through its table."""
 
     def __init__(self, table: Table, party: str, step: Step = Step.IDLE) -> None:

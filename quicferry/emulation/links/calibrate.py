@@ -10,7 +10,6 @@ Calibrate while nothing else uses the links, and with the hosts' interfaces up.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import select
 import socket
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from quicferry import packet_filter
 from quicferry.emulation.links.cable.batch import BatchReader, RepeatedFrame
 from quicferry.emulation.links.cable.frames import (
     ETH_P_ALL,
@@ -52,7 +52,6 @@ _MIN_BURST_FRAMES = 20
 _SMALLEST_GROUP = 10
 _GROUP_S = 0.002  # long compared with the cable's lateness, short compared with a stall
 _OVERLOAD = 1.2  # a burst is offered at 1.2 times the rate: the queue must not run empty
-_SO_ATTACH_FILTER = 26
 PING, ECHO, TRAIN = 1, 2, 3
 _BODY = struct.Struct("!BI")  # kind, number
 _ETHERNET_BYTES = 14
@@ -115,9 +114,7 @@ class LinkEnd:
             *(0x06, 0, 0, 0x40000),  # accept
             *(0x06, 0, 0, 0),  # refuse
         )
-        buffer = ctypes.create_string_buffer(program, len(program))
-        filter_program = struct.pack("@HP", 7, ctypes.addressof(buffer))
-        self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
+        packet_filter.attach(self.socket, program)
         self.socket.bind((interface, ETH_P_ALL))
 
     def __enter__(self) -> LinkEnd:

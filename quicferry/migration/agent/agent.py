@@ -20,7 +20,7 @@ from quicferry.events import EventLog
 from quicferry.migration import control
 from quicferry.migration.agent.context import Host
 from quicferry.migration.agent.destination import DestinationSide
-from quicferry.migration.agent.failpoints import DamagingClient, DamagingSender, Mishaps, stopping
+from quicferry.migration.agent.failpoints import DamagingClient, DamagingSender, Failpoints, stopping
 from quicferry.migration.agent.source import SourceSide
 from quicferry.migration.datagrams.forwarder import Forwarder
 from quicferry.migration.datagrams.icmp import hold_back_port_unreachable
@@ -111,7 +111,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     container_record: str | None = None  # with it, container and server outlive an agent that is killed
     oci_readable: list[str] | None = None  # the server is an OCI container that may read these directories
     on_signal: LocalMove | None = None
-    mishaps: Mishaps = Mishaps()  # for fault injection
+    failpoints: Failpoints = Failpoints()  # for fault injection
     moving_address: MovingAddressConfig | None = None  # one that moves with the server
     keep_tcp: bool = False  # established TCP connections move with the server; only where the address does
 
@@ -139,15 +139,15 @@ class NodeAgent:
     ) -> None:
         self.config = config
         self.events = events
-        if config.mishaps.stop_at and events.sink is not None:
-            events.sink = stopping(events.sink, config.mishaps.stop_at)
+        if config.failpoints.stop_at and events.sink is not None:
+            events.sink = stopping(events.sink, config.failpoints.stop_at)
         self._given_container = container
         self._make_engine = make_engine
         self._identity = config.tls.load()
         self._engines: dict[str, Engine] = {}
         self._peers: dict[str, RpcClient] = {}
         self._starting = asyncio.Lock()
-        self._damaging = DamagingSender() if "pages" in config.mishaps.damage else None
+        self._damaging = DamagingSender() if "pages" in config.failpoints.damage else None
         self.rpc = RpcServer(self._identity, config.listen)
 
     async def start(self) -> None:
@@ -316,7 +316,7 @@ class NodeAgent:
                     f"the agent of {self.config.edge} knows no edge {name!r}",
                     hint="it knows " + ", ".join(self.config.peers),
                 )
-            damage = frozenset(self.config.mishaps.damage)
+            damage = frozenset(self.config.failpoints.damage)
             kind = DamagingClient if damage else PeerClient
             peer = kind(self._identity, name, self.config.peers[name], self.config.detours.get(name))
             if isinstance(peer, DamagingClient):

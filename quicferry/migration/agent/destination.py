@@ -34,7 +34,7 @@ from quicferry.migration.rpc.messages import (
     ToSource,
     Verdict,
 )
-from quicferry.migration.states import DESTINATION, SERVES_AT_DESTINATION, Machine, Signal, Step
+from quicferry.migration.states import DESTINATION, SERVES_AT_DESTINATION, MoveMachine, Signal, Step
 from quicferry.model import Endpoint
 from quicferry.strategies import speaks_first
 from quicferry.units import NS_PER_S, now_ns
@@ -52,7 +52,7 @@ class DestinationSide:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.machine = Machine(DESTINATION, f"destination {host.edge}")
+        self.machine = MoveMachine(DESTINATION, f"destination {host.edge}")
         self.order: MoveOrder | None = None
         self._verdicts: dict[int, Resumed | None] = {}  # None is final, see states
         self._preparing: asyncio.Task[None] | None = None

@@ -23,7 +23,7 @@ from quicferry.migration.rpc.messages import Begin, Piece, ToDestination, ToSour
 from quicferry.migration.rpc.peer import PeerClient
 
 
-class Mishaps(msgspec.Struct, frozen=True, kw_only=True):
+class Failpoints(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is told to do wrong; each happens once."""
 
     stop_at: list[str] = []  # names of events

@@ -37,7 +37,7 @@ from quicferry.migration.rpc.messages import (
     ToDestination,
     ToSource,
 )
-from quicferry.migration.states import SOURCE, Machine, Signal, Step
+from quicferry.migration.states import SOURCE, MoveMachine, Signal, Step
 from quicferry.model import Endpoint
 from quicferry.strategies import RULES
 from quicferry.units import NS_PER_MS, NS_PER_S, now_ns
@@ -63,7 +63,7 @@ class SourceSide:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.machine = Machine(SOURCE, f"source {host.edge}")
+        self.machine = MoveMachine(SOURCE, f"source {host.edge}")
         self.order: MoveOrder | None = None
         self._task: asyncio.Task[Outcome] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -121,7 +121,7 @@ class SourceSide:
 class _SourceMove:
     """One move."""
 
-    def __init__(self, host: Host, machine: Machine, order: MoveOrder) -> None:
+    def __init__(self, host: Host, machine: MoveMachine, order: MoveOrder) -> None:
         self._host = host
         self._machine = machine
         self._order = order

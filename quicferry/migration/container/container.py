@@ -27,7 +27,7 @@ import msgspec
 
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container import init as container_init
-from quicferry.migration.container.processes import Inside, only_child
+from quicferry.migration.container.processes import ContainerNamespaces, only_child
 from quicferry.migration.container.readiness import until_readable
 
 INIT = Path(container_init.__file__)
@@ -55,7 +55,7 @@ def first_pid_of(edge: str) -> int:
 Channel = tuple[asyncio.StreamWriter, asyncio.StreamReader]  # requests to init, its answers
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a container that outlives its agent."""
 
     socket: str  # an abstract Unix socket in the edge host's network namespace
@@ -64,7 +64,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     next_pid: int
 
 
-class Container(Inside):
+class Container(ContainerNamespaces):
     """One container. ``container = await Container.create("edge-1")`` … ``await container.close()``.
 
     Also an asynchronous context manager. Not for use by several event loops.
@@ -155,7 +155,7 @@ class Container(Inside):
     async def _find(cls, edge: str, record: Path) -> Self | None:
         """The container that an agent before this one has left; None when there is none."""
         try:
-            left = msgspec.json.decode(_read(record), type=Record)
+            left = msgspec.json.decode(_read(record), type=ContainerRecord)
             connection = await _connect(left.socket)
             kept = await _what_is_kept(connection)
             reader, writer = await asyncio.open_unix_connection(sock=connection)
@@ -170,7 +170,7 @@ class Container(Inside):
         """Note what the next agent needs, if this container is to outlive the present one."""
         if self._record is None:
             return
-        record = Record(
+        record = ContainerRecord(
             socket=self._name,
             init_pid=self._init_pid,
             service_pid=self._service_pid,

@@ -8,7 +8,6 @@ bundle is as deliberate as what is: see ``docs/adr/0010-oci-containers.md``.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -16,12 +15,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from quicferry.errors import InvalidInput, Unsupported
-from quicferry.migration.criu.command import SYSTEM_DIRECTORIES
+from quicferry.errors import InvalidInput
 from quicferry.paths import CHECKOUT
 
 OCI_VERSION = "1.0.2"
-INSTALL_HINT = "run `make setup` as root, or `apt-get install runc`; `quicferry doctor` tries it out"
 
 #: All of runc's things, on the private tmpfs of the edge host's container.
 HOME = PurePosixPath("/run/oci")
@@ -183,21 +180,3 @@ def spec(
             ]
         ),
     )
-
-
-def criu_config(*, keep_tcp: bool) -> str:
-    """CRIU's options that runc has none for (criu(8), configuration files), for dump and restore.
-
-    Without ``network-lock skip`` a rule that drops all packets stays in the edge host's network, as
-    the container is left there until the move is decided.
-    """
-    return "network-lock skip\nfile-validation filesize\n" + ("" if keep_tcp else "tcp-close\n")
-
-
-def find_runc() -> Path:
-    """The runc to use, from the PATH. Raises ``Unsupported``."""
-    search = os.pathsep.join((os.environ.get("PATH", ""), *SYSTEM_DIRECTORIES))
-    found = shutil.which("runc", path=search)
-    if found is None:
-        raise Unsupported("there is no runc on the PATH", hint=INSTALL_HINT)
-    return Path(found)

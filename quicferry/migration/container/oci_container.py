@@ -26,13 +26,15 @@ from typing import Self
 
 import msgspec
 
-from quicferry.errors import MigrationError
-from quicferry.migration.container import oci_bundle as oci
+from quicferry.errors import MigrationError, Unsupported
+from quicferry.migration.container import oci_bundle
 from quicferry.migration.container.container import MOUNT_RUN, Container
 from quicferry.migration.container.processes import Completed
+from quicferry.process import find_program
 
 START_S = 20.0
 DELETE_S = 10.0
+INSTALL_HINT = "run `make setup` as root, or `apt-get install runc`; `quicferry doctor` tries it out"
 
 #: A fresh /sys, as cgroup mounts that are only hidden are found in the mount table.
 CGROUP_VIEW = " && ".join(
@@ -47,12 +49,20 @@ CGROUP_VIEW = " && ".join(
 )
 
 
+def find_runc() -> Path:
+    """The runc to use, from the PATH. Raises ``Unsupported``."""
+    found = find_program("runc")
+    if found is None:
+        raise Unsupported("there is no runc on the PATH", hint=INSTALL_HINT)
+    return found
+
+
 class OciContainer(Container):
     """See the module. ``box = await OciContainer.make("edge-1")`` … ``await box.close()``."""
 
     mounts = f"{MOUNT_RUN} && {CGROUP_VIEW}"
     runc = Path("runc")
-    files = oci.RootFiles({}, [])
+    files = oci_bundle.RootFiles({}, [])
 
     @classmethod
     async def make(
@@ -67,7 +77,7 @@ class OciContainer(Container):
 
         Raises ``Unsupported`` without runc, and ``InvalidInput`` for directories it cannot be given.
         """
-        runc, files = oci.find_runc(), oci.root_files(readable)
+        runc, files = find_runc(), oci_bundle.root_files(readable)
         made = await cls.create(edge, enter=enter, record=record)
         made.runc, made.files = runc, files
         try:
@@ -79,23 +89,30 @@ class OciContainer(Container):
 
     def lay_out(self) -> None:
         """Make the bundle and what belongs to it; again is no harm. Raises ``OSError``."""
-        for directory in (oci.HOME, oci.BUNDLE, oci.ROOTFS, oci.STATE, oci.WORK, oci.DEVICES):
+        for directory in (
+            oci_bundle.HOME,
+            oci_bundle.BUNDLE,
+            oci_bundle.ROOTFS,
+            oci_bundle.STATE,
+            oci_bundle.WORK,
+            oci_bundle.DEVICES,
+        ):
             self.inside(directory).mkdir(mode=0o700, exist_ok=True)
-        self.inside(oci.DEVICES).chmod(0o755)
-        self.inside(oci.ROOTFS).chmod(0o755)
+        self.inside(oci_bundle.DEVICES).chmod(0o755)
+        self.inside(oci_bundle.ROOTFS).chmod(0o755)
         # CRIU opens mounts by way of a directory that it makes in /tmp; without one it takes the root,
         # which is read-only by then. A checkout below /tmp brings it along, others do not.
-        self.inside(oci.TMP).mkdir(exist_ok=True)
-        for name, (major, minor) in oci.NODES.items():
-            node = self.inside(oci.DEVICES) / name
+        self.inside(oci_bundle.TMP).mkdir(exist_ok=True)
+        for name, (major, minor) in oci_bundle.NODES.items():
+            node = self.inside(oci_bundle.DEVICES) / name
             if not node.exists():
                 os.mknod(node, 0o020666, os.makedev(major, minor))
                 node.chmod(0o666)  # mknod heeds the umask
         for path, target in self.files.links.items():
-            link = self.inside(oci.ROOTFS) / path.lstrip("/")
+            link = self.inside(oci_bundle.ROOTFS) / path.lstrip("/")
             if not link.is_symlink():
                 link.symlink_to(target)
-        if not (self.inside(oci.BUNDLE) / "config.json").exists():
+        if not (self.inside(oci_bundle.BUNDLE) / "config.json").exists():
             # a restore reads namespaces and mounts from the bundle, and the program from the images
             self._write_bundle(["true"], {})
 
@@ -104,8 +121,10 @@ class OciContainer(Container):
         return self.path(str(path))
 
     def _write_bundle(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        described = oci.spec(argv, env, hostname=self.edge, log=self.log_path(0), binds=self.files.binds)
-        (self.inside(oci.BUNDLE) / "config.json").write_bytes(
+        described = oci_bundle.spec(
+            argv, env, hostname=self.edge, log=self.log_path(0), binds=self.files.binds
+        )
+        (self.inside(oci_bundle.BUNDLE) / "config.json").write_bytes(
             msgspec.json.format(msgspec.json.encode(described))
         )
 
@@ -120,12 +139,12 @@ class OciContainer(Container):
 
     def pid_made(self) -> int:
         """The PID that runc has noted of what it started or restored last."""
-        return int(self.inside(oci.PID_FILE).read_bytes())
+        return int(self.inside(oci_bundle.PID_FILE).read_bytes())
 
     async def run_runc(self, *words: str, timeout_s: float, path: str | None = None) -> Completed:
         """Run runc in the edge host's container; ``path`` is its PATH."""
         environment = [f"PATH={path}"] if path is not None else []
-        fixed = [str(self.runc), "--rootless", "true", "--root", str(oci.STATE)]
+        fixed = [str(self.runc), "--rootless", "true", "--root", str(oci_bundle.STATE)]
         return await self.run(["env", *environment, *fixed, *words], timeout_s=timeout_s)
 
     async def start(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
@@ -133,7 +152,15 @@ class OciContainer(Container):
         await self.forget()
         self._write_bundle(argv, os.environ if env is None else env)
         done = await self.run_runc(
-            *("run", "--detach", "--bundle", str(oci.BUNDLE), "--pid-file", str(oci.PID_FILE), self.name),
+            *(
+                "run",
+                "--detach",
+                "--bundle",
+                str(oci_bundle.BUNDLE),
+                "--pid-file",
+                str(oci_bundle.PID_FILE),
+                self.name,
+            ),
             timeout_s=START_S,
         )
         if done.status != 0:
@@ -148,7 +175,7 @@ class OciContainer(Container):
         """Let runc forget a container whose process has ended. Raises ``MigrationError`` while it lives."""
         if self.service_pid is not None:
             raise MigrationError(f"a server already runs on {self.edge}")
-        if self.inside(oci.STATE / self.name).exists():
+        if self.inside(oci_bundle.STATE / self.name).exists():
             await self.remove()
 
     async def remove(self) -> None:
@@ -156,9 +183,9 @@ class OciContainer(Container):
         # runc, too, would kill it, but looks only every 100 ms whether it is dead
         with contextlib.suppress(OSError, ValueError):
             await self.stop(self.pid_made(), grace_s=0)
-            self.inside(oci.PID_FILE).unlink()
+            self.inside(oci_bundle.PID_FILE).unlink()
         done = await self.run_runc("delete", "--force", self.name, timeout_s=DELETE_S)
-        state = self.inside(oci.STATE / self.name)
+        state = self.inside(oci_bundle.STATE / self.name)
         if state.exists() and done.status != 0:
             raise MigrationError(f"runc could not remove a container on {self.edge}: {last_words(done)}")
         shutil.rmtree(state, ignore_errors=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quicferry.errors import MigrationError
+from quicferry.process import children_of
 
 
 class Completed(NamedTuple):
@@ -25,7 +26,7 @@ class Completed(NamedTuple):
     stderr: str
 
 
-class ProcessInside(NamedTuple):
+class ContainedProcess(NamedTuple):
     """A process in the container: its PID there, its state letter (``T`` stopped, ``Z`` zombie) and argv."""
 
     pid: int
@@ -33,7 +34,7 @@ class ProcessInside(NamedTuple):
     argv: list[str]
 
 
-class Inside:
+class ContainerNamespaces:
     """The inside of the container with that init on that edge host. PIDs are those it gives."""
 
     def __init__(self, edge: str, init_pid: int) -> None:
@@ -54,12 +55,11 @@ class Inside:
 
     def outside_pid(self, pid: int) -> int | None:
         """The PID by which this agent knows a process of the container; None when it is gone."""
-        children = Path(f"/proc/{self._init_pid}/task/{self._init_pid}/children").read_text()
-        for child in children.split():
+        for child in children_of(self._init_pid):
             with contextlib.suppress(OSError):  # it ended while we looked
                 status = Path(f"/proc/{child}/status").read_text()
                 if re.search(rf"^NSpid:.*\s{pid}$", status, re.MULTILINE):
-                    return int(child)
+                    return child
         return None
 
     def _state(self, pid: int) -> str | None:
@@ -78,7 +78,7 @@ class Inside:
         """Whether the process is there and stopped by a signal."""
         return self._state(pid) == "T"
 
-    def processes(self) -> list[ProcessInside]:
+    def processes(self) -> list[ContainedProcess]:
         """All processes inside but init, by PID."""
         found = []
         for entry in self.path("/proc").iterdir():
@@ -87,7 +87,7 @@ class Inside:
                 with contextlib.suppress(OSError):  # it ended while we looked
                     argv = (entry / "cmdline").read_text().split("\0")[:-1]
                     if state is not None:
-                        found.append(ProcessInside(int(entry.name), state, argv))
+                        found.append(ContainedProcess(int(entry.name), state, argv))
         return sorted(found)
 
     def open_files(self, pid: int, under: str = "/run/") -> list[str]:
@@ -166,5 +166,6 @@ class Inside:
 
 
 def only_child(pid: int) -> int:
-    """The PID of the one child that a process with one thread has."""
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+    """The PID of the one child of a process with one thread. Raises ``ValueError`` when there is none."""
+    (child,) = children_of(pid)
+    return child

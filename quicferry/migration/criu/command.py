@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import struct
 from pathlib import Path
@@ -17,16 +16,16 @@ from pathlib import Path
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container.container import Container
 from quicferry.migration.container.processes import Completed
-from quicferry.migration.criu.image_stream import (
-    LEFT_BEHIND,
+from quicferry.migration.criu.image_stream import LEFT_BEHIND
+from quicferry.migration.criu.stats import (
     DumpStats,
     RestoreStats,
     read_dump_stats,
     read_restore_stats,
 )
 from quicferry.paths import CHECKOUT
+from quicferry.process import find_program
 
-SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin")  # root's, not in every PATH
 INSTALL_HINT = "run `provision/criu.sh` as root (`make setup` does); `quicferry doctor` tries it out"
 
 #: Both ways. ``--network-lock skip``: without live TCP connections nothing is to be locked, and where
@@ -87,11 +86,10 @@ def find_criu() -> Path:
     launcher = (Path(prefix) if prefix else CHECKOUT / ".cache" / "criu").resolve() / "bin" / "criu"
     if os.access(launcher, os.X_OK):
         return launcher
-    search = os.pathsep.join((os.environ.get("PATH", ""), *SYSTEM_DIRECTORIES))
-    system = shutil.which("criu", path=search)
+    system = find_program("criu")
     if system is None:
         raise Unsupported(f"there is no criu, neither {launcher} nor on the PATH", hint=INSTALL_HINT)
-    return Path(system)
+    return system
 
 
 def explain(step: str, done: Completed, log: str, program: str = "criu") -> MigrationError:

@@ -1,9 +1,9 @@
-"""Checkpoint images as a stream of bytes, and the two image files of CRIU that we read ourselves.
+"""Checkpoint images as a stream of bytes between the agents.
 
 The stream is a sequence of records. A record is a 4-byte big-endian length, a msgpack header of
 that length (``Header``), and ``header.size`` bytes that are appended to the file ``header.name``.
 A file that is still growing can thus be sent in pieces, between those of others. The first record
-is always the ``Manifest``, the last one has the kind ``end``.
+is always the ``CheckpointManifest``, the last one has the kind ``end``.
 
 The format is ours because tar wants to know the size of a file before its first byte.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import enum
 import re
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -29,10 +28,10 @@ LENGTH = struct.Struct(">I")
 LEFT_BEHIND = ("timens-0.img", "dump.log", "restore.log", "stats-dump", "stats-restore")
 
 
-class Kind(enum.StrEnum):
+class RecordKind(enum.StrEnum):
     """What a record brings."""
 
-    MANIFEST = "manifest"  # the data is a Manifest
+    MANIFEST = "manifest"  # the data is a CheckpointManifest
     IMAGE = "image"  # a piece of a file of the image directory or one of its rounds; name is relative
     PARENT = "parent"  # no data; name is "child=parent": two image directories, "." or round-N
     FILE = "file"  # a piece of a file the process has open; name is an absolute path under /run
@@ -47,13 +46,13 @@ PARENT_NAME = re.compile(r"(\.|round-\d+)=(round-\d+)")
 class Header(msgspec.Struct, frozen=True, array_like=True):
     """The header of a record."""
 
-    kind: Kind
+    kind: RecordKind
     name: str
     size: int
     mode: int = 0o600  # permission bits; CRIU refuses an open file whose mode has changed
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What the checkpoint is: enough for the destination to refuse one that it cannot restore."""
 
     format_version: int = FORMAT_VERSION
@@ -66,7 +65,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     stopped: bool = False  # the process was dumped stopped and needs SIGCONT
 
 
-def record(kind: Kind, name: str, data: bytes, mode: int = 0o600) -> bytes:
+def record(kind: RecordKind, name: str, data: bytes, mode: int = 0o600) -> bytes:
     """One record as bytes."""
     header = msgspec.msgpack.encode(Header(kind, name, len(data), mode))
     return b"".join((LENGTH.pack(len(header)), header, data))
@@ -95,12 +94,12 @@ class Unpacker:
         """Whether the last record has come."""
         return self._complete
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> CheckpointManifest:
         """The manifest. Raises ``MigrationError`` unless the stream is complete and its format known."""
         if not self._complete:
             raise MigrationError("the checkpoint is cut off", hint="the source stopped sending it")
         try:
-            manifest = msgspec.json.decode(self._manifest_bytes, type=Manifest)
+            manifest = msgspec.json.decode(self._manifest_bytes, type=CheckpointManifest)
         except msgspec.DecodeError as error:
             raise MigrationError(f"the checkpoint has no readable manifest: {error}") from error
         if manifest.format_version != FORMAT_VERSION:
@@ -144,13 +143,13 @@ class Unpacker:
         return view[missing:]
 
     def _begin(self, header: Header) -> None:
-        if header.kind is Kind.END:
+        if header.kind is RecordKind.END:
             self._complete = True
         elif header.size:
             self._header, self._left = header, header.size
-        elif header.kind is Kind.PARENT:
+        elif header.kind is RecordKind.PARENT:
             self._link(header.name)
-        elif header.kind is not Kind.MANIFEST:
+        elif header.kind is not RecordKind.MANIFEST:
             self._write(header, memoryview(b""))
 
     def _link(self, name: str) -> None:
@@ -165,15 +164,15 @@ class Unpacker:
 
     def _target(self, header: Header) -> Path:
         parts = header.name.split("/")
-        if header.kind is Kind.IMAGE and IMAGE_NAME.fullmatch(header.name):
+        if header.kind is RecordKind.IMAGE and IMAGE_NAME.fullmatch(header.name):
             return self._images / header.name
         inside = parts[:2] == ["", "run"] and len(parts) > 2 and not {"", ".", ".."} & set(parts[2:])
-        if header.kind is Kind.FILE and inside:
+        if header.kind is RecordKind.FILE and inside:
             return self._root / header.name.lstrip("/")
         raise MigrationError(f"the checkpoint names a file that it must not write: {header.name!r}")
 
     def _write(self, header: Header, piece: memoryview) -> None:
-        if header.kind is Kind.MANIFEST:
+        if header.kind is RecordKind.MANIFEST:
             self._manifest_bytes += piece
             return
         path = self._target(header)
@@ -187,92 +186,3 @@ class Unpacker:
             written = 0
             while written < len(piece):
                 written += file.write(piece[written:]) or 0
-
-
-class DumpStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What CRIU measured of a dump, in its own names (``stats.proto``)."""
-
-    freezing_time_us: int  # until all threads stood
-    frozen_time_us: int  # for how long they stood
-    memdump_time_us: int
-    memwrite_time_us: int
-    pages_scanned: int
-    pages_written: int
-
-
-class RestoreStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What CRIU measured of a restore."""
-
-    forking_time_us: int
-    restore_time_us: int
-    pages_restored: int
-
-
-STATS_MAGIC = struct.pack("<II", 0x55105940, 0x57093306)  # criu/include/magic.h: IMG_SERVICE, STATS
-
-
-def protobuf_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Fields of a protobuf message that has only varints (wire type 0) and sub-messages (type 2)."""
-    position = 0
-
-    def varint() -> int:
-        nonlocal position
-        value = shift = 0
-        while True:
-            byte = data[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-
-    while position < len(data):
-        key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-        elif key & 7 == 2:
-            size = varint()
-            if position + size > len(data):
-                raise IndexError(f"a field of {size} bytes in a message of {len(data)}")
-            yield key >> 3, data[position : position + size]
-            position += size
-        else:
-            raise ValueError(f"wire type {key & 7}")
-
-
-def _stats(image: bytes, wanted_field: int) -> dict[int, int]:
-    """The numbered values of one half of a stats image: field 1 is the dump's, field 2 the restore's.
-
-    An image is a magic of 8 bytes, a 4-byte little-endian size and a ``StatsEntry`` of that size.
-    """
-    if not image.startswith(STATS_MAGIC) or len(image) < 12:
-        raise MigrationError("not a stats image of CRIU")
-    size = struct.unpack_from("<I", image, 8)[0]
-    try:
-        for number, entry in protobuf_fields(image[12 : 12 + size]):
-            if number == wanted_field and isinstance(entry, bytes):
-                return {key: value for key, value in protobuf_fields(entry) if isinstance(value, int)}
-    except (IndexError, ValueError) as error:
-        raise MigrationError(f"a stats image of CRIU is damaged: {error}") from error
-    raise MigrationError("a stats image of CRIU has other contents than expected")
-
-
-def read_dump_stats(image: bytes) -> DumpStats:
-    """Decode ``stats-dump``. Raises ``MigrationError`` when it is something else."""
-    values = _stats(image, 1)
-    return DumpStats(
-        freezing_time_us=values.get(1, 0),
-        frozen_time_us=values.get(2, 0),
-        memdump_time_us=values.get(3, 0),
-        memwrite_time_us=values.get(4, 0),
-        pages_scanned=values.get(5, 0),
-        pages_written=values.get(7, 0),
-    )
-
-
-def read_restore_stats(image: bytes) -> RestoreStats:
-    """Decode ``stats-restore``. Raises ``MigrationError`` when it is something else."""
-    values = _stats(image, 2)
-    return RestoreStats(
-        forking_time_us=values.get(3, 0), restore_time_us=values.get(4, 0), pages_restored=values.get(5, 0)
-    )

@@ -4,7 +4,7 @@ The page server of CRIU (``pipe_read_dest_init`` in ``criu/page-pipe.c``) asks f
 Without the capability the kernel grants at most ``fs.pipe-max-size`` (1 MiB) and refuses to round down;
 the server goes on half set up and dies at the first request. This program lets the request seem to
 succeed, by a filter of system calls (seccomp(2)) that is in force when CRIU takes its place; whoever
-started it then makes the pipe as large as it may be, through ``/proc`` (``criu_memory.enlarge_pipes``). That
+started it then makes the pipe as large as it may be, through ``/proc`` (``page_server.enlarge_pipes``). That
 is enough, as CRIU's other pipes cannot be larger either: it asks for twice the limit first, is refused,
 and takes one more pipe.
 

@@ -5,23 +5,17 @@ the others have CRIU try a feature of the kernel.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from quicferry.errors import Unsupported
 from quicferry.migration.criu.command import INSTALL_HINT, LAZY_FEATURE, find_criu
+from quicferry.migration.criu.versions import criu_version
 from quicferry.paths import CHECKOUT, PROVISION
 from quicferry.probe import Probe
 from quicferry.process import run
 
 JUDGE = PROVISION / "criu_check.py"
-CHECK = "quicferry.migration.criu.memory_check"
+TRIAL = "quicferry.migration.criu.page_server_trial"
 NAMESPACES = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-
-
-def version_of(program: Path) -> str:
-    """What ``criu --version`` calls itself, for example ``4.2.1``."""
-    first = run([program, "--version"], check=False).stdout.splitlines()[:1]
-    return first[0].removeprefix("Version: ") if first else "of unknown version"
 
 
 def dump_and_restore() -> str:
@@ -30,8 +24,8 @@ def dump_and_restore() -> str:
     done = run([*NAMESPACES, sys.executable, "-S", "-E", JUDGE, program], check=False, timeout_s=60)
     if done.status != 0:
         words = (done.stdout or done.stderr).strip().splitlines() or ["no message"]
-        raise Unsupported(f"criu {version_of(program)}: {words[-1]}", hint=INSTALL_HINT)
-    return f"criu {version_of(program)} dumped and restored a child with an UDP socket"
+        raise Unsupported(f"criu {criu_version(program)}: {words[-1]}", hint=INSTALL_HINT)
+    return f"criu {criu_version(program)} dumped and restored a child with an UDP socket"
 
 
 def has_feature(feature: str) -> bool:
@@ -51,7 +45,7 @@ def lazy_pages() -> str:
 
 def page_server() -> str:
     """Move a child whose memory CRIU's page server sends after it."""
-    done = run([*NAMESPACES, sys.executable, "-m", CHECK], check=False, timeout_s=300, cwd=CHECKOUT)
+    done = run([*NAMESPACES, sys.executable, "-m", TRIAL], check=False, timeout_s=300, cwd=CHECKOUT)
     if done.status != 0:
         words = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise Unsupported(words[-1], hint="leave out --memory-by criu: the agents move memory themselves")

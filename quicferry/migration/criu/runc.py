@@ -1,7 +1,7 @@
 """CRIU as runc drives it: the same steps as ``criu.Criu``, for the server in an OCI container.
 
 runc talks to CRIU itself (``criu swrk``) and finds it on its PATH. What it has no option for is in a
-configuration file that an annotation of the bundle names (``oci.criu_config``).
+configuration file that an annotation of the bundle names (``criu_config``).
 """
 
 from __future__ import annotations
@@ -10,10 +10,19 @@ import os
 from pathlib import Path
 
 from quicferry.errors import MigrationError
-from quicferry.migration.container import oci_bundle as oci
+from quicferry.migration.container import oci_bundle
 from quicferry.migration.container.oci_container import OciContainer
 from quicferry.migration.criu.command import Criu, explain, log_text
-from quicferry.migration.criu.image_stream import DumpStats, RestoreStats, read_dump_stats, read_restore_stats
+from quicferry.migration.criu.stats import DumpStats, RestoreStats, read_dump_stats, read_restore_stats
+
+
+def criu_config(*, keep_tcp: bool) -> str:
+    """CRIU's options that runc has none for (criu(8), configuration files), for dump and restore.
+
+    Without ``network-lock skip`` a rule that drops all packets stays in the edge host's network, as
+    the container is left there until the move is decided.
+    """
+    return "network-lock skip\nfile-validation filesize\n" + ("" if keep_tcp else "tcp-close\n")
 
 
 class Runc(Criu):
@@ -30,11 +39,11 @@ class Runc(Criu):
     async def warm_up(self, images: Path) -> None:
         """As ``Criu.warm_up``; also write the configuration that CRIU will read."""
         await super().warm_up(images)
-        self._box.inside(oci.CRIU_CONFIG).write_text(oci.criu_config(keep_tcp=self._keep_tcp))
+        self._box.inside(oci_bundle.CRIU_CONFIG).write_text(criu_config(keep_tcp=self._keep_tcp))
 
     def _words(self, step: str, images: Path, *more: str) -> list[str]:
         tcp = ["--tcp-established"] if self._keep_tcp else []
-        where = ["--image-path", str(images), "--work-path", str(oci.WORK)]
+        where = ["--image-path", str(images), "--work-path", str(oci_bundle.WORK)]
         return [step, *where, *tcp, *more, self._box.name]
 
     async def dump(self, pid: int, images: Path, *, timeout_s: float) -> DumpStats:
@@ -45,8 +54,10 @@ class Runc(Criu):
         words = self._words("checkpoint", images, "--leave-running")
         done = await self._box.run_runc(*words, timeout_s=timeout_s, path=self._path)
         if done.status != 0:
-            raise explain("checkpoint", done, log_text(self._box.inside(oci.WORK) / "dump.log"), "runc")
-        return read_dump_stats((self._box.inside(oci.WORK) / "stats-dump").read_bytes())
+            raise explain(
+                "checkpoint", done, log_text(self._box.inside(oci_bundle.WORK) / "dump.log"), "runc"
+            )
+        return read_dump_stats((self._box.inside(oci_bundle.WORK) / "stats-dump").read_bytes())
 
     async def dump_without_memory(self, pid: int, images: Path, *, timeout_s: float) -> None:
         """Raises ``MigrationError``: runc has no way to dump without serving the memory itself."""
@@ -61,10 +72,12 @@ class Runc(Criu):
             raise MigrationError("runc restores a server with all its memory or not at all")
         await self._box.forget()
         self.leave_behind(images)
-        bundle = ["--bundle", str(oci.BUNDLE), "--pid-file", str(oci.PID_FILE)]
+        bundle = ["--bundle", str(oci_bundle.BUNDLE), "--pid-file", str(oci_bundle.PID_FILE)]
         words = self._words("restore", images, "--detach", *bundle)
         done = await self._box.run_runc(*words, timeout_s=timeout_s, path=self._path)
         if done.status != 0:
             await self._box.remove()
-            raise explain("restore", done, log_text(self._box.inside(oci.WORK) / "restore.log"), "runc")
-        return read_restore_stats((self._box.inside(oci.WORK) / "stats-restore").read_bytes())
+            raise explain(
+                "restore", done, log_text(self._box.inside(oci_bundle.WORK) / "restore.log"), "runc"
+            )
+        return read_restore_stats((self._box.inside(oci_bundle.WORK) / "stats-restore").read_bytes())

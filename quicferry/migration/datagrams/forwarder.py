@@ -12,7 +12,6 @@ socket is frozen, or gone.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import socket
 import struct
 import threading
@@ -20,13 +19,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from quicferry import packet_filter
 from quicferry.errors import MigrationError
 from quicferry.model import Endpoint
 from quicferry.units import NS_PER_MS, now_ns
 
 ETH_P_IP = 0x0800
 PACKET_OUTGOING = 4  # linux/if_packet.h: sent by this host
-SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 RECEIVE_BUFFER_BYTES = 4 << 20
 IP_HEADER_BYTES = 20
 UDP_HEADER_BYTES = 8
@@ -98,11 +97,7 @@ class Tap:
         # protocol 0: nothing is queued before the filter stands and the socket is bound
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
         try:
-            program = service_filter(self._port)
-            buffer = ctypes.create_string_buffer(program, len(program))
-            # struct sock_fprog of linux/filter.h: the kernel copies the program in this call
-            fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-            tap.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
+            packet_filter.attach(tap, service_filter(self._port))
             tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
             tap.bind((interface, ETH_P_IP))
         except OSError:

@@ -79,7 +79,7 @@ def readdress(datagram: bytes, destination: Endpoint) -> bytes | None:
     return header + bytes(segment)
 
 
-class Seats:
+class PerClientBuffer:
     """The newest datagrams of each client; ``capacity`` is shared out among them.
 
     What was handed on and what came directly are counted apart: one client's probes, which repeat
@@ -144,7 +144,7 @@ class WaitingRoom:
         self._sources = frozenset(sources)
         self._service = service
         self._tap = Tap(interfaces, service.port, self._direct)
-        self._seats = Seats(capacity)
+        self._buffer = PerClientBuffer(capacity)
         self._receiver: socket.socket | None = None
         self._injector: socket.socket | None = None
         self._is_open = False
@@ -174,7 +174,7 @@ class WaitingRoom:
             self._closing = None
         self._is_open = self._server_runs = self._client_came = False
         self._await_client = await_client
-        self._seats.clear()
+        self._buffer.clear()
         self.handed_on = self.early = self.replayed = self.passed = 0
         try:
             if self._receiver is None:
@@ -202,7 +202,7 @@ class WaitingRoom:
             self._let_in()  # this one the server has by itself
         else:
             self.early += 1
-            self._seats.add(datagram, direct=True)
+            self._buffer.add(datagram, direct=True)
 
     def _read(self) -> None:
         assert self._receiver is not None
@@ -217,7 +217,7 @@ class WaitingRoom:
             if self._is_open:
                 self.passed += self._inject(datagram)
             else:
-                self._seats.add(datagram, direct=False)
+                self._buffer.add(datagram, direct=False)
 
     def _inject(self, datagram: bytes) -> bool:
         fitting = readdress(datagram, self._service)
@@ -242,7 +242,7 @@ class WaitingRoom:
 
     def _let_in(self) -> int:
         self._is_open = True
-        self.replayed = sum(self._inject(datagram) for datagram in self._seats.take())
+        self.replayed = sum(self._inject(datagram) for datagram in self._buffer.take())
         self._tap.close()
         return self.replayed
 
@@ -258,7 +258,7 @@ class WaitingRoom:
             self._closing.cancel()
             self._closing = None
         self._tap.close()
-        self._seats.clear()
+        self._buffer.clear()
         for owned in (self._receiver, self._injector):
             if owned is not None:
                 # the loop may be closed already when an agent is torn down

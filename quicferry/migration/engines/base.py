@@ -26,8 +26,6 @@ from quicferry.migration.memory.page_messages import PageCall, PageRun, ToPageSo
 from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.tunnel_messages import TunnelCall, TunnelMessage
 
-CHUNK_BYTES = 1 << 20  # the largest chunk an engine yields
-
 
 class ServiceContainer(Protocol):
     """The place in which the server's process lives: own PID and mount namespace inside the edge host.
@@ -122,9 +120,9 @@ class Engine(Protocol):
     def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
         """Give Freeze to the server, await ``after_freeze``, then yield the checkpoint in chunks.
 
-        A chunk has at most ``CHUNK_BYTES``. The bytes are opaque to the agents; they add framing, length
-        and digest of their own. The iterator may be closed early: then the move is off and
-        ``resume_source`` follows.
+        A chunk has at most ``order.CHUNK_BYTES``. The bytes are opaque to the agents, which add framing,
+        length and digest. The iterator may be closed early: then the move is off and ``resume_source``
+        follows.
         """
 
     async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:

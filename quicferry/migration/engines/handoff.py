@@ -16,8 +16,8 @@ from typing import Any
 
 from quicferry.errors import MigrationError
 from quicferry.migration import control
-from quicferry.migration.engines.base import CHUNK_BYTES, EngineContext
-from quicferry.migration.order import MoveOrder, check_lease
+from quicferry.migration.engines.base import EngineContext
+from quicferry.migration.order import CHUNK_BYTES, MoveOrder, check_lease
 
 
 class HandoffEngine:

@@ -33,7 +33,7 @@ from quicferry.migration.memory.page_messages import (
     WantNow,
 )
 from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, decode, runs_of
-from quicferry.migration.memory.userfault import Target, Trail, UserFaults
+from quicferry.migration.memory.userfault import Target, UffdEventLog, UserFaults
 
 #: Sent at once without being asked: 512 KiB, at most 4 ms at 1 Gbit/s, which is what an urgent page waits
 #: for. In one message, of however many short runs: each message costs about a millisecond at both ends.
@@ -285,7 +285,8 @@ class PageSink:
 
     ``images`` is the image directory, ``missing`` says what the source has, ``local`` what is here
     already and how it is read, ``open_stream`` opens a stream to the source, by a detour if so told;
-    ``adopted``, ``trail`` and ``found`` as for ``UserFaults``. It works from the beginning until ``close``.
+    ``adopted``, ``event_log`` and ``found`` are as for ``UserFaults``. It works from its making until
+    ``close``.
     """
 
     def __init__(
@@ -296,7 +297,7 @@ class PageSink:
         local: Mapping[int, LocalPages],
         open_stream: Callable[[bool], PageCall],
         adopted: Callable[[int, int], None],
-        trail: Trail,
+        event_log: UffdEventLog,
         found: Sequence[Target] | None = None,
     ) -> None:
         self._epoch = epoch
@@ -310,7 +311,7 @@ class PageSink:
         unplaced = {pid: set(pages) for pid, pages in self._missing.items()}
         for pid, pages in local.items():
             unplaced.setdefault(pid, set()).update(pages.pages.tolist())
-        self._faults = UserFaults(images, unplaced, self._want, adopted, trail, found)
+        self._faults = UserFaults(images, unplaced, self._want, adopted, event_log, found)
         self._stream: PageCall | None = None
         self._asking: set[asyncio.Task[None]] = set()
         self._writing = asyncio.Lock()  # gRPC takes one message at a time and may lose the other

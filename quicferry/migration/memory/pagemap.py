@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
-from quicferry.migration.criu.image_stream import protobuf_fields
+from quicferry.migration.criu import protobuf
 
 PAGE_BYTES = 4096
 MAGIC = struct.pack("<II", 0x54564319, 0x56084025)  # IMG_COMMON_MAGIC, PAGEMAP_MAGIC
@@ -39,7 +39,7 @@ class Flag(enum.IntFlag):
     PRESENT = 4
 
 
-class Entry(NamedTuple):
+class PagemapEntry(NamedTuple):
     """A run of pages: the first page number, how many, and the flags."""
 
     first: int
@@ -51,7 +51,7 @@ class PageMap(NamedTuple):
     """A decoded pagemap image."""
 
     pages_id: int  # the N of pages-N.img
-    entries: list[Entry]
+    entries: list[PagemapEntry]
 
     @property
     def present(self) -> Pages:
@@ -89,14 +89,16 @@ def runs_of(pages: Pages) -> list[tuple[int, int]]:
     return [(int(pages[start]), int(end - start)) for start, end in zip(starts, ends, strict=True)]
 
 
-def entries_of(**kinds: Pages) -> list[Entry]:
+def entries_of(**kinds: Pages) -> list[PagemapEntry]:
     """Runs of several disjoint sets, in order of address.
 
     The names are combinations of flags in lower case: ``entries_of(present=a, parent=b, lazy=c,
     lazy_present=d)``. Neighbouring pages share a run only if their flags agree.
     """
     found = [
-        Entry(first, count, _flags(kind)) for kind, pages in kinds.items() for first, count in runs_of(pages)
+        PagemapEntry(first, count, _flags(kind))
+        for kind, pages in kinds.items()
+        for first, count in runs_of(pages)
     ]
     return sorted(found)
 
@@ -108,32 +110,19 @@ def _flags(kind: str) -> Flag:
     return flags
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
 def _message(body: bytes) -> bytes:
     return SIZE.pack(len(body)) + body
 
 
 def encode(pagemap: PageMap) -> bytes:
     """A pagemap image, for old and new CRIU: the number of pages is in both fields that may hold it."""
-    parts = [MAGIC, _message(_number(1, pagemap.pages_id))]
+    parts = [MAGIC, _message(protobuf.number(1, pagemap.pages_id))]
     for first, count, flags in pagemap.entries:
         body = (
-            _number(1, first * PAGE_BYTES)
-            + _number(2, min(count, 2**32 - 1))  # the only one before CRIU 4.2
-            + _number(4, int(flags))
-            + _number(5, count)
+            protobuf.number(1, first * PAGE_BYTES)
+            + protobuf.number(2, min(count, 2**32 - 1))  # the only one before CRIU 4.2
+            + protobuf.number(4, int(flags))
+            + protobuf.number(5, count)
         )
         parts.append(_message(body))
     return b"".join(parts)
@@ -148,7 +137,7 @@ def _messages(image: bytes) -> Iterator[dict[int, int]]:
         position += SIZE.size
         if position + size > len(image):
             raise IndexError(f"a message of {size} bytes in {len(image) - position}")
-        fields = protobuf_fields(image[position : position + size])
+        fields = protobuf.fields(image[position : position + size])
         yield {number: value for number, value in fields if isinstance(value, int)}
         position += size
 
@@ -166,11 +155,11 @@ def decode(image: bytes) -> PageMap:
     return PageMap(head.get(1, 0), entries)
 
 
-def _entry(fields: dict[int, int]) -> Entry:
+def _entry(fields: dict[int, int]) -> PagemapEntry:
     address, count = fields[1], fields.get(5) or fields[2]
     if address % PAGE_BYTES:
         raise ValueError(f"an address within a page: {address:#x}")
     # before flags there was a boolean: in the parent or not
     known = fields.get(4)
     flags = Flag(known) if known is not None else Flag.PARENT if fields.get(3) else Flag.PRESENT
-    return Entry(address // PAGE_BYTES, count, flags)
+    return PagemapEntry(address // PAGE_BYTES, count, flags)

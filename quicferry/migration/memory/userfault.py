@@ -6,8 +6,8 @@ for one reason: the daemon asks for one page after another and puts it in place,
 Python server; here all that arrives is put in place at once, many pages by one call, mostly before
 the process touches it (docs/adr/0008).
 
-An agent that dies in the middle of it has a successor: init keeps the descriptors, and a ``Trail`` says
-what the processes did with memory that had not come yet (docs/adr/0008).
+An agent that dies in the middle of it has a successor: init keeps the descriptors, and a ``UffdEventLog``
+says what the processes did with memory that had not come yet (docs/adr/0008).
 
 The handshake (``criu/uffd.c``, the same from 3.11 to 4.2): the PID as an int, the descriptor, and so on
 for each process; at the end of the restore a magic number.
@@ -53,7 +53,7 @@ MESSAGES = 16  # read at once
 Content = bytes | NDArray[np.uint8]  # of whole pages, one after another
 
 
-class Trail:
+class UffdEventLog:
     """What processes did with memory that they lack, in a file: for the successor of an agent that dies.
 
     The kernel tells of it once, and a page that was given up must not be put in place. The file is
@@ -161,9 +161,9 @@ class Target:
         elif event in (REMOVE, UNMAP):
             self.dropped(a // PAGE_BYTES, (b - a) // PAGE_BYTES)
 
-    def retrace(self, trail: Trail, there: set[int]) -> None:
+    def retrace(self, event_log: UffdEventLog, there: set[int]) -> None:
         """Become what the agent before this one knew. ``there``: pages that the process has by now."""
-        for message in trail.of(self.pid):
+        for message in event_log.of(self.pid):
             self.heard(*message)
         self.unplaced -= {page for page in self.unplaced if self.where(page) in there}
 
@@ -206,11 +206,11 @@ class UserFaults:
         missing: dict[int, set[int]],
         wanted: Callable[[int, int], None],
         adopted: Callable[[int, int], None],
-        trail: Trail,
+        event_log: UffdEventLog,
         found: Sequence[Target] | None = None,
     ) -> None:
         self._adopted = adopted
-        self._trail = trail
+        self._event_log = event_log
         self._missing = missing
         self._wanted = wanted
         self._targets: list[Target] = []
@@ -327,15 +327,15 @@ class UserFaults:
 
     def _read(self, target: Target) -> None:
         """Obey what the kernel says of a process."""
-        self._trail.reading()
+        self._event_log.reading()
         try:
             raw = os.read(target.descriptor, MESSAGE.size * MESSAGES)
         except BlockingIOError:
-            self._trail.heard(target.pid, b"")
+            self._event_log.heard(target.pid, b"")
             return
         except OSError:
             raw = b""
-        self._trail.heard(target.pid, raw)
+        self._event_log.heard(target.pid, raw)
         if not raw:
             self._leave(target)
             return
@@ -396,7 +396,7 @@ class UserFaults:
         self._kept.clear()
         if not self.over.done():
             self.over.cancel()
-        self._trail.close()
+        self._event_log.close()
 
 
 def wake(descriptor: int, areas: Iterable[tuple[int, int]]) -> None:

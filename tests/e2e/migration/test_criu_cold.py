@@ -215,11 +215,11 @@ def test_a_missing_criu_is_said_before_anything_is_frozen(tmp_path):
     got = played(
         """
 from quicferry.errors import Unsupported
-from quicferry.migration.criu import command as criu
+from quicferry import process
 async def play():
     os.environ["QUICFERRY_CRIU_PREFIX"] = "/nowhere"
     os.environ["PATH"] = "/bin:/usr/bin"
-    criu.SYSTEM_DIRECTORIES = ()
+    process.SYSTEM_DIRECTORIES = ()
     async with edges("edge-1", "edge-2") as (a, b):
         await a.start_server("0")
         try:

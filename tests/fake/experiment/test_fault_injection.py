@@ -224,7 +224,7 @@ def test_a_fault_that_fails_is_told_and_the_agent_goes_on(tmp_path: Path, stage:
 def test_an_agent_is_told_only_what_concerns_it(tmp_path: Path, stage: FakeStage) -> None:
     run = context(tmp_path, "transfer:image-corrupted", "restore:link-cut")
     faults = FaultInjector(run, stage)
-    source, destination = faults.mishaps("edge-1"), faults.mishaps("edge-2")
+    source, destination = faults.failpoints("edge-1"), faults.failpoints("edge-2")
     assert source.stop_at == [MOMENTS[Point.TRANSFER].event] and source.damage == ["transfer"]
     assert destination.stop_at == [MOMENTS[Point.RESTORE].event] and not destination.damage
     assert not faults.client_refuses
@@ -235,5 +235,5 @@ def test_a_run_without_faults_hears_nothing(tmp_path: Path, stage: FakeStage) ->
     run = context(tmp_path)
     faults = FaultInjector(run, stage)
     assert run.listeners == []
-    assert faults.mishaps("edge-1").stop_at == []
+    assert faults.failpoints("edge-1").stop_at == []
     assert parse("transfer:link-cut").name == "transfer:link-cut"

@@ -13,7 +13,7 @@ import pytest
 
 from quicferry.errors import InvalidInput, MigrationError
 from quicferry.events import EventLog
-from quicferry.migration.agent.failpoints import Mishaps
+from quicferry.migration.agent.failpoints import Failpoints
 from quicferry.migration.orchestrator import MoveCommand, Orchestrator, OrchestratorConfig
 from quicferry.migration.rpc.credentials import Authority
 from quicferry.migration.rpc.messages import STATUS, Outcome, StatusQuery
@@ -228,7 +228,7 @@ def test_both_ways_to_a_peer_are_opened_before_they_are_needed() -> None:
 def test_one_changed_byte_is_noticed(tmp_path: Path) -> None:
     async def story(w: World) -> None:
         await w.kill_agent("edge-1")
-        await w.start_agent("edge-1", mishaps=Mishaps(damage=["transfer"]))
+        await w.start_agent("edge-1", failpoints=Failpoints(damage=["transfer"]))
         outcome = await w.agents["edge-1"].source.move(w.order())
         assert (outcome.outcome, outcome.serves_at) == ("stayed", "edge-1")
         assert "damaged on its way" in (outcome.error or "")

@@ -21,7 +21,16 @@ from quicferry.migration.memory.lazy_pages import LocalPages, PageSink, PageSour
 from quicferry.migration.memory.page_messages import GotPages, PageRun, PagesDone, ToPageSource, WantAll
 from quicferry.migration.memory.pagemap import PAGE_BYTES
 from quicferry.migration.memory.process_memory import Reading, Snapshot
-from quicferry.migration.memory.userfault import FORK, MESSAGE, PAGEFAULT, REMAP, REMOVE, UNMAP, Target, Trail
+from quicferry.migration.memory.userfault import (
+    FORK,
+    MESSAGE,
+    PAGEFAULT,
+    REMAP,
+    REMOVE,
+    UNMAP,
+    Target,
+    UffdEventLog,
+)
 
 
 def at(page: int) -> int:
@@ -36,40 +45,40 @@ def messages(*given: tuple[int, int, int, int]) -> bytes:
 
 
 def test_a_successor_knows_what_was_given_up_and_moved(tmp_path: Path) -> None:
-    trail = Trail(tmp_path / "trail")
-    trail.reading()
-    trail.heard(7, messages((PAGEFAULT, 0, at(10), 0), (REMOVE, at(10), at(12), 0)))
-    trail.reading()
-    trail.heard(7, messages((REMAP, at(20), at(120), 3 * PAGE_BYTES), (UNMAP, at(121), at(122), 0)))
-    trail.reading()
-    trail.heard(7, b"")
+    event_log = UffdEventLog(tmp_path / "event_log")
+    event_log.reading()
+    event_log.heard(7, messages((PAGEFAULT, 0, at(10), 0), (REMOVE, at(10), at(12), 0)))
+    event_log.reading()
+    event_log.heard(7, messages((REMAP, at(20), at(120), 3 * PAGE_BYTES), (UNMAP, at(121), at(122), 0)))
+    event_log.reading()
+    event_log.heard(7, b"")
     # the agent is gone; its successor opens the same file
     target = Target(-1, 7, {10, 11, 12, 20, 21, 22, 30, 31})
-    target.retrace(Trail(tmp_path / "trail"), there={31, 122})
+    target.retrace(UffdEventLog(tmp_path / "event_log"), there={31, 122})
     # 10 and 11 given up, 21 given up where it was moved to, 22 and 31 are there already
     assert target.unplaced == {12, 20, 30}
     assert target.where(20) == 120
     other = Target(-1, 8, {10})
-    other.retrace(Trail(tmp_path / "trail"), there=set())
-    assert other.unplaced == {10}, "each process has its own trail"
+    other.retrace(UffdEventLog(tmp_path / "event_log"), there=set())
+    assert other.unplaced == {10}, "each process has its own event_log"
 
 
 @pytest.mark.parametrize(
     "happens",
     [
-        lambda trail: trail.reading(),  # and died
-        lambda trail: trail.heard(7, messages((FORK, 5, 0, 0))),
-        lambda trail: [trail.heard(7, messages((REMOVE, at(1), at(2), 0))) for _ in range(9000)],
+        lambda event_log: event_log.reading(),  # and died
+        lambda event_log: event_log.heard(7, messages((FORK, 5, 0, 0))),
+        lambda event_log: [event_log.heard(7, messages((REMOVE, at(1), at(2), 0))) for _ in range(9000)],
     ],
     ids=["died while reading", "forked", "full"],
 )
 def test_a_trail_that_lacks_something_is_not_followed(
-    tmp_path: Path, happens: Callable[[Trail], object]
+    tmp_path: Path, happens: Callable[[UffdEventLog], object]
 ) -> None:
-    trail = Trail(tmp_path / "trail")
-    happens(trail)
+    event_log = UffdEventLog(tmp_path / "event_log")
+    happens(event_log)
     with pytest.raises(MigrationError, match="not written down"):
-        Target(-1, 7, {1}).retrace(Trail(tmp_path / "trail"), there=set())
+        Target(-1, 7, {1}).retrace(UffdEventLog(tmp_path / "event_log"), there=set())
 
 
 def test_the_record_of_what_is_missing(tmp_path: Path) -> None:
@@ -133,7 +142,7 @@ def test_a_silent_way_is_left_for_the_other(tmp_path: Path, monkeypatch: pytest.
             {},
             open_stream,
             lambda pid, descriptor: None,
-            Trail(tmp_path / "trail"),
+            UffdEventLog(tmp_path / "event_log"),
             [],
         )
         await sink.serving()
@@ -167,7 +176,7 @@ def test_images_of_rounds_are_let_go_when_all_is_in_place(tmp_path: Path) -> Non
             {7: LocalPages([tmp_path / "round-0"], 7, pages)},
             lambda detour: Stream(silent=True),
             lambda pid, descriptor: None,
-            Trail(tmp_path / "trail"),
+            UffdEventLog(tmp_path / "event_log"),
             [],
         )
         await sink.serving()
@@ -274,7 +283,7 @@ def test_what_shares_a_message_arrives_page_by_page(tmp_path: Path, monkeypatch:
             {},
             lambda detour: stream,
             lambda pid, descriptor: None,
-            Trail(tmp_path / "trail"),
+            UffdEventLog(tmp_path / "event_log"),
             [],
         )
         await all_there.wait()

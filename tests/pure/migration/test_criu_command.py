@@ -81,7 +81,7 @@ def test_the_launcher_of_the_prefix_comes_before_the_path(tmp_path, monkeypatch)
 def test_a_missing_criu_is_unsupported_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("QUICFERRY_CRIU_PREFIX", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("quicferry.migration.criu.command.SYSTEM_DIRECTORIES", ())
+    monkeypatch.setattr("quicferry.process.SYSTEM_DIRECTORIES", ())
     with pytest.raises(Unsupported, match="there is no criu") as caught:
         find_criu()
     assert "provision/criu.sh" in caught.value.hint

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP, IPOption_NOP
 
 from quicferry.migration.datagrams.forwarder import service_filter
-from quicferry.migration.datagrams.waiting_room import LEAST_SHARE, MOST_SHARERS, Seats, readdress
+from quicferry.migration.datagrams.waiting_room import LEAST_SHARE, MOST_SHARERS, PerClientBuffer, readdress
 from quicferry.model import Endpoint
 
 HERE = Endpoint("10.0.2.2", 4433)
@@ -94,39 +94,39 @@ def from_client(number: int, payload: bytes) -> bytes:
 
 
 def test_one_client_may_fill_the_room() -> None:
-    seats = Seats(8)
+    buffer = PerClientBuffer(8)
     came = [from_client(1, bytes([number])) for number in range(20)]
     for each in came:
-        seats.add(each, direct=False)
-    assert seats.take() == came[-8:]
-    assert seats.take() == []
+        buffer.add(each, direct=False)
+    assert buffer.take() == came[-8:]
+    assert buffer.take() == []
 
 
 def test_many_probes_push_nobody_out() -> None:
-    seats = Seats(8)
+    buffer = PerClientBuffer(8)
     asked = [from_client(client, b"request") for client in range(500)]
     for each in asked:
-        seats.add(each, direct=False)
+        buffer.add(each, direct=False)
     for number in range(5):
         for client in range(500):
-            seats.add(from_client(client, b"probe %d" % number), direct=True)
-    kept = seats.take()
+            buffer.add(from_client(client, b"probe %d" % number), direct=True)
+    kept = buffer.take()
     assert kept[:500] == asked
     assert len(kept) == 500 * (1 + LEAST_SHARE)
     assert kept[-1] == from_client(499, b"probe 4")
 
 
 def test_a_room_does_not_grow_with_invented_sources() -> None:
-    seats = Seats(8)
+    buffer = PerClientBuffer(8)
     for client in range(MOST_SHARERS + 10):
-        seats.add(from_client(client + 1, b"x"), direct=True)
-    kept = seats.take()
+        buffer.add(from_client(client + 1, b"x"), direct=True)
+    kept = buffer.take()
     assert len(kept) == MOST_SHARERS
     assert kept[0] == from_client(11, b"x")
 
 
 def test_what_is_no_datagram_does_no_harm() -> None:
-    seats = Seats(8)
+    buffer = PerClientBuffer(8)
     for each in (b"", b"\x45", b"\x4f" + bytes(30)):
-        seats.add(each, direct=True)
-    assert len(seats.take()) == 3
+        buffer.add(each, direct=True)
+    assert len(buffer.take()) == 3

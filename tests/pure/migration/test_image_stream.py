@@ -13,20 +13,18 @@ from quicferry.migration.criu.image_stream import (
     FORMAT_VERSION,
     LENGTH,
     MAX_HEADER_BYTES,
-    STATS_MAGIC,
-    Kind,
-    Manifest,
+    CheckpointManifest,
+    RecordKind,
     Unpacker,
-    read_dump_stats,
-    read_restore_stats,
     record,
 )
+from quicferry.migration.criu.stats import STATS_MAGIC, read_dump_stats, read_restore_stats
 
-MANIFEST = Manifest(epoch=3, pid=11_000, files=["/run/service-11000.log"])
+MANIFEST = CheckpointManifest(epoch=3, pid=11_000, files=["/run/service-11000.log"])
 
 
-def stream(*records: bytes, manifest: Manifest = MANIFEST) -> bytes:
-    end = record(Kind.MANIFEST, "", msgspec.json.encode(manifest)) + record(Kind.END, "", b"")
+def stream(*records: bytes, manifest: CheckpointManifest = MANIFEST) -> bytes:
+    end = record(RecordKind.MANIFEST, "", msgspec.json.encode(manifest)) + record(RecordKind.END, "", b"")
     return b"".join(records) + end
 
 
@@ -41,7 +39,7 @@ def unpacker(tmp_path, name="host"):
     cuts=st.lists(st.integers(0, 3000)),
 )
 def test_any_cutting_gives_the_same_files(tmp_path_factory, pieces, cuts):
-    data = stream(*(record(Kind.IMAGE, name, piece) for name, piece in pieces))
+    data = stream(*(record(RecordKind.IMAGE, name, piece) for name, piece in pieces))
     directory = tmp_path_factory.mktemp("cut")
     reader = unpacker(directory)
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
@@ -59,29 +57,29 @@ def test_an_open_file_gets_its_place_and_mode_and_replaces_what_was_there(tmp_pa
     reader = unpacker(tmp_path)
     log = tmp_path / "host" / "run" / "service.log"
     log.write_text("of an earlier stay")
-    reader.feed(stream(record(Kind.FILE, "/run/service.log", b"said", 0o640)))
+    reader.feed(stream(record(RecordKind.FILE, "/run/service.log", b"said", 0o640)))
     assert log.read_text() == "said"
     assert log.stat().st_mode & 0o777 == 0o640
 
 
 def test_an_empty_file_is_made_too(tmp_path):
     reader = unpacker(tmp_path)
-    reader.feed(stream(record(Kind.FILE, "/run/service.log", b"")))
+    reader.feed(stream(record(RecordKind.FILE, "/run/service.log", b"")))
     assert (tmp_path / "host" / "run" / "service.log").read_bytes() == b""
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (Kind.IMAGE, "../core-1.img"),
-        (Kind.IMAGE, "/etc/passwd"),
-        (Kind.IMAGE, ".."),
-        (Kind.IMAGE, ""),
-        (Kind.FILE, "/etc/passwd"),
-        (Kind.FILE, "/run/../etc/passwd"),
-        (Kind.FILE, "/run"),
-        (Kind.FILE, "/run/"),
-        (Kind.FILE, "run/service.log"),
+        (RecordKind.IMAGE, "../core-1.img"),
+        (RecordKind.IMAGE, "/etc/passwd"),
+        (RecordKind.IMAGE, ".."),
+        (RecordKind.IMAGE, ""),
+        (RecordKind.FILE, "/etc/passwd"),
+        (RecordKind.FILE, "/run/../etc/passwd"),
+        (RecordKind.FILE, "/run"),
+        (RecordKind.FILE, "/run/"),
+        (RecordKind.FILE, "run/service.log"),
     ],
 )
 def test_a_name_outside_is_refused(tmp_path, kind, name):
@@ -94,7 +92,7 @@ def test_a_name_outside_is_refused(tmp_path, kind, name):
 
 def test_a_stream_that_is_cut_off_has_no_manifest(tmp_path):
     reader = unpacker(tmp_path)
-    reader.feed(stream(record(Kind.IMAGE, "core-1.img", b"abc"))[:-1])
+    reader.feed(stream(record(RecordKind.IMAGE, "core-1.img", b"abc"))[:-1])
     assert not reader.complete
     with pytest.raises(MigrationError, match="cut off"):
         reader.manifest()
@@ -116,7 +114,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, data, complaint):
 
 def test_another_format_is_refused_with_what_to_do(tmp_path):
     reader = unpacker(tmp_path)
-    reader.feed(stream(manifest=Manifest(format_version=FORMAT_VERSION + 1, epoch=1, pid=1, files=[])))
+    reader.feed(
+        stream(manifest=CheckpointManifest(format_version=FORMAT_VERSION + 1, epoch=1, pid=1, files=[]))
+    )
     with pytest.raises(MigrationError, match="format 2, this host reads 1") as caught:
         reader.manifest()
     assert "same version" in caught.value.hint
@@ -124,7 +124,7 @@ def test_another_format_is_refused_with_what_to_do(tmp_path):
 
 def test_a_stream_without_manifest_is_refused(tmp_path):
     reader = unpacker(tmp_path)
-    reader.feed(record(Kind.END, "", b""))
+    reader.feed(record(RecordKind.END, "", b""))
     with pytest.raises(MigrationError, match="no readable manifest"):
         reader.manifest()
 

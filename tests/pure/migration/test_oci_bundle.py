@@ -8,10 +8,11 @@ import pytest
 
 from quicferry.errors import InvalidInput, MigrationError, Unsupported
 from quicferry.experiment.launch import needed_probes
-from quicferry.migration.container.oci_bundle import SYSTEM, criu_config, find_runc, root_files, spec
-from quicferry.migration.container.oci_container import last_words
+from quicferry.migration.container.oci_bundle import SYSTEM, root_files, spec
+from quicferry.migration.container.oci_container import find_runc, last_words
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.criu.command import CHECKOUT, explain
+from quicferry.migration.criu.runc import criu_config
 from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.migration.engines.registry import runs_in_oci
 from quicferry.spec import RunSpec
@@ -84,7 +85,7 @@ def test_criu_is_told_what_runc_has_no_option_for():
 
 def test_a_missing_runc_is_unsupported_with_a_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("quicferry.migration.container.oci_bundle.SYSTEM_DIRECTORIES", ())
+    monkeypatch.setattr("quicferry.process.SYSTEM_DIRECTORIES", ())
     with pytest.raises(Unsupported, match="there is no runc") as caught:
         find_runc()
     assert "apt-get install runc" in caught.value.hint

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quicferry.errors import MigrationError
-from quicferry.migration.criu.image_stream import Kind, Manifest, Unpacker, record
+from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, Unpacker, record
 from quicferry.migration.engines.criu.rounds import (
     FEW_PAGES,
     MAX_ROUNDS,
@@ -21,9 +21,9 @@ from quicferry.migration.engines.criu.rounds import (
 from quicferry.migration.memory.lazy_pages import BATCH_PAGES, LocalPages, small_first
 from quicferry.migration.memory.pagemap import (
     PAGE_BYTES,
-    Entry,
     Flag,
     PageMap,
+    PagemapEntry,
     decode,
     encode,
     entries_of,
@@ -48,7 +48,7 @@ flags = st.sampled_from([Flag.PARENT, Flag.LAZY, Flag.PRESENT, Flag.PRESENT | Fl
 def pagemaps(draw):
     entries, page = [], 16
     for gap, length, flag in draw(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9), flags))):
-        entries.append(Entry(page + gap, length, flag))
+        entries.append(PagemapEntry(page + gap, length, flag))
         page += gap + length
     return PageMap(draw(st.integers(1, 1000)), entries)
 
@@ -67,9 +67,9 @@ def test_a_pagemap_of_criu():
     assert decode(image) == PageMap(
         1,
         [
-            Entry(0x41F, 1, Flag.PRESENT),
-            Entry(0x945, 98, Flag.PRESENT),
-            Entry(0x9A8, 75, Flag.PRESENT),
+            PagemapEntry(0x41F, 1, Flag.PRESENT),
+            PagemapEntry(0x945, 98, Flag.PRESENT),
+            PagemapEntry(0x9A8, 75, Flag.PRESENT),
         ],
     )
 
@@ -130,8 +130,10 @@ def test_rounds_add_up_to_the_memory(tmp_path_factory, rounds):
         assert np.union1d(unchanged(reading), changed).tolist() == pages.tolist()
         for piece in round_records(number, 7, reading):
             unpacker.feed(piece)
-    manifest = Manifest(epoch=1, pid=7, files=[], rounds=len(rounds))
-    unpacker.feed(record(Kind.MANIFEST, "", msgspec.json.encode(manifest)) + record(Kind.END, "", b""))
+    manifest = CheckpointManifest(epoch=1, pid=7, files=[], rounds=len(rounds))
+    unpacker.feed(
+        record(RecordKind.MANIFEST, "", msgspec.json.encode(manifest)) + record(RecordKind.END, "", b"")
+    )
     directories = [images / f"round-{number}" for number in range(len(rounds))]
     local = LocalPages(directories, 7, known.pages)
     seen = []
@@ -241,4 +243,4 @@ names = st.sampled_from(["../x=round-0", "round-0=round-1/..", "round-0", "=roun
 def test_links_lead_to_rounds_only(tmp_path_factory, name):
     directory = tmp_path_factory.mktemp("images")
     with pytest.raises(MigrationError, match="must not link"):
-        Unpacker(directory, directory).feed(record(Kind.PARENT, name, b""))
+        Unpacker(directory, directory).feed(record(RecordKind.PARENT, name, b""))

@@ -17,7 +17,7 @@ from quicferry.migration.states import (
     SERVES_AT_DESTINATION,
     SERVES_AT_SOURCE,
     SOURCE,
-    Machine,
+    MoveMachine,
     Signal,
     Step,
     Table,
@@ -54,7 +54,7 @@ def test_every_used_step_leads_to_an_end(name: str) -> None:
 
 
 def test_machine_refuses_and_repeats() -> None:
-    machine = Machine(SOURCE, "source edge-1")
+    machine = MoveMachine(SOURCE, "source edge-1")
     with pytest.raises(MigrationError, match="source edge-1: resumed cannot happen in step idle"):
         machine.take(Signal.RESUMED)
     assert machine.is_over

@@ -15,8 +15,8 @@ read there; at the same time it is compared with what the last round sent. See d
 
 At the destination each round is a native incremental image of CRIU, and the last one's parent.
 
-The source's side is in ``criu_copy_source``, the destination's in ``criu_copy_destination``; what a round is
-and when there are enough of them is in ``rounds``.
+The source's side is in ``agent_copy_source``, the destination's in ``agent_copy_destination``; what a round
+is, and when there are enough of them, is in ``rounds``.
 """
 
 from __future__ import annotations
@@ -25,22 +25,15 @@ from typing import Any
 
 from quicferry.migration.engines.criu.agent_copy_destination import CopyDestination
 from quicferry.migration.engines.criu.agent_copy_source import CopySource, CopySourceAhead
-from quicferry.migration.engines.criu.base import TakesRounds
 from quicferry.migration.order import MoveOrder
 
 
 class CriuCopyEngine(CopySource, CopyDestination):
     """The base of the three: both sides, as a server that came here may be moved on. See the module."""
 
-    async def _prepare(self) -> None:
-        await self._settled()
-        await self._forget()
-        await super()._prepare()
-
     async def _forget(self) -> None:
-        """Drop what is left of the last move."""
         await self._forget_source()
-        await self._end_lazy_pages()
+        await self._forget_destination()
 
     async def give_up_source(self, order: MoveOrder) -> None:
         await super().give_up_source(order)
@@ -52,7 +45,7 @@ class CriuCopyEngine(CopySource, CopyDestination):
         return answer
 
 
-class _Ahead(CopySourceAhead, TakesRounds, CriuCopyEngine):
+class _Ahead(CopySourceAhead, CriuCopyEngine):
     """With rounds before the freeze."""
 
 

@@ -17,42 +17,30 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from quicferry.errors import MigrationError, Unsupported
-from quicferry.migration.criu.command import LAZY_FEATURE
-from quicferry.migration.criu.image_stream import Manifest
+from quicferry.errors import MigrationError
+from quicferry.migration.criu.image_stream import CheckpointManifest
 from quicferry.migration.engines.criu import unfinished
-from quicferry.migration.engines.criu.base import CriuEngine, Held
+from quicferry.migration.engines.criu.base import Held
+from quicferry.migration.engines.criu.lazy_destination import LazyDestination
 from quicferry.migration.engines.criu.unfinished import Unfinished
 from quicferry.migration.memory.lazy_pages import LocalPages, PageSink
 from quicferry.migration.memory.pagemap import NO_PAGES, Flag, PageMap, decode, encode
 from quicferry.migration.memory.process_memory import ProcessMemory, private_areas
-from quicferry.migration.memory.userfault import Target, Trail, wake
+from quicferry.migration.memory.userfault import Target, UffdEventLog, wake
 from quicferry.migration.order import MoveOrder
 
 
-class CopyDestination(CriuEngine):
+class CopyDestination(LazyDestination):
     """Makes the process and has its memory come in the background."""
-
-    lazily = False  # what is lacking comes after the restore
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
-        self._can_restore_lazily = False
-        self._finishing: asyncio.Task[None] | None = None
         self._sink: PageSink | None = None
         self._keeping: list[asyncio.Task[None]] = []  # descriptors on their way to init
 
-    async def prepare_destination(self, order: MoveOrder) -> None:
-        """Also find out whether memory can come after the restore. Post-copy and hybrid must have that."""
-        await super().prepare_destination(order)
-        self._can_restore_lazily = await self._ready().has(LAZY_FEATURE)
-        if self.lazily and not self._can_restore_lazily:
-            raise Unsupported(
-                f"{self.name} needs userfaultfd, and CRIU says that this kernel lacks it",
-                hint="`quicferry doctor` says more; criu-cold and criu-pre-copy do without",
-            )
-
-    async def _make_process(self, order: MoveOrder, manifest: Manifest, detail: dict[str, Any]) -> None:
+    async def _make_process(
+        self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
+    ) -> None:
         limit_s = order.deadlines.restore_s
         criu = self._ready()
         detail["rounds"] = manifest.rounds
@@ -70,7 +58,9 @@ class CopyDestination(CriuEngine):
             async with asyncio.timeout(limit_s):
                 await self._sink.worked()
 
-    def _lacking(self, order: MoveOrder, manifest: Manifest, local: dict[int, LocalPages]) -> Unfinished:
+    def _lacking(
+        self, order: MoveOrder, manifest: CheckpointManifest, local: dict[int, LocalPages]
+    ) -> Unfinished:
         missing = {}
         for owner in manifest.lazy:
             absent = decode((self._outside / f"pagemap-{owner}.img").read_bytes()).absent
@@ -102,7 +92,7 @@ class CopyDestination(CriuEngine):
             local,
             lambda detour: open_pages(order.source, lifetime_s, detour),
             self._keep,
-            Trail(self._outside / unfinished.TRAIL),
+            UffdEventLog(self._outside / unfinished.EVENT_LOG),
             found,
         )
 
@@ -111,9 +101,7 @@ class CopyDestination(CriuEngine):
     ) -> asyncio.Task[None]:
         """Have the memory come, in the background."""
         self._sink = sink
-        self._finishing = asyncio.create_task(self._finish(order, lacking, sink, error))
-        self._container.settling = self._finishing
-        return self._finishing
+        return self._finish_in_background(self._finish(order, lacking, sink, error))
 
     def _keep(self, pid: int, descriptor: int) -> None:
         """Should this agent die, the kernel would give the process zeros for what has not come yet.
@@ -173,7 +161,7 @@ class CopyDestination(CriuEngine):
 
     def _retrace(self, left: list[tuple[int, int]], lacking: Unfinished) -> tuple[list[Target], Unfinished]:
         """What each process lacks by now: what it lacked, less what it has or has given up."""
-        trail = Trail(self._outside / unfinished.TRAIL)
+        event_log = UffdEventLog(self._outside / unfinished.EVENT_LOG)
         missing = unfinished.pages_by_pid(lacking.missing)
         local = unfinished.pages_by_pid(lacking.local)
         found = []
@@ -182,20 +170,20 @@ class CopyDestination(CriuEngine):
                 there = set(memory.anonymous_pages().tolist())
             wanted = {page for pages in (missing, local) if pid in pages for page in pages[pid].tolist()}
             target = Target(descriptor, pid, wanted)
-            target.retrace(trail, there)
+            target.retrace(event_log, there)
             found.append(target)
             unplaced = np.array(sorted(target.unplaced), np.int64)
             for pages in (missing, local):
                 if pid in pages:
                     pages[pid] = np.intersect1d(pages[pid], unplaced, assume_unique=True)
-        trail.close()
+        event_log.close()
         now_missing, now_local = unfinished.runs_by_pid(missing), unfinished.runs_by_pid(local)
         return found, msgspec.structs.replace(lacking, missing=now_missing, local=now_local)
 
     def _rounds_here(self, rounds: int) -> list[Path]:
         return [self._outside / f"round-{number}" for number in range(rounds)]
 
-    def _decide_on_rounds(self, manifest: Manifest) -> dict[int, LocalPages]:
+    def _decide_on_rounds(self, manifest: CheckpointManifest) -> dict[int, LocalPages]:
         """What the rounds brought and may come later does so, where the kernel can do it.
 
         Else the restore would copy all memory while nothing serves. To CRIU a page is lazy or in the
@@ -227,9 +215,7 @@ class CopyDestination(CriuEngine):
         except (MigrationError, OSError, TimeoutError) as failure:
             error = str(failure) or "not all memory came in time"
         if error is not None and self._made is not None:
-            # half of its memory is nowhere: it must not go on as if nothing were
-            with contextlib.suppress(MigrationError):
-                await self._container.stop(self._made.pid, grace_s=0)
+            await self._end_incomplete()
         else:
             # a successor must not look for descriptors that were dropped
             with contextlib.suppress(OSError):  # no room: then it has nothing to tell
@@ -241,23 +227,13 @@ class CopyDestination(CriuEngine):
                     await sink.finish(error)
         await sink.close()
 
-    async def _brought_up(self, order: MoveOrder, manifest: Manifest) -> None:
-        if self._finishing is None or self._sink is None:
-            await super()._brought_up(order, manifest)
-            return
-        await self._sink.serving()
-        self._finishing.add_done_callback(lambda _: self._clear_images())
+    async def _brought_up(self, order: MoveOrder, manifest: CheckpointManifest) -> None:
+        if self._sink is not None:
+            await self._sink.serving()
+        await super()._brought_up(order, manifest)
 
-    async def _unmake(self) -> None:
-        await super()._unmake()  # first: a process that lacks memory must not find zeros there
-        await self._end_lazy_pages()
-
-    async def _end_lazy_pages(self) -> None:
-        """Drop what is left of the last move to here. A process that lacks memory must have been ended."""
-        if self._finishing is not None:
-            self._finishing.cancel()
-            await asyncio.wait([self._finishing])
-            self._finishing = None
+    async def _forget_destination(self) -> None:
+        await super()._forget_destination()
         if self._sink is not None:
             await self._sink.close()
             self._sink = None

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 
 from quicferry.errors import MigrationError, Unsupported
+from quicferry.migration.container.descriptors import take_descriptor
 from quicferry.migration.control import Track
-from quicferry.migration.criu.image_stream import LEFT_BEHIND, Kind, Manifest, record
-from quicferry.migration.engines.criu.base import CriuEngine, Held, Packer
+from quicferry.migration.criu.image_stream import LEFT_BEHIND, CheckpointManifest, RecordKind, record
+from quicferry.migration.criu.packing import Packer
+from quicferry.migration.engines.criu.base import CopiesInRounds, CriuEngine, Held, Round
 from quicferry.migration.engines.criu.rounds import (
     Plan,
-    closing_records,
     in_chunks,
     plan_of,
     portions_of,
     round_records,
-    why_stop,
 )
 from quicferry.migration.memory.lazy_pages import PageSource, say_farewell
 from quicferry.migration.memory.page_messages import PageRun, ToPageSource
@@ -47,7 +47,6 @@ from quicferry.migration.memory.process_memory import (
     merged,
     unchanged,
 )
-from quicferry.migration.memory.userfault_offer import take
 from quicferry.migration.memory.write_tracking import WriteTracker
 from quicferry.migration.order import MoveOrder
 
@@ -65,7 +64,6 @@ class CopySource(CriuEngine):
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._known = Snapshot.empty()
-        self._rounds = 0
         self._sent: list[Pages] = []  # portions that crossed while CRIU dumped, one round each
         self._same = NO_PAGES  # pages that are as the rounds before the freeze sent them
         self._stopped = asyncio.Event()
@@ -167,7 +165,7 @@ class CopySource(CriuEngine):
         # CRIU itself looks into rounds only if all memory is restored at once
         leading = self._rounds + (0 if self.lazily else len(self._sent))
         if leading:
-            yield record(Kind.PARENT, f".=round-{leading - 1}", b"")
+            yield record(RecordKind.PARENT, f".=round-{leading - 1}", b"")
         sent = np.unique(np.concatenate([NO_PAGES, *self._sent]))
         replaced = set()
         lazy: dict[int, int] = {}
@@ -186,14 +184,14 @@ class CopySource(CriuEngine):
             entries = entries_of(
                 present=data.pages, parent=plan.parent, parent_lazy=plan.parent_lazy, lazy=plan.lazy
             )
-            yield record(Kind.IMAGE, path.name, encode(PageMap(pagemap.pages_id, entries)))
-            yield record(Kind.IMAGE, pages_name, b"")
+            yield record(RecordKind.IMAGE, path.name, encode(PageMap(pagemap.pages_id, entries)))
+            yield record(RecordKind.IMAGE, pages_name, b"")
             yield from in_chunks(pages_name, data.data.reshape(-1).data)
         for path in sorted(self._outside.iterdir()):
             if path.is_file() and path.name not in LEFT_BEHIND and path.name not in replaced:
                 yield from in_chunks(path.name, memoryview(path.read_bytes()))
         self._left_behind = bool(lazy)
-        manifest = Manifest(
+        manifest = CheckpointManifest(
             epoch=order.epoch,
             pid=pid,
             files=self._container.open_files(pid),
@@ -252,7 +250,7 @@ class CopySource(CriuEngine):
             self._source = PageSource(self._read_pages, "auto")
 
 
-class CopySourceAhead(CopySource):
+class CopySourceAhead(CopiesInRounds, CopySource):
     """The same, with rounds before the freeze."""
 
     async def prepare_source(self, order: MoveOrder) -> None:
@@ -264,35 +262,17 @@ class CopySourceAhead(CopySource):
             offered = await self._context.control.ask(Track(), TRACK_S)
             if outside is None:
                 raise Unsupported("the server is gone")
-            descriptor = take(outside, int(offered["descriptor"]))
+            descriptor = take_descriptor(outside, int(offered["descriptor"]))
             tracker = WriteTracker(self._container.path(f"/proc/{pid}"), descriptor)
         except (MigrationError, Unsupported):
             return  # its memory is compared then
         self._tracker = tracker
         await asyncio.to_thread(tracker.scan)
 
-    async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
-        """Send all memory, then what has changed meanwhile, until a rule says that it is enough."""
-        pid = self._server_pid()
+    async def _next_round(self, order: MoveOrder, pid: int) -> Round:
         memory = self._memory_of(pid)
-        packer = Packer(order.compression)
-        before: int | None = None
-        while True:
-            with self._context.events.phase("migration.precopy.round", epoch=order.epoch) as detail:
-                reading = await asyncio.to_thread(lambda: memory.differing(self._known, self._list()))
-                self._known = await asyncio.to_thread(merged, self._known, reading)
-                size_bytes = 0
-                async for chunk in packer.pack_all(round_records(self._rounds, pid, reading)):
-                    size_bytes += len(chunk)
-                    yield chunk
-                self._rounds += 1
-                pages = len(reading.changed.pages)
-                stop = why_stop(self._rounds, pages, before)
-                detail.update(
-                    round=self._rounds, pages=pages, of_pages=len(reading.pages), bytes=size_bytes, stop=stop
-                )
-            if stop is not None:
-                break
-            before = pages
-        for chunk in packer.pack(closing_records(order.epoch, pid, self._rounds), flush=True):
-            yield chunk
+        reading = await asyncio.to_thread(lambda: memory.differing(self._known, self._list()))
+        self._known = await asyncio.to_thread(merged, self._known, reading)
+        return Round(
+            round_records(self._rounds, pid, reading), len(reading.changed.pages), len(reading.pages), {}
+        )

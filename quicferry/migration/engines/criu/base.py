@@ -14,25 +14,19 @@ import signal
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
-import zstandard
 
-from quicferry.errors import InvalidInput, MigrationError
+from quicferry.errors import MigrationError
 from quicferry.migration.container.container import Container
 from quicferry.migration.control import Abort, Freeze, Resume
 from quicferry.migration.criu.command import Criu
-from quicferry.migration.criu.image_stream import Kind, Manifest, Unpacker, record
-from quicferry.migration.engines.base import CHUNK_BYTES, EngineContext
-from quicferry.migration.order import COMPRESSIONS, MoveOrder, check_lease
-
-#: So much is made and packed before the network gets it: half a millisecond of work.
-PACKED_AT_ONCE_BYTES = 1 << 18
-#: The memory of a Python server shrinks to a quarter at 400 MB/s, and what cannot shrink passes at
-#: 1 GB/s: at 1 Gbit/s this takes more than a third off the downtime. See docs/adr/0004.
-ZSTD_LEVELS = {"auto": -1, "zstd": -1, "zstd-1": 1, "zstd-3": 3}
-
+from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, Unpacker, record
+from quicferry.migration.criu.packing import Packer, unpack
+from quicferry.migration.engines.base import EngineContext
+from quicferry.migration.engines.criu.rounds import closing_records, why_stop
+from quicferry.migration.order import MoveOrder, check_lease
 
 STOPPED_S = 1.0  # for a process that got SIGSTOP to stand still
 POLL_S = 0.0005
@@ -45,79 +39,6 @@ class Held(NamedTuple):
 
     epoch: int
     pid: int  # inside the container
-
-
-class _Compressor(Protocol):
-    def compress(self, data: bytes, /) -> bytes: ...
-
-    def flush(self) -> bytes: ...
-
-
-class _Plain:
-    """The compression ``none``."""
-
-    def compress(self, data: bytes, /) -> bytes:
-        return data
-
-    def flush(self) -> bytes:
-        return b""
-
-
-class Packer:
-    """Packs records into one stream. ``compression`` is one of ``base.COMPRESSIONS``."""
-
-    def __init__(self, compression: str) -> None:
-        if compression not in COMPRESSIONS:
-            raise InvalidInput(
-                f"there is no compression {compression!r}", hint="choose from " + ", ".join(COMPRESSIONS)
-            )
-        level = ZSTD_LEVELS.get(compression)
-        self._compressor: _Compressor = (
-            _Plain() if level is None else zstandard.ZstdCompressor(level=level).compressobj()
-        )
-
-    def pack(self, data: bytes, *, flush: bool = False) -> list[bytes]:
-        """Pack records; runs in a thread, as zstd lets others run meanwhile. May keep bytes for later."""
-        packed = self._compressor.compress(data)
-        if flush:
-            packed += self._compressor.flush()
-        return [packed[start : start + CHUNK_BYTES] for start in range(0, len(packed), CHUNK_BYTES)]
-
-    async def pack_all(self, records: Iterator[bytes], *, flush: bool = False) -> AsyncIterator[bytes]:
-        """Make, pack and yield records. Small ones go together: each visit to the thread costs time."""
-        while True:
-            chunks, more = await asyncio.to_thread(self._pack_some, records)
-            for chunk in chunks:
-                yield chunk
-            if not more:
-                break
-        if flush:
-            for chunk in self.pack(b"", flush=True):
-                yield chunk
-
-    def _pack_some(self, records: Iterator[bytes]) -> tuple[list[bytes], bool]:
-        chunks: list[bytes] = []
-        taken = 0
-        for piece in records:
-            chunks += self.pack(piece)
-            taken += len(piece)
-            if taken >= PACKED_AT_ONCE_BYTES:
-                return chunks, True
-        return chunks, False
-
-
-async def unpack(compression: str, unpacker: Unpacker, chunks: AsyncIterator[bytes]) -> None:
-    """Unpack a stream as it comes. Raises ``MigrationError`` for what ``Packer`` cannot have packed."""
-    decompressor = zstandard.ZstdDecompressor().decompressobj() if compression != "none" else None
-
-    def feed(chunk: bytes) -> None:
-        try:
-            unpacker.feed(decompressor.decompress(chunk) if decompressor is not None else chunk)
-        except zstandard.ZstdError as error:
-            raise MigrationError(f"the checkpoint is damaged: {error}") from error
-
-    async for chunk in chunks:
-        await asyncio.to_thread(feed, chunk)
 
 
 class CriuEngine:
@@ -144,6 +65,7 @@ class CriuEngine:
         self._making = asyncio.Lock()
         self._clearing: asyncio.Task[None] | None = None
         self._made: Held | None = None
+        self._rounds = 0  # of pre-copy, sent in this move
 
     # both
 
@@ -160,8 +82,12 @@ class CriuEngine:
         if self._container.settling is not None:
             await asyncio.wait([self._container.settling])
 
+    async def _forget(self) -> None:
+        """Drop what is left of the last move to or from here, so that nothing of it gets into this one."""
+
     async def _prepare(self) -> None:
         await self._settled()
+        await self._forget()
         self._criu = self._tool()
         if self._clearing is not None:
             await self._clearing
@@ -231,13 +157,13 @@ class CriuEngine:
             await asyncio.sleep(OTHERS_POLL_S)
             patience_s -= OTHERS_POLL_S
 
-    def _file_records(self, pid: int, manifest: Manifest) -> Iterator[bytes]:
+    def _file_records(self, pid: int, manifest: CheckpointManifest) -> Iterator[bytes]:
         """The files that the process holds open, the manifest, the end."""
         for name in manifest.files:
             path = self._container.path(name)
-            yield record(Kind.FILE, name, path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
-        yield record(Kind.MANIFEST, "", msgspec.json.encode(manifest))
-        yield record(Kind.END, "", b"")
+            yield record(RecordKind.FILE, name, path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
+        yield record(RecordKind.MANIFEST, "", msgspec.json.encode(manifest))
+        yield record(RecordKind.END, "", b"")
 
     def _held_in(self, order: MoveOrder) -> Held | None:
         """What this move has stopped here, also when another agent stopped it and was killed then."""
@@ -294,7 +220,7 @@ class CriuEngine:
         # Not to be cut off in the middle: a half-made process would be left behind.
         return await asyncio.shield(asyncio.create_task(self._bring_up(order, unpacker.manifest())))
 
-    async def _bring_up(self, order: MoveOrder, manifest: Manifest) -> dict[str, Any]:
+    async def _bring_up(self, order: MoveOrder, manifest: CheckpointManifest) -> dict[str, Any]:
         async with self._making:
             with self._context.events.phase("migration.restore", epoch=order.epoch) as detail:
                 if manifest.epoch != order.epoch:
@@ -314,16 +240,18 @@ class CriuEngine:
                     raise
         return answer
 
-    def _check_room(self, manifest: Manifest) -> None:
+    def _check_room(self, manifest: CheckpointManifest) -> None:
         """Raise ``MigrationError`` when the process cannot be made because another one is here."""
         if self._container.is_alive(manifest.pid):
             raise MigrationError(f"PID {manifest.pid} is in use on {self._context.edge}")
 
-    def _pid_of(self, manifest: Manifest) -> int:
+    def _pid_of(self, manifest: CheckpointManifest) -> int:
         """The PID in this host's container of the process that was made: the one it has everywhere."""
         return manifest.pid
 
-    async def _make_process(self, order: MoveOrder, manifest: Manifest, detail: dict[str, Any]) -> None:
+    async def _make_process(
+        self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
+    ) -> None:
         stats = await self._ready().restore(self._images, timeout_s=order.deadlines.restore_s)
         detail["criu"] = msgspec.structs.asdict(stats)
 
@@ -340,7 +268,7 @@ class CriuEngine:
         )
         return await self._context.control.ask(resume, order.deadlines.restore_s)
 
-    async def _brought_up(self, order: MoveOrder, manifest: Manifest) -> None:
+    async def _brought_up(self, order: MoveOrder, manifest: CheckpointManifest) -> None:
         """The server serves: what is left to do for it."""
         # Freeing the memory of the images takes milliseconds that the agent's answer need not wait for.
         self._clearing = asyncio.create_task(asyncio.to_thread(self._clear_images))
@@ -361,8 +289,52 @@ class CriuEngine:
         self._clear_images()
 
 
-class TakesRounds(CriuEngine):
-    """The destination of an engine that copies ahead in rounds, each an incremental image of CRIU."""
+class Round(NamedTuple):
+    """One round of pre-copy: what is to be sent, and what is to be known of it."""
+
+    records: Iterator[bytes]
+    pages: int  # that are sent
+    of_pages: int  # that were looked at
+    more: dict[str, float]  # further details for the round's event
+
+
+class CopiesInRounds(CriuEngine):
+    """An engine that copies memory ahead in rounds, each an incremental image of CRIU."""
+
+    async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        """Send all memory, then what was written meanwhile, until ``rounds.why_stop`` has a reason."""
+        pid = self._server_pid()
+        packer = Packer(order.compression)
+        before: int | None = None
+        try:
+            while True:
+                with self._context.events.phase("migration.precopy.round", epoch=order.epoch) as detail:
+                    this = await self._next_round(order, pid)
+                    size_bytes = 0
+                    async for chunk in packer.pack_all(this.records):
+                        size_bytes += len(chunk)
+                        yield chunk
+                    self._rounds += 1
+                    stop = why_stop(self._rounds, this.pages, before)
+                    detail.update(
+                        round=self._rounds,
+                        pages=this.pages,
+                        of_pages=this.of_pages,
+                        bytes=size_bytes,
+                        stop=stop,
+                    )
+                    detail.update(this.more)
+                if stop is not None:
+                    break
+                before = this.pages
+            for chunk in packer.pack(closing_records(order.epoch, pid, self._rounds), flush=True):
+                yield chunk
+        finally:
+            await self._dump_is_over()
+
+    async def _next_round(self, order: MoveOrder, pid: int) -> Round:
+        """Read or dump what was written since the last round."""
+        raise NotImplementedError
 
     async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
         """Write the rounds where the last image will find them."""

@@ -18,10 +18,10 @@ from pathlib import Path
 import msgspec
 
 from quicferry.migration.criu.command import Criu
-from quicferry.migration.criu.image_stream import LEFT_BEHIND, Kind, Manifest, record
-from quicferry.migration.engines.base import CHUNK_BYTES
-from quicferry.migration.engines.criu.base import CriuEngine, Held, Packer
-from quicferry.migration.order import MoveOrder
+from quicferry.migration.criu.image_stream import LEFT_BEHIND, CheckpointManifest, RecordKind, record
+from quicferry.migration.criu.packing import Packer
+from quicferry.migration.engines.criu.base import CriuEngine, Held
+from quicferry.migration.order import CHUNK_BYTES, MoveOrder
 
 #: How long the reader of the growing image sleeps when there is nothing new.
 TAIL_S = 0.001
@@ -99,9 +99,9 @@ class CriuColdEngine(CriuEngine):
         """All that was not sent while CRIU wrote: the small images, the open files, the manifest."""
         for path in sorted(self._outside.iterdir()):
             if not _is_pages(path) and path.name not in LEFT_BEHIND:
-                yield record(Kind.IMAGE, path.name, path.read_bytes())
+                yield record(RecordKind.IMAGE, path.name, path.read_bytes())
         files = self._container.open_files(pid)
-        manifest = Manifest(epoch=order.epoch, pid=pid, files=files, stopped=self.dumps_stopped)
+        manifest = CheckpointManifest(epoch=order.epoch, pid=pid, files=files, stopped=self.dumps_stopped)
         yield from self._file_records(pid, manifest)
 
     async def _restore_dead(self, held: Held, order: MoveOrder) -> None:
@@ -133,5 +133,5 @@ class _Tail:
                     file.seek(sent)
                     data = file.read(min(new, CHUNK_BYTES))
                 self._sent[path.name] = sent + len(data)
-                return record(Kind.IMAGE, path.name, data)
+                return record(RecordKind.IMAGE, path.name, data)
         return None

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,21 +28,30 @@ import msgspec
 
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container.processes import Completed
-from quicferry.migration.criu.command import LAZY_FEATURE, explain, log_text
-from quicferry.migration.criu.image_stream import LEFT_BEHIND, DumpStats, Kind, Manifest, record
-from quicferry.migration.criu.memory_command import GUARD_OVER, Helper, MemoryCriu, guard, userfaultfds_of
-from quicferry.migration.engines.base import CHUNK_BYTES
-from quicferry.migration.engines.criu.base import CriuEngine, Held, Packer, TakesRounds
-from quicferry.migration.engines.criu.rounds import closing_records, why_stop
+from quicferry.migration.criu.command import explain, log_text
+from quicferry.migration.criu.image_stream import (
+    LEFT_BEHIND,
+    CheckpointManifest,
+    RecordKind,
+    record,
+)
+from quicferry.migration.criu.packing import Packer
+from quicferry.migration.criu.page_server import (
+    GUARD_OVER,
+    BackgroundCriu,
+    MemoryCriu,
+    guard,
+    userfaultfds_of,
+)
+from quicferry.migration.criu.stats import DumpStats
+from quicferry.migration.engines.criu.base import CopiesInRounds, Held, Round
+from quicferry.migration.engines.criu.lazy_destination import LazyDestination
 from quicferry.migration.memory.pagemap import decode
-from quicferry.migration.order import MoveOrder
+from quicferry.migration.order import CHUNK_BYTES, MoveOrder
 from quicferry.migration.rpc.tunnel import Tunnel, tell_over
 from quicferry.migration.rpc.tunnel_messages import TunnelCall, TunnelMessage, TunnelOpen, TunnelOver
 
 OpenTunnel = Callable[[str, float], TunnelCall]
-
-STOPPED_S = 1.0
-POLL_S = 0.0005
 
 
 def image_records(directory: Path, prefix: str) -> Iterator[bytes]:
@@ -53,38 +61,25 @@ def image_records(directory: Path, prefix: str) -> Iterator[bytes]:
             continue
         with path.open("rb") as file:
             piece = file.read(CHUNK_BYTES)
-            yield record(Kind.IMAGE, prefix + path.name, piece)  # also one that is empty
+            yield record(RecordKind.IMAGE, prefix + path.name, piece)  # also one that is empty
             while piece := file.read(CHUNK_BYTES):
-                yield record(Kind.IMAGE, prefix + path.name, piece)
+                yield record(RecordKind.IMAGE, prefix + path.name, piece)
 
 
-async def packed(records: Iterator[bytes], compression: str) -> AsyncIterator[bytes]:
-    """Records as one stream in chunks."""
-    packer = Packer(compression)
-    while (piece := await asyncio.to_thread(next, records, None)) is not None:
-        for chunk in await asyncio.to_thread(packer.pack, piece):
-            yield chunk
-    for chunk in packer.pack(b"", flush=True):
-        yield chunk
-
-
-class CriuNativeEngine(CriuEngine):
+class CriuNativeEngine(LazyDestination):
     """The base of the three. See the module."""
 
     ahead = False
-    lazily = False
     method = ""  # how the memory moves, for the record
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._memory_criu: MemoryCriu | None = None
-        self._rounds = 0
-        self._server: Helper | None = None  # CRIU's page server
+        self._server: BackgroundCriu | None = None  # CRIU's page server
         self._tunnel: Tunnel | None = None
         self._lazy_pages = 0
         self._over: dict[int, asyncio.Future[None]] = {}  # epoch -> the destination needs this host no more
-        self._daemon: Helper | None = None  # CRIU's lazy-pages
-        self._finishing: asyncio.Task[None] | None = None
+        self._daemon: BackgroundCriu | None = None  # CRIU's lazy-pages
         self._guards: list[asyncio.subprocess.Process] = []
 
     # both
@@ -98,20 +93,9 @@ class CriuNativeEngine(CriuEngine):
                 hint="leave out --memory-by criu: the agents find out by themselves what was written",
             )
 
-    async def prepare_destination(self, order: MoveOrder) -> None:
-        """The same at the other end."""
-        await super().prepare_destination(order)
-        if self.lazily and not await self._ready().has(LAZY_FEATURE):
-            raise Unsupported(
-                f"{self.name} needs userfaultfd, and CRIU says that this kernel lacks it",
-                hint="`quicferry doctor` says more; criu-cold and criu-pre-copy do without",
-            )
-
-    async def _prepare(self) -> None:
-        await self._settled()
+    async def _forget(self) -> None:
         await self._forget_source()
         await self._forget_destination()
-        await super()._prepare()
 
     def _with_memory(self) -> MemoryCriu:
         self._ready()
@@ -143,7 +127,8 @@ class CriuNativeEngine(CriuEngine):
         self._dumping = asyncio.create_task(self._take(order, pid))
         try:
             await asyncio.shield(self._dumping)
-            async for chunk in packed(self._records(order, pid), order.compression):
+            packer = Packer(order.compression)
+            async for chunk in packer.pack_all(self._records(order, pid), flush=True):
                 yield chunk
         finally:
             await self._dump_is_over()
@@ -153,10 +138,7 @@ class CriuNativeEngine(CriuEngine):
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
             # so that it stays where it is, however CRIU ends
-            await self._container.signal(pid, signal.SIGSTOP)
-            async with asyncio.timeout(STOPPED_S):
-                while not self._container.is_stopped(pid):  # noqa: ASYNC110 - the kernel stops it, no event tells
-                    await asyncio.sleep(POLL_S)
+            await self._stop(pid)
             if self.lazily:
                 self._server = await criu.dump_and_serve(
                     pid, self._images, self._previous(), timeout_s=limit_s
@@ -173,14 +155,14 @@ class CriuNativeEngine(CriuEngine):
 
     def _records(self, order: MoveOrder, pid: int) -> Iterator[bytes]:
         if self._rounds:
-            yield record(Kind.PARENT, f".=round-{self._rounds - 1}", b"")
+            yield record(RecordKind.PARENT, f".=round-{self._rounds - 1}", b"")
         yield from image_records(self._outside, "")
         lazy = {}
         for path in self._outside.glob("pagemap-[0-9]*.img"):
             if count := len(decode(path.read_bytes()).absent):
                 lazy[int(path.stem.removeprefix("pagemap-"))] = count
         self._lazy_pages = sum(lazy.values())
-        manifest = Manifest(
+        manifest = CheckpointManifest(
             epoch=order.epoch,
             pid=pid,
             files=self._container.open_files(pid),
@@ -244,7 +226,9 @@ class CriuNativeEngine(CriuEngine):
 
     # destination
 
-    async def _make_process(self, order: MoveOrder, manifest: Manifest, detail: dict[str, Any]) -> None:
+    async def _make_process(
+        self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
+    ) -> None:
         limit_s = order.deadlines.restore_s
         criu = self._with_memory()
         detail["rounds"] = manifest.rounds
@@ -254,16 +238,13 @@ class CriuNativeEngine(CriuEngine):
             if open_tunnel is None:
                 raise MigrationError(f"{self._context.edge} has no way to fetch pages")
             self._daemon = await criu.fetch_lazily(self._images, timeout_s=limit_s)
-            self._finishing = asyncio.create_task(self._finish(order, self._daemon, open_tunnel))
-            self._container.settling = self._finishing
+            self._finish_in_background(self._finish(order, self._daemon, open_tunnel))
         stats = await criu.restore(self._images, timeout_s=limit_s, lazy=lazily)
         detail["criu"] = msgspec.structs.asdict(stats)
         if self._daemon is not None:
             await self._guard(manifest.pid, self._daemon)
-        if manifest.stopped:
-            await self._container.signal(manifest.pid, signal.SIGCONT)
 
-    async def _guard(self, pid: int, daemon: Helper) -> None:
+    async def _guard(self, pid: int, daemon: BackgroundCriu) -> None:
         """Should CRIU's daemon die, the kernel would give the process zeros for what has not come yet.
 
         The guard has copies of the daemon's userfaultfds: then the process stands still instead, until it
@@ -286,7 +267,7 @@ class CriuNativeEngine(CriuEngine):
         for process in guards:
             await process.communicate(GUARD_OVER)
 
-    async def _finish(self, order: MoveOrder, daemon: Helper, open_tunnel: OpenTunnel) -> None:
+    async def _finish(self, order: MoveOrder, daemon: BackgroundCriu, open_tunnel: OpenTunnel) -> None:
         """Wait until the process has all its memory, and tell the source."""
         lifetime_s = order.deadlines.restore_s + order.deadlines.pages_s
 
@@ -294,17 +275,15 @@ class CriuNativeEngine(CriuEngine):
             return open_tunnel(order.source, lifetime_s)
 
         error = await self._fetch(order, daemon, opened, lifetime_s)
-        if error is not None and self._made is not None:
-            # half of its memory is nowhere: it must not go on as if nothing were
-            with contextlib.suppress(MigrationError):
-                await self._container.stop(self._made.pid, grace_s=0)
+        if error is not None:
+            await self._end_incomplete()
         await self._end_guards()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(order.deadlines.pages_s):
                 await tell_over(opened, TunnelOver(epoch=order.epoch, error=error))
 
     async def _fetch(
-        self, order: MoveOrder, daemon: Helper, opened: Callable[[], TunnelCall], lifetime_s: float
+        self, order: MoveOrder, daemon: BackgroundCriu, opened: Callable[[], TunnelCall], lifetime_s: float
     ) -> str | None:
         """Carry the daemon's bytes until it has put all memory in place. Returns why it will never have."""
         tunnel = Tunnel(order.epoch, daemon.socket)
@@ -324,70 +303,32 @@ class CriuNativeEngine(CriuEngine):
             await tunnel.close()
             waiting.cancel()
 
-    async def _brought_up(self, order: MoveOrder, manifest: Manifest) -> None:
-        if self._finishing is None:
-            await super()._brought_up(order, manifest)
-            return
-        self._finishing.add_done_callback(lambda _: self._clear_images())
-
-    async def _unmake(self) -> None:
-        await super()._unmake()  # first: a process that lacks memory must not find zeros there
-        await self._forget_destination()
-
     async def _forget_destination(self) -> None:
-        """Drop what is left of the last move to here. A process that lacks memory must have been ended."""
-        if self._finishing is not None:
-            self._finishing.cancel()
-            await asyncio.wait([self._finishing])
-            self._finishing = None
+        await super()._forget_destination()
         if self._daemon is not None:
             await self._daemon.kill()
             self._daemon = None
         await self._end_guards()
 
 
-def _why(daemon: Helper, status: int) -> MigrationError:
+def _why(daemon: BackgroundCriu, status: int) -> MigrationError:
     return explain("lazy-pages", Completed([], status, "", ""), log_text(daemon.log))
 
 
-class _Ahead(TakesRounds, CriuNativeEngine):
+class _Ahead(CopiesInRounds, CriuNativeEngine):
     """With rounds before the freeze."""
 
     ahead = True
 
-    async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
-        """Have CRIU dump the memory, then what was written meanwhile, until a rule says that it is enough."""
-        pid = self._server_pid()
-        packer = Packer(order.compression)
-        before: int | None = None
-        try:
-            while True:
-                with self._context.events.phase("migration.precopy.round", epoch=order.epoch) as detail:
-                    stats = await self._pre_dump(pid, order.deadlines.precopy_s)
-                    records = self._round_records()
-                    size_bytes = 0
-                    while (piece := await asyncio.to_thread(next, records, None)) is not None:
-                        for chunk in await asyncio.to_thread(packer.pack, piece):
-                            size_bytes += len(chunk)
-                            yield chunk
-                    self._rounds += 1
-                    pages = stats.pages_written
-                    stop = why_stop(self._rounds, pages, before)
-                    detail.update(
-                        round=self._rounds,
-                        pages=pages,
-                        of_pages=stats.pages_scanned,
-                        bytes=size_bytes,
-                        stop=stop,
-                        stood_still_ms=stats.frozen_time_us / 1000,
-                    )
-                if stop is not None:
-                    break
-                before = pages
-            for chunk in packer.pack(closing_records(order.epoch, pid, self._rounds), flush=True):
-                yield chunk
-        finally:
-            await self._dump_is_over()
+    async def _next_round(self, order: MoveOrder, pid: int) -> Round:
+        stats = await self._pre_dump(pid, order.deadlines.precopy_s)
+        stood_still_ms = stats.frozen_time_us / 1000
+        return Round(
+            self._round_records(),
+            stats.pages_written,
+            stats.pages_scanned,
+            {"stood_still_ms": stood_still_ms},
+        )
 
     async def _pre_dump(self, pid: int, timeout_s: float) -> DumpStats:
         images = self._images / f"round-{self._rounds}"
@@ -402,7 +343,7 @@ class _Ahead(TakesRounds, CriuNativeEngine):
     def _round_records(self) -> Iterator[bytes]:
         name = f"round-{self._rounds}"
         if self._rounds:
-            yield record(Kind.PARENT, f"{name}={self._previous()}", b"")
+            yield record(RecordKind.PARENT, f"{name}={self._previous()}", b"")
         yield from image_records(self._outside / name, f"{name}/")
 
 

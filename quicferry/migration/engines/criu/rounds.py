@@ -12,11 +12,11 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from quicferry.migration.criu.image_stream import Kind, Manifest, record
-from quicferry.migration.engines.base import CHUNK_BYTES
+from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, record
 from quicferry.migration.memory.lazy_pages import small_first
 from quicferry.migration.memory.pagemap import NO_PAGES, PageMap, Pages, encode, entries_of, numbers
 from quicferry.migration.memory.process_memory import Reading, unchanged
+from quicferry.migration.order import CHUNK_BYTES
 
 #: Pre-copy ends after so many rounds, whatever they brought.
 MAX_ROUNDS = 8
@@ -82,22 +82,22 @@ def portions_of(pages: Pages) -> Iterator[Pages]:
 def in_chunks(name: str, data: memoryview) -> Iterator[bytes]:
     """Records that append to an image file."""
     for start in range(0, len(data), CHUNK_BYTES):
-        yield record(Kind.IMAGE, name, bytes(data[start : start + CHUNK_BYTES]))
+        yield record(RecordKind.IMAGE, name, bytes(data[start : start + CHUNK_BYTES]))
 
 
 def closing_records(epoch: int, pid: int, rounds: int) -> bytes:
     """What follows the last round: whose rounds they were, and how many."""
-    end = Manifest(epoch=epoch, pid=pid, files=[], rounds=rounds)
-    return record(Kind.MANIFEST, "", msgspec.json.encode(end)) + record(Kind.END, "", b"")
+    end = CheckpointManifest(epoch=epoch, pid=pid, files=[], rounds=rounds)
+    return record(RecordKind.MANIFEST, "", msgspec.json.encode(end)) + record(RecordKind.END, "", b"")
 
 
 def round_records(number: int, pid: int, reading: Reading) -> Iterator[bytes]:
     """One round as an incremental image."""
     directory = f"round-{number}"
     if number:
-        yield record(Kind.PARENT, f"{directory}=round-{number - 1}", b"")
+        yield record(RecordKind.PARENT, f"{directory}=round-{number - 1}", b"")
     # CRIU opens the file also when it is empty
-    yield record(Kind.IMAGE, f"{directory}/pages-{PAGES_ID}.img", b"")
+    yield record(RecordKind.IMAGE, f"{directory}/pages-{PAGES_ID}.img", b"")
     yield from in_chunks(f"{directory}/pages-{PAGES_ID}.img", reading.changed.data.reshape(-1).data)
     entries = entries_of(present=reading.changed.pages, parent=unchanged(reading))
-    yield record(Kind.IMAGE, f"{directory}/pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))
+    yield record(RecordKind.IMAGE, f"{directory}/pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))

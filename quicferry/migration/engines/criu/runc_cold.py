@@ -14,7 +14,7 @@ import signal
 from quicferry.errors import MigrationError
 from quicferry.migration.container.oci_container import OciContainer
 from quicferry.migration.criu.command import Criu
-from quicferry.migration.criu.image_stream import Manifest
+from quicferry.migration.criu.image_stream import CheckpointManifest
 from quicferry.migration.criu.runc import Runc
 from quicferry.migration.engines.base import EngineContext
 from quicferry.migration.engines.criu.base import Held
@@ -49,11 +49,11 @@ class RuncColdEngine(CriuColdEngine):
         self._box.adopt(pid)
         await self._box.signal(pid, signal.SIGCONT)
 
-    def _check_room(self, manifest: Manifest) -> None:
+    def _check_room(self, manifest: CheckpointManifest) -> None:
         if self._box.service_pid is not None:
             raise MigrationError(f"a server already runs on {self._context.edge}")
 
-    def _pid_of(self, manifest: Manifest) -> int:
+    def _pid_of(self, manifest: CheckpointManifest) -> int:
         return self._box.pid_made()
 
     async def _unmake(self) -> None:

@@ -1,8 +1,8 @@
 """What a destination's agent leaves to its successor while a server lacks memory.
 
-Three things outlive an agent that is killed: the userfaultfd, which the container's init keeps; the
-trail of what the process did with memory (``userfault.Trail``); and this record of what was missing
-when it began. What has come since is to be seen in the process itself.
+Three things outlive an agent that is killed: the userfaultfd, which the container's init keeps; the log of
+what the process did with its memory (``userfault.UffdEventLog``); and this record of what was missing when
+the process was restored. Which pages have come since is to be seen in the process itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from quicferry.migration.memory.pagemap import Pages, numbers, runs_of
 
 FILE = "unfinished.json"
-TRAIL = "unfinished.trail"
+EVENT_LOG = "unfinished.events"
 
 Runs = list[tuple[int, int]]  # first page, pages
 
@@ -46,10 +46,10 @@ def read(images: Path) -> Unfinished | None:
 
 
 def runs_by_pid(pages: Mapping[int, Pages]) -> dict[int, Runs]:
-    """As the record has them."""
+    """Sets of pages by PID, as runs: the form in which ``Unfinished`` is written."""
     return {pid: runs_of(these) for pid, these in pages.items()}
 
 
 def pages_by_pid(runs: Mapping[int, Runs]) -> dict[int, Pages]:
-    """As all else wants them."""
+    """Runs by PID, as sorted page numbers: the reverse of ``runs_by_pid``."""
     return {pid: numbers(these) for pid, these in runs.items()}

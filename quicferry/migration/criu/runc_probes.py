@@ -1,16 +1,16 @@
-"""The probe ``oci``: runc really moves a container; and the versions of what moves one, for the record."""
+"""The probe ``oci``: runc dumps and restores a container here."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import msgspec
 
 from quicferry.errors import Unsupported
-from quicferry.migration.container.oci_bundle import find_runc
+from quicferry.migration.container.oci_container import find_runc
 from quicferry.migration.criu.command import find_criu
-from quicferry.migration.criu.probes import NAMESPACES, version_of
+from quicferry.migration.criu.probes import NAMESPACES
+from quicferry.migration.criu.versions import criu_version, runc_version
 from quicferry.paths import CHECKOUT
 from quicferry.probe import Probe
 from quicferry.process import run
@@ -19,28 +19,12 @@ CHECK_S = 60.0
 HINT = "docs/oci.md says what runc needs; the engine criu-cold moves the same process without it"
 
 
-def runc_version(program: Path) -> str:
-    """What ``runc --version`` calls itself, for example ``1.1.5+ds1``."""
-    first = run([program, "--version"], check=False).stdout.splitlines()[:1]
-    return first[0].removeprefix("runc version ") if first else "of unknown version"
-
-
-def engine_versions(engine: str) -> dict[str, str]:
-    """The versions of the programs that move the server's process with that engine."""
-    versions = {}
-    if engine.startswith(("criu-", "runc-")):
-        versions["criu"] = version_of(find_criu())
-    if engine.startswith("runc-"):
-        versions["runc"] = runc_version(find_runc())
-    return versions
-
-
 def checkpoint_and_restore() -> str:
     """Move a small OCI container from itself to itself."""
     runc, criu = find_runc(), find_criu()
-    words = f"runc {runc_version(runc)} with criu {version_of(criu)}"
+    words = f"runc {runc_version(runc)} with criu {criu_version(criu)}"
     done = run(
-        [*NAMESPACES, sys.executable, "-m", "quicferry.migration.criu.oci_check"],
+        [*NAMESPACES, sys.executable, "-m", "quicferry.migration.criu.runc_trial"],
         check=False,
         timeout_s=CHECK_S,
         cwd=CHECKOUT,

@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from quicferry.errors import MigrationError
+from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container.container import Container
+from quicferry.migration.container.descriptors import descriptors_of, take_descriptor
 from quicferry.migration.container.processes import Completed, only_child
 from quicferry.migration.container.readiness import until_readable
 from quicferry.migration.criu import pipe_filter
 from quicferry.migration.criu.command import Criu, explain, log_text
-from quicferry.migration.criu.image_stream import DumpStats, read_dump_stats
+from quicferry.migration.criu.stats import DumpStats, read_dump_stats
 
 #: What ``criu check`` calls a kernel that knows which pages were written (soft-dirty).
 TRACK_FEATURE = "mem_dirty_track"
 PIPE_LIMIT = Path("/proc/sys/fs/pipe-max-size")
 WANTED_PIPE_BYTES = 4 << 20  # what the kernel makes of the 3.2 MiB that CRIU's page server asks for
-SYS_PIDFD_GETFD = 438  # on all architectures
 POLL_S = 0.0005
 SET_UP_S = 5.0  # for a page server that has said it is ready to be so
 END_S = 5.0
@@ -40,7 +38,7 @@ GUARD = 'read -r word; [ "$word" = over ] || kill -9 "$0"'
 GUARD_OVER = b"over\n"
 
 
-class Helper(NamedTuple):
+class BackgroundCriu(NamedTuple):
     """A CRIU that runs beside the move, and our end of its socket."""
 
     process: asyncio.subprocess.Process
@@ -80,13 +78,6 @@ def pipe_limit() -> int:
     return 0
 
 
-def descriptors_of(pid: int) -> Iterator[tuple[int, str]]:
-    """What a process has open: the number, and what it leads to."""
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it was closed while we looked
-            yield int(entry.name), str(entry.readlink())
-
-
 def enlarge_pipes(pid: int, limit: int) -> None:
     """Make all pipes of a process as large as they may be."""
     for number, target in descriptors_of(pid):
@@ -111,23 +102,19 @@ def has_sink(pid: int) -> bool:
 
 def userfaultfds_of(pid: int) -> list[int]:
     """Copies of all userfaultfds of a process. Raises ``MigrationError`` when that cannot be."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    handle = os.pidfd_open(pid)
-    copies = []
+    numbers = [number for number, target in descriptors_of(pid) if target == USERFAULTFD]
+    copies: list[int] = []
     try:
-        for number, target in descriptors_of(pid):
-            if target == USERFAULTFD:
-                copy = libc.syscall(SYS_PIDFD_GETFD, handle, number, 0)
-                if copy < 0:
-                    why = os.strerror(ctypes.get_errno())
-                    raise MigrationError(f"a userfaultfd of CRIU cannot be copied: {why}")
-                copies.append(copy)
-    except BaseException:
+        for number in numbers:
+            copies += [take_descriptor(pid, number)]
+    except BaseException as error:
         for copy in copies:
             os.close(copy)
+        if isinstance(error.__cause__, ProcessLookupError):
+            raise error.__cause__ from None  # it has ended since, as if there had been nothing to list
+        if isinstance(error, Unsupported):
+            raise MigrationError(f"a userfaultfd of CRIU cannot be copied: {error}") from error
         raise
-    finally:
-        os.close(handle)
     return copies
 
 
@@ -171,7 +158,7 @@ class MemoryCriu(Criu):
 
     async def dump_and_serve(
         self, pid: int, images: Path, previous: str | None, *, timeout_s: float
-    ) -> Helper:
+    ) -> BackgroundCriu:
         """Write the images of a process but for memory that can be restored lazily, and serve that.
 
         Returns CRIU with its page server at the other end of the socket. The process stays stopped, and
@@ -199,7 +186,7 @@ class MemoryCriu(Criu):
                 ) from error
         return helper
 
-    async def fetch_lazily(self, images: Path, *, timeout_s: float) -> Helper:
+    async def fetch_lazily(self, images: Path, *, timeout_s: float) -> BackgroundCriu:
         """Start the daemon that fetches missing memory by its socket and puts it in place.
 
         Its status is 0 when all memory is in its place. It must run before ``restore``.
@@ -216,7 +203,7 @@ class MemoryCriu(Criu):
         ]
         return await self._begin(argv, "lazy-pages", images, timeout_s)
 
-    async def _begin(self, argv: list[str], step: str, images: Path, timeout_s: float) -> Helper:
+    async def _begin(self, argv: list[str], step: str, images: Path, timeout_s: float) -> BackgroundCriu:
         """Start a CRIU that stays, and wait until it says that it is ready."""
         log = self._container.path(str(images)) / f"{step}.log"
         ours, theirs = socket.socketpair()
@@ -237,7 +224,7 @@ class MemoryCriu(Criu):
                 word = await _read_word(ready)
             if word:
                 with contextlib.suppress(OSError, ValueError):  # it ended in this moment
-                    return Helper(process, only_child(process.pid), ours, log)
+                    return BackgroundCriu(process, only_child(process.pid), ours, log)
         except BaseException:
             ours.close()
             with contextlib.suppress(ProcessLookupError):

@@ -1,7 +1,7 @@
 """Judge runc by doing: start, checkpoint and restore a small OCI container, and ask it for an answer.
 
-``unshare --net --mount --pid --fork --kill-child --mount-proc python -m quicferry.migration.criu.oci_check``:
-in namespaces of its own, as the probe ``oci`` starts it. Prints one JSON object: empty when the
+Run as ``python -m quicferry.migration.criu.runc_trial`` in network, mount and PID namespaces of its own, as
+the probe ``oci`` starts it. Prints one JSON object: empty when the
 container answers after its restore, else with the keys ``error`` and ``hint``.
 """
 

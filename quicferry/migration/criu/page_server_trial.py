@@ -1,6 +1,6 @@
 """Judge CRIU's page server and lazy-pages daemon by doing: move a child whose memory follows it.
 
-Run as a program in namespaces of its own (see ``criu_probes``). Exit status 0 when the child finds its
+Run as a program in namespaces of its own (see ``criu.probes``). Exit status 0 when the child finds its
 memory as it was; the last line printed says what went wrong.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from quicferry.errors import FerryError, MigrationError
 from quicferry.migration.container.container import Container
-from quicferry.migration.criu.memory_command import Helper, MemoryCriu
+from quicferry.migration.criu.page_server import BackgroundCriu, MemoryCriu
 from quicferry.process import run
 
 IMAGES = Path("/run/images")
@@ -44,11 +44,11 @@ async def said(container: Container, pid: int, lines: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def carried(server: Helper, daemon: Helper) -> AsyncIterator[None]:
+async def carried(server: BackgroundCriu, daemon: BackgroundCriu) -> AsyncIterator[None]:
     """Each hears what the other says."""
     loop = asyncio.get_running_loop()
 
-    async def carry(source: Helper, target: Helper) -> None:
+    async def carry(source: BackgroundCriu, target: BackgroundCriu) -> None:
         with contextlib.suppress(OSError):
             while data := await loop.sock_recv(source.socket, 1 << 16):
                 await loop.sock_sendall(target.socket, data)
