@@ -1,8 +1,9 @@
 """One certificate authority per run, and a certificate for each agent and the orchestrator.
 
 Checkpoints hold traffic secrets, so both ends of every RPC prove who they are. The authority's key
-never leaves the process that made it; the keys of the parties are files of mode 0600. ECDSA P-256:
-a certificate takes less than a millisecond to make.
+never leaves the process that made it; the keys of the parties are files of mode 0600. The library trustme
+makes them: ECDSA P-256, less than a millisecond each. Its authorities have no lifetime to choose, which
+does not matter for one that lives in memory; the parties' certificates have.
 """
 
 from __future__ import annotations
@@ -12,15 +13,13 @@ import os
 from pathlib import Path
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+import trustme
 
 from quicferry.errors import InvalidInput
 
 LIFETIME = datetime.timedelta(days=2)  # longer than any run; a run's certificates die with it
 CLOCK_SLACK = datetime.timedelta(hours=1)
+ORGANIZATION = "quicferry"
 
 
 class TlsFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,51 +71,31 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Authority:
-    """A certificate authority that lives in memory."""
+    """A certificate authority that lives in memory, for one run."""
 
     def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "quicferry run authority")])
-        builder = self._builder(self._name, self._key.public_key())
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        self._certificate = builder.sign(self._key, hashes.SHA256())
-
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - CLOCK_SLACK)
-            .not_valid_after(now + LIFETIME)
+        self._authority = trustme.CA(
+            path_length=0, organization_name=ORGANIZATION, organization_unit_name="run authority"
         )
 
     def issue(self, name: str) -> Identity:
         """A key and a certificate for one party, for either end of a connection.
 
         ``name`` is the party's name in the topology (``edge-1``, ``orch``). Connections are checked
-        against the name, not the address: a party has several addresses.
+        against the name, not the address: a party has several addresses. The called end reads the
+        name of its caller from the subject's common name.
         """
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = (
-            self._builder(subject, key.public_key())
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                critical=False,
-            )
-            .sign(self._key, hashes.SHA256())
+        now = datetime.datetime.now(datetime.UTC)
+        issued = self._authority.issue_cert(
+            name,
+            common_name=name,
+            organization_name=ORGANIZATION,
+            organization_unit_name="party",
+            not_before=now - CLOCK_SLACK,
+            not_after=now + LIFETIME,
         )
         return Identity(
-            authority=self._certificate.public_bytes(serialization.Encoding.PEM),
-            certificate=certificate.public_bytes(serialization.Encoding.PEM),
-            key=key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            ),
+            authority=self._authority.cert_pem.bytes(),
+            certificate=issued.cert_chain_pems[0].bytes(),
+            key=issued.private_key_pem.bytes(),
         )
