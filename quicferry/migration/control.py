@@ -25,7 +25,7 @@ REPEAT_S = 0.005  # a restored server may not hear the first order: its socket m
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
-    """How are you? Answer: pid, standby, frozen, connections, requests, committed_epoch."""
+    """Report the server's state. Answer: pid, standby, frozen, connections, requests, committed_epoch."""
 
 
 class Track(msgspec.Struct, frozen=True, kw_only=True, tag="track"):
@@ -65,7 +65,7 @@ class Freeze(msgspec.Struct, frozen=True, kw_only=True, tag="freeze"):
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True, tag="resume"):
-    """A checkpointed process runs again, at ``edge``. Answer: t_ns, the moment it serves again."""
+    """Serve again at ``edge``, where the checkpointed process was restored. Answer: t_ns, when it serves."""
 
     epoch: int
     edge: str
@@ -85,7 +85,7 @@ class Import(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
 
 
 class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag="dismiss"):
-    """The destination serves: close the connections that were not given to it. Answer: dismissed.
+    """Close the connections that the destination did not get: it serves now. Answer: dismissed.
 
     Their clients are told to connect again, there.
     """
@@ -94,7 +94,7 @@ class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag="dismiss"):
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
-    """The move is off: the source serves again, above the packet-number lease. Answer: t_ns."""
+    """Serve again at the source, above the packet-number lease: the move is off. Answer: t_ns."""
 
     epoch: int
     reason: str
@@ -108,14 +108,14 @@ Order = Status | Track | Prepare | Freeze | Resume | Import | Dismiss | Abort | 
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """A numbered order."""
+    """An order with its number, as it is sent."""
 
     number: int
     order: Order
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The answer to the order of that number; ``error`` is None when it was obeyed."""
+    """The answer to the order of that number; ``error`` is None when it was carried out."""
 
     number: int
     error: str | None = None
@@ -126,7 +126,7 @@ Handler = Callable[[Order], Awaitable[dict[str, Any]]]
 
 
 class ControlHandler(ABC):
-    """A server's side of the orders: a method for each, whatever the server speaks with its clients.
+    """A server's handling of the orders: one method for each, whatever the server speaks with its clients.
 
     Each returns the detail of the answer, as the order's own text says, and raises on refusal.
     """
@@ -154,32 +154,40 @@ class ControlHandler(ABC):
                 raise MigrationError("the order track is for ControlServer, and did not get there")
 
     @abstractmethod
-    def _status(self) -> dict[str, Any]: ...
+    def _status(self) -> dict[str, Any]:
+        """Carry out ``Status``."""
 
     @abstractmethod
-    async def _prepare(self, order: Prepare) -> dict[str, Any]: ...
+    async def _prepare(self, order: Prepare) -> dict[str, Any]:
+        """Carry out ``Prepare``."""
 
     @abstractmethod
-    def _freeze(self, order: Freeze) -> dict[str, Any]: ...
+    def _freeze(self, order: Freeze) -> dict[str, Any]:
+        """Carry out ``Freeze``."""
 
     @abstractmethod
-    def _resume(self, order: Resume) -> dict[str, Any]: ...
+    def _resume(self, order: Resume) -> dict[str, Any]:
+        """Carry out ``Resume``."""
 
     @abstractmethod
-    def _import(self, order: Import) -> dict[str, Any]: ...
+    def _import(self, order: Import) -> dict[str, Any]:
+        """Carry out ``Import``."""
 
     @abstractmethod
-    def _dismiss(self) -> int: ...
+    def _dismiss(self) -> int:
+        """Carry out ``Dismiss``; returns the number of connections that were closed."""
 
     @abstractmethod
-    def _abort(self, order: Abort) -> dict[str, Any]: ...
+    def _abort(self, order: Abort) -> dict[str, Any]:
+        """Carry out ``Abort``."""
 
     @abstractmethod
-    def _stop(self) -> dict[str, Any]: ...
+    def _stop(self) -> dict[str, Any]:
+        """Carry out ``Stop``."""
 
 
 class ControlServer(asyncio.DatagramProtocol):
-    """The server's end: obeys one order after another and remembers the latest answers."""
+    """The server's end: carries out one order after another and remembers the latest answers."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -194,6 +202,7 @@ class ControlServer(asyncio.DatagramProtocol):
         self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        """Carry out an order; a duplicate gets the answer of the first."""
         try:
             envelope = self._decoder.decode(data)
         except msgspec.DecodeError:
@@ -211,6 +220,7 @@ class ControlServer(asyncio.DatagramProtocol):
         task.add_done_callback(self._tasks.discard)
 
     async def _obey(self, envelope: Envelope, addr: tuple[str, int]) -> None:
+        """Carry out an order, remember its answer and send it."""
         try:
             if self._offered is not None:  # by now it is taken, and a process that has one cannot be dumped
                 os.close(self._offered)
@@ -237,7 +247,7 @@ class ControlClient(asyncio.DatagramProtocol):
 
     @classmethod
     async def open(cls, server: Endpoint) -> ControlClient:
-        """A client for the server at that endpoint; the server need not run yet."""
+        """A client for the server at that endpoint, which need not run yet."""
         _, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
             cls, local_addr=("127.0.0.1", 0), remote_addr=(server.host, server.port)
         )
@@ -248,9 +258,10 @@ class ControlClient(asyncio.DatagramProtocol):
         self._transport = cast(asyncio.DatagramTransport, transport)
 
     def error_received(self, exc: Exception) -> None:
-        """Nobody listens yet: the order is repeated until its time is over."""
+        """Ignore that nobody listens yet: the order is repeated until its time is over."""
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        """Hand an answer to whoever waits for it."""
         answer = msgspec.json.decode(data, type=Answer)
         future = self._waiting.get(answer.number)
         if future is not None and not future.done():

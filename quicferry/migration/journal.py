@@ -18,7 +18,7 @@ from quicferry.units import now_ns
 
 
 class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A step that one part of the agent took in an epoch."""
+    """A step that one side of an agent, or the orchestrator, took in an epoch."""
 
     t_ns: int
     epoch: int
@@ -28,7 +28,7 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Journal:
-    """The entries of one agent; kept in memory alone when there is no ``path``."""
+    """The journal of one agent or orchestrator; in memory only when there is no ``path``."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -43,6 +43,7 @@ class Journal:
                     continue
 
     def _take(self, entry: JournalEntry) -> None:
+        """Update the summaries with an entry."""
         self.latest = entry
         self._epochs.add((entry.epoch, entry.part))
         self.last[entry.epoch, entry.part] = entry
@@ -53,11 +54,11 @@ class Journal:
         return max((epoch for epoch, _ in self._epochs), default=0)
 
     def knows(self, epoch: int, part: str) -> bool:
-        """Whether that part was begun in that epoch."""
+        """Whether ``part`` has begun that epoch."""
         return (epoch, part) in self._epochs
 
     def note(self, epoch: int, part: str, step: Step, order: MoveOrder | None = None) -> None:
-        """Write down a step."""
+        """Append a step, before it is acted on."""
         entry = JournalEntry(t_ns=now_ns(), epoch=epoch, part=part, step=step, order=order)
         self._take(entry)
         if self._path is not None:

@@ -82,7 +82,7 @@ Command = MoveCommand | StartCommand | EndCommand
 
 
 class Orchestrator:
-    """Has a channel to every agent, opened in advance by ``connect``."""
+    """Carries out moves by calling the agents. ``connect`` opens a channel to each in advance."""
 
     def __init__(self, config: OrchestratorConfig, events: EventLog) -> None:
         self._config = config
@@ -161,10 +161,11 @@ class Orchestrator:
         return outcome
 
     def _note(self, order: MoveOrder) -> None:
+        """Journal the present step of a move."""
         self._journal.note(order.epoch, "orchestrator", self.machine.step, order)
 
     async def recover(self) -> Outcome | None:
-        """Finish the account of a move that an orchestrator was killed in; None when there was none.
+        """Find out how the move ended in which an earlier orchestrator was killed; None without one.
 
         What had not been ordered yet is called off. All else the agents do without it: it asks them.
         """
@@ -186,7 +187,7 @@ class Orchestrator:
         return outcome
 
     async def _call_off(self, order: MoveOrder, error: FerryError) -> Outcome:
-        """The source has not been told, or does not want to: what was prepared is not needed."""
+        """Free what the destination prepared: the source was not told, or has refused."""
         with suppress(FerryError):
             abort = Abort(epoch=order.epoch, reason=str(error))
             await self.agent(order.destination).call(ABORT, abort, timeout_s=order.deadlines.commit_s)
@@ -199,6 +200,7 @@ class Orchestrator:
         )
 
     async def _order(self, command: MoveCommand) -> MoveOrder:
+        """The order for a command, with the next epoch unless it names one."""
         epoch = command.epoch
         if epoch is None:
             answers = await asyncio.gather(
@@ -212,7 +214,7 @@ class Orchestrator:
         return command.order(command.source, epoch)
 
     def _deadline(self, order: MoveOrder) -> float:
-        """When a move must be over that is ordered now, by the clock of the loop."""
+        """When a move that is ordered now must be over, by the loop's clock."""
         limits = order.deadlines
         longest_s = (
             limits.prepare_s
@@ -227,6 +229,7 @@ class Orchestrator:
         return asyncio.get_running_loop().time() + longest_s
 
     async def _follow(self, order: MoveOrder) -> Outcome:
+        """Order the move and wait for its outcome, asking around if the source falls silent."""
         deadline = self._deadline(order)
         longest_s = deadline - asyncio.get_running_loop().time()
         try:
@@ -235,6 +238,7 @@ class Orchestrator:
             return await self._find_out(order, error, deadline)
 
     async def _order_source(self, order: MoveOrder, timeout_s: float) -> Outcome:
+        """Give the source its order and return the outcome. Raises ``TooLate``, ``Unreachable``."""
         try:
             outcome = await self.agent(order.source).call(MOVE, MoveRequest(order=order), timeout_s=timeout_s)
         except (TooLate, Unreachable):
@@ -246,12 +250,13 @@ class Orchestrator:
         return self._heard(outcome)
 
     def _heard(self, outcome: Outcome) -> Outcome:
+        """Advance the state machine by an outcome."""
         signals = {Step.MOVED.value: Signal.RESUMED, Step.STAYED.value: Signal.ABORTED}
         self.machine.take(signals.get(outcome.outcome, Signal.EXPIRED))
         return outcome
 
     async def _find_out(self, order: MoveOrder, error: MigrationError, deadline: float) -> Outcome:
-        """The source agent does not answer: ask both until one knows, or the time is over.
+        """Ask both agents until one knows how the move ended, or the time is over.
 
         An order that never came to the source is repeated.
         """
@@ -282,7 +287,7 @@ class Orchestrator:
         )
 
     async def _step_of(self, edge: str, epoch: int) -> str | None:
-        """The step of that agent in that move: ``idle`` when it has never heard of it."""
+        """An agent's step in that move: ``idle`` when it has not heard of it, None when it does not tell."""
         try:
             status: AgentStatus = await self.agent(edge).call(STATUS, StatusQuery(), timeout_s=ASK_S)
         except FerryError:

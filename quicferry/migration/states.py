@@ -56,7 +56,7 @@ class Step(enum.StrEnum):
 
 
 class Signal(enum.StrEnum):
-    """What makes a move go on."""
+    """What advances a move."""
 
     ORDERED = "ordered"  # an order with a new epoch
     PREPARED = "prepared"
@@ -71,7 +71,7 @@ class Signal(enum.StrEnum):
 
 
 class Mark(enum.Enum):
-    """An answer of the table that is no step."""
+    """An entry of a table that is no step."""
 
     SAME = "same"
     REFUSE = "refuse"
@@ -150,7 +150,7 @@ ENDS = frozenset({_S.MOVED, _S.STAYED, _S.LOST})
 
 
 class MoveMachine:
-    """One party's walk through its table."""
+    """One party's position in its table."""
 
     def __init__(self, table: Table, party: str, step: Step = Step.IDLE) -> None:
         self._table = table

@@ -120,7 +120,7 @@ class OwnedContainer(ServiceContainer, Protocol):
     """A container that the agent also ends."""
 
     async def close(self) -> None:
-        """End everything in it."""
+        """End the container with everything in it."""
 
 
 class NodeAgent:
@@ -202,6 +202,7 @@ class NodeAgent:
         return await self.source.recover()
 
     def _datagram_helpers(self) -> tuple[Forwarder | None, WaitingRoom | None]:
+        """The forwarder and the waiting room of this host; None, None without client interfaces."""
         config = self.config
         if not config.client_interfaces:
             return None, None
@@ -221,6 +222,7 @@ class NodeAgent:
         return Forwarder(config.client_interfaces, config.service_address.port), room
 
     def _serve_methods(self) -> None:
+        """Register a handler for every method of ``rpc.messages``."""
         self.rpc.unary(STATUS, self._status)
         self.rpc.unary(START_SERVICE, self._start_service)
         self.rpc.unary(STOP_SERVICE, self._stop_service)
@@ -236,6 +238,7 @@ class NodeAgent:
     # --- what the sides look up ----------------------------------------------------------------
 
     def _engine(self, name: str) -> Engine:
+        """The engine of that name on this host; one object for all moves."""
         if name not in self._engines:
             context = EngineContext(
                 edge=self.config.edge,
@@ -254,13 +257,14 @@ class NodeAgent:
         return self._engines[name]
 
     def _open_pages(self, edge: str, timeout_s: float, detour: bool) -> DuplexCall[ToPageSource, PageRun]:
+        """Open a stream for pages to that edge's engine, over the detour if told so."""
         peer = self._peer(edge)
         if detour and isinstance(peer, PeerClient):
             return peer.open_detour(PAGES, timeout_s=timeout_s)
         return peer.open(PAGES, timeout_s=timeout_s)
 
     def _order_of(self, caller: str) -> MoveOrder:
-        """The move whose memory that edge may have. Raises ``MigrationError``."""
+        """The move whose memory ``caller`` may read: its destination. Raises ``MigrationError``."""
         order = self.source.order
         if order is None or caller != order.destination:
             raise MigrationError(f"{self.config.edge} has no memory that {caller} may have")
@@ -272,7 +276,7 @@ class NodeAgent:
         send: Callable[[PageRun], Awaitable[None]],
         caller: str,
     ) -> None:
-        """Serve the memory of a server that has left but for that."""
+        """Serve one stream for memory that stayed here (method ``Pages``)."""
         order = self._order_of(caller)
         engine = self._engine(implementation_of(order))
         if not isinstance(engine, ServesPages):
@@ -282,6 +286,7 @@ class NodeAgent:
         await engine.serve_pages(order.epoch, requests, send)
 
     def _open_tunnel(self, edge: str, timeout_s: float) -> DuplexCall[TunnelMessage, TunnelMessage]:
+        """Open a stream for the bytes of CRIU's page server to that edge's engine."""
         return self._peer(edge).open(TUNNEL, timeout_s=timeout_s)
 
     async def _tunnel(
@@ -290,7 +295,7 @@ class NodeAgent:
         send: Callable[[TunnelMessage], Awaitable[None]],
         caller: str,
     ) -> None:
-        """The same where CRIU serves it: carry its bytes."""
+        """Serve one stream for the bytes of CRIU's page server (method ``Tunnel``)."""
         order = self._order_of(caller)
         engine = self._engine(implementation_of(order))
         if not isinstance(engine, ServesTunnel):
@@ -298,18 +303,21 @@ class NodeAgent:
         await engine.serve_tunnel(order.epoch, requests, send)
 
     async def _leave_address(self) -> None:
+        """Take the moving address off this host; the engine calls it directly after the freeze."""
         # what reached the kernel until now is in the process's sockets and moves with them; what came
         # later would be acknowledged here, and its copy at the destination would never see it
         if self.host.address is not None:
             await self.host.address.leave()
 
     def _let_in(self) -> None:
+        """Announce the moving address and replay waiting datagrams, directly before the server resumes."""
         if self._address is not None and self.destination.order is not None:
             self._address.announce(2 * self.destination.order.epoch)
         if self._room is not None:
             self._room.open()
 
     def _peer(self, name: str) -> RpcClient:
+        """The channel to another edge's agent, opened when it is first asked for. Raises ``InvalidInput``."""
         if name not in self._peers:
             if name not in self.config.peers:
                 raise InvalidInput(
@@ -328,7 +336,7 @@ class NodeAgent:
     # --- the server's process ------------------------------------------------------------------
 
     async def start_standby(self, timeout_s: float) -> None:
-        """Start the warm server and wait until it answers as one; see ``base.StandbyHooks``."""
+        """Start the standby server and wait until it answers as one; see ``base.StandbyHooks``."""
         if self.config.standby is None:
             raise InvalidInput(
                 f"the agent of {self.config.edge} has no command for a standby server",
@@ -344,6 +352,7 @@ class NodeAgent:
             raise MigrationError(f"the standby server at {self.config.edge} serves already")
 
     async def _start(self, command: Command, timeout_s: float) -> dict[str, object]:
+        """Start a server; returns its answer to ``Status``. Raises ``MigrationError`` if it ends at once."""
         async with self._starting:
             if self.container.service_pid is not None:
                 raise MigrationError(f"a server already runs at {self.config.edge}")
@@ -361,10 +370,12 @@ class NodeAgent:
             return asking.result()
 
     async def _start_service(self, request: StartService, caller: str) -> Started:
+        """Start the server (method ``StartService``)."""
         server = await self._start(self.config.service, self.config.start_timeout_s)
         return Started(pid=self.container.service_pid or 0, t_ns=now_ns(), server=server)
 
     async def _stop_service(self, request: StopService, caller: str) -> Stopped:
+        """Stop the server and return its closing summary (method ``StopService``)."""
         summary: dict[str, object] = {}
         if self.container.service_pid is not None:
             try:
@@ -376,7 +387,7 @@ class NodeAgent:
         return Stopped(summary=summary)
 
     async def _let_it_end(self, within_s: float) -> None:
-        """A server that was told to stop still has its last words to write: a signal would cut them off."""
+        """Give a server that was told to stop the time to write its closing event before any signal."""
         for _ in range(round(within_s / END_POLL_S)):
             if self.container.service_pid is None:
                 return
@@ -385,6 +396,7 @@ class NodeAgent:
     # --- the other methods ---------------------------------------------------------------------
 
     async def _status(self, request: StatusQuery, caller: str) -> AgentStatus:
+        """Answer with this agent's view of its latest move (method ``Status``)."""
         latest = self.host.journal.latest
         machine = self.destination.machine if latest and latest.part == "destination" else self.source.machine
         server: dict[str, object] = {}
@@ -403,9 +415,11 @@ class NodeAgent:
         )
 
     async def _prepare_destination(self, request: PrepareDestination, caller: str) -> Prepared:
+        """Prepare this host as the destination (method ``PrepareDestination``)."""
         return await self.destination.prepare(request.order)
 
     async def _move(self, request: MoveRequest, caller: str) -> Outcome:
+        """Move the server away from this host (method ``Move``)."""
         return await self.source.move(request.order)
 
     async def move_locally(self, move: LocalMove) -> Outcome:
@@ -422,12 +436,15 @@ class NodeAgent:
         return await self.source.move(order)
 
     async def _abort(self, request: Abort, caller: str) -> Verdict:
+        """Give up as the destination, and answer with the verdict (method ``Abort``)."""
         return await self.destination.abort(request.epoch, request.reason)
 
     async def _commit(self, request: Commit, caller: str) -> Verdict:
+        """Learn that the source gives up, and answer with the verdict (method ``Commit``)."""
         return await self.destination.commit(request.epoch)
 
     async def _collect_files(self, request: CollectFiles, caller: str) -> Files:
+        """Read the configured files of the container (method ``CollectFiles``)."""
         files: dict[str, bytes] = {}
         root = self.container.path("/")
         for pattern in self.config.collect:

@@ -19,7 +19,7 @@ from quicferry.units import NS_PER_S
 
 @dataclass(kw_only=True)
 class Host:
-    """The edge host as source and destination see it. ``engine`` and ``peer`` look things up by name.
+    """What both sides of a move share on this edge host. ``engine`` and ``peer`` look things up by name.
 
     ``forwarder`` and ``room`` are None on a host without client-facing interfaces.
     """
@@ -38,7 +38,7 @@ class Host:
 
 
 def fence_ns(resume_before_ns: int, order: MoveOrder) -> int:
-    """When a destination that has not heard of the commit must have taken its server down.
+    """The moment by which a destination that has not heard of the commit has taken its server down.
 
     The destination may resume until the lease; then it takes at most ``commit_s`` to hear of the
     commit or to obey the fence.

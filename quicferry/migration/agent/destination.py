@@ -48,7 +48,7 @@ Send = Callable[[ToSource], Awaitable[None]]
 
 
 class DestinationSide:
-    """Takes the server in on this host, one move at a time."""
+    """The destination's part of the agent: takes a server in, one move at a time."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -64,6 +64,7 @@ class DestinationSide:
         self._timeout: asyncio.Timeout | None = None
 
     def _take(self, signal: Signal) -> Step:
+        """Advance the state machine, and journal the new step with the lease in force."""
         before = self.machine.step
         step = self.machine.take(signal)
         if step is not before and self.order is not None:
@@ -74,7 +75,7 @@ class DestinationSide:
         return step
 
     async def recover(self) -> None:
-        """Go on after this agent was killed and started again, before anybody can ask it.
+        """Continue after this agent was killed and started again, before any caller is answered.
 
         What had resumed serves on; what had not never will, as parts of it are gone.
         """
@@ -111,14 +112,14 @@ class DestinationSide:
             self._take(signal)
 
     async def _take_over(self, order: MoveOrder) -> None:
-        """Before anybody is asked: a server that waits for memory does not answer."""
+        """Let the engine continue to serve page faults; a server that waits for memory answers nobody."""
         engine = self._host.engine(implementation_of(order))
         if isinstance(engine, TakesOver):
             with suppress(FerryError):  # of a server that had not resumed, nothing is left: no matter
                 await engine.take_over(order)
 
     async def _serves(self, order: MoveOrder) -> bool:
-        """Whether the server had resumed, although nobody was there any more to write it down."""
+        """Whether the server had resumed before the agent could journal it."""
         if self._host.container.service_pid is None:
             return False
         try:
@@ -130,7 +131,7 @@ class DestinationSide:
     # --- prepare -----------------------------------------------------------------------------
 
     async def prepare(self, order: MoveOrder) -> Prepared:
-        """Get ready for a move. The same epoch again: the same answer. Raises ``MigrationError``."""
+        """Get ready for a move; a duplicate order gets the same answer. Raises ``MigrationError``."""
         if order.destination != self._host.edge:
             raise MigrationError(f"{self._host.edge} is asked to be the destination {order.destination}")
         # opened here, so that the fence's questions to the source need no handshake later
@@ -155,6 +156,7 @@ class DestinationSide:
         return Prepared(waiting_room=room.address if room is not None else None)
 
     async def _prepare(self, order: MoveOrder) -> None:
+        """Prepare address, engine and waiting room; on failure clean up and raise."""
         try:
             with self._host.events.phase("migration.prepare", epoch=order.epoch):
                 async with asyncio.timeout(order.deadlines.prepare_s):
@@ -195,6 +197,7 @@ class DestinationSide:
             inbox.check(end)
             self._take(Signal.SENT)
             self._lease_ns = min(self._lease_ns, end.resume_before_ns)
+            # End may shorten the lease while the restore already runs
             if self._timeout is not None:
                 self._timeout.reschedule(self._lease_ns / NS_PER_S)
             await inbox.close()
@@ -213,13 +216,14 @@ class DestinationSide:
                 await send(Committed(epoch=message.epoch))
 
     def _check_prepared(self, order: MoveOrder, caller: str) -> None:
+        """Raise ``MigrationError`` unless ``caller`` may begin the transfer of this order."""
         if self.order is None or order.epoch != self.order.epoch or caller != order.source:
             raise MigrationError(f"epoch {order.epoch} from {caller} was not prepared at {self._host.edge}")
 
     async def _accept_ahead(
         self, order: MoveOrder, requests: AsyncIterator[ToDestination], send: Send, caller: str
     ) -> None:
-        """Take in what comes while the server still serves at the source."""
+        """Receive memory that is copied while the server still serves at the source."""
         self._check_prepared(order, caller)
         engine = self._host.engine(implementation_of(order))
         if not isinstance(engine, CopiesAhead):
@@ -239,6 +243,7 @@ class DestinationSide:
     async def _fill(
         self, inbox: Inbox, requests: AsyncIterator[ToDestination], working: asyncio.Task[Any]
     ) -> End:
+        """Put pieces into the inbox until End, which is returned. Raises when the engine has failed."""
         async for message in requests:
             if isinstance(message, End):
                 return message
@@ -257,14 +262,17 @@ class DestinationSide:
         raise Unreachable("the transfer broke off before its end")
 
     async def _outcome_of(self, restoring: asyncio.Task[R]) -> R:
-        """What the restore came to; one that was aborted is an error to tell, not a cancellation."""
+        """The result of a restore; one that was aborted raises ``MigrationError``, not a cancellation."""
         await asyncio.wait([restoring])
         if restoring.cancelled():
             raise MigrationError(f"{self._host.edge} was told to abort")
         return restoring.result()
 
     async def _restore(self, order: MoveOrder, inbox: Inbox) -> Resumed:
-        """In a task of its own: a broken stream must not break off a restore that has all it needs."""
+        """Restore and resume the server.
+
+        Runs in a task of its own: a broken stream must not cancel a restore that has all it needs.
+        """
         try:
             async with asyncio.timeout_at(self._lease_ns / NS_PER_S) as self._timeout:
                 answer = await self._host.engine(implementation_of(order)).restore(order, inbox.chunks())
@@ -293,7 +301,7 @@ class DestinationSide:
     # --- the two ends ------------------------------------------------------------------------
 
     async def commit(self, epoch: int) -> Verdict:
-        """The source will not serve again if the answer says that this host does.
+        """Answer the source's commit: after ``resumed`` the source never serves this epoch again.
 
         Raises ``MigrationError`` when this epoch has come to no verdict here.
         """
@@ -304,6 +312,7 @@ class DestinationSide:
         return self._verdict(epoch)
 
     def _settle(self) -> None:
+        """The source has committed: the server is this host's for good, and the fence is off."""
         self._take(Signal.SETTLED)
         if self._fencing is not None and self._fencing is not asyncio.current_task():
             self._fencing.cancel()
@@ -311,13 +320,15 @@ class DestinationSide:
             self._host.room.close_later(self._host.linger_s)
 
     async def abort(self, epoch: int, reason: str) -> Verdict:
-        """Do not resume in this epoch, if that can still be; the answer is final."""
+        """Do not resume in this epoch, unless the server has resumed already; the verdict is final."""
         if epoch in self._verdicts:
             return self._verdict(epoch)
         if self.order is None or epoch != self.order.epoch:
             # the order itself may still be on its way: it will be refused
             self._verdicts[epoch] = None
             return self._verdict(epoch)
+        # A restore or preparation that is cancelled cleans up by itself and comes to its own verdict, so the
+        # step is looked at only after its end.
         if self._restoring is not None and not self._restoring.done():
             self._why_not[epoch] = reason
             self._restoring.cancel()
@@ -331,12 +342,15 @@ class DestinationSide:
         return self._verdict(epoch)
 
     def _verdict(self, epoch: int) -> Verdict:
+        """The answer to Abort and Commit in this epoch."""
         return Verdict(epoch=epoch, resumed=self._verdicts[epoch], reason=self._why_not.get(epoch))
 
     async def _throw_away(self, signal: Signal, reason: str, within_s: float | None = None) -> None:
-        """Make sure that nothing of this order serves here or will; then say so."""
+        """Make sure that nothing of this order serves here or ever will; then record that verdict."""
         order = self.order
         assert order is not None
+        # Journalled first: an agent that is killed in the middle of this throws away again. The verdict
+        # comes last, as "never will" may be told only when it is true.
         self._take(signal)
         self._why_not.setdefault(order.epoch, reason)
         if self._host.room is not None:
@@ -354,10 +368,11 @@ class DestinationSide:
     # --- the fence ---------------------------------------------------------------------------
 
     async def _fence(self, order: MoveOrder) -> None:
-        """The server serves; find out that the source knows, or take the server down again in time."""
+        """Wait for the source's commit; take the server down before the fence if none can be had."""
         loop = asyncio.get_running_loop()
         fence_s = fence_ns(self._lease_ns, order) / NS_PER_S
-        # the source may serve after the fence: be down by then
+        # The source may serve from the fence on: the server here must be down by then, so the decision falls
+        # twice the time earlier that taking it down may take.
         taking_down_s = order.deadlines.commit_s / 4
         fence_s -= 2 * taking_down_s
         while self.machine.step is Step.COMMIT and loop.time() < fence_s:
@@ -372,6 +387,7 @@ class DestinationSide:
         await self._throw_away(Signal.EXPIRED, "the source did not commit before the fence", taking_down_s)
 
     async def _source_has_committed(self, order: MoveOrder) -> bool:
+        """Ask the source's agent whether it has committed; False when it does not answer."""
         try:
             status = await self._host.peer(order.source).call(STATUS, StatusQuery(), timeout_s=ASK_S)
         except FerryError:
@@ -380,7 +396,7 @@ class DestinationSide:
         return mine and status.step in (Step.COMMIT, Step.MOVED)
 
     async def _source_is_gone(self, order: MoveOrder) -> bool:
-        """Whether the source's host answers, but its agent is not there: then nobody there will serve.
+        """Whether the source's host is up but its agent is not: then nobody there resumes the server.
 
         Whoever starts it again asks this host before it lets its server go on.
         """
@@ -388,7 +404,7 @@ class DestinationSide:
         return any(await asyncio.gather(*map(self._is_port_closed, endpoints)))
 
     async def _is_port_closed(self, endpoint: Endpoint) -> bool:
-        """Whether a host answers that nobody listens there."""
+        """Whether a host answers that nothing listens at that endpoint."""
         try:
             async with asyncio.timeout(GONE_S):
                 _, writer = await asyncio.open_connection(*endpoint)
@@ -402,7 +418,7 @@ class DestinationSide:
         return False
 
     async def close(self) -> None:
-        """End what runs in the background; used when the agent ends."""
+        """Cancel the background tasks; called when the agent ends."""
         for task in (self._preparing, self._restoring, self._fencing):
             if task is not None and not task.done():
                 task.cancel()

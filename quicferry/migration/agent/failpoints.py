@@ -24,7 +24,7 @@ from quicferry.migration.rpc.peer import PeerClient
 
 
 class Failpoints(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent is told to do wrong; each happens once."""
+    """The faults that an agent is configured to cause; each happens once."""
 
     stop_at: list[str] = []  # names of events
     #: where one byte is changed on its way: copy (ahead of the freeze), transfer, pages
@@ -32,7 +32,7 @@ class Failpoints(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def stopping(sink: Sink, stop_at: list[str]) -> Sink:
-    """A sink that stops this process after it has told of one of these events for the first time."""
+    """A sink that sends this process SIGSTOP after the first of each of these events."""
     left = set(stop_at)
 
     def tell(event: Event) -> None:
@@ -50,12 +50,12 @@ class DamagingClient(PeerClient):
     damage: frozenset[str] = frozenset()
 
     def open(self, method: Duplex[Any, Any], *, timeout_s: float) -> DuplexCall[Any, Any]:
-        """As ``RpcClient.open``."""
+        """As ``RpcClient.open``; the stream changes one byte."""
         return cast("DuplexCall[Any, Any]", _DamagingCall(super().open(method, timeout_s=timeout_s), self))
 
 
 class _DamagingCall:
-    """A stream that changes one byte of a first piece; all else is the stream's own."""
+    """A stream that changes one byte of the first piece; all other calls go to the stream itself."""
 
     def __init__(self, call: DuplexCall[ToDestination, ToSource], client: DamagingClient) -> None:
         self._call = call
@@ -66,6 +66,7 @@ class _DamagingCall:
         return getattr(self._call, name)
 
     async def write(self, message: ToDestination) -> None:
+        """Send one message, the first piece at a configured place with a byte changed."""
         if isinstance(message, Begin):
             self._at = "transfer"
         if isinstance(message, Piece) and message.data and self._at in self._client.damage:
@@ -75,13 +76,13 @@ class _DamagingCall:
 
 
 class DamagingSender:
-    """Sends pages, the first of them with one byte changed."""
+    """Sends pages, with one byte of the first changed."""
 
     def __init__(self) -> None:
         self._damaged = False
 
     def around(self, send: Callable[[PageRun], Awaitable[None]]) -> Callable[[PageRun], Awaitable[None]]:
-        """``send``, but for that."""
+        """A wrapper of ``send`` that does so."""
 
         async def damage_and_send(run: PageRun) -> None:
             if not self._damaged and run.data:
@@ -93,6 +94,6 @@ class DamagingSender:
 
 
 def changed(data: bytes) -> bytes:
-    """The same with one byte in the middle changed."""
+    """The same bytes with one bit in the middle inverted."""
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 0x01]) + data[middle + 1 :]

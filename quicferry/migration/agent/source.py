@@ -50,7 +50,7 @@ M = TypeVar("M", Received, Resumed, Committed)
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line, never empty."""
+    """An error as one line of text, never empty."""
     if isinstance(error, FerryError):
         return str(error)
     if isinstance(error, TimeoutError):
@@ -59,7 +59,7 @@ def describe(error: BaseException) -> str:
 
 
 class SourceSide:
-    """Moves the server away from this host, one move at a time."""
+    """The source's part of the agent: moves the server away, one move at a time."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -92,7 +92,7 @@ class SourceSide:
         return await asyncio.shield(self._task)
 
     async def recover(self) -> Outcome | None:
-        """Finish what this agent was doing when it was killed; None when that was nothing.
+        """Finish the move in which this agent was killed; None when there was none.
 
         What has become of the server is asked of those who know: before End the server can only be
         here, after it the destination is asked for as long as it takes. Clocks decide nothing: the
@@ -111,7 +111,7 @@ class SourceSide:
         return await asyncio.shield(self._task)
 
     async def close(self) -> None:
-        """End a move in progress; used when the agent ends."""
+        """Cancel a move in progress; called when the agent ends."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -119,7 +119,7 @@ class SourceSide:
 
 
 class _SourceMove:
-    """One move."""
+    """One move, from its order to one of its ends."""
 
     def __init__(self, host: Host, machine: MoveMachine, order: MoveOrder) -> None:
         self._host = host
@@ -140,6 +140,7 @@ class _SourceMove:
         self._since_ns = now_ns()
 
     def _take(self, signal: Signal) -> Step:
+        """Advance the state machine, measure the step that ended, and journal the new one."""
         before = self._machine.step
         step = self._machine.take(signal)
         if step is not before:
@@ -153,7 +154,7 @@ class _SourceMove:
         return step
 
     async def run(self) -> Outcome:
-        """From the order to one of the ends."""
+        """Carry the move out, from the order to one of its ends."""
         failure: BaseException | None = None
         self._take(Signal.ORDERED)
         self._steps_ms.clear()
@@ -172,7 +173,7 @@ class _SourceMove:
         return await self._end(failure)
 
     async def go_on(self) -> Outcome:
-        """From where an agent was killed to one of the ends."""
+        """Carry the move on from the step in which an earlier agent was killed."""
         step = self._machine.step
         failure = MigrationError(f"the agent of {self._host.edge} was killed in the step {step}")
         self._touched = step is not Step.PREPARING
@@ -183,6 +184,7 @@ class _SourceMove:
         return await self._end(failure)
 
     async def _end(self, failure: BaseException | None) -> Outcome:
+        """Commit or roll back, as the state machine says, and report the outcome."""
         if self._machine.step is Step.COMMIT:
             failure = await self._commit() or failure
         if self._machine.step is Step.ABORT:
@@ -190,6 +192,7 @@ class _SourceMove:
         return self._finish(failure)
 
     async def _prepare(self) -> Endpoint | None:
+        """Prepare both sides; returns where late datagrams are to be forwarded to."""
         order = self._order
         async with asyncio.timeout(order.deadlines.prepare_s):
             prepared, _ = await asyncio.gather(
@@ -215,7 +218,7 @@ class _SourceMove:
         return room
 
     async def _copy_ahead(self) -> None:
-        """Send what the engine can send before the server is frozen, and wait until it is there."""
+        """Send the memory that the engine copies before the freeze, and wait until it has arrived."""
         if not isinstance(self._engine, CopiesAhead):
             return
         assert self._stream is not None
@@ -236,7 +239,7 @@ class _SourceMove:
             await _close(chunks)
 
     async def _give_notice(self) -> None:
-        """The server prepares itself, and tells its clients when the strategy wants it."""
+        """Have the server prepare itself, and tell its clients when the strategy wants it."""
         order = self._order
         rules = RULES[order.strategy]
         ask = control.Prepare(
@@ -262,14 +265,21 @@ class _SourceMove:
             )
 
     async def _send(self, waiting_room: Endpoint | None) -> None:
+        """Freeze the server and transfer its state, up to the destination's word that it resumed."""
         assert self._stream is not None
         limits = self._order.deadlines
         ahead_s = limits.checkpoint_s + limits.transfer_s + limits.restore_s
+        # The destination has the lease before the server is frozen: if this host falls silent from now on,
+        # the destination knows until when it may resume, and this host after which moment it may roll back.
         order = msgspec.structs.replace(self._order, resume_before_ns=now_ns() + round(ahead_s * NS_PER_S))
         self._order = order
         await self._stream.write(Begin(order=order))
+        # Forwarding begins before the freeze, not after it: a datagram too many is dropped by QUIC as a
+        # duplicate, one that nobody took costs its client a retransmission timeout.
         if waiting_room is not None and self._host.forwarder is not None:
             self._host.forwarder.start(waiting_room)
+        # journalled before the engine touches the server: after a crash the next agent must know that the
+        # server may be frozen
         self._take(Signal.GO)
         chunks = self._engine.checkpoint(order)
         try:
@@ -283,7 +293,10 @@ class _SourceMove:
                     await self._write(first, self._tally)
                     async for chunk in chunks:
                         await self._write(chunk, self._tally)
+                # the restore is all that is left to do: a shorter lease, so that a failure is over sooner
                 self._lease_ns = min(order.resume_before_ns, now_ns() + round(limits.restore_s * NS_PER_S))
+                # Before End leaves, not after: once it is on its way, the destination may resume, and this
+                # side must not roll back on its own any more, whatever becomes of the write.
                 self._take(Signal.SENT)
                 await self._stream.write(
                     End(
@@ -300,6 +313,7 @@ class _SourceMove:
         self._take(Signal.RESUMED)
 
     async def _write(self, chunk: bytes, tally: Tally) -> None:
+        """Send one chunk of the engine in pieces."""
         assert self._stream is not None
         for piece in pieces(chunk):
             await self._stream.write(piece)
@@ -307,6 +321,7 @@ class _SourceMove:
             tally.add(piece.data)
 
     async def _answer(self, kind: type[M], timeout_s: float) -> M:
+        """Read the next message and check its type. Raises ``MigrationError``, ``TimeoutError``."""
         assert self._stream is not None
         async with asyncio.timeout(timeout_s):
             answer = await self._stream.read()
@@ -315,7 +330,7 @@ class _SourceMove:
         return answer
 
     async def _ask_destination(self, reason: str, fence_s: float) -> None:
-        """Something failed after End: only the destination knows, or the fence decides."""
+        """Find out what became of a transfer that failed after End: ask, or wait for the fence."""
         loop = asyncio.get_running_loop()
         question = Abort(epoch=self._order.epoch, reason=reason)
         while (left_s := fence_s - loop.time()) > 0:
@@ -328,11 +343,13 @@ class _SourceMove:
             self._resumed, self._why_not = verdict.resumed, verdict.reason
             self._take(Signal.RESUMED if verdict.resumed is not None else Signal.ABORTED)
             return
+        # Both hosts' CLOCK_MONOTONIC is one clock here; the margin is for the destination's last steps of
+        # taking its server down, which it begins before the fence.
         await asyncio.sleep(FENCE_MARGIN_S)
         self._take(Signal.EXPIRED)
 
     async def _commit(self) -> BaseException | None:
-        """The destination serves: tell it that it may, and give up only when it has heard.
+        """Tell the destination of the commit, and give the server up once it has heard.
 
         Returns why the service is lost, if it is.
         """
@@ -342,6 +359,8 @@ class _SourceMove:
             if not await self._tell_commit():
                 self._take(Signal.ABORTED)
                 raise MigrationError("the destination took its server down before it heard of the commit")
+            # the server here is removed last: until the drain is over, its process has pages that exist
+            # nowhere else
             lost = await self._drain()
             try:
                 async with asyncio.timeout(order.deadlines.commit_s):
@@ -357,7 +376,7 @@ class _SourceMove:
         return lost
 
     async def _drain(self) -> BaseException | None:
-        """Keep what the destination still needs until it has it. Returns why it will never have it."""
+        """Serve the memory that stayed here until the destination has it. Returns why it never will."""
         if not isinstance(self._engine, KeepsSource):
             return None
         order = self._order
@@ -373,7 +392,7 @@ class _SourceMove:
         return None
 
     async def _tell_commit(self) -> bool:
-        """Until the destination has heard: True when it serves for good, False when it never will.
+        """Repeat the commit until it is answered: True when the destination serves for good, else False.
 
         No deadline: there is nothing else the source may do. What it cannot know is not guessed.
         """
@@ -395,20 +414,24 @@ class _SourceMove:
                 return verdict.resumed is not None
 
     async def _roll_back(self, failure: BaseException) -> BaseException:
-        """The destination will not serve: bring the source's server back. Returns what went wrong."""
+        """Bring the source's server back: the destination will not serve. Returns what went wrong."""
         order = self._order
         reason = describe(failure)
+        # First nothing more leaves this host for the destination; only then does the server here go on.
         if self._stream is not None:
             self._stream.cancel()
         if self._host.forwarder is not None:
             self._host.forwarder.close()
+        # beside the rollback: clients wait for the server, nobody waits for the destination to clean up
         telling = asyncio.get_running_loop().create_task(self._tell_abort(reason))
         try:
             if self._touched:
                 async with asyncio.timeout(order.deadlines.restore_s):
                     if self._host.address is not None:
+                        # before the server resumes: its first datagram needs the address, and the routers
+                        # heed a larger number only; the destination announced with 2 * epoch
                         await self._host.address.take()
-                        self._host.address.announce(2 * order.epoch + 1)  # above the destination's
+                        self._host.address.announce(2 * order.epoch + 1)
                     await self._engine.resume_source(order, reason)
             self._take(Signal.SETTLED)
         except Exception as error:  # it must be told, not hidden: nobody serves
@@ -425,7 +448,7 @@ class _SourceMove:
         return failure
 
     async def _tell_abort(self, reason: str) -> None:
-        """The destination can free what it prepared; it decides nothing any more."""
+        """Tell the destination to free what it prepared, which decides nothing any more."""
         if self._told:
             return
         with suppress(FerryError):
@@ -433,6 +456,7 @@ class _SourceMove:
             self._why_not = (await self._peer.call(ABORT, question, timeout_s=ASK_S)).reason
 
     def _finish(self, failure: BaseException | None) -> Outcome:
+        """Emit ``migration.finished`` and return the outcome."""
         step = self._machine.step
         outcome = Outcome(
             epoch=self._order.epoch,
@@ -459,6 +483,7 @@ class _SourceMove:
 
 
 async def _close(chunks: AsyncIterator[bytes]) -> None:
+    """Close an asynchronous generator early, so that the engine can clean up."""
     close = getattr(chunks, "aclose", None)
     if close is not None:
         await close()

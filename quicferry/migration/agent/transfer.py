@@ -23,20 +23,20 @@ def pieces(chunk: bytes) -> Iterator[Piece]:
 
 
 class Tally:
-    """Counts and digests what passes."""
+    """Counts and digests the bytes of one transfer."""
 
     def __init__(self) -> None:
         self.size_bytes = 0
         self._digest = hashlib.sha256()
 
     def add(self, data: bytes) -> None:
-        """Take in what was sent or has come."""
+        """Take in bytes that were sent or have arrived."""
         self.size_bytes += len(data)
         self._digest.update(data)
 
     @property
     def sha256(self) -> str:
-        """The digest so far, in hexadecimal."""
+        """The digest of all bytes so far, in hexadecimal."""
         return self._digest.hexdigest()
 
 
@@ -54,7 +54,7 @@ class Inbox:
 
     @property
     def size_bytes(self) -> int:
-        """What has come so far."""
+        """How many bytes have arrived so far."""
         return self._tally.size_bytes
 
     @property
@@ -68,7 +68,7 @@ class Inbox:
         await self._queue.put(piece.data)
 
     def check(self, end: End) -> None:
-        """Compare with what was sent. Raises ``MigrationError``; then ``break_off`` must follow."""
+        """Compare with the sender's length and digest. Raises ``MigrationError``; call ``break_off`` then."""
         if (self._tally.size_bytes, self._tally.sha256) != (end.size_bytes, end.sha256):
             raise MigrationError(
                 f"the checkpoint was damaged on its way: {self._tally.size_bytes} of {end.size_bytes} bytes "
@@ -76,12 +76,12 @@ class Inbox:
             )
 
     async def close(self) -> None:
-        """All is there and checked: the engine's iterator may end."""
+        """Let the engine's iterator end: everything has arrived and was checked."""
         self.complete = True
         await self._queue.put(None)
 
     def break_off(self, error: Exception) -> None:
-        """Nothing more will come: the engine's iterator raises ``error`` at once."""
+        """Let the engine's iterator raise ``error`` at once: nothing more will arrive."""
         if self.complete:
             return
         while not self._queue.empty():
@@ -89,7 +89,7 @@ class Inbox:
         self._queue.put_nowait(error)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """What was put in, in order."""
+        """Yield the pieces in the order of their arrival."""
         while True:
             item = await self._queue.get()
             if item is None:

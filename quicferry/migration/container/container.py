@@ -56,7 +56,7 @@ Channel = tuple[asyncio.StreamWriter, asyncio.StreamReader]  # requests to init,
 
 
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a container that outlives its agent."""
+    """What the next agent needs to find a container that outlives the present one."""
 
     socket: str  # an abstract Unix socket in the edge host's network namespace
     init_pid: int
@@ -198,6 +198,7 @@ class Container(ContainerNamespaces):
         return f"/run/service-{pid}.log"
 
     async def _ask(self, *, descriptor: int | None = None, **request: Any) -> dict[str, Any]:
+        """Send one request to init and return its answer. Raises ``MigrationError``."""
         words = json.dumps(request).encode() + b"\n"
         async with self._lock:
             if descriptor is None:
@@ -240,7 +241,7 @@ class Container(ContainerNamespaces):
         self._write_record()
 
     async def end_processes(self) -> None:
-        """End all that runs inside, whoever started it."""
+        """Kill all processes inside but init, whoever started them."""
         while processes := self.processes():  # one that is ended late may have started more
             for process in processes:
                 await self.stop(process.pid, grace_s=0)
@@ -271,6 +272,7 @@ class Container(ContainerNamespaces):
             self._service_pid = None
 
     async def _gone(self, pid: int, timeout_s: float) -> bool:
+        """Wait until a process inside is gone; False when it is not within ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while self.is_alive(pid):
             if time.monotonic() > deadline:
@@ -317,7 +319,7 @@ class Container(ContainerNamespaces):
 
 
 def _read(path: Path) -> bytes:
-    """A small file of this host: not worth a thread."""
+    """Read a small file of this host; short enough to do it in the event loop."""
     return path.read_bytes()
 
 

@@ -131,7 +131,7 @@ class Kept:
         self.arrived: list[int] = []  # with the requests that are being read
 
     def obey(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]] | None:
-        """The answer and the descriptors that go with it; None when the request is about something else."""
+        """The answer and the descriptors that go with it; None for a request of another kind."""
         if request["do"] == "keep":
             if not self.arrived:
                 return {"error": "no descriptor came"}, []

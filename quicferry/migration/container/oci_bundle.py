@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from quicferry import plugins
 from quicferry.errors import InvalidInput
 from quicferry.paths import CHECKOUT
 
@@ -43,14 +44,14 @@ WITH_STDIO_ON = 'log=$1; shift; exec "$@" </dev/null >>"$log" 2>&1'
 
 
 class User(msgspec.Struct, frozen=True):
-    """Who the process is."""
+    """User and group IDs of the process."""
 
     uid: int = 0
     gid: int = 0
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """What the process may do beyond what any process may: nothing."""
+    """The capabilities of the process: none."""
 
     bounding: list[str] = []
     effective: list[str] = []
@@ -58,7 +59,7 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """What is started. Root, as it reads its key files, but without a single capability."""
+    """The program that is started. Root, as it reads its key files, but without a single capability."""
 
     args: list[str]
     env: list[str]
@@ -70,14 +71,14 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Root(msgspec.Struct, frozen=True, kw_only=True):
-    """The root file system, relative to the bundle."""
+    """The root file system, by its path relative to the bundle."""
 
     path: str = ROOTFS.name
     readonly: bool = True
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
-    """One mount, in the order in which they are made."""
+    """One mount; mounts are made in the order of the list."""
 
     destination: str
     type: str
@@ -111,14 +112,14 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RootFiles(NamedTuple):
-    """What of the machine's file system the container sees, all of it read-only."""
+    """The part of the machine's file system that the container sees, all of it read-only."""
 
     links: dict[str, str]  # path -> where it leads
     binds: list[str]
 
 
 def root_files(readable: Iterable[str | Path], system: Sequence[str] = SYSTEM) -> RootFiles:
-    """The system, this Python with what is installed for it, the checkout, and ``readable``.
+    """The files for the system, this Python with its packages, the checkout, plug-ins, and ``readable``.
 
     Directories below others of the list are left out, as those bring them. Raises ``InvalidInput``
     for one that the container has to have for itself, or that is no absolute path.
@@ -130,7 +131,7 @@ def root_files(readable: Iterable[str | Path], system: Sequence[str] = SYSTEM) -
             links[str(name)] = str(name.readlink())
         elif name.is_dir():
             wanted.append(PurePosixPath(name))
-    for given in (sys.base_prefix, sys.prefix, CHECKOUT, *readable):
+    for given in (sys.base_prefix, sys.prefix, CHECKOUT, *plugins.folders(), *readable):
         path = PurePosixPath(os.path.normpath(given))
         if not path.is_absolute() or any(path.is_relative_to(own) for own in OWN):
             raise InvalidInput(

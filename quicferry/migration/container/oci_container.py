@@ -58,7 +58,10 @@ def find_runc() -> Path:
 
 
 class OciContainer(Container):
-    """See the module. ``box = await OciContainer.make("edge-1")`` … ``await box.close()``."""
+    """An edge host's container whose server runs in an OCI container of its own.
+
+    ``box = await OciContainer.make("edge-1")`` … ``await box.close()``; see the module.
+    """
 
     mounts = f"{MOUNT_RUN} && {CGROUP_VIEW}"
     runc = Path("runc")
@@ -88,7 +91,7 @@ class OciContainer(Container):
         return made
 
     def lay_out(self) -> None:
-        """Make the bundle and what belongs to it; again is no harm. Raises ``OSError``."""
+        """Make the bundle and its directories; may be repeated. Raises ``OSError``."""
         for directory in (
             oci_bundle.HOME,
             oci_bundle.BUNDLE,
@@ -117,10 +120,11 @@ class OciContainer(Container):
             self._write_bundle(["true"], {})
 
     def inside(self, path: PurePosixPath) -> Path:
-        """The agent's path to something on the private ``/run``."""
+        """The agent's path to a file or directory on the private ``/run``."""
         return self.path(str(path))
 
     def _write_bundle(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Write ``config.json`` for a server with that argument vector and environment."""
         described = oci_bundle.spec(
             argv, env, hostname=self.edge, log=self.log_path(0), binds=self.files.binds
         )
@@ -130,15 +134,15 @@ class OciContainer(Container):
 
     @property
     def name(self) -> str:
-        """What runc calls the container."""
+        """The name by which runc knows the container."""
         return f"quicferry-{self.edge}"
 
     def log_path(self, pid: int) -> str:
-        """Stdout and stderr of every server that is started here: its PID is not known before."""
+        """The one log of all servers that are started here: their PIDs are not known in advance."""
         return f"/run/service-{self.edge}.log"
 
     def pid_made(self) -> int:
-        """The PID that runc has noted of what it started or restored last."""
+        """The PID, among those of this host's container, of the server that runc started or restored last."""
         return int(self.inside(oci_bundle.PID_FILE).read_bytes())
 
     async def run_runc(self, *words: str, timeout_s: float, path: str | None = None) -> Completed:
@@ -179,7 +183,7 @@ class OciContainer(Container):
             await self.remove()
 
     async def remove(self) -> None:
-        """End the container that runc knows, and forget it."""
+        """Kill the container's server and let runc forget the container."""
         # runc, too, would kill it, but looks only every 100 ms whether it is dead
         with contextlib.suppress(OSError, ValueError):
             await self.stop(self.pid_made(), grace_s=0)
@@ -192,6 +196,6 @@ class OciContainer(Container):
 
 
 def last_words(done: Completed) -> str:
-    """What runc says of its failure."""
+    """The last line that runc wrote about its failure."""
     lines = (done.stderr or done.stdout).strip().splitlines()
     return lines[-1] if lines else f"it ended with status {done.status} and without a message"

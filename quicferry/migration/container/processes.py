@@ -35,7 +35,10 @@ class ContainedProcess(NamedTuple):
 
 
 class ContainerNamespaces:
-    """The inside of the container with that init on that edge host. PIDs are those it gives."""
+    """The namespaces of a container, looked into and joined from its host by the PID of its init.
+
+    PIDs are those inside, unless said otherwise.
+    """
 
     def __init__(self, edge: str, init_pid: int) -> None:
         self.edge = edge
@@ -79,7 +82,7 @@ class ContainerNamespaces:
         return self._state(pid) == "T"
 
     def processes(self) -> list[ContainedProcess]:
-        """All processes inside but init, by PID."""
+        """All processes inside except init, sorted by PID."""
         found = []
         for entry in self.path("/proc").iterdir():
             if entry.name.isdigit() and entry.name != "1":
@@ -111,7 +114,7 @@ class ContainerNamespaces:
     async def begin(
         self, argv: Sequence[str], *, descriptors: Sequence[int] = ()
     ) -> asyncio.subprocess.Process:
-        """Start a program inside that runs on beside this. Its output is nobody's; killed, it is gone.
+        """Start a program inside, without output, that runs on until it ends or is killed.
 
         The process that is returned is one outside, the program its only child.
         """

@@ -7,7 +7,7 @@ import socket
 
 
 async def until_readable(file: socket.socket | int) -> None:
-    """Return when reading would not block; also at the end of what there is to read."""
+    """Wait until reading does not block: there is data, or the end of it."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_reader(file, ready.set)

@@ -78,7 +78,7 @@ HINTS: tuple[tuple[str, str], ...] = (
 
 
 def find_criu() -> Path:
-    """The CRIU to use: the launcher that ``provision/criu.sh`` wrote, else the one on the PATH.
+    """The CRIU to use: the launcher that ``provision/criu.sh`` wrote, else the program on the PATH.
 
     ``QUICFERRY_CRIU_PREFIX`` names another prefix than ``.cache/criu``. Raises ``Unsupported``.
     """
@@ -93,7 +93,7 @@ def find_criu() -> Path:
 
 
 def explain(step: str, done: Completed, log: str, program: str = "criu") -> MigrationError:
-    """The error for a run of CRIU that failed, its own or that of a program: last words and their meaning."""
+    """The error for a failed run of CRIU, or of a program that ran it: its last words and their meaning."""
     errors = [match[1].strip() for match in re.finditer(r"Error \([^)]*\): (.*)", log)]
     errors = [error for error in errors if not re.search(HARMLESS, error)]
     words = errors or (done.stderr or done.stdout or log).strip().splitlines() or ["it left no message"]
@@ -129,7 +129,7 @@ class Criu:
             raise explain("check", done, done.stderr)
 
     async def has(self, feature: str) -> bool:
-        """Whether kernel and CRIU can do something that ``criu check --feature`` knows."""
+        """Whether kernel and CRIU have a feature that ``criu check --feature`` knows."""
         done = await self._container.run([str(self.program), "check", "--feature", feature])
         return done.status == 0
 
@@ -177,12 +177,12 @@ class Criu:
             raise explain("dump", done, log_text(self._container.path(str(images)) / "dump.log"))
 
     def leave_behind(self, images: Path) -> None:
-        """Remove from a directory of images what must not be restored."""
+        """Remove files from an image directory that must not take part in a restore."""
         for name in LEFT_BEHIND:
             (self._container.path(str(images)) / name).unlink(missing_ok=True)
 
     async def restore(self, images: Path, *, timeout_s: float, lazy: bool = False) -> RestoreStats:
-        """Make a running process of the images. Raises ``MigrationError``; then no process is left.
+        """Restore a running process from its images. Raises ``MigrationError``; then no process is left.
 
         ``lazy``: pages that the images lack are left out, see ``userfault``.
         """
@@ -196,7 +196,7 @@ class Criu:
 
 
 def log_text(path: Path) -> str:
-    """A log, or nothing when there is none."""
+    """The text of a log file, empty when there is none."""
     try:
         return path.read_text(errors="replace")
     except OSError:

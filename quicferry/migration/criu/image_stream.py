@@ -29,7 +29,7 @@ LEFT_BEHIND = ("timens-0.img", "dump.log", "restore.log", "stats-dump", "stats-r
 
 
 class RecordKind(enum.StrEnum):
-    """What a record brings."""
+    """What the data of a record is."""
 
     MANIFEST = "manifest"  # the data is a CheckpointManifest
     IMAGE = "image"  # a piece of a file of the image directory or one of its rounds; name is relative
@@ -44,7 +44,7 @@ PARENT_NAME = re.compile(r"(\.|round-\d+)=(round-\d+)")
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True):
-    """The header of a record."""
+    """The header of a record: kind, name, size of the data in bytes, mode."""
 
     kind: RecordKind
     name: str
@@ -66,13 +66,13 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def record(kind: RecordKind, name: str, data: bytes, mode: int = 0o600) -> bytes:
-    """One record as bytes."""
+    """Encode one record."""
     header = msgspec.msgpack.encode(Header(kind, name, len(data), mode))
     return b"".join((LENGTH.pack(len(header)), header, data))
 
 
 class Unpacker:
-    """Reads the stream as it comes and writes the files.
+    """Reads the stream of records as it comes and writes the files.
 
     ``images`` is the image directory, ``root`` the container's root directory, both as this process
     sees them. Data of a record is written piece by piece; nothing is held back but a record's header.
@@ -110,7 +110,7 @@ class Unpacker:
         return manifest
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes. Raises ``MigrationError`` for what cannot be a checkpoint."""
+        """Take the next bytes of the stream. Raises ``MigrationError`` for what cannot be a checkpoint."""
         self.received_bytes += len(data)
         view = memoryview(data)
         while view:
@@ -126,6 +126,7 @@ class Unpacker:
                     self._header = None
 
     def _feed_header(self, view: memoryview) -> memoryview:
+        """Complete the header from the beginning of ``view``; returns the rest."""
         wanted = LENGTH.size
         if len(self._buffer) >= LENGTH.size:
             wanted += LENGTH.unpack_from(self._buffer)[0]
@@ -143,6 +144,7 @@ class Unpacker:
         return view[missing:]
 
     def _begin(self, header: Header) -> None:
+        """Act on a complete header: kinds without data are done with it."""
         if header.kind is RecordKind.END:
             self._complete = True
         elif header.size:
@@ -153,7 +155,7 @@ class Unpacker:
             self._write(header, memoryview(b""))
 
     def _link(self, name: str) -> None:
-        """Let an image directory lead to the one that it builds upon."""
+        """Link an image directory to the one whose pages it builds upon (CRIU's ``parent``)."""
         names = PARENT_NAME.fullmatch(name)
         if names is None:
             raise MigrationError(f"the checkpoint links what it must not link: {name!r}")
@@ -163,6 +165,7 @@ class Unpacker:
         link.symlink_to(names[2] if names[1] == "." else f"../{names[2]}")
 
     def _target(self, header: Header) -> Path:
+        """The file that a record may write. Raises ``MigrationError`` for any other."""
         parts = header.name.split("/")
         if header.kind is RecordKind.IMAGE and IMAGE_NAME.fullmatch(header.name):
             return self._images / header.name
@@ -172,6 +175,7 @@ class Unpacker:
         raise MigrationError(f"the checkpoint names a file that it must not write: {header.name!r}")
 
     def _write(self, header: Header, piece: memoryview) -> None:
+        """Append data to the record's file, which the first piece makes anew."""
         if header.kind is RecordKind.MANIFEST:
             self._manifest_bytes += piece
             return

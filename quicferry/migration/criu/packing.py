@@ -23,23 +23,29 @@ ZSTD_LEVELS = {"auto": -1, "zstd": -1, "zstd-1": 1, "zstd-3": 3}
 
 
 class _Compressor(Protocol):
-    def compress(self, data: bytes, /) -> bytes: ...
+    """The part of zstd's interface that is used."""
 
-    def flush(self) -> bytes: ...
+    def compress(self, data: bytes, /) -> bytes:
+        """Compress; may keep bytes for later."""
+
+    def flush(self) -> bytes:
+        """End the stream; returns the bytes that were kept."""
 
 
 class _Plain:
-    """The compression ``none``."""
+    """The compression ``none``: hands bytes through."""
 
     def compress(self, data: bytes, /) -> bytes:
+        """Return the bytes as they are."""
         return data
 
     def flush(self) -> bytes:
+        """Return nothing: no bytes are kept."""
         return b""
 
 
 class Packer:
-    """Packs records into one stream. ``compression`` is one of ``order.COMPRESSIONS``."""
+    """Compresses records into one stream of chunks. ``compression`` is one of ``order.COMPRESSIONS``."""
 
     def __init__(self, compression: str) -> None:
         if compression not in COMPRESSIONS:
@@ -52,14 +58,14 @@ class Packer:
         )
 
     def pack(self, data: bytes, *, flush: bool = False) -> list[bytes]:
-        """Pack records; runs in a thread, as zstd lets others run meanwhile. May keep bytes for later."""
+        """Compress records into chunks; may keep bytes for later. To be run in a thread."""
         packed = self._compressor.compress(data)
         if flush:
             packed += self._compressor.flush()
         return [packed[start : start + CHUNK_BYTES] for start in range(0, len(packed), CHUNK_BYTES)]
 
     async def pack_all(self, records: Iterator[bytes], *, flush: bool = False) -> AsyncIterator[bytes]:
-        """Make, pack and yield records. Small ones go together: each visit to the thread costs time."""
+        """Take records, compress and yield them. Small ones share a visit to the thread, which costs time."""
         while True:
             chunks, more = await asyncio.to_thread(self._pack_some, records)
             for chunk in chunks:
@@ -71,6 +77,7 @@ class Packer:
                 yield chunk
 
     def _pack_some(self, records: Iterator[bytes]) -> tuple[list[bytes], bool]:
+        """Compress records up to ``PACKED_AT_ONCE_BYTES``: the chunks, and whether there are more records."""
         chunks: list[bytes] = []
         taken = 0
         for piece in records:

@@ -39,7 +39,7 @@ GUARD_OVER = b"over\n"
 
 
 class BackgroundCriu(NamedTuple):
-    """A CRIU that runs beside the move, and our end of its socket."""
+    """A CRIU that runs in the background (page server or lazy-pages daemon), and our end of its socket."""
 
     process: asyncio.subprocess.Process
     pid: int  # of CRIU itself, seen from the agent
@@ -47,7 +47,7 @@ class BackgroundCriu(NamedTuple):
     log: Path
 
     async def end(self) -> int:
-        """Wait until it has ended, whose socket must be closed or at its end; its status."""
+        """Wait for its end and return its status; its socket must be closed, or at its end."""
         try:
             async with asyncio.timeout(END_S):
                 return await self.process.wait()
@@ -56,14 +56,14 @@ class BackgroundCriu(NamedTuple):
             return await self.process.wait()
 
     async def kill(self) -> None:
-        """End it by force."""
+        """Kill it and wait for its end."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()
 
 
 def pipe_limit() -> int:
-    """The largest pipe that this process may have, in bytes, if CRIU needs to be helped to live with it.
+    """The largest pipe that this process may make, in bytes; 0 when it may make what CRIU asks for.
 
     0: it may have what CRIU asks for.
     """
@@ -79,7 +79,7 @@ def pipe_limit() -> int:
 
 
 def enlarge_pipes(pid: int, limit: int) -> None:
-    """Make all pipes of a process as large as they may be."""
+    """Make all pipes of a process as large as ``limit`` allows."""
     for number, target in descriptors_of(pid):
         if target.startswith("pipe:"):
             descriptor = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK)
@@ -101,7 +101,7 @@ def has_sink(pid: int) -> bool:
 
 
 def userfaultfds_of(pid: int) -> list[int]:
-    """Copies of all userfaultfds of a process. Raises ``MigrationError`` when that cannot be."""
+    """Copies of all userfaultfds of a process. Raises ``MigrationError``, ``OSError`` when it has ended."""
     numbers = [number for number, target in descriptors_of(pid) if target == USERFAULTFD]
     copies: list[int] = []
     try:
@@ -119,13 +119,14 @@ def userfaultfds_of(pid: int) -> list[int]:
 
 
 class MemoryCriu(Criu):
-    """CRIU in one container, with what it has for memory that crosses before or after the downtime."""
+    """CRIU in one container, with its machinery for memory that crosses before or after the downtime."""
 
     async def tracks(self) -> bool:
-        """Whether kernel and CRIU know which pages were written."""
+        """Whether kernel and CRIU can track which pages were written (soft-dirty)."""
         return await self.has(TRACK_FEATURE)
 
     def _tracked(self, previous: str | None) -> list[str]:
+        """Arguments for a dump that tracks writes, on top of earlier images or none."""
         return ["--track-mem", *(["--prev-images-dir", previous] if previous is not None else [])]
 
     async def pre_dump(self, pid: int, images: Path, previous: str | None, *, timeout_s: float) -> DumpStats:
@@ -204,7 +205,7 @@ class MemoryCriu(Criu):
         return await self._begin(argv, "lazy-pages", images, timeout_s)
 
     async def _begin(self, argv: list[str], step: str, images: Path, timeout_s: float) -> BackgroundCriu:
-        """Start a CRIU that stays, and wait until it says that it is ready."""
+        """Start a CRIU in the background, and wait until it reports that it is ready."""
         log = self._container.path(str(images)) / f"{step}.log"
         ours, theirs = socket.socketpair()
         ready, told = os.pipe()
@@ -237,7 +238,7 @@ class MemoryCriu(Criu):
 
 
 async def guard(container: Container, pid: int, descriptor: int) -> asyncio.subprocess.Process:
-    """Start a process that kills ``pid`` when this agent dies; until then it keeps ``descriptor`` open.
+    """Start a process that holds ``descriptor`` open, and kills ``pid`` when this agent dies.
 
     ``communicate(GUARD_OVER)`` with it ends it without that.
     """
@@ -253,6 +254,6 @@ async def guard(container: Container, pid: int, descriptor: int) -> asyncio.subp
 
 
 async def _read_word(descriptor: int) -> bytes:
-    """The next byte; empty when nobody is left to write one."""
+    """Read one byte; empty when the other end is closed."""
     await until_readable(descriptor)
     return os.read(descriptor, 1)

@@ -35,7 +35,7 @@ while True:
 
 
 async def said(container: Container, pid: int, lines: int) -> str:
-    """The line with that number (from 1) of what the child has printed."""
+    """Wait for the line of that number (from 1) in the child's output."""
     log = container.path(container.log_path(pid))
     async with asyncio.timeout(LIMIT_S):
         while len(printed := log.read_text().splitlines()) < lines:  # noqa: ASYNC110 - no event tells
@@ -45,7 +45,7 @@ async def said(container: Container, pid: int, lines: int) -> str:
 
 @contextlib.asynccontextmanager
 async def carried(server: BackgroundCriu, daemon: BackgroundCriu) -> AsyncIterator[None]:
-    """Each hears what the other says."""
+    """Carry bytes between page server and daemon, as the agents' tunnel does in a move."""
     loop = asyncio.get_running_loop()
 
     async def carry(source: BackgroundCriu, target: BackgroundCriu) -> None:
@@ -65,7 +65,7 @@ async def carried(server: BackgroundCriu, daemon: BackgroundCriu) -> AsyncIterat
 
 
 async def check() -> None:
-    """Dump, serve, restore, ask. Raises ``MigrationError``."""
+    """Dump a child, serve its memory, restore it, compare. Raises ``MigrationError``."""
     async with await Container.create("edge-1") as here, await Container.create("edge-2") as there:
         source, destination = MemoryCriu(here), MemoryCriu(there)
         await source.warm_up(IMAGES)
@@ -92,7 +92,7 @@ async def check() -> None:
 
 
 def main() -> None:
-    """Check, and say in one line what is wrong."""
+    """Run the trial; exit with one line that says what is wrong."""
     try:
         run(["ip", "link", "set", "lo", "up"])
         asyncio.run(check())

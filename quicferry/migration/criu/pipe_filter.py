@@ -29,13 +29,13 @@ MACHINES = {"x86_64": (72, 0xC000003E), "aarch64": (25, 0xC00000B7)}
 
 
 class Program(ctypes.Structure):
-    """``struct sock_fprog``."""
+    """``struct sock_fprog`` of linux/filter.h."""
 
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
 def instructions(limit: int, machine: str) -> bytes:
-    """The filter: pretend that fcntl(F_SETPIPE_SZ) of more than twice ``limit`` bytes succeeds."""
+    """The filter program: fcntl(F_SETPIPE_SZ) of more than twice ``limit`` bytes seems to succeed."""
     fcntl, architecture = MACHINES[machine]
     steps = (
         (LOAD, 0, 0, ARCHITECTURE),
@@ -53,7 +53,7 @@ def instructions(limit: int, machine: str) -> bytes:
 
 
 def install(code: bytes) -> None:
-    """Put the filter into force for this process and what it becomes. Raises ``OSError``."""
+    """Put the filter into force for this process and for what it executes. Raises ``OSError``."""
     held = ctypes.create_string_buffer(code, len(code))
     program = Program(len(code) // 8, ctypes.addressof(held))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -63,7 +63,7 @@ def install(code: bytes) -> None:
 
 
 def main() -> None:
-    """Filter, then become the program."""
+    """Install the filter, then execute the program."""
     limit, *argv = sys.argv[1:]
     install(instructions(int(limit), os.uname().machine))
     os.execv(argv[0], argv)  # noqa: S606 - it is what this program is for

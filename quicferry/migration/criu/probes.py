@@ -19,7 +19,7 @@ NAMESPACES = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", 
 
 
 def dump_and_restore() -> str:
-    """Dump and restore a child with an UDP socket in namespaces of its own, and ask it for an answer."""
+    """Probe: a child with an UDP socket is dumped, restored and answers."""
     program = find_criu()
     done = run([*NAMESPACES, sys.executable, "-S", "-E", JUDGE, program], check=False, timeout_s=60)
     if done.status != 0:
@@ -29,12 +29,12 @@ def dump_and_restore() -> str:
 
 
 def has_feature(feature: str) -> bool:
-    """Whether ``criu check --feature`` finds that it works here; it tries the kernel, not its version."""
+    """Whether ``criu check --feature`` finds a feature here; it tries the kernel, not its version."""
     return run([find_criu(), "check", "--feature", feature], check=False, timeout_s=60).status == 0
 
 
 def lazy_pages() -> str:
-    """Memory can follow a process that runs already."""
+    """Probe: memory can follow a restored process (userfaultfd with events)."""
     if not has_feature(LAZY_FEATURE):
         raise Unsupported(
             "CRIU finds no userfaultfd with events of fork, remap and unmap in this kernel",
@@ -44,7 +44,7 @@ def lazy_pages() -> str:
 
 
 def page_server() -> str:
-    """Move a child whose memory CRIU's page server sends after it."""
+    """Probe: a child is moved whose memory CRIU's page server sends after it."""
     done = run([*NAMESPACES, sys.executable, "-m", TRIAL], check=False, timeout_s=300, cwd=CHECKOUT)
     if done.status != 0:
         words = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
@@ -53,7 +53,7 @@ def page_server() -> str:
 
 
 def tracking() -> str:
-    """The kernel knows which pages were written. The agents do without: they compare memory."""
+    """Probe: the kernel tracks which pages were written. The agents do without: they compare memory."""
     if not has_feature("mem_dirty_track"):
         raise Unsupported(
             "this kernel does not track which pages were written (soft-dirty)",

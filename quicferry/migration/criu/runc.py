@@ -17,7 +17,7 @@ from quicferry.migration.criu.stats import DumpStats, RestoreStats, read_dump_st
 
 
 def criu_config(*, keep_tcp: bool) -> str:
-    """CRIU's options that runc has none for (criu(8), configuration files), for dump and restore.
+    """CRIU's options that runc has no option for (criu(8), configuration files), for dump and restore.
 
     Without ``network-lock skip`` a rule that drops all packets stays in the edge host's network, as
     the container is left there until the move is decided.
@@ -42,6 +42,7 @@ class Runc(Criu):
         self._box.inside(oci_bundle.CRIU_CONFIG).write_text(criu_config(keep_tcp=self._keep_tcp))
 
     def _words(self, step: str, images: Path, *more: str) -> list[str]:
+        """Arguments of a runc command that has CRIU at work."""
         tcp = ["--tcp-established"] if self._keep_tcp else []
         where = ["--image-path", str(images), "--work-path", str(oci_bundle.WORK)]
         return [step, *where, *tcp, *more, self._box.name]
@@ -60,7 +61,7 @@ class Runc(Criu):
         return read_dump_stats((self._box.inside(oci_bundle.WORK) / "stats-dump").read_bytes())
 
     async def dump_without_memory(self, pid: int, images: Path, *, timeout_s: float) -> None:
-        """Raises ``MigrationError``: runc has no way to dump without serving the memory itself."""
+        """Refuse with ``MigrationError``: runc cannot dump without serving the memory itself."""
         raise MigrationError("runc dumps a server with all its memory or not at all")
 
     async def restore(self, images: Path, *, timeout_s: float, lazy: bool = False) -> RestoreStats:

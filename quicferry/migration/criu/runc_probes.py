@@ -20,7 +20,7 @@ HINT = "docs/oci.md says what runc needs; the engine criu-cold moves the same pr
 
 
 def checkpoint_and_restore() -> str:
-    """Move a small OCI container from itself to itself."""
+    """Probe: a small OCI container is dumped and restored, and answers."""
     runc, criu = find_runc(), find_criu()
     words = f"runc {runc_version(runc)} with criu {criu_version(criu)}"
     done = run(

@@ -38,7 +38,7 @@ while True:
 
 
 async def answer(within_s: float) -> int:
-    """The child's answer. Raises ``MigrationError`` when it is silent for that long."""
+    """Ask the child until it answers. Raises ``MigrationError`` when it is silent for ``within_s``."""
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.setblocking(False)
@@ -54,7 +54,7 @@ async def answer(within_s: float) -> int:
 
 
 async def check() -> None:
-    """Start, ask, dump, end, restore, ask. Raises ``FerryError``."""
+    """Start a container, checkpoint, end and restore it, and compare its answers. Raises ``FerryError``."""
     run(["ip", "link", "set", "lo", "up"])
     box = await OciContainer.make("probe")
     try:
@@ -73,7 +73,7 @@ async def check() -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Run the trial and print its result as JSON."""
     told: dict[str, str | None] = {}
     try:
         asyncio.run(check())

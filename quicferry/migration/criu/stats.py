@@ -25,7 +25,7 @@ class DumpStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RestoreStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What CRIU measured of a restore."""
+    """What CRIU measured of a restore, in its own names."""
 
     forking_time_us: int
     restore_time_us: int

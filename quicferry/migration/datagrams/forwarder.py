@@ -73,7 +73,7 @@ class Tap:
 
     @property
     def is_open(self) -> bool:
-        """Whether it listens."""
+        """Whether the tap listens."""
         return bool(self._sockets)
 
     def open(self) -> None:
@@ -94,6 +94,7 @@ class Tap:
             loop.add_reader(tap, self._read, tap)
 
     def _make(self, interface: str) -> socket.socket:
+        """A packet socket on an interface, with the filter in force. Raises ``OSError``."""
         # protocol 0: nothing is queued before the filter stands and the socket is bound
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
         try:
@@ -106,6 +107,7 @@ class Tap:
         return tap
 
     def _read(self, tap: socket.socket) -> None:
+        """Hand over what has arrived, at most ``BATCH`` datagrams."""
         for _ in range(BATCH):
             try:
                 datagram, address = tap.recvfrom(0x10000)
@@ -117,7 +119,7 @@ class Tap:
                 self._receiver(datagram)
 
     def drain(self) -> None:
-        """Take in what has arrived but was not read yet."""
+        """Hand over what has arrived but was not read yet."""
         for tap in self._sockets:
             self._read(tap)
 
@@ -137,12 +139,13 @@ class Tap:
 
 
 def _close_all(sockets: list[socket.socket]) -> None:
+    """Close sockets; run in a thread, see ``Tap.close``."""
     for each in sockets:
         each.close()
 
 
 class Forwarder:
-    """Source's end: keeps the last few datagrams, and from ``start`` on sends all to the waiting room.
+    """The source's end: keeps the last few datagrams, and from ``start`` on sends all to the waiting room.
 
     Its latency is one wake-up of the loop and one ``sendto``.
     """
@@ -156,7 +159,7 @@ class Forwarder:
         self.dropped = 0
 
     def open(self) -> None:
-        """Start to watch; nothing is sent yet. Raises ``MigrationError``."""
+        """Start to watch the interfaces; nothing is sent yet. Raises ``MigrationError``."""
         self._cancel_closing()
         self._stop_sending()
         self.forwarded = self.dropped = 0
@@ -164,7 +167,7 @@ class Forwarder:
         self._tap.open()
 
     def start(self, waiting_room: Endpoint) -> None:
-        """From now on everything goes on, what came just before included."""
+        """Forward everything from now on, and what arrived within ``LOOK_BACK_NS`` before."""
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.connect(tuple(waiting_room))
         since = now_ns() - LOOK_BACK_NS
@@ -174,12 +177,14 @@ class Forwarder:
         self._recent.clear()
 
     def _take(self, datagram: bytes) -> None:
+        """Keep or forward a datagram."""
         if self._socket is None:
             self._recent.append((now_ns(), datagram))
         else:
             self._send(datagram)
 
     def _send(self, datagram: bytes) -> None:
+        """Send a datagram to the waiting room, and count it."""
         assert self._socket is not None
         try:
             self._socket.send(datagram)
@@ -188,17 +193,19 @@ class Forwarder:
             self.dropped += 1
 
     def _stop_sending(self) -> None:
+        """Close the socket to the waiting room."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def _cancel_closing(self) -> None:
+        """Forget a ``close_later``."""
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
 
     def close_later(self, delay_s: float) -> None:
-        """Go on for a while: clients that have not switched yet still send to the source."""
+        """Close after a while: clients that have not switched yet still send to the source."""
         self._cancel_closing()
         self._closing = asyncio.get_running_loop().call_later(delay_s, self.close)
 

@@ -28,7 +28,7 @@ _HOST_BITS = {4: 32, 6: 128}
 
 
 class RouteUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """To a router: the address is at that edge now. ``number`` only grows; an older one is not obeyed."""
+    """Tells a router at which edge the address is. ``number`` only grows; a smaller one is ignored."""
 
     number: int
     address: str
@@ -44,11 +44,14 @@ class MovingAddressConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Answers(asyncio.DatagramProtocol):
+    """Collects the routers' answers."""
+
     def __init__(self) -> None:
         self.heard: set[tuple[tuple[str, int], int]] = set()
         self.come = asyncio.Event()
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        """Note which router has answered which update."""
         try:
             answer = msgspec.json.decode(data, type=RouteUpdate)
         except msgspec.DecodeError:
@@ -57,11 +60,11 @@ class _Answers(asyncio.DatagramProtocol):
         self.come.set()
 
     def error_received(self, exc: Exception) -> None:
-        """Nobody listens there yet: the update is sent again."""
+        """Ignore that nobody listens there yet: the update is sent again."""
 
 
 class MovingAddress:
-    """The address as one host's agent sees it."""
+    """The moving address as one edge host's agent handles it."""
 
     def __init__(self, edge: str, config: MovingAddressConfig, events: EventLog) -> None:
         self._edge = edge
@@ -75,7 +78,7 @@ class MovingAddress:
         self._transport: asyncio.DatagramTransport | None = None
 
     async def start(self) -> None:
-        """Get ready, and have the address if this host is to have it at the start."""
+        """Open the sockets, and take the address if this host has it at the start."""
         loop = asyncio.get_running_loop()
         self._transport, self._answers = await loop.create_datagram_endpoint(
             _Answers, local_addr=("0.0.0.0", 0)
@@ -84,23 +87,23 @@ class MovingAddress:
             await self.take()
 
     async def take(self) -> None:
-        """This host has the address; nothing when it had it before. Raises ``MigrationError``."""
+        """Add the address to this host; nothing when it is there. Raises ``MigrationError``."""
         if await self._change("add", errno.EEXIST):
             self._events.emit("address.attached", address=self._config.address, edge=self._edge)
 
     async def leave(self) -> None:
-        """This host has it no more; nothing when it had not. Raises ``MigrationError``."""
+        """Remove the address from this host; nothing when it is gone. Raises ``MigrationError``."""
         if await self._change("del", errno.EADDRNOTAVAIL):
             self._events.emit("address.detached", address=self._config.address, edge=self._edge)
 
     def announce(self, number: int) -> None:
-        """Tell the routers, without waiting, that it is here: in the background, until all have answered."""
+        """Tell the routers in the background that the address is here, until all have answered."""
         if self._announcing is not None:
             self._announcing.cancel()
         self._announcing = asyncio.get_running_loop().create_task(self._announce(number))
 
     async def close(self) -> None:
-        """Stop telling, close the sockets; the address stays where it is."""
+        """Stop announcing and close the sockets; the address stays where it is."""
         if self._announcing is not None:
             self._announcing.cancel()
             with suppress(asyncio.CancelledError):
@@ -112,9 +115,11 @@ class MovingAddress:
         self._thread.shutdown()
 
     async def _change(self, do: str, already: int) -> bool:
+        """Add or remove the address, in the thread that owns the netlink socket."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._changed, do, already)
 
     def _changed(self, do: str, already: int) -> bool:
+        """Add or remove the address; False when nothing was to be done. Raises ``MigrationError``."""
         address = self._config.address
         length = _HOST_BITS[6 if ":" in address else 4]
         try:
@@ -128,6 +133,7 @@ class MovingAddress:
         return True
 
     async def _announce(self, number: int) -> None:
+        """Send the update to every router until each has answered, at most ``GIVE_UP_S``."""
         assert self._transport is not None and self._answers is not None
         update = RouteUpdate(number=number, address=self._config.address, edge=self._edge)
         data = msgspec.json.encode(update)

@@ -52,7 +52,7 @@ def udp_checksum(source: bytes, destination: bytes, segment: bytes) -> int:
 
 
 def readdress(datagram: bytes, destination: Endpoint) -> bytes | None:
-    """The same IPv4 UDP datagram, for another destination; None when it is not one or is cut off.
+    """The same IPv4 UDP datagram for another destination; None for one that is not whole, or no UDP.
 
     IP options are left out, the UDP checksum is made anew (one taken from a veth interface may never
     have been computed). The kernel fills in the IP checksum and identification.
@@ -80,7 +80,7 @@ def readdress(datagram: bytes, destination: Endpoint) -> bytes | None:
 
 
 class PerClientBuffer:
-    """The newest datagrams of each client; ``capacity`` is shared out among them.
+    """The newest datagrams of each client; ``capacity`` is shared out among the clients.
 
     What was handed on and what came directly are counted apart: one client's probes, which repeat
     each other, must not push out its requests, nor those of others. With many clients each keeps
@@ -93,7 +93,7 @@ class PerClientBuffer:
         self._queues: dict[tuple[bool, bytes], deque[tuple[int, bytes]]] = {}
 
     def add(self, datagram: bytes, *, direct: bool) -> None:
-        """Keep an IPv4 UDP datagram; its client's oldest may have to go for it."""
+        """Keep an IPv4 UDP datagram; its client's oldest may be dropped for it."""
         ports = (datagram[0] & 0x0F) * 4 if datagram else 0
         sharer = (direct, datagram[12:16] + datagram[ports : ports + 2])
         queue = self._queues.get(sharer)
@@ -108,10 +108,11 @@ class PerClientBuffer:
 
     @property
     def _share(self) -> int:
+        """How many datagrams each client may have now."""
         return max(LEAST_SHARE, self._capacity // len(self._queues))
 
     def take(self) -> list[bytes]:
-        """All that is kept, oldest first; nothing is left."""
+        """Return and forget all datagrams, oldest first."""
         if not self._queues:
             return []
         share = self._share  # it may have shrunk since the first ones came
@@ -120,12 +121,12 @@ class PerClientBuffer:
         return [datagram for _, datagram in sorted(kept)]
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget all datagrams."""
         self._queues.clear()
 
 
 class WaitingRoom:
-    """Waits, with the newest datagrams of every client, until the server runs.
+    """Keeps the newest datagrams of every client until the server runs.
 
     ``listen`` is where sources send theirs to; only datagrams from ``sources`` (addresses of the
     other edges) are taken. ``service`` is the local address clients use for the server here.
@@ -164,7 +165,7 @@ class WaitingRoom:
         return Endpoint(self._listen.host, port)
 
     def prepare(self, *, await_client: bool = False) -> None:
-        """Start to collect, from nothing. May be repeated.
+        """Start to collect, with an empty buffer. May be repeated.
 
         With ``await_client`` nothing is let in before the client itself has come. Raises
         ``MigrationError``.
@@ -195,6 +196,7 @@ class WaitingRoom:
         self._tap.open()
 
     def _direct(self, datagram: bytes) -> None:
+        """Take in a datagram that a client sent directly to this host."""
         if self._is_open:
             return
         self._client_came = True
@@ -205,6 +207,7 @@ class WaitingRoom:
             self._buffer.add(datagram, direct=True)
 
     def _read(self) -> None:
+        """Take in what the source forwarded; inject it at once when the room is open."""
         assert self._receiver is not None
         for _ in range(BATCH):
             try:
@@ -220,6 +223,7 @@ class WaitingRoom:
                 self._buffer.add(datagram, direct=False)
 
     def _inject(self, datagram: bytes) -> bool:
+        """Send a datagram to the local server with its client's source address; False when it was lost."""
         fitting = readdress(datagram, self._service)
         if fitting is None or self._injector is None:
             return False
@@ -230,7 +234,7 @@ class WaitingRoom:
         return True
 
     def open(self) -> int:
-        """The server runs: replay what waits, oldest first. Returns how many were replayed."""
+        """Replay what waits, oldest first: the server runs. Returns how many were replayed."""
         if self._server_runs:
             return 0
         self._read()  # what lies in the sockets came before
@@ -241,19 +245,20 @@ class WaitingRoom:
         return self._let_in()
 
     def _let_in(self) -> int:
+        """Replay what waits, and let later datagrams pass."""
         self._is_open = True
         self.replayed = sum(self._inject(datagram) for datagram in self._buffer.take())
         self._tap.close()
         return self.replayed
 
     def close_later(self, delay_s: float) -> None:
-        """Pass datagrams on for a while, then close."""
+        """Pass datagrams on for ``delay_s``, then close."""
         if self._closing is not None:
             self._closing.cancel()
         self._closing = asyncio.get_running_loop().call_later(delay_s, self.close)
 
     def close(self) -> None:
-        """Forget everything and free the sockets."""
+        """Forget all datagrams and close the sockets."""
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None

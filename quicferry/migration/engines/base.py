@@ -28,7 +28,7 @@ from quicferry.migration.rpc.tunnel_messages import TunnelCall, TunnelMessage
 
 
 class ServiceContainer(Protocol):
-    """The place in which the server's process lives: own PID and mount namespace inside the edge host.
+    """The container of the server's process: a PID and a mount namespace inside the edge host.
 
     Its network namespace is the edge host's. It has a private ``/run``, which other processes of
     this host reach through ``path``.
@@ -52,7 +52,7 @@ class ServiceContainer(Protocol):
         """End the server's process (SIGTERM, SIGKILL after ``grace_s``); nothing when none runs."""
 
     async def end_processes(self) -> None:
-        """End all that runs inside, whoever started it."""
+        """Kill all processes inside but init, whoever started them."""
 
     def path(self, inside: str) -> Path:
         """The agent's path to a file of the container: ``/proc/<init>/root`` + ``inside``."""
@@ -69,12 +69,12 @@ class StandbyHooks(Protocol):
 
 
 async def nothing_more() -> None:
-    """What follows a freeze where nothing but the process moves."""
+    """The default of ``EngineContext.after_freeze``: nothing but the process moves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineContext:
-    """What an engine is given on its host.
+    """What an engine is given of its edge host.
 
     ``state_dir`` is a directory *inside the container*, under its private ``/run`` (mode 0700), for
     checkpoint and state files: programs run in the container see it as it is, the agent reaches it
@@ -102,7 +102,7 @@ class EngineContext:
 
 
 class Engine(Protocol):
-    """How the server moves. Made by ``create`` with an ``EngineContext``; one per agent and engine name.
+    """How a server moves. Made by ``registry.create``; one object per agent and engine name.
 
     Every method raises ``MigrationError`` when it cannot do its work; the agent then aborts. All but
     ``checkpoint`` and ``restore`` may be called again after they succeeded and then do nothing.
@@ -135,16 +135,16 @@ class Engine(Protocol):
         """
 
     async def give_up_source(self, order: MoveOrder) -> None:
-        """The destination serves: remove the frozen server and its state from the source."""
+        """Remove the frozen server and its state from the source: the destination serves."""
 
     async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
-        """The move is off: bring the source's server back, with Abort. Returns its answer.
+        """Bring the source's server back with Abort: the move is off. Returns its answer.
 
         Called also when ``checkpoint`` failed half-way, even before the freeze.
         """
 
     async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
-        """The move is off: when this returns, nothing of this order serves here or ever will."""
+        """Undo the move at the destination: when this returns, nothing of it serves here or ever will."""
 
 
 @runtime_checkable
@@ -152,13 +152,13 @@ class CopiesAhead(Protocol):
     """An engine that sends memory while the server still serves, before ``checkpoint``."""
 
     def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
-        """At the source: yield memory in chunks as ``checkpoint`` does. The server must not notice.
+        """Yield memory at the source, in chunks as ``checkpoint`` does. The server must not be disturbed.
 
         May be closed early; ``resume_source`` follows then.
         """
 
     async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
-        """At the destination: keep it for ``restore``. The iterator is as that of ``restore``."""
+        """Keep the memory at the destination for ``restore``, whose iterator is of the same kind."""
 
 
 @runtime_checkable
@@ -166,7 +166,7 @@ class KeepsSource(Protocol):
     """An engine whose source is needed for some time after the server runs at the destination."""
 
     async def drain_source(self, order: MoveOrder) -> dict[str, Any]:
-        """At the source, after the commit: return when the destination has all it needs.
+        """Wait at the source, after the commit, until the destination has all it needs.
 
         Returns details for the event of it, ``bytes`` among them. Raises ``MigrationError`` when the
         destination says that it will never have it.
@@ -175,10 +175,10 @@ class KeepsSource(Protocol):
 
 @runtime_checkable
 class TakesOver(Protocol):
-    """An engine that goes on at the destination where an agent was killed, while memory is still missing."""
+    """An engine that continues at the destination where an agent was killed while memory was missing."""
 
     async def take_over(self, order: MoveOrder) -> None:
-        """Called when an agent was started again that had brought the server up; nothing if nothing is left.
+        """Give a server that an earlier agent brought up its missing memory; nothing if none is missing.
 
         Raises ``MigrationError`` when the server there cannot be given what it lacks.
         """
@@ -186,17 +186,17 @@ class TakesOver(Protocol):
 
 @runtime_checkable
 class ServesPages(KeepsSource, Protocol):
-    """One whose source serves pages."""
+    """An engine whose source serves pages itself."""
 
     async def serve_pages(
         self, epoch: int, requests: AsyncIterator[ToPageSource], send: Callable[[PageRun], Awaitable[None]]
     ) -> None:
-        """At the source: answer one stream of requests for pages."""
+        """Answer one stream of requests for pages, at the source."""
 
 
 @runtime_checkable
 class ServesTunnel(KeepsSource, Protocol):
-    """One at whose source CRIU serves pages."""
+    """An engine at whose source CRIU's page server serves pages."""
 
     async def serve_tunnel(
         self,
@@ -204,4 +204,4 @@ class ServesTunnel(KeepsSource, Protocol):
         requests: AsyncIterator[TunnelMessage],
         send: Callable[[TunnelMessage], Awaitable[None]],
     ) -> None:
-        """At the source: carry what one stream brings to CRIU, and its answers."""
+        """Carry the bytes of one stream to CRIU's page server, and its answers back."""

@@ -30,20 +30,22 @@ class HandoffEngine:
         self._context = context
 
     def _state(self, order: MoveOrder) -> tuple[str, Path]:
-        """The state file of a move: inside the container, and from here."""
+        """The state file of a move: its path inside the container, and the agent's path to it."""
         inside = str(self._context.state_dir / f"handoff-{order.epoch}")
         return inside, self._context.container.path(inside)
 
     async def prepare_source(self, order: MoveOrder) -> None:
-        """Ask the server whether it is there: it must serve, not wait."""
+        """Check that the server serves, and is no standby itself."""
         status = await self._context.control.ask(control.Status(), order.deadlines.notice_s)
         if status.get("standby"):
             raise MigrationError(f"the server at {order.source} only waits for a hand-off itself")
 
     async def prepare_destination(self, order: MoveOrder) -> None:
+        """Start the standby server."""
         await self._context.standby.start_standby(order.deadlines.prepare_s)
 
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        """Have the server freeze and write its state, and yield that."""
         inside, outside = self._state(order)
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             answer = await self._context.control.ask(
@@ -56,6 +58,7 @@ class HandoffEngine:
                 order.deadlines.checkpoint_s,
             )
             await self._context.after_freeze()
+            # removed before the first byte leaves: it holds traffic secrets
             state = outside.read_bytes()
             outside.unlink()
             if hashlib.sha256(state).hexdigest() != answer.get("sha256"):
@@ -65,6 +68,7 @@ class HandoffEngine:
             yield state[start : start + CHUNK_BYTES]
 
     async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
+        """Write the state to a file and have the standby server import it."""
         inside, outside = self._state(order)
         digest = hashlib.sha256()
         with suppress(FileNotFoundError):
@@ -94,6 +98,7 @@ class HandoffEngine:
                 outside.unlink()
 
     async def give_up_source(self, order: MoveOrder) -> None:
+        """Have the server dismiss connections that did not move, and kill it."""
         with suppress(FileNotFoundError):
             self._state(order)[1].unlink()
         with suppress(MigrationError):  # it may have died; then nobody can be told
@@ -103,6 +108,7 @@ class HandoffEngine:
         await self._context.container.stop_service(grace_s=0.0)
 
     async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
+        """Give the frozen server Abort, and remove its state."""
         answer = await self._context.control.ask(
             control.Abort(epoch=order.epoch, reason=reason), order.deadlines.restore_s
         )
@@ -112,6 +118,7 @@ class HandoffEngine:
         return answer
 
     async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
+        """Kill the standby server and remove the state."""
         # whether the import was obeyed cannot be known after a silence: the whole process goes
         await self._context.container.stop_service(grace_s=0.0)
         with suppress(FileNotFoundError):

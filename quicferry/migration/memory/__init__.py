@@ -1,1 +1,9 @@
-"""memory."""
+"""Memory of a process, as pages: which it has, which it wrote, which it lacks, and how these come.
+
+``process_memory`` reads and compares a process's pages; ``write_tracking`` has the kernel tell which were
+written, by a userfaultfd that the server offers (``userfault_offer``). ``pagemap`` reads and writes CRIU's
+lists of pages. ``lazy_pages`` sends missing pages from the source to the destination
+(``page_messages``), and ``userfault`` puts them in place in the restored process.
+
+From outside: all of it; ``userfault_offer`` alone is imported by servers, and so imports almost nothing.
+"""

@@ -81,7 +81,7 @@ class PageSource:
         await asyncio.shield(self._done)
 
     def abort(self) -> None:
-        """Nobody will ask any more: the memory is gone."""
+        """End all streams: the memory is gone, nobody may wait for it."""
         self._done.cancel()
         self._given_up.set()
 
@@ -117,6 +117,7 @@ class PageSource:
             await asyncio.wait([listening])
 
     async def _listen(self, stream: _Stream, requests: AsyncIterator[ToPageSource]) -> None:
+        """Take in the destination's messages on one stream."""
         async for request in requests:
             match request:
                 case GotPages():
@@ -135,6 +136,7 @@ class PageSource:
             stream.news.set()
 
     def _finish(self, error: str | None) -> None:
+        """Note how the destination's memory ended."""
         if self._done.done():
             return
         if error is None:
@@ -143,6 +145,7 @@ class PageSource:
             self._done.set_exception(MigrationError(error))
 
     def _read(self, pid: int, runs: list[tuple[int, int]]) -> PageRun:
+        """Read and compress runs of pages into one message."""
         data = b"".join([self._reader(pid, first, count) for first, count in runs])
         packed = data if self._level is None else zstandard.ZstdCompressor(level=self._level).compress(data)
         return PageRun(
@@ -159,7 +162,7 @@ class PageSource:
 async def say_farewell(
     requests: AsyncIterator[ToPageSource], send: Callable[[PageRun], Awaitable[None]]
 ) -> bool:
-    """Answer a destination that has everything and did not hear the answer. False: it lacks some."""
+    """Answer a destination that has everything and missed the answer. False: it lacks some pages."""
     async for request in requests:
         if isinstance(request, WantAll) and request.runs:
             return False
@@ -171,7 +174,7 @@ async def say_farewell(
 
 @dataclass
 class _Stream:
-    """What one stream still has to send, and in what order."""
+    """What is still to be sent on one stream, and in what order."""
 
     wanted: WantAll
     urgent: list[tuple[int, int, int]] = field(default_factory=list)
@@ -187,6 +190,7 @@ class _Stream:
         self._following: tuple[int, int, int] | None = None  # taken out of that order, and not sent yet
 
     def _batches(self) -> Iterator[tuple[int, int, int]]:
+        """All wanted runs in their order, cut into batches."""
         for pid, first, count in self.wanted.runs:
             for start in range(first, first + count, BATCH_PAGES):  # nobody says how long a run may be
                 yield pid, start, min(BATCH_PAGES, first + count - start)
@@ -212,7 +216,7 @@ class _Stream:
         return (pid, runs) if runs else None
 
     def _take(self, pid: int, first: int, count: int) -> tuple[int, int] | None:
-        """The first unsent pages of a range that are neighbours; what is left of it is put back."""
+        """Take the first unsent neighbours out of a range; put the rest of it back."""
         unsent = self._unsent.get(pid, set())
         end = first + count
         while first < end and first not in unsent:
@@ -230,13 +234,13 @@ class _Stream:
 
 
 class LocalPages:
-    """The memory of a process as rounds left it here: incremental images, the newest counts.
+    """The memory of a process as rounds left it here: incremental images, of which the newest counts.
 
     The images are mapped until ``close``.
     """
 
     def __init__(self, rounds: Sequence[Path], pid: int, pages: Pages) -> None:
-        """``rounds``: the image directories, the oldest first; ``pages``: those that are wanted of them."""
+        """``rounds``: the image directories, the oldest first; ``pages``: the pages wanted of them."""
         self.pages = pages
         self._images: list[tuple[Pages, NDArray[np.uint8]]] = []
         for directory in reversed(rounds):
@@ -324,7 +328,7 @@ class PageSink:
         self._filling = asyncio.create_task(self._fill())
 
     async def worked(self) -> None:
-        """Return when all that is here and that the process is likely to need is in its place."""
+        """Wait until the pages that are here and that the process is likely to need are in place."""
         working = asyncio.create_task(self._worked.wait())
         await asyncio.wait([working, self._filling], return_when=asyncio.FIRST_COMPLETED)
         working.cancel()
@@ -332,13 +336,13 @@ class PageSink:
             await self._filling
 
     async def serving(self) -> None:
-        """The server serves: what it does not need at once may come, too."""
+        """Let all other pages come, too: the server serves."""
         self._serving.set()
         with suppress(MigrationError):  # a new stream begins with nothing on its way
             await self._tell()
 
     async def placed(self) -> None:
-        """Return when all memory is in its place. Raises what went wrong meanwhile."""
+        """Wait until all memory is in place. Raises what went wrong meanwhile."""
         working = [self._fetching, self._filling, self._faults.over]
         await asyncio.wait(working, return_when=asyncio.FIRST_EXCEPTION)
         for task in working:
@@ -347,7 +351,7 @@ class PageSink:
         await self._faults.over
 
     def _want(self, pid: int, page: int) -> None:
-        """A process waits for this page."""
+        """Get a page for which a process stands still: from the rounds here, else from the source."""
         if page not in self._missing.get(pid, ()) and pid in self._local:
             data = self._local[pid].page(page)
             asyncio.get_running_loop().call_soon(self._faults.arrived, pid, page, data)
@@ -357,7 +361,7 @@ class PageSink:
         task.add_done_callback(self._asking.discard)
 
     async def _ask(self, pid: int, page: int) -> None:
-        """Until it has come: the kernel says only once that a process stands still."""
+        """Ask the source for a page until it has come: the kernel reports a fault only once."""
         self._waits += 1
         while page in self._missing.get(pid, ()):
             if self._stream is not None:
@@ -368,7 +372,7 @@ class PageSink:
             await asyncio.sleep(ASK_AGAIN_S)
 
     async def _fill(self) -> None:
-        """Put in place what is here already, once there is a place."""
+        """Put pages of the rounds in place, as soon as the process has its mappings."""
         runs = [(pid, *run) for pid, pages in self._local.items() for run in pages.runs()]
         await self._faults.restored.wait()
         filled = 0
@@ -382,7 +386,7 @@ class PageSink:
         self._worked.set()
 
     async def _fetch(self) -> None:
-        """Read streams until all has come."""
+        """Read streams of pages until none is missing."""
         while any(self._missing.values()):
             try:
                 stream = await self._begin(self._wanted())
@@ -402,13 +406,14 @@ class PageSink:
                 await self._turn()
 
     async def _begin(self, wanted: list[tuple[int, int, int]]) -> PageCall:
+        """Open a stream and say what is wanted."""
         self._untold = 0
         stream = self._stream = self._open_stream(self._detour)
         await stream.write(WantAll(epoch=self._epoch, runs=wanted))
         return stream
 
     async def _turn(self) -> None:
-        """The stream has failed: the next one takes the other way."""
+        """Give a stream up that has failed; the next one takes the other way."""
         if self._stream is not None:
             self._stream.cancel()
         self._stream = None
@@ -416,7 +421,7 @@ class PageSink:
         await asyncio.sleep(REOPEN_S)
 
     async def _next(self, stream: PageCall) -> PageRun:
-        """What comes next. Raises ``MigrationError`` also when nothing does although the source may send."""
+        """The next message. Raises ``MigrationError`` also when the source is silent although it may send."""
         reading = asyncio.ensure_future(stream.read())
         try:
             while not reading.done():
@@ -428,7 +433,7 @@ class PageSink:
         return reading.result()
 
     async def _tell(self) -> None:
-        """Tell the source what has come, and thereby to go on, unless that can wait."""
+        """Tell the source how many pages have come, which lets it send more, unless that can wait."""
         enough = self._taken >= WORKING_PAGES and self._waits < PATIENCE_PAGES
         if self._untold and self._stream and (self._serving.is_set() or not enough):
             told, self._untold = self._untold, 0
@@ -436,7 +441,7 @@ class PageSink:
                 await self._stream.write(GotPages(told))
 
     def _wanted(self) -> list[tuple[int, int, int]]:
-        """The runs of which something is missing, in the order in which a process is likely to need them."""
+        """The runs with missing pages, in the order in which a process is likely to need them."""
         return [
             (pid, first, count)
             for pid, first, count in self._order
@@ -444,6 +449,7 @@ class PageSink:
         ]
 
     def _unpack(self, run: PageRun) -> bytes:
+        """Decompress and check a message. Raises ``MigrationError``."""
         size = run.pages * PAGE_BYTES
         data = run.data
         if run.packed:
@@ -471,7 +477,7 @@ class PageSink:
                 await self._turn()
 
     async def close(self) -> None:
-        """End it. A process that lacks memory must have been ended before."""
+        """Stop. A process that lacks memory must have been killed before: it would read zeros."""
         self._fetching.cancel()
         self._filling.cancel()
         for task in self._asking:
@@ -499,6 +505,7 @@ def batches_of(pages: Pages, batch_pages: int) -> list[tuple[int, int]]:
 
 
 def _cut(runs: Iterable[tuple[int, int]], batch_pages: int) -> list[tuple[int, int]]:
+    """Cut runs into batches."""
     return [
         (start, min(batch_pages, first + count - start))
         for first, count in runs

@@ -69,6 +69,7 @@ class PageMap(NamedTuple):
         return self._pages(lambda flags: flags == Flag.LAZY)
 
     def _pages(self, wanted: Callable[[Flag], bool]) -> Pages:
+        """The pages of all entries whose flags are wanted."""
         return numbers([(first, length) for first, length, flags in self.entries if wanted(flags)])
 
 
@@ -104,6 +105,7 @@ def entries_of(**kinds: Pages) -> list[PagemapEntry]:
 
 
 def _flags(kind: str) -> Flag:
+    """The flags that the words of a name stand for."""
     flags = Flag(0)
     for word in kind.split("_"):
         flags |= Flag[word.upper()]
@@ -111,6 +113,7 @@ def _flags(kind: str) -> Flag:
 
 
 def _message(body: bytes) -> bytes:
+    """A protobuf message with its size before it."""
     return SIZE.pack(len(body)) + body
 
 
@@ -129,6 +132,7 @@ def encode(pagemap: PageMap) -> bytes:
 
 
 def _messages(image: bytes) -> Iterator[dict[int, int]]:
+    """The number fields of each message of an image."""
     position = len(MAGIC)
     while position < len(image):
         if position + SIZE.size > len(image):
@@ -156,6 +160,7 @@ def decode(image: bytes) -> PageMap:
 
 
 def _entry(fields: dict[int, int]) -> PagemapEntry:
+    """A run of pages from the fields of its message, old or new."""
     address, count = fields[1], fields.get(5) or fields[2]
     if address % PAGE_BYTES:
         raise ValueError(f"an address within a page: {address:#x}")

@@ -39,7 +39,7 @@ class Snapshot(NamedTuple):
 
     @classmethod
     def empty(cls) -> Snapshot:
-        """No page."""
+        """A snapshot of no pages."""
         return cls(NO_PAGES, np.empty((0, PAGE_BYTES), np.uint8))
 
 
@@ -74,7 +74,7 @@ def private_areas(maps: str, *, of_files: bool = True) -> list[tuple[int, int]]:
 
 
 def within(pages: Pages, areas: list[tuple[int, int]]) -> Pages:
-    """Those of the pages that lie in the areas, which are sorted and do not overlap."""
+    """The pages that lie in the areas, which are sorted and do not overlap."""
     if not areas:
         return NO_PAGES
     bounds = np.array([bound for first, count in areas for bound in (first, first + count)])
@@ -101,7 +101,7 @@ class ProcessMemory:
             raise MigrationError(f"the memory of the server cannot be read: {error}") from error
 
     def close(self) -> None:
-        """Close the files."""
+        """Close ``mem`` and ``pagemap`` of the process."""
         os.close(self._memory)
         os.close(self._pagemap)
 
@@ -112,7 +112,7 @@ class ProcessMemory:
         self.close()
 
     def anonymous_pages(self) -> Pages:
-        """All private pages that no file has: what CRIU dumps of private areas."""
+        """All private pages that are in no file: what CRIU dumps of private areas."""
         runs = []
         for first, count in private_areas((self._proc / "maps").read_text()):
             raw = os.pread(self._pagemap, count * PAGEMAP_ENTRY_BYTES, first * PAGEMAP_ENTRY_BYTES)
@@ -123,11 +123,11 @@ class ProcessMemory:
         return numbers(runs)
 
     def without_files(self, pages: Pages) -> Pages:
-        """Those of the pages that no file is mapped to."""
+        """The pages that lie in areas to which no file is mapped."""
         return within(pages, private_areas((self._proc / "maps").read_text(), of_files=False))
 
     def read(self, pages: Pages) -> Snapshot:
-        """The contents of these pages; those that are gone by now are left out."""
+        """The contents of these pages, without those that are gone by now."""
         data = np.empty((len(pages), PAGE_BYTES), np.uint8)
         kept = np.ones(len(pages), bool)
         row = 0
@@ -138,14 +138,14 @@ class ProcessMemory:
         return Snapshot(pages, data) if kept.all() else Snapshot(pages[kept], data[kept])
 
     def _read_into(self, rows: Data, first: int) -> int:
-        """Fill whole pages from ``first`` on; how many could be read."""
+        """Read whole pages from ``first`` on into ``rows``; returns how many could be read."""
         try:
             return os.preadv(self._memory, [rows.data], first * PAGE_BYTES) // PAGE_BYTES
         except OSError:  # unmapped since the list was made
             return 0
 
     def differing(self, known: Snapshot, listed: Listed | None = None) -> Reading:
-        """Read the anonymous pages and compare them with what is known of them.
+        """Read the anonymous pages and compare them with the contents known from the last reading.
 
         ``listed``: the pages there are and those among them that can differ at all, if the kernel has told
         (see ``write_tracking``); only these are read then.
@@ -184,7 +184,7 @@ class ProcessMemory:
 
 
 def _differing(now: Data, rows: Pages, known: Data) -> NDArray[np.intp]:
-    """Which rows of ``now`` are not as in the ``rows`` of ``known``; -1 stands for an unknown page."""
+    """The indices of rows that differ from their row in ``known``; -1 stands for an unknown page."""
     if not len(now):
         return np.empty(0, np.intp)
     if rows[0] >= 0 and rows[-1] - rows[0] == len(rows) - 1 and (rows >= 0).all():
@@ -198,11 +198,12 @@ def _differing(now: Data, rows: Pages, known: Data) -> NDArray[np.intp]:
 
 
 def _words(data: Data) -> NDArray[np.uint64]:
+    """The same contents as 64-bit words, which compare faster."""
     return data.view(np.uint64)
 
 
 def merged(known: Snapshot, reading: Reading) -> Snapshot:
-    """What is known after a reading: the pages that are there, the changed ones with their new contents.
+    """The snapshot after a reading: the pages that are there, changed ones with their new contents.
 
     ``known`` must not be used any more.
     """
@@ -222,5 +223,5 @@ def merged(known: Snapshot, reading: Reading) -> Snapshot:
 
 
 def unchanged(reading: Reading) -> Pages:
-    """The pages that are as they were at the last reading."""
+    """The pages of a reading whose contents have not changed."""
     return np.setdiff1d(reading.pages, reading.changed.pages, assume_unique=True)

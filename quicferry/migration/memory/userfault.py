@@ -54,7 +54,7 @@ Content = bytes | NDArray[np.uint8]  # of whole pages, one after another
 
 
 class UffdEventLog:
-    """What processes did with memory that they lack, in a file: for the successor of an agent that dies.
+    """The userfaultfd events of processes that lack memory, in a file, for the next agent if this one dies.
 
     The kernel tells of it once, and a page that was given up must not be put in place. The file is
     mapped, so that keeping it costs no system call. Its head says whether a message may have been lost:
@@ -78,15 +78,16 @@ class UffdEventLog:
         self._state, self._count = self._HEAD.unpack_from(self._map)
 
     def _note(self) -> None:
+        """Write the head of the file."""
         self._HEAD.pack_into(self._map, 0, self._state, self._count)
 
     def reading(self) -> None:
-        """Messages are about to be read."""
+        """Mark that messages are about to be read: from here on one may be lost."""
         if self._state == self._WHOLE:
             self._map[0] = self._READING
 
     def heard(self, pid: int, raw: bytes) -> None:
-        """They were read: keep those that a successor must know."""
+        """Append the messages that a successor must know, and clear the mark."""
         for event, a, b, c in MESSAGE.iter_unpack(raw):
             if event == PAGEFAULT:
                 continue
@@ -99,7 +100,7 @@ class UffdEventLog:
         self._note()
 
     def of(self, pid: int) -> Iterator[tuple[int, int, int, int]]:
-        """The event and its arguments for all that is known of a process.
+        """Yield the event and its arguments for all messages about a process.
 
         Raises ``MigrationError`` when that is not all that happened.
         """
@@ -118,7 +119,7 @@ class UffdEventLog:
 
 
 class Target:
-    """One process with missing pages. Page numbers are those of the images, wherever it moves them."""
+    """One process with missing pages. Page numbers are those of the images, wherever mremap moved them."""
 
     def __init__(
         self, descriptor: int, pid: int, unplaced: set[int], moves: Iterable[tuple[int, int, int]] = ()
@@ -129,25 +130,25 @@ class Target:
         self._moves = list(moves)  # from, to, how many, in the order of the events
 
     def where(self, page: int) -> int:
-        """Where the process has that page now."""
+        """The page of the process in which a page of the images is now."""
         for old, new, count in self._moves:
             if old <= page < old + count:
                 page += new - old
         return page
 
     def which(self, page: int) -> int:
-        """Which page of the images the process has there now."""
+        """The page of the images that a page of the process is now: the reverse of ``where``."""
         for old, new, count in reversed(self._moves):
             if new <= page < new + count:
                 page += old - new
         return page
 
     def moved(self, old: int, new: int, count: int) -> None:
-        """It has called mremap."""
+        """Note an mremap: pages of the process have moved."""
         self._moves.append((old, new, count))
 
     def dropped(self, first: int, count: int) -> None:
-        """It has given up this range: what belonged there is not to be put in place any more."""
+        """Note that a range was unmapped or discarded: its pages must not be put in place any more."""
         if count > len(self.unplaced):
             gone = {page for page in self.unplaced if first <= self.where(page) < first + count}
         else:
@@ -155,24 +156,24 @@ class Target:
         self.unplaced -= gone
 
     def heard(self, event: int, a: int, b: int, c: int) -> None:
-        """The kernel tells what it did with its memory."""
+        """Follow an event of the kernel about the process's mappings."""
         if event == REMAP:
             self.moved(a // PAGE_BYTES, b // PAGE_BYTES, c // PAGE_BYTES)
         elif event in (REMOVE, UNMAP):
             self.dropped(a // PAGE_BYTES, (b - a) // PAGE_BYTES)
 
     def retrace(self, event_log: UffdEventLog, there: set[int]) -> None:
-        """Become what the agent before this one knew. ``there``: pages that the process has by now."""
+        """Reach the state of an agent that died. ``there``: the pages that the process has by now."""
         for message in event_log.of(self.pid):
             self.heard(*message)
         self.unplaced -= {page for page in self.unplaced if self.where(page) in there}
 
     def child(self, descriptor: int) -> Target:
-        """It has forked: the child lacks the same pages."""
+        """A target for a fork of the process, which lacks the same pages."""
         return Target(descriptor, self.pid, set(self.unplaced), self._moves)
 
     def runs(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """The unplaced pages of a range as (image page, page in the process, how many) of neighbours."""
+        """Yield unplaced neighbours of a range as (image page, page in the process, how many)."""
         if not self._moves and self.unplaced.issuperset(range(first, first + count)):
             yield first, first, count  # as nearly always
             return
@@ -193,7 +194,7 @@ class Target:
 
 
 class UserFaults:
-    """Puts pages in place, and says for which ones a process stands still.
+    """Puts pages in place, and reports the pages for which a process stands still.
 
     ``missing``: PID inside the container -> pages that the images lack. ``wanted(pid, page)`` is
     called when a process waits for a page that has not come yet, ``adopted(pid, descriptor)`` when a
@@ -231,6 +232,7 @@ class UserFaults:
         self._greeting = asyncio.create_task(self._greet(listener))
 
     def _take_over(self, found: Sequence[Target]) -> None:
+        """Continue with the processes that an earlier agent left."""
         self.restored.set()
         for target in found:
             self._targets.append(target)
@@ -254,12 +256,13 @@ class UserFaults:
                     self._adopt(Target(await _descriptor(connection), number, self._missing[number]))
 
     def _adopt(self, target: Target) -> None:
+        """Take a process on: watch its userfaultfd."""
         self._targets.append(target)
         self._adopted(target.pid, target.descriptor)
         asyncio.get_running_loop().add_reader(target.descriptor, self._read, target)
 
     def _begin(self) -> None:
-        """The processes have their mappings: what has come can be put in place."""
+        """Put in place what has come: the processes have their mappings now."""
         self.restored.set()
         for pid, first, data in self._kept:
             self._place_all(pid, first, data)
@@ -267,7 +270,7 @@ class UserFaults:
         self._check()
 
     def arrived(self, pid: int, first: int, data: Content) -> None:
-        """Pages have come."""
+        """Put pages in place that have come, or keep them until there is a process."""
         if self.restored.is_set():
             self._place_all(pid, first, data)
             self._check()
@@ -280,11 +283,13 @@ class UserFaults:
                 self._awaited.discard((pid, page))
 
     def _place_all(self, pid: int, first: int, data: Content) -> None:
+        """Put pages in place in a process and in its forks."""
         for target in self._targets:
             if target.pid == pid:
                 self._place(target, first, data)
 
     def _place(self, target: Target, first: int, data: Content) -> None:
+        """Put pages in place in one process, those that it still lacks."""
         address = np.frombuffer(data, np.uint8).ctypes.data
         for page, place, count in list(target.runs(first, len(data) // PAGE_BYTES)):
             source = address + (page - first) * PAGE_BYTES
@@ -301,7 +306,7 @@ class UserFaults:
                 source += done * PAGE_BYTES
 
     def _copy(self, target: Target, place: int, source: int, count: int) -> int | None:
-        """Put neighbours in place; how many are settled. None: try again."""
+        """Put neighbours in place; returns how many are settled, None to try again."""
         request = bytearray(COPY.pack(place * PAGE_BYTES, source, count * PAGE_BYTES, 0, 0))
         try:
             fcntl.ioctl(target.descriptor, UFFDIO_COPY, request)
@@ -322,11 +327,12 @@ class UserFaults:
         return count
 
     def _wake(self, target: Target, place: int) -> None:
+        """Let a process that stands still at a page try again."""
         with contextlib.suppress(OSError):
             fcntl.ioctl(target.descriptor, UFFDIO_WAKE, RANGE.pack(place * PAGE_BYTES, PAGE_BYTES))
 
     def _read(self, target: Target) -> None:
-        """Obey what the kernel says of a process."""
+        """Read and follow the kernel's messages about a process."""
         self._event_log.reading()
         try:
             raw = os.read(target.descriptor, MESSAGE.size * MESSAGES)
@@ -351,6 +357,7 @@ class UserFaults:
         self._check()
 
     def _fault(self, target: Target, place: int) -> None:
+        """Handle a page fault: place the page if it has come, else ask for it."""
         page = target.which(place)
         if page not in target.unplaced:
             self._zero(target, place)
@@ -363,7 +370,7 @@ class UserFaults:
         self._wanted(target.pid, page)
 
     def _zero(self, target: Target, place: int) -> None:
-        """A page that never held anything, or is there by now."""
+        """Place a page of zeros: one that never held anything, or that was discarded."""
         request = bytearray(ZEROPAGE.pack(place * PAGE_BYTES, PAGE_BYTES, 0, 0))
         try:
             fcntl.ioctl(target.descriptor, UFFDIO_ZEROPAGE, request)
@@ -371,14 +378,14 @@ class UserFaults:
             self._wake(target, place)
 
     def _leave(self, target: Target) -> None:
-        """Close a descriptor: the kernel then treats the process as any other."""
+        """Close a userfaultfd: the kernel then treats the process as any other."""
         if target in self._targets:
             self._targets.remove(target)
             asyncio.get_running_loop().remove_reader(target.descriptor)
             os.close(target.descriptor)
 
     def _check(self) -> None:
-        """Leave processes that have all their memory."""
+        """Leave the processes that have all their memory."""
         if not self.restored.is_set():
             return
         for target in [target for target in self._targets if not target.unplaced]:
@@ -387,7 +394,7 @@ class UserFaults:
             self.over.set_result(None)
 
     async def close(self) -> None:
-        """Give up. A process that waits for a page waits no longer: it must have been ended before."""
+        """Stop. Processes that wait for a page read zeros then: they must have been killed before."""
         if self._greeting is not None:
             self._greeting.cancel()
             await asyncio.wait([self._greeting])
@@ -400,7 +407,7 @@ class UserFaults:
 
 
 def wake(descriptor: int, areas: Iterable[tuple[int, int]]) -> None:
-    """Let a process that stands still in these runs of pages (first, count) ask again for what it needs.
+    """Let a process that stands still in these runs of pages (first, count) fault again.
 
     The kernel tells only once, and it has told an agent that died.
     """
@@ -410,11 +417,12 @@ def wake(descriptor: int, areas: Iterable[tuple[int, int]]) -> None:
 
 
 def _page_of(data: Content, number: int) -> Content:
+    """The content of one page of many."""
     return data[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
 
 
 async def _descriptor(connection: socket.socket) -> int:
-    """The descriptor that comes next, with a byte or so of no meaning."""
+    """Receive the next descriptor, with a byte or so of no meaning."""
     await until_readable(connection)
     _, ancillary, _, _ = connection.recvmsg(INT.size, socket.CMSG_SPACE(INT.size))
     for level, kind, data in ancillary:

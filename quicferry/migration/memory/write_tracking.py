@@ -69,14 +69,14 @@ class WriteTracker:
             raise Unsupported(f"the kernel does not tell what a process writes: {error}") from error
 
     def close(self) -> None:
-        """The kernel forgets about it."""
+        """Close the descriptors; the kernel then tracks nothing any more."""
         for descriptor in (self._descriptor, self._pagemap):
             if descriptor >= 0:
                 os.close(descriptor)
         self._descriptor = self._pagemap = -1
 
     def scan(self) -> Listed:
-        """What was written since the last scan; what cannot be known counts as written.
+        """The pages written since the last scan; what cannot be known counts as written.
 
         Raises ``Unsupported`` when the kernel cannot tell, or the process is gone.
         """
@@ -92,7 +92,7 @@ class WriteTracker:
         return Listed(_pages(regions), _pages(regions[~known]))
 
     def _register(self, first: int, count: int) -> None:
-        """Areas that have come since the last time are watched, too."""
+        """Track an area; areas may have come since the last time."""
         request = bytearray(REGISTER.pack(first * PAGE_BYTES, count * PAGE_BYTES, MODE_WP, 0))
         try:
             fcntl.ioctl(self._descriptor, UFFDIO_REGISTER, request)
@@ -102,6 +102,7 @@ class WriteTracker:
                 raise
 
     def _scan(self, first: int, end: int) -> Iterator[Regions]:
+        """Yield the regions of a range with their categories, and protect them anew."""
         start, stop = first * PAGE_BYTES, end * PAGE_BYTES
         while start < stop:
             regions = np.empty(REGIONS, REGION)
@@ -119,6 +120,7 @@ class WriteTracker:
 
 
 def _pages(regions: Regions) -> Pages:
+    """The page numbers of regions, sorted, each once."""
     first = (regions["start"] // np.uint64(PAGE_BYTES)).astype(np.int64)
     count = ((regions["end"] - regions["start"]) // np.uint64(PAGE_BYTES)).astype(np.int64)
     # the kernel may tell of a page twice where an answer of its own was full

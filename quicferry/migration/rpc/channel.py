@@ -61,11 +61,11 @@ _CLIENT_OPTIONS: list[tuple[str, int | str]] = [
 
 
 class Unreachable(MigrationError):
-    """The other party cannot be reached, or the connection broke: it is not known what it did."""
+    """The other party cannot be reached, or the connection broke: what it did is not known."""
 
 
 class TooLate(MigrationError):
-    """The other party did not answer in time: it is not known what it did."""
+    """The other party did not answer in time: what it did is not known."""
 
 
 _KINDS: dict[str, type[FerryError]] = {
@@ -98,15 +98,17 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def _decoder(kind: Any) -> Callable[[bytes], Any]:
+    """A decoder from MessagePack for that type."""
     return msgspec.msgpack.Decoder(kind).decode
 
 
 def address_of(endpoint: Endpoint) -> str:
-    """gRPC's name of an endpoint: an address as it is, so that no resolver is asked."""
+    """An endpoint in gRPC's notation: the address itself, so that no resolver is asked."""
     return f"{'ipv6' if ':' in endpoint.host else 'ipv4'}:{endpoint}"
 
 
 def _caller(context: Any) -> str:
+    """The name in the caller's certificate."""
     names = context.auth_context().get("x509_common_name", [b""])
     return bytes(names[0]).decode()
 
@@ -124,7 +126,7 @@ async def _refuse(context: Any, error: Exception) -> None:
 
 
 def error_from(error: grpc.aio.AioRpcError, method: str, peer: str) -> FerryError:
-    """What a failed call means to its caller."""
+    """The error of ours for a failed call, the other party's own kind where it named one."""
     metadata = dict(error.trailing_metadata() or ())
     hint = metadata.get(HINT_KEY, b"")
     text = hint.decode() if isinstance(hint, bytes) else str(hint)
@@ -143,7 +145,7 @@ def error_from(error: grpc.aio.AioRpcError, method: str, peer: str) -> FerryErro
 
 
 class RpcServer:
-    """The end that is called. Add the methods, then ``await start()``."""
+    """The end that is called. Register the methods, then ``await start()``."""
 
     def __init__(self, identity: Identity, listen: Endpoint) -> None:
         self._identity = identity
@@ -216,7 +218,7 @@ class RpcServer:
 
 
 class DuplexCall(Generic[Q, A]):
-    """A running stream, seen from the caller."""
+    """An open stream, seen from the caller."""
 
     def __init__(self, call: Any, method: str, peer: str) -> None:
         self._call = call
@@ -250,6 +252,7 @@ class DuplexCall(Generic[Q, A]):
         return answer  # type: ignore[no-any-return]  # grpc has no types; the deserializer checked it
 
     async def _reason(self) -> FerryError:
+        """The error for a stream that has ended."""
         code = await self._call.code()
         error = grpc.aio.AioRpcError(
             code if code is not grpc.StatusCode.OK else grpc.StatusCode.UNAVAILABLE,

@@ -26,7 +26,7 @@ PIECE_BYTES = 256 * 1024  # measured: first byte 1 ms instead of 5 ms with 1 MiB
 
 
 class StatusQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """How are you? ``ask_server``: ask the server process, too."""
+    """Ask an agent for its status; with ``ask_server`` also the server process."""
 
     ask_server: bool = False
 
@@ -107,13 +107,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ahead(msgspec.Struct, frozen=True, kw_only=True, tag="ahead"):
-    """Memory follows that is copied while the server still serves; up to an End with no lease."""
+    """Begins memory that is copied while the server still serves; ends with an End without lease."""
 
     order: MoveOrder
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
-    """The order, now with the destination's lease in it."""
+    """Begins the transfer of the checkpoint. The order now has the destination's lease."""
 
     order: MoveOrder
 
@@ -125,7 +125,7 @@ class Piece(msgspec.Struct, frozen=True, tag="piece"):
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
-    """All has been sent: this much, with this digest. From here on the destination may resume.
+    """Ends a transfer with its length and digest. From here on the destination may resume.
 
     ``resume_before_ns`` is the lease that counts: at most the order's, as now less is left to do.
     """
@@ -136,13 +136,13 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
-    """The source serves no more in this epoch, unless the answer says that nobody serves here."""
+    """Tells the destination that the source serves no more in this epoch, if the destination does."""
 
     epoch: int
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True, tag="received"):
-    """Length and digest are right."""
+    """Tells the source that length and digest are right."""
 
     size_bytes: int
     t_ns: int
@@ -157,20 +157,20 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag="resumed"):
 
 
 class Committed(msgspec.Struct, frozen=True, kw_only=True, tag="committed"):
-    """The destination knows that the server is its own."""
+    """Tells the source that the destination knows of the commit."""
 
     epoch: int
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True):
-    """Asked of the destination: do not resume in this epoch, and say what is true."""
+    """Asks the destination not to resume in this epoch, and for its verdict."""
 
     epoch: int
     reason: str
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The destination's word: it serves (``resumed``), or it never will in this epoch (None).
+    """The destination's final word: it serves (``resumed``), or it never will in this epoch (None).
 
     None is final. ``resumed`` is final once the destination has heard of the commit, see ``states``.
     """

@@ -23,7 +23,7 @@ HEDGE_S = 0.1  # far above a call between two edges, far below what a client wou
 
 
 class PeerClient(RpcClient):
-    """A channel to another agent with a second way for unary calls; streams take the first."""
+    """A channel to another agent, with a detour for unary calls; streams take the direct way."""
 
     def __init__(
         self, identity: Identity, peer: str, endpoint: Endpoint, detour: Endpoint | None = None
@@ -37,13 +37,13 @@ class PeerClient(RpcClient):
         return [self.endpoint] if self.detour is None else [self.endpoint, self.detour.endpoint]
 
     def connect(self) -> None:
-        """Begin to connect by both ways: the detour is for when time matters most."""
+        """Begin to connect both ways: the detour is needed when time matters most."""
         super().connect()
         if self.detour is not None:
             self.detour.connect()
 
     async def call(self, method: Unary[Q, A], request: Q, *, timeout_s: float, wait: bool = False) -> A:
-        """As ``RpcClient.call``, by both ways if need be."""
+        """As ``RpcClient.call``, by both ways when the direct one does not answer in time."""
         direct = asyncio.ensure_future(super().call(method, request, timeout_s=timeout_s, wait=wait))
         if self.detour is None:
             return await direct
@@ -80,5 +80,5 @@ class PeerClient(RpcClient):
 
 
 def _is_silence(call: asyncio.Future[A]) -> bool:
-    """Whether a call that is done has told nothing about the other party."""
+    """Whether a finished call has told nothing about the other party."""
     return call.cancelled() or isinstance(call.exception(), (Unreachable, TooLate))

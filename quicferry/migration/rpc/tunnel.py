@@ -31,7 +31,7 @@ Send = Callable[[TunnelMessage], Awaitable[None]]
 
 
 class Tunnel:
-    """One end. ``local`` is the non-blocking socket to the program here; it is closed with this."""
+    """One end of a tunnel. ``local``: the non-blocking socket to CRIU here, closed with this object."""
 
     def __init__(self, epoch: int, local: socket.socket) -> None:
         self._epoch = epoch
@@ -49,11 +49,11 @@ class Tunnel:
 
     @property
     def sent_bytes(self) -> int:
-        """How many bytes of the program here have been taken up."""
+        """How many bytes were read from the program here."""
         return self._kept_from + len(self._kept)
 
     async def _hear(self) -> None:
-        """Take up what the program here says."""
+        """Read from the program here, and keep the bytes until they are acknowledged."""
         loop = asyncio.get_running_loop()
         while True:
             while len(self._kept) >= KEPT_BYTES:
@@ -70,7 +70,7 @@ class Tunnel:
                 return
 
     async def _say(self) -> None:
-        """Hand the program here what has come for it."""
+        """Write to the program here what has come for it."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # it has ended: nobody hears
             while self._incoming or not self._over_there:
@@ -84,6 +84,7 @@ class Tunnel:
             self._local.shutdown(socket.SHUT_WR)
 
     def _acknowledged(self, offset: int) -> None:
+        """Forget the bytes that the other end has. Raises ``MigrationError`` for what cannot be."""
         if not 0 <= offset <= self.sent_bytes:
             raise MigrationError(f"a tunnel has acknowledged {offset} of {self.sent_bytes} bytes")
         if offset > self._kept_from:
@@ -92,7 +93,7 @@ class Tunnel:
             self._room.set()
 
     def _take(self, message: TunnelMessage) -> None:
-        """Obey a message of the other end. What came before, on another stream, is passed over."""
+        """Take in a message of the other end; bytes that an earlier stream brought are passed over."""
         if not isinstance(message, TunnelData):
             raise MigrationError(f"{type(message).__name__} in the middle of a tunnel")
         self._acknowledged(message.received)
@@ -107,11 +108,12 @@ class Tunnel:
             self._news.set()
 
     async def _take_all(self, stream: TunnelCall) -> None:
+        """Take in messages until the stream ends."""
         while True:
             self._take(await stream.read())
 
     async def _send_on(self, offset: int, send: Send) -> None:
-        """Send what the program here says, from that offset on, until this is cancelled."""
+        """Send what the program here writes, from that offset on, until this is cancelled."""
         told, said_last = self._received, False
         while offset >= self._kept_from:  # else a newer stream has taken this one's place
             self._news.clear()
@@ -125,7 +127,7 @@ class Tunnel:
                 await self._news.wait()
 
     async def serve(self, opened: TunnelOpen, requests: AsyncIterator[TunnelMessage], send: Send) -> None:
-        """The source's end of one stream, until that ends."""
+        """Serve one stream at the source's end, until it ends."""
         self._acknowledged(opened.received)
         await send(TunnelOpen(epoch=self._epoch, received=self._received))
         sending = asyncio.create_task(self._send_on(opened.received, send))
@@ -136,7 +138,7 @@ class Tunnel:
             await _ended(sending)
 
     async def carry(self, open_stream: Callable[[], TunnelCall]) -> None:
-        """The destination's end: stream after stream, until cancelled or refused (``MigrationError``)."""
+        """Open stream after stream at the destination, until cancelled or refused (``MigrationError``)."""
         while True:
             stream = open_stream()
             try:
@@ -163,14 +165,14 @@ class Tunnel:
                 stream.cancel()
 
     async def close(self) -> None:
-        """Hang up on the program here."""
+        """Close the socket to the program here."""
         for pump in self._pumps:
             await _ended(pump)
         self._local.close()
 
 
 async def tell_over(open_stream: Callable[[], TunnelCall], over: TunnelOver) -> None:
-    """Tell the source how it ended, until it has heard."""
+    """Tell the source how it ended, repeatedly, until it has answered."""
     while True:
         stream = open_stream()
         try:
@@ -184,6 +186,7 @@ async def tell_over(open_stream: Callable[[], TunnelCall], over: TunnelOver) -> 
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end."""
     task.cancel()
     await asyncio.wait([task])
     if not task.cancelled():

@@ -29,9 +29,10 @@ from quicferry.migration.order import MoveOrder
 
 
 class CriuCopyEngine(CopySource, CopyDestination):
-    """The base of the three: both sides, as a server that came here may be moved on. See the module."""
+    """Both sides of the three engines: a server that was moved here may be moved on."""
 
     async def _forget(self) -> None:
+        """Drop what is left of the last move, at both sides."""
         await self._forget_source()
         await self._forget_destination()
 
@@ -46,18 +47,18 @@ class CriuCopyEngine(CopySource, CopyDestination):
 
 
 class _Ahead(CopySourceAhead, CriuCopyEngine):
-    """With rounds before the freeze."""
+    """Both sides of an engine with rounds before the freeze."""
 
 
 class CriuPreCopyEngine(_Ahead):
-    """All memory before the freeze, what changed since then in the downtime."""
+    """Pre-copy: all memory before the freeze; what changed since then in the downtime."""
 
     name = "criu-pre-copy"
     method = "read by the agent and compared with the last round"
 
 
 class CriuPostCopyEngine(CriuCopyEngine):
-    """All memory after the resume."""
+    """Post-copy: all memory after the resume."""
 
     name = "criu-post-copy"
     lazily = True
@@ -65,7 +66,7 @@ class CriuPostCopyEngine(CriuCopyEngine):
 
 
 class CriuHybridEngine(_Ahead):
-    """All memory before the freeze, what changed since then after the resume."""
+    """Hybrid: all memory before the freeze; what changed since then after the resume."""
 
     name = "criu-hybrid"
     lazily = True

@@ -31,7 +31,7 @@ from quicferry.migration.order import MoveOrder
 
 
 class CopyDestination(LazyDestination):
-    """Makes the process and has its memory come in the background."""
+    """Restores the process, and has its missing memory put in place in the background."""
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
@@ -41,6 +41,7 @@ class CopyDestination(LazyDestination):
     async def _make_process(
         self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
     ) -> None:
+        """Restore the process; with missing memory, start the sink that will bring it first."""
         limit_s = order.deadlines.restore_s
         criu = self._ready()
         detail["rounds"] = manifest.rounds
@@ -61,6 +62,7 @@ class CopyDestination(LazyDestination):
     def _lacking(
         self, order: MoveOrder, manifest: CheckpointManifest, local: dict[int, LocalPages]
     ) -> Unfinished:
+        """The record of what the process will lack, for this agent and for a successor."""
         missing = {}
         for owner in manifest.lazy:
             absent = decode((self._outside / f"pagemap-{owner}.img").read_bytes()).absent
@@ -81,6 +83,7 @@ class CopyDestination(LazyDestination):
         local: dict[int, LocalPages],
         found: list[Target] | None = None,
     ) -> PageSink:
+        """Start to fetch missing pages. ``found``: processes that an earlier agent left."""
         open_pages = self._context.open_pages
         if open_pages is None:
             raise MigrationError(f"{self._context.edge} has no way to fetch pages")
@@ -99,12 +102,12 @@ class CopyDestination(LazyDestination):
     def _settle(
         self, order: MoveOrder, lacking: Unfinished, sink: PageSink, error: str | None = None
     ) -> asyncio.Task[None]:
-        """Have the memory come, in the background."""
+        """Put the memory in place in the background."""
         self._sink = sink
         return self._finish_in_background(self._finish(order, lacking, sink, error))
 
     def _keep(self, pid: int, descriptor: int) -> None:
-        """Should this agent die, the kernel would give the process zeros for what has not come yet.
+        """Have the container's init keep a copy of a userfaultfd.
 
         The container's init keeps the descriptor, so that the process stands still then, and the next
         agent goes on. Awaited before the server serves.
@@ -121,13 +124,14 @@ class CopyDestination(LazyDestination):
         self._keeping.append(asyncio.create_task(hand_over()))
 
     async def _drop_kept(self) -> None:
+        """Have init close the descriptors, once all copies have arrived there."""
         keeping, self._keeping = self._keeping, []
         await asyncio.gather(*keeping, return_exceptions=True)
         with contextlib.suppress(MigrationError):  # the container itself may be gone
             await self._container.drop_kept()
 
     async def take_over(self, order: MoveOrder) -> None:
-        """After a restart of this agent: give the server the memory that it still lacks."""
+        """Continue, after a restart of this agent, to give the server the memory that it lacks."""
         lacking = unfinished.read(self._outside)
         left = self._container.take_left()
         if lacking is None or lacking.epoch != order.epoch:
@@ -160,7 +164,7 @@ class CopyDestination(LazyDestination):
             wake(target.descriptor, private_areas(maps.read_text()))
 
     def _retrace(self, left: list[tuple[int, int]], lacking: Unfinished) -> tuple[list[Target], Unfinished]:
-        """What each process lacks by now: what it lacked, less what it has or has given up."""
+        """What each process lacks by now: what it lacked, without what it has or has unmapped."""
         event_log = UffdEventLog(self._outside / unfinished.EVENT_LOG)
         missing = unfinished.pages_by_pid(lacking.missing)
         local = unfinished.pages_by_pid(lacking.local)
@@ -181,10 +185,11 @@ class CopyDestination(LazyDestination):
         return found, msgspec.structs.replace(lacking, missing=now_missing, local=now_local)
 
     def _rounds_here(self, rounds: int) -> list[Path]:
+        """The directories of the rounds, the oldest first."""
         return [self._outside / f"round-{number}" for number in range(rounds)]
 
     def _decide_on_rounds(self, manifest: CheckpointManifest) -> dict[int, LocalPages]:
-        """What the rounds brought and may come later does so, where the kernel can do it.
+        """Let pages of the rounds come after the restore where the kernel can do that.
 
         Else the restore would copy all memory while nothing serves. To CRIU a page is lazy or in the
         parent, not both: both is the source's word for "as you like".
@@ -228,11 +233,13 @@ class CopyDestination(LazyDestination):
         await sink.close()
 
     async def _brought_up(self, order: MoveOrder, manifest: CheckpointManifest) -> None:
+        """Let the sink fetch all pages from now on, not only those that are needed to start."""
         if self._sink is not None:
             await self._sink.serving()
         await super()._brought_up(order, manifest)
 
     async def _forget_destination(self) -> None:
+        """Also close the sink and drop the userfaultfds that init keeps."""
         await super()._forget_destination()
         if self._sink is not None:
             await self._sink.close()

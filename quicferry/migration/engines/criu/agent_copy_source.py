@@ -56,7 +56,7 @@ LEAST_PAGES = 512
 
 
 class CopySource(CriuEngine):
-    """Leaves the memory in the stopped process and reads it there."""
+    """Leaves the memory in the stopped process, and reads it there."""
 
     lazily = False  # what is lacking comes after the restore
     method = ""  # how the memory moves, for the record
@@ -88,7 +88,7 @@ class CopySource(CriuEngine):
             self._tracker = None
 
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
-        """Freeze and stop the server, dump it without its memory, and yield what must cross now.
+        """Freeze and stop the server, dump it without its memory, and yield what crosses in the downtime.
 
         While CRIU dumps, what has changed since the last round goes ahead: the process stands already.
         """
@@ -112,6 +112,7 @@ class CopySource(CriuEngine):
             await self._dump_is_over()
 
     async def _take(self, order: MoveOrder, pid: int) -> None:
+        """Freeze, stop, dump without memory; the event tells how."""
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
             await self._stop(pid)
@@ -124,12 +125,13 @@ class CopySource(CriuEngine):
             detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir() if file.is_file())
 
     def _memory_of(self, pid: int) -> ProcessMemory:
+        """The memory of a process inside, opened once."""
         if pid not in self._memory:
             self._memory[pid] = ProcessMemory(self._container.path(f"/proc/{pid}"))
         return self._memory[pid]
 
     def _list(self) -> Listed | None:
-        """What the kernel tells of the server's writes; None when it does not, and all must be compared."""
+        """The pages that the kernel says were written; None when it cannot, and all must be compared."""
         if self._tracker is None:
             return None
         try:
@@ -140,7 +142,7 @@ class CopySource(CriuEngine):
             return None
 
     def _last_portions(self, pid: int, dumping: asyncio.Task[None]) -> Iterator[bytes]:
-        """What has changed since the last round, as more rounds, read from the stopped process.
+        """Read what changed since the last round from the stopped process, as further rounds.
 
         Where the rest may follow later, they end with CRIU's dump: until then they cost no time.
         """
@@ -217,6 +219,7 @@ class CopySource(CriuEngine):
         return Snapshot(pages[order], np.concatenate((dumped, fetched.data))[order])
 
     def _read_pages(self, owner: int, first: int, count: int) -> bytes:
+        """Read pages of the stopped process for the destination. Raises ``MigrationError``."""
         snapshot = self._memory_of(owner).read(np.arange(first, first + count, dtype=np.int64))
         if len(snapshot.pages) != count:
             raise MigrationError("memory of the stopped server is gone")
@@ -225,7 +228,7 @@ class CopySource(CriuEngine):
     async def serve_pages(
         self, epoch: int, requests: AsyncIterator[ToPageSource], send: Callable[[PageRun], Awaitable[None]]
     ) -> None:
-        """Give the destination the memory that stayed here."""
+        """Send the destination the memory that stayed here."""
         self._find_source(epoch)
         if self._source is not None and self._held is not None and self._held.epoch == epoch:
             await self._source.serve(requests, send)
@@ -242,7 +245,7 @@ class CopySource(CriuEngine):
         return {"pages": source.sent_pages, "bytes": source.sent_bytes, "waited_for": source.waited_for}
 
     def _find_source(self, epoch: int) -> None:
-        """After a restart of this agent: the stopped process is still there, and so is its memory."""
+        """Find the stopped process again after a restart of this agent: its memory is still there."""
         pid = self._container.service_pid
         if self.lazily and self._source is None and pid is not None and self._container.is_stopped(pid):
             self._held = Held(epoch, pid)
@@ -251,10 +254,10 @@ class CopySource(CriuEngine):
 
 
 class CopySourceAhead(CopiesInRounds, CopySource):
-    """The same, with rounds before the freeze."""
+    """As ``CopySource``, with rounds before the freeze."""
 
     async def prepare_source(self, order: MoveOrder) -> None:
-        """Also have the kernel tell from now on what the server writes, where it can."""
+        """Also have the kernel track from now on what the server writes, where it can."""
         await super().prepare_source(order)
         pid = self._server_pid()
         outside = self._container.outside_pid(pid)
@@ -270,6 +273,7 @@ class CopySourceAhead(CopiesInRounds, CopySource):
         await asyncio.to_thread(tracker.scan)
 
     async def _next_round(self, order: MoveOrder, pid: int) -> Round:
+        """Read the pages that differ from the last round."""
         memory = self._memory_of(pid)
         reading = await asyncio.to_thread(lambda: memory.differing(self._known, self._list()))
         self._known = await asyncio.to_thread(merged, self._known, reading)

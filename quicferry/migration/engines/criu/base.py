@@ -35,7 +35,7 @@ OTHERS_POLL_S = 0.01
 
 
 class Held(NamedTuple):
-    """What an end keeps until the move is decided."""
+    """What a side keeps until the move is decided."""
 
     epoch: int
     pid: int  # inside the container
@@ -74,18 +74,19 @@ class CriuEngine:
         await self._prepare()
 
     async def prepare_destination(self, order: MoveOrder) -> None:
-        """The same at the other end."""
+        """Find CRIU, let it probe the kernel, and make room for the images."""
         await self._prepare()
 
     async def _settled(self) -> None:
-        """A server that was brought here lazily must have all its memory before it is moved on."""
+        """Wait until a server that was moved here has all its memory; only then may it be moved on."""
         if self._container.settling is not None:
             await asyncio.wait([self._container.settling])
 
     async def _forget(self) -> None:
-        """Drop what is left of the last move to or from here, so that nothing of it gets into this one."""
+        """Drop what is left of the last move to or from here, so that none of it gets into the next."""
 
     async def _prepare(self) -> None:
+        """Wait for the last move's remains, clear them away, and warm CRIU up."""
         await self._settled()
         await self._forget()
         self._criu = self._tool()
@@ -95,10 +96,11 @@ class CriuEngine:
         await self._criu.warm_up(self._images)
 
     def _tool(self) -> Criu:
-        """What dumps and restores."""
+        """The program that dumps and restores."""
         return Criu(self._container, keep_tcp=self._context.keep_tcp)
 
     def _clear_images(self) -> None:
+        """Remove the image directory."""
         shutil.rmtree(self._outside, ignore_errors=True)
 
     @property
@@ -107,6 +109,7 @@ class CriuEngine:
         return self._container.path(str(self._images))
 
     def _ready(self) -> Criu:
+        """CRIU for this container, with an image directory."""
         if self._criu is None:
             self._criu = self._tool()
         self._outside.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,37 +118,40 @@ class CriuEngine:
     # source
 
     def _server_pid(self) -> int:
+        """The server's PID. Raises ``MigrationError`` when none runs."""
         pid = self._container.service_pid
         if pid is None:
             raise MigrationError(f"no server runs on {self._context.edge}")
         return pid
 
     async def _freeze(self, order: MoveOrder) -> None:
+        """Have the server freeze itself, then do what must follow directly (``after_freeze``)."""
         freeze = Freeze(epoch=order.epoch, strategy=order.strategy, server_first=order.server_first)
         await self._context.control.ask(freeze, order.deadlines.checkpoint_s)
         await self._context.after_freeze()
 
     async def _stop(self, pid: int) -> None:
-        """Stop the process and wait until it stands."""
+        """Stop the process by SIGSTOP and wait until it stands still."""
+        # SIGSTOP takes effect in each thread on its next way back to user mode, not at once
         await self._container.signal(pid, signal.SIGSTOP)
         async with asyncio.timeout(STOPPED_S):
             while not self._container.is_stopped(pid):  # noqa: ASYNC110 - the kernel stops it, no event tells
                 await asyncio.sleep(POLL_S)
 
     async def _dump_is_over(self) -> None:
-        """Wait for CRIU: whoever takes it away in the middle of a dump breaks the server."""
+        """Wait for CRIU: to kill it in the middle of a dump breaks the server."""
         if self._dumping is not None:
             await asyncio.wait([self._dumping])
             if not self._dumping.cancelled():
                 self._dumping.exception()  # the agent has it from the iterator
 
     def _others(self) -> list[int]:
-        """The programs at work here that no call of this agent waits for."""
+        """PIDs of dumping programs in this container that no call of this agent waits for."""
         running = self._container.processes()
         return [each.pid for each in running if any(Path(word).name in DUMPERS for word in each.argv)]
 
     async def _orphan_is_over(self, order: MoveOrder) -> None:
-        """Wait for a CRIU that goes on alone: its agent was killed, or it takes too long.
+        """Wait for a CRIU that runs on alone: its agent was killed, or it takes too long.
 
         At its end it would stop a server that was let go before. Killed, it may take the server along.
         """
@@ -158,7 +164,7 @@ class CriuEngine:
             patience_s -= OTHERS_POLL_S
 
     def _file_records(self, pid: int, manifest: CheckpointManifest) -> Iterator[bytes]:
-        """The files that the process holds open, the manifest, the end."""
+        """Records of the files that the process holds open, the manifest, the end."""
         for name in manifest.files:
             path = self._container.path(name)
             yield record(RecordKind.FILE, name, path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
@@ -166,13 +172,13 @@ class CriuEngine:
         yield record(RecordKind.END, "", b"")
 
     def _held_in(self, order: MoveOrder) -> Held | None:
-        """What this move has stopped here, also when another agent stopped it and was killed then."""
+        """The process that this move stopped here, even if an earlier agent stopped it."""
         if self._held is None and (pid := self._container.service_pid) is not None:
             return Held(order.epoch, pid)
         return self._held if self._held is not None and self._held.epoch == order.epoch else None
 
     async def give_up_source(self, order: MoveOrder) -> None:
-        """The destination serves: end the stopped process and forget its images."""
+        """Kill the stopped process and remove its images: the destination serves."""
         held = self._held_in(order)
         if held is None:
             return
@@ -181,9 +187,10 @@ class CriuEngine:
         self._held = None
 
     async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
-        """Let the stopped process go on, or restore it if it has died, and give it Abort."""
+        """Continue the stopped process, or restore it if it has died, and give it Abort."""
         if order.epoch in self._resumed:
             return self._resumed[order.epoch]
+        # A CRIU that is still at work would stop the server again after it was continued.
         await self._dump_is_over()
         await self._orphan_is_over(order)
         held = self._held_in(order)
@@ -198,13 +205,14 @@ class CriuEngine:
         return answer
 
     async def _revive(self, held: Held, order: MoveOrder) -> None:
+        """Continue the stopped process, or restore it if it has died."""
         if self._container.is_alive(held.pid):
             await self._container.signal(held.pid, signal.SIGCONT)
             return
         await self._restore_dead(held, order)
 
     async def _restore_dead(self, held: Held, order: MoveOrder) -> None:
-        """The stopped process has died: make it anew of its images, if they have all of it."""
+        """Restore a stopped process that has died from its images, if they have all of it."""
         raise MigrationError(
             f"the server on {self._context.edge} died and there is no checkpoint of it",
             hint="look at its log in the run directory",
@@ -213,7 +221,7 @@ class CriuEngine:
     # destination
 
     async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
-        """Unpack the images as they come, make the process and give it Resume."""
+        """Unpack the images as they come, restore the process and give it Resume."""
         self._ready()
         unpacker = Unpacker(self._outside, self._container.path("/"))
         await unpack(order.compression, unpacker, chunks)
@@ -221,14 +229,17 @@ class CriuEngine:
         return await asyncio.shield(asyncio.create_task(self._bring_up(order, unpacker.manifest())))
 
     async def _bring_up(self, order: MoveOrder, manifest: CheckpointManifest) -> dict[str, Any]:
+        """Restore the process and give it Resume; undo all of it when that fails."""
         async with self._making:
             with self._context.events.phase("migration.restore", epoch=order.epoch) as detail:
                 if manifest.epoch != order.epoch:
                     raise MigrationError(f"a checkpoint of epoch {manifest.epoch}, not {order.epoch}")
                 self._check_room(manifest)
+                # noted before CRIU runs: should the restore fail half-way, there is something to undo
                 self._made = Held(order.epoch, manifest.pid)
                 try:
                     await self._make_process(order, manifest, detail)
+                    # CRIU restores a process in the state in which it was dumped
                     if manifest.stopped:
                         await self._container.signal(self._pid_of(manifest), signal.SIGCONT)
                     # before it serves: should this agent die then, the next one must find it
@@ -241,21 +252,24 @@ class CriuEngine:
         return answer
 
     def _check_room(self, manifest: CheckpointManifest) -> None:
-        """Raise ``MigrationError`` when the process cannot be made because another one is here."""
+        """Raise ``MigrationError`` when another process is in the way of the restore."""
         if self._container.is_alive(manifest.pid):
             raise MigrationError(f"PID {manifest.pid} is in use on {self._context.edge}")
 
     def _pid_of(self, manifest: CheckpointManifest) -> int:
-        """The PID in this host's container of the process that was made: the one it has everywhere."""
+        """The PID that the restored process has in this host's container: the same on every host."""
         return manifest.pid
 
     async def _make_process(
         self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
     ) -> None:
+        """Restore the process; ``detail`` goes into the event."""
         stats = await self._ready().restore(self._images, timeout_s=order.deadlines.restore_s)
         detail["criu"] = msgspec.structs.asdict(stats)
 
     async def _resume(self, order: MoveOrder) -> dict[str, Any]:
+        """Give the process Resume. Raises ``MigrationError`` when the move was called off, or too late."""
+        # the last moment at which nothing has answered a client yet: afterwards there is no way back
         if order.epoch in self._abandoned:
             raise MigrationError(f"the move of epoch {order.epoch} was called off")
         check_lease(order)
@@ -269,19 +283,20 @@ class CriuEngine:
         return await self._context.control.ask(resume, order.deadlines.restore_s)
 
     async def _brought_up(self, order: MoveOrder, manifest: CheckpointManifest) -> None:
-        """The server serves: what is left to do for it."""
+        """Clean up after a restore, once the server serves."""
         # Freeing the memory of the images takes milliseconds that the agent's answer need not wait for.
         self._clearing = asyncio.create_task(asyncio.to_thread(self._clear_images))
 
     async def _unmake(self) -> None:
-        """End what was restored here; the images stay for whoever looks into the failure."""
+        """Kill the process that was restored here; its images stay for whoever looks into the failure."""
         if self._made is not None:
             with contextlib.suppress(MigrationError):  # the container itself may be gone
                 await self._container.stop(self._made.pid, grace_s=0)
             self._made = None
 
     async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
-        """The move is off: when this returns, no process of this order is here or will be."""
+        """Undo the move: when this returns, no process of this order is here or will be."""
+        # Said before the lock is waited for: a restore that holds it sees this before it resumes the server.
         self._abandoned.add(order.epoch)
         async with self._making:
             if self._made is not None and self._made.epoch == order.epoch:
@@ -290,7 +305,7 @@ class CriuEngine:
 
 
 class Round(NamedTuple):
-    """One round of pre-copy: what is to be sent, and what is to be known of it."""
+    """One round of pre-copy: the records to send, and numbers for its event."""
 
     records: Iterator[bytes]
     pages: int  # that are sent
@@ -333,11 +348,11 @@ class CopiesInRounds(CriuEngine):
             await self._dump_is_over()
 
     async def _next_round(self, order: MoveOrder, pid: int) -> Round:
-        """Read or dump what was written since the last round."""
+        """Collect the pages that were written since the last round."""
         raise NotImplementedError
 
     async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
-        """Write the rounds where the last image will find them."""
+        """Write the rounds to where the last image will find them."""
         self._ready()
         unpacker = Unpacker(self._outside, self._container.path("/"))
         await unpack(order.compression, unpacker, chunks)

@@ -29,7 +29,7 @@ QUEUED_CHUNKS = 8
 
 
 class CriuColdEngine(CriuEngine):
-    """See the module."""
+    """The engine ``criu-cold``: dump everything, transfer while it is dumped, restore."""
 
     name = "criu-cold"
     method = "dumped by CRIU"  # how the memory gets into the image, for the record
@@ -56,7 +56,7 @@ class CriuColdEngine(CriuEngine):
     async def _pack(
         self, order: MoveOrder, pid: int, dumping: asyncio.Task[None], packed: asyncio.Queue[bytes | None]
     ) -> None:
-        """Read, compress and queue all records; None at the end, also at that of a failure."""
+        """Read, compress and queue all records; None ends the queue, also after a failure."""
         try:
             await self._pack_all(order, pid, dumping, packed)
         except Exception:  # not when cancelled: then nobody reads on, and a full queue would hold this up
@@ -67,6 +67,7 @@ class CriuColdEngine(CriuEngine):
     async def _pack_all(
         self, order: MoveOrder, pid: int, dumping: asyncio.Task[None], packed: asyncio.Queue[bytes | None]
     ) -> None:
+        """Compress the growing images until CRIU has finished, then the other records."""
         packer = Packer(order.compression)
         tail = _Tail(self._outside)
         while True:
@@ -86,6 +87,7 @@ class CriuColdEngine(CriuEngine):
             await packed.put(chunk)
 
     async def _dump(self, criu: Criu, order: MoveOrder, pid: int) -> None:
+        """Freeze the server and have it dumped; the event tells how."""
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
             if self.dumps_stopped:
@@ -96,7 +98,7 @@ class CriuColdEngine(CriuEngine):
             detail["criu"] = msgspec.structs.asdict(stats)
 
     def _closing_records(self, order: MoveOrder, pid: int) -> Iterator[bytes]:
-        """All that was not sent while CRIU wrote: the small images, the open files, the manifest."""
+        """Records of what was not sent while CRIU wrote: small images, open files, manifest."""
         for path in sorted(self._outside.iterdir()):
             if not _is_pages(path) and path.name not in LEFT_BEHIND:
                 yield record(RecordKind.IMAGE, path.name, path.read_bytes())
@@ -105,6 +107,7 @@ class CriuColdEngine(CriuEngine):
         yield from self._file_records(pid, manifest)
 
     async def _restore_dead(self, held: Held, order: MoveOrder) -> None:
+        """Restore the server from its own images, if the dump was completed."""
         dumping = self._dumping
         if dumping is None or dumping.cancelled() or dumping.exception() is not None:
             await super()._restore_dead(held, order)
@@ -113,6 +116,7 @@ class CriuColdEngine(CriuEngine):
 
 
 def _is_pages(path: Path) -> bool:
+    """Whether a file of the image directory holds memory."""
     return path.name.startswith("pages-")
 
 

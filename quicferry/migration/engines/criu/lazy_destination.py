@@ -20,7 +20,7 @@ from quicferry.migration.order import MoveOrder
 
 
 class LazyDestination(CriuEngine):
-    """Waits in the background for memory that comes after the restore."""
+    """Brings memory in the background after the restore, and ends a server that cannot get it."""
 
     lazily = False  # memory that is missing comes after the restore; False: not by design
 
@@ -40,17 +40,18 @@ class LazyDestination(CriuEngine):
             )
 
     def _finish_in_background(self, finishing: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Have the memory come, and let whoever moves the server on wait for it."""
+        """Start the task that brings the memory; whoever moves the server on waits for it."""
         self._finishing = self._container.settling = asyncio.create_task(finishing)
         return self._finishing
 
     async def _end_incomplete(self) -> None:
-        """End a server of whose memory a part is nowhere: it must not go on as if nothing were."""
+        """Kill a server of whose memory a part is lost: it must not run on without it."""
         if self._made is not None:
             with contextlib.suppress(MigrationError):  # the container itself may be gone
                 await self._container.stop(self._made.pid, grace_s=0)
 
     async def _brought_up(self, order: MoveOrder, manifest: CheckpointManifest) -> None:
+        """Remove the images when the last page is in place."""
         if self._finishing is None:
             await super()._brought_up(order, manifest)
             return
@@ -58,12 +59,13 @@ class LazyDestination(CriuEngine):
         self._finishing.add_done_callback(lambda _: self._clear_images())
 
     async def _unmake(self) -> None:
+        """Kill the restored process, then drop what brought its memory."""
         # the server first: without the task that serves its faults, the kernel would show it zeros
         await super()._unmake()
         await self._forget_destination()
 
     async def _forget_destination(self) -> None:
-        """Drop what is left of the last move to here. A server that lacks memory must have been ended."""
+        """Drop what is left of the last move to here; a server that lacks memory is dead by then."""
         if self._finishing is not None:
             self._finishing.cancel()
             await asyncio.wait([self._finishing])

@@ -55,7 +55,7 @@ OpenTunnel = Callable[[str, float], TunnelCall]
 
 
 def image_records(directory: Path, prefix: str) -> Iterator[bytes]:
-    """The images of a directory, as records whose names begin with ``prefix``."""
+    """Records of all images of a directory, with names that begin with ``prefix``."""
     for path in sorted(directory.iterdir()):
         if path.is_symlink() or not path.is_file() or path.name in LEFT_BEHIND:
             continue
@@ -67,7 +67,7 @@ def image_records(directory: Path, prefix: str) -> Iterator[bytes]:
 
 
 class CriuNativeEngine(LazyDestination):
-    """The base of the three. See the module."""
+    """Both sides of the three engines in which CRIU's own machinery moves the memory."""
 
     ahead = False
     method = ""  # how the memory moves, for the record
@@ -85,7 +85,7 @@ class CriuNativeEngine(LazyDestination):
     # both
 
     async def prepare_source(self, order: MoveOrder) -> None:
-        """Also find out whether the kernel can do it."""
+        """Also find out whether the kernel tracks writes, which rounds need."""
         await super().prepare_source(order)
         if self.ahead and not await self._with_memory().tracks():
             raise Unsupported(
@@ -94,10 +94,12 @@ class CriuNativeEngine(LazyDestination):
             )
 
     async def _forget(self) -> None:
+        """Drop what is left of the last move, at both sides."""
         await self._forget_source()
         await self._forget_destination()
 
     def _with_memory(self) -> MemoryCriu:
+        """CRIU for this container, with its machinery for memory."""
         self._ready()
         if self._memory_criu is None:
             self._memory_criu = MemoryCriu(self._container, keep_tcp=self._context.keep_tcp)
@@ -106,7 +108,7 @@ class CriuNativeEngine(LazyDestination):
     # source
 
     async def _forget_source(self) -> None:
-        """Let CRIU's page server go, which ends at the end of its socket and leaves the process stopped."""
+        """Close CRIU's page server, which then ends and leaves the process stopped."""
         self._rounds, self._lazy_pages = 0, 0
         tunnel, self._tunnel = self._tunnel, None
         server, self._server = self._server, None
@@ -117,11 +119,11 @@ class CriuNativeEngine(LazyDestination):
             await server.end()
 
     def _previous(self) -> str | None:
-        """The images of the last round, as seen from the directory of the next dump, which is its sibling."""
+        """The images of the last round, relative to the next dump's directory, which is their sibling."""
         return f"round-{self._rounds - 1}" if self._rounds else None
 
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
-        """Freeze and stop the server, have CRIU dump what must cross now, and yield that."""
+        """Freeze and stop the server, have CRIU dump what crosses in the downtime, and yield that."""
         pid = self._server_pid()
         self._held = Held(order.epoch, pid)
         self._dumping = asyncio.create_task(self._take(order, pid))
@@ -134,6 +136,7 @@ class CriuNativeEngine(LazyDestination):
             await self._dump_is_over()
 
     async def _take(self, order: MoveOrder, pid: int) -> None:
+        """Freeze, stop and dump; the event tells how."""
         criu, limit_s = self._with_memory(), order.deadlines.checkpoint_s
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
@@ -154,6 +157,7 @@ class CriuNativeEngine(LazyDestination):
             detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir() if file.is_file())
 
     def _records(self, order: MoveOrder, pid: int) -> Iterator[bytes]:
+        """Records of the last image, its open files and the manifest."""
         if self._rounds:
             yield record(RecordKind.PARENT, f".=round-{self._rounds - 1}", b"")
         yield from image_records(self._outside, "")
@@ -192,11 +196,13 @@ class CriuNativeEngine(LazyDestination):
             await self._tunnel.serve(first, requests, send)
 
     def _over_in(self, epoch: int) -> asyncio.Future[None]:
+        """Done when the destination of that epoch needs this host no more."""
         if epoch not in self._over:
             self._over[epoch] = asyncio.get_running_loop().create_future()
         return self._over[epoch]
 
     def _note(self, over: TunnelOver) -> None:
+        """Note how the destination's memory ended."""
         told = self._over_in(over.epoch)
         if told.done():
             return
@@ -229,6 +235,7 @@ class CriuNativeEngine(LazyDestination):
     async def _make_process(
         self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
     ) -> None:
+        """Restore the process; with missing memory, start CRIU's daemon before."""
         limit_s = order.deadlines.restore_s
         criu = self._with_memory()
         detail["rounds"] = manifest.rounds
@@ -245,10 +252,11 @@ class CriuNativeEngine(LazyDestination):
             await self._guard(manifest.pid, self._daemon)
 
     async def _guard(self, pid: int, daemon: BackgroundCriu) -> None:
-        """Should CRIU's daemon die, the kernel would give the process zeros for what has not come yet.
+        """Let a guard hold copies of the daemon's userfaultfds.
 
-        The guard has copies of the daemon's userfaultfds: then the process stands still instead, until it
-        is ended, by this agent or, when that is dead, by the guard.
+        Should the daemon die, the kernel closes its userfaultfds and gives the process zeros for what has
+        not come yet. While copies are open the process stands still instead, until it is killed: by this
+        agent or, when that is dead, by the guard.
         """
         try:
             copies = userfaultfds_of(daemon.pid)
@@ -263,6 +271,7 @@ class CriuNativeEngine(LazyDestination):
             raise _why(daemon, status)
 
     async def _end_guards(self) -> None:
+        """Dismiss the guards: nothing is missing any more, or the process is dead."""
         guards, self._guards = self._guards, []
         for process in guards:
             await process.communicate(GUARD_OVER)
@@ -285,7 +294,7 @@ class CriuNativeEngine(LazyDestination):
     async def _fetch(
         self, order: MoveOrder, daemon: BackgroundCriu, opened: Callable[[], TunnelCall], lifetime_s: float
     ) -> str | None:
-        """Carry the daemon's bytes until it has put all memory in place. Returns why it will never have."""
+        """Carry the daemon's bytes until all memory is in place. Returns why it never will be."""
         tunnel = Tunnel(order.epoch, daemon.socket)
         carrying = asyncio.create_task(tunnel.carry(opened))
         waiting = asyncio.create_task(daemon.process.wait())
@@ -304,6 +313,7 @@ class CriuNativeEngine(LazyDestination):
             waiting.cancel()
 
     async def _forget_destination(self) -> None:
+        """Also kill CRIU's daemon and dismiss the guards."""
         await super()._forget_destination()
         if self._daemon is not None:
             await self._daemon.kill()
@@ -312,15 +322,17 @@ class CriuNativeEngine(LazyDestination):
 
 
 def _why(daemon: BackgroundCriu, status: int) -> MigrationError:
+    """The error for a lazy-pages daemon that ended with that status."""
     return explain("lazy-pages", Completed([], status, "", ""), log_text(daemon.log))
 
 
 class _Ahead(CopiesInRounds, CriuNativeEngine):
-    """With rounds before the freeze."""
+    """Both sides of an engine with rounds before the freeze."""
 
     ahead = True
 
     async def _next_round(self, order: MoveOrder, pid: int) -> Round:
+        """Have CRIU dump the pages that were written since the last round."""
         stats = await self._pre_dump(pid, order.deadlines.precopy_s)
         stood_still_ms = stats.frozen_time_us / 1000
         return Round(
@@ -331,6 +343,7 @@ class _Ahead(CopiesInRounds, CriuNativeEngine):
         )
 
     async def _pre_dump(self, pid: int, timeout_s: float) -> DumpStats:
+        """Run ``criu pre-dump`` to its end, even if the caller is cancelled."""
         images = self._images / f"round-{self._rounds}"
         previous = f"../{self._previous()}" if self._rounds else None
         dumping = asyncio.create_task(
@@ -341,6 +354,7 @@ class _Ahead(CopiesInRounds, CriuNativeEngine):
         return await asyncio.shield(dumping)
 
     def _round_records(self) -> Iterator[bytes]:
+        """Records of the round that was just dumped."""
         name = f"round-{self._rounds}"
         if self._rounds:
             yield record(RecordKind.PARENT, f"{name}={self._previous()}", b"")
@@ -348,14 +362,14 @@ class _Ahead(CopiesInRounds, CriuNativeEngine):
 
 
 class NativePreCopyEngine(_Ahead):
-    """All memory before the freeze, what was written since then in the downtime."""
+    """Pre-copy: all memory before the freeze; what was written since then in the downtime."""
 
     name = "criu-pre-copy"
     method = "CRIU's pre-dumps with memory tracking"
 
 
 class NativePostCopyEngine(CriuNativeEngine):
-    """All memory after the resume."""
+    """Post-copy: all memory after the resume."""
 
     name = "criu-post-copy"
     lazily = True
@@ -363,7 +377,7 @@ class NativePostCopyEngine(CriuNativeEngine):
 
 
 class NativeHybridEngine(_Ahead):
-    """All memory before the freeze, what was written since then after the resume."""
+    """Hybrid: all memory before the freeze; what was written since then after the resume."""
 
     name = "criu-hybrid"
     lazily = True

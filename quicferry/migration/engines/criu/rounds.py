@@ -31,7 +31,7 @@ PAGES_ID = 1  # of the pages file of a round
 
 
 def why_stop(rounds: int, pages: int, before: int | None) -> str | None:
-    """Whether the round that was just sent was the last one, and by which rule.
+    """The rule by which the round that was just sent was the last one; None when another follows.
 
     ``rounds``: how many there were; ``pages``: sent in the last one; ``before``: in the one before it.
     """
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(pagemap: PageMap, same: Pages, sent: Pages, *, lazily: bool) -> Plan:
-    """Decide for every page of a dump.
+    """Decide for every page of a dump where the destination gets it from.
 
     ``same``: pages that are as the rounds before the freeze sent them; ``sent``: those that crossed while
     CRIU dumped.
@@ -73,26 +73,26 @@ def plan_of(pagemap: PageMap, same: Pages, sent: Pages, *, lazily: bool) -> Plan
 
 
 def portions_of(pages: Pages) -> Iterator[Pages]:
-    """Portions of sorted pages, those of short stretches of memory before those of long ones."""
+    """Cut sorted pages into portions, pages of short stretches of memory before those of long ones."""
     ordered = numbers(small_first(pages))
     for start in range(0, len(ordered), PORTION_PAGES):
         yield np.sort(ordered[start : start + PORTION_PAGES])
 
 
 def in_chunks(name: str, data: memoryview) -> Iterator[bytes]:
-    """Records that append to an image file."""
+    """Records that append ``data`` to an image file."""
     for start in range(0, len(data), CHUNK_BYTES):
         yield record(RecordKind.IMAGE, name, bytes(data[start : start + CHUNK_BYTES]))
 
 
 def closing_records(epoch: int, pid: int, rounds: int) -> bytes:
-    """What follows the last round: whose rounds they were, and how many."""
+    """The records after the last round: epoch, PID, number of rounds, end."""
     end = CheckpointManifest(epoch=epoch, pid=pid, files=[], rounds=rounds)
     return record(RecordKind.MANIFEST, "", msgspec.json.encode(end)) + record(RecordKind.END, "", b"")
 
 
 def round_records(number: int, pid: int, reading: Reading) -> Iterator[bytes]:
-    """One round as an incremental image."""
+    """The records of one round, an incremental image."""
     directory = f"round-{number}"
     if number:
         yield record(RecordKind.PARENT, f"{directory}=round-{number - 1}", b"")

@@ -23,7 +23,7 @@ from quicferry.migration.order import MoveOrder
 
 
 class RuncColdEngine(CriuColdEngine):
-    """See the module."""
+    """The engine ``runc-cold``: as ``criu-cold``, with runc for CRIU."""
 
     name = "runc-cold"
     method = "dumped by runc with CRIU"
@@ -36,6 +36,7 @@ class RuncColdEngine(CriuColdEngine):
         self._box = context.container
 
     def _tool(self) -> Criu:
+        """runc, which runs CRIU."""
         return Runc(self._box, keep_tcp=self._context.keep_tcp)
 
     async def prepare_destination(self, order: MoveOrder) -> None:
@@ -44,19 +45,23 @@ class RuncColdEngine(CriuColdEngine):
         await self._box.forget()
 
     async def _restore_dead(self, held: Held, order: MoveOrder) -> None:
+        """Restore the container from its own images; the server has a new PID then."""
         await super()._restore_dead(held, order)
         pid = self._box.pid_made()
         self._box.adopt(pid)
         await self._box.signal(pid, signal.SIGCONT)
 
     def _check_room(self, manifest: CheckpointManifest) -> None:
+        """Raise ``MigrationError`` when a server runs here. PIDs do not matter: it has its own namespace."""
         if self._box.service_pid is not None:
             raise MigrationError(f"a server already runs on {self._context.edge}")
 
     def _pid_of(self, manifest: CheckpointManifest) -> int:
+        """The PID that runc noted of what it restored."""
         return self._box.pid_made()
 
     async def _unmake(self) -> None:
+        """Remove the container that was restored here."""
         if self._made is not None:
             with contextlib.suppress(MigrationError):  # the container itself may be gone
                 await self._box.remove()

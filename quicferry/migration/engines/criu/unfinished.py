@@ -21,7 +21,7 @@ Runs = list[tuple[int, int]]  # first page, pages
 
 
 class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
-    """A server that was brought up without all of its memory, in the directory of its images."""
+    """A server that was restored without all of its memory; kept in the directory of its images."""
 
     epoch: int
     pid: int  # of the server, inside the container
@@ -31,14 +31,14 @@ class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
     placed: bool = False  # all of it is in its place; the source may not know
 
     def write(self, images: Path) -> None:
-        """Put it, at once as a whole, where ``read`` finds it. Raises ``OSError``."""
+        """Write the record, as a whole at once, to where ``read`` finds it. Raises ``OSError``."""
         draft = images / f"{FILE}.new"
         draft.write_bytes(msgspec.json.encode(self))
         draft.replace(images / FILE)
 
 
 def read(images: Path) -> Unfinished | None:
-    """What an agent has left there; None when that is nothing."""
+    """The record that an agent left there; None when there is none."""
     try:
         return msgspec.json.decode((images / FILE).read_bytes(), type=Unfinished)
     except (OSError, msgspec.DecodeError):
