@@ -1,6 +1,6 @@
 """The node agent of an edge host.
 
-    python -m apps.agent --config FILE        (quicferry.migration.agent.agent.AgentConfig, JSON)
+    python -m apps.agent --config FILE        (quicferry.migration.agent.config.AgentConfig, JSON)
 
 Runs as root in the edge host's namespaces. Its stdout has one JSON object per line: ``{"ready":
 {"edge": …, "port": …}}`` once it serves, ``{"event": {…}}`` for its events when they go to no file,
@@ -23,7 +23,8 @@ import msgspec
 from apps.config import read_config
 from quicferry.errors import FerryError
 from quicferry.events import Event, EventLog
-from quicferry.migration.agent.agent import AgentConfig, NodeAgent
+from quicferry.migration.agent.agent import NodeAgent
+from quicferry.migration.agent.config import AgentConfig
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what we raise
 

@@ -14,7 +14,8 @@ import msgspec
 from quicferry.errors import MigrationError
 from quicferry.events import Event, EventLog
 from quicferry.migration import control
-from quicferry.migration.agent.agent import AgentConfig, Command, NodeAgent
+from quicferry.migration.agent.agent import NodeAgent
+from quicferry.migration.agent.config import AgentConfig, ServerCommand
 from quicferry.migration.engines.base import EngineContext
 from quicferry.migration.order import Deadlines, MoveOrder
 from quicferry.migration.rpc.credentials import Authority
@@ -159,7 +160,7 @@ class World:
             listen=Endpoint("127.0.0.1", self.ports[edge]),
             peers={other: Endpoint("127.0.0.1", self.ports[other]) for other in EDGES if other != edge},
             tls=self.authority.issue(edge).save(self.directory / "tls", edge),
-            service=Command(argv=["fake"]),
+            service=ServerCommand(argv=["fake"]),
             control=Endpoint("127.0.0.1", control_port),
             collect=["/run/events.jsonl", "/run/missing"],
             journal=str(self.directory / f"{edge}.journal"),

@@ -17,7 +17,7 @@ from apps.deployment.replies import Life, Replies
 from quicferry.errors import MigrationError
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext
 from quicferry.experiment.faults import DESTINATION, SOURCE
-from quicferry.migration.agent.agent import AgentConfig, Command, LocalMove
+from quicferry.migration.agent.config import AgentConfig, LocalMove, ServerCommand
 from quicferry.migration.agent.failpoints import Failpoints
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
 from quicferry.migration.engines.registry import runs_in_oci
@@ -147,7 +147,7 @@ class Agent:
             keep_tcp=self._keep_tcp,
         )
 
-    def _server(self, kind: str, *, standby: bool) -> Command:
+    def _server(self, kind: str, *, standby: bool) -> ServerCommand:
         context, spec = self._context, self._context.spec
         pool = (RULES[spec.strategy].pool or spec.mixed_strategies) and not self._plain
         config = ServerConfig(
@@ -168,7 +168,7 @@ class Agent:
             dirty_mib_s=spec.dirty_mib_s,
         )
         path = context.write_config(f"{kind}-{self.edge}", config)
-        return Command(argv=context.module(self._module, path))
+        return ServerCommand(argv=context.module(self._module, path))
 
 
 def between_edges(context: RunContext, edge: str, other: str) -> str:

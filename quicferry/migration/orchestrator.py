@@ -27,7 +27,7 @@ from quicferry.migration.rpc.messages import (
     START_SERVICE,
     STATUS,
     STOP_SERVICE,
-    Abort,
+    AbortMove,
     AgentStatus,
     CollectFiles,
     Files,
@@ -189,7 +189,7 @@ class Orchestrator:
     async def _call_off(self, order: MoveOrder, error: FerryError) -> Outcome:
         """Free what the destination prepared: the source was not told, or has refused."""
         with suppress(FerryError):
-            abort = Abort(epoch=order.epoch, reason=str(error))
+            abort = AbortMove(epoch=order.epoch, reason=str(error))
             await self.agent(order.destination).call(ABORT, abort, timeout_s=order.deadlines.commit_s)
         return Outcome(
             epoch=order.epoch,

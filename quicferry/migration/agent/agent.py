@@ -13,19 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from quicferry.errors import CommandFailed, FerryError, InvalidInput, MigrationError, Unsupported
 from quicferry.events import EventLog
 from quicferry.migration import control
+from quicferry.migration.agent.config import AgentConfig, LocalMove, ServerCommand
 from quicferry.migration.agent.context import Host
 from quicferry.migration.agent.destination import DestinationSide
-from quicferry.migration.agent.failpoints import DamagingClient, DamagingSender, Failpoints, stopping
+from quicferry.migration.agent.failpoints import DamagingClient, DamagingSender, stopping
 from quicferry.migration.agent.source import SourceSide
 from quicferry.migration.datagrams.forwarder import Forwarder
 from quicferry.migration.datagrams.icmp import hold_back_port_unreachable
-from quicferry.migration.datagrams.moving_address import MovingAddress, MovingAddressConfig
-from quicferry.migration.datagrams.waiting_room import CAPACITY, WaitingRoom
+from quicferry.migration.datagrams.moving_address import MovingAddress
+from quicferry.migration.datagrams.waiting_room import WaitingRoom
 from quicferry.migration.engines.base import (
     Engine,
     EngineContext,
@@ -36,9 +35,8 @@ from quicferry.migration.engines.base import (
 from quicferry.migration.engines.registry import create, implementation_of
 from quicferry.migration.journal import Journal
 from quicferry.migration.memory.page_messages import PageRun, ToPageSource
-from quicferry.migration.order import MoveOrder, PlannedMove
+from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.channel import DuplexCall, RpcClient, RpcServer
-from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import (
     ABORT,
     COLLECT_FILES,
@@ -51,7 +49,7 @@ from quicferry.migration.rpc.messages import (
     STATUS,
     STOP_SERVICE,
     TUNNEL,
-    Abort,
+    AbortMove,
     AgentStatus,
     CollectFiles,
     Commit,
@@ -69,51 +67,10 @@ from quicferry.migration.rpc.messages import (
 )
 from quicferry.migration.rpc.peer import PeerClient
 from quicferry.migration.rpc.tunnel_messages import TunnelMessage
-from quicferry.model import Endpoint
 from quicferry.units import now_ns
 
 END_POLL_S = 0.01
 STATE_DIR = Path("/run/state")  # inside the container
-
-
-class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """How a process is started in the container. ``env`` None: the agent's own environment."""
-
-    argv: list[str]
-    env: dict[str, str] | None = None
-
-
-class LocalMove(PlannedMove, frozen=True, kw_only=True):
-    """What SIGUSR1 sets off, for strategies that need no orchestrator. The epoch is the next one."""
-
-
-class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """All a node agent is told, as a JSON file."""
-
-    edge: str  # this host's name, also the name in its certificate
-    listen: Endpoint  # for RPC, reachable by orchestrator and other agents
-    peers: dict[str, Endpoint]  # edge name -> its agent's RPC endpoint, on the inter-edge link
-    detours: dict[str, Endpoint] = {}  # the same agents by way of the core network
-    tls: TlsFiles
-    service: Command  # the server
-    standby: Command | None = None  # the warm server, for engines that need one
-    control: Endpoint = Endpoint("127.0.0.1", 4434)  # the server's, see control.py
-    service_address: Endpoint | None = None  # where clients reach a server on this host
-    client_interfaces: list[str] = []  # where datagrams for the service arrive; none: no tap, no room
-    waiting_room: Endpoint = Endpoint("0.0.0.0", 4436)  # 0.0.0.0: at the address for RPC
-    waiting_room_capacity: int = CAPACITY
-    forward_from: list[str] = []  # addresses that other edges forward from; empty: the peers' addresses
-    linger_s: float = 10.0  # late datagrams are handed on this long after the commit
-    start_timeout_s: float = 20.0  # until a started server answers
-    collect: list[str] = []  # files inside the container that CollectFiles sends; may be glob patterns
-    events: str | None = None  # this agent's own event file; None: JSON lines on stdout
-    journal: str | None = None
-    container_record: str | None = None  # with it, container and server outlive an agent that is killed
-    oci_readable: list[str] | None = None  # the server is an OCI container that may read these directories
-    on_signal: LocalMove | None = None
-    failpoints: Failpoints = Failpoints()  # for fault injection
-    moving_address: MovingAddressConfig | None = None  # one that moves with the server
-    keep_tcp: bool = False  # established TCP connections move with the server; only where the address does
 
 
 class OwnedContainer(ServiceContainer, Protocol):
@@ -351,7 +308,7 @@ class NodeAgent:
         if not status.get("standby"):
             raise MigrationError(f"the standby server at {self.config.edge} serves already")
 
-    async def _start(self, command: Command, timeout_s: float) -> dict[str, object]:
+    async def _start(self, command: ServerCommand, timeout_s: float) -> dict[str, object]:
         """Start a server; returns its answer to ``Status``. Raises ``MigrationError`` if it ends at once."""
         async with self._starting:
             if self.container.service_pid is not None:
@@ -435,8 +392,8 @@ class NodeAgent:
         )
         return await self.source.move(order)
 
-    async def _abort(self, request: Abort, caller: str) -> Verdict:
-        """Give up as the destination, and answer with the verdict (method ``Abort``)."""
+    async def _abort(self, request: AbortMove, caller: str) -> Verdict:
+        """Give up as the destination, and answer with the verdict (method ``AbortMove``)."""
         return await self.destination.abort(request.epoch, request.reason)
 
     async def _commit(self, request: Commit, caller: str) -> Verdict:

@@ -24,7 +24,7 @@ from quicferry.migration.rpc.messages import (
     COMMIT,
     PREPARE_DESTINATION,
     RECEIVE,
-    Abort,
+    AbortMove,
     Ahead,
     Begin,
     Commit,
@@ -332,7 +332,7 @@ class _SourceMove:
     async def _ask_destination(self, reason: str, fence_s: float) -> None:
         """Find out what became of a transfer that failed after End: ask, or wait for the fence."""
         loop = asyncio.get_running_loop()
-        question = Abort(epoch=self._order.epoch, reason=reason)
+        question = AbortMove(epoch=self._order.epoch, reason=reason)
         while (left_s := fence_s - loop.time()) > 0:
             try:
                 verdict = await self._peer.call(ABORT, question, timeout_s=min(ASK_S, left_s), wait=True)
@@ -452,7 +452,7 @@ class _SourceMove:
         if self._told:
             return
         with suppress(FerryError):
-            question = Abort(epoch=self._order.epoch, reason=reason)
+            question = AbortMove(epoch=self._order.epoch, reason=reason)
             self._why_not = (await self._peer.call(ABORT, question, timeout_s=ASK_S)).reason
 
     def _finish(self, failure: BaseException | None) -> Outcome:

@@ -26,11 +26,11 @@ from typing import Any, Self
 import msgspec
 
 from quicferry.errors import MigrationError, Unsupported
-from quicferry.migration.container import init as container_init
+from quicferry.migration.container import init
 from quicferry.migration.container.processes import ContainerNamespaces, only_child
 from quicferry.migration.container.readiness import until_readable
 
-INIT = Path(container_init.__file__)
+INIT = Path(init.__file__)
 READY_S = 30.0  # an idle machine needs 0.03 s
 #: Service PIDs are 10 000 + 1 000 times the edge's number: no two edges of one run choose the same.
 PIDS_PER_EDGE = 1_000

@@ -1,7 +1,7 @@
 """Messages between the agents for memory that stayed at the source: which pages are missing, and the pages.
 
 The destination opens a stream with ``WantAll``; the source answers with ``PageRun`` after ``PageRun``.
-``memory.lazy_pages`` has both ends of it.
+``memory.page_source`` and ``memory.page_sink`` are the two ends of it.
 """
 
 from __future__ import annotations

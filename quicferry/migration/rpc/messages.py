@@ -162,7 +162,7 @@ class Committed(msgspec.Struct, frozen=True, kw_only=True, tag="committed"):
     epoch: int
 
 
-class Abort(msgspec.Struct, frozen=True, kw_only=True):
+class AbortMove(msgspec.Struct, frozen=True, kw_only=True):
     """Asks the destination not to resume in this epoch, and for its verdict."""
 
     epoch: int
@@ -198,7 +198,7 @@ START_SERVICE = Unary("StartService", StartService, Started)
 STOP_SERVICE = Unary("StopService", StopService, Stopped)
 PREPARE_DESTINATION = Unary("PrepareDestination", PrepareDestination, Prepared)
 MOVE = Unary("Move", MoveRequest, Outcome)
-ABORT = Unary("Abort", Abort, Verdict)
+ABORT = Unary("Abort", AbortMove, Verdict)
 COMMIT = Unary("Commit", Commit, Verdict)
 COLLECT_FILES = Unary("CollectFiles", CollectFiles, Files)
 RECEIVE: Duplex[ToDestination, ToSource] = Duplex("Receive", ToDestination, ToSource)

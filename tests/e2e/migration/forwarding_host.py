@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from quicferry.migration.datagrams import forwarder as forwarding
+from quicferry.migration.datagrams import forwarder
 from quicferry.migration.datagrams.forwarder import Forwarder
 from quicferry.migration.datagrams.icmp import hold_back_port_unreachable
 from quicferry.migration.datagrams.waiting_room import WaitingRoom
@@ -21,7 +21,7 @@ from quicferry.units import NS_PER_MS
 
 PORT = 4433
 # a busy machine looks like one that does not look back far enough
-forwarding.LOOK_BACK_NS = 500 * NS_PER_MS
+forwarder.LOOK_BACK_NS = 500 * NS_PER_MS
 
 
 class Source:

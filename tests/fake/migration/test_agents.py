@@ -21,7 +21,7 @@ from quicferry.migration.rpc.messages import (
     START_SERVICE,
     STATUS,
     STOP_SERVICE,
-    Abort,
+    AbortMove,
     CollectFiles,
     MoveRequest,
     PrepareDestination,
@@ -477,7 +477,7 @@ def test_methods_over_the_wire(tmp_path: Path) -> None:
             assert raised.value.hint == "it knows edge-2"
             with pytest.raises(MigrationError, match="asked to be the destination edge-2"):
                 await edge_1.call(PREPARE_DESTINATION, PrepareDestination(order=w.order()), timeout_s=10)
-            assert (await edge_1.call(ABORT, Abort(epoch=5, reason="x"), timeout_s=10)).resumed is None
+            assert (await edge_1.call(ABORT, AbortMove(epoch=5, reason="x"), timeout_s=10)).resumed is None
             assert (await edge_1.call(STOP_SERVICE, StopService(), timeout_s=10)).summary == {
                 "standby": False
             }

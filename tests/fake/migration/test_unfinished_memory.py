@@ -16,11 +16,13 @@ from quicferry.migration.criu.image_stream import Unpacker
 from quicferry.migration.engines.criu import unfinished
 from quicferry.migration.engines.criu.rounds import round_records
 from quicferry.migration.engines.criu.unfinished import Unfinished
-from quicferry.migration.memory import lazy_pages
-from quicferry.migration.memory.lazy_pages import LocalPages, PageSink, PageSource, say_farewell
+from quicferry.migration.memory import batches, page_sink, page_source
 from quicferry.migration.memory.page_messages import GotPages, PageRun, PagesDone, ToPageSource, WantAll
+from quicferry.migration.memory.page_sink import PageSink
+from quicferry.migration.memory.page_source import PageSource, say_farewell
 from quicferry.migration.memory.pagemap import PAGE_BYTES
 from quicferry.migration.memory.process_memory import Reading, Snapshot
+from quicferry.migration.memory.round_pages import LocalPages
 from quicferry.migration.memory.userfault import (
     FORK,
     MESSAGE,
@@ -113,7 +115,7 @@ class Stream:
                 digest = hashlib.sha256(data).digest()
                 await self._answers.put(PageRun(pid=pid, first=first, count=count, data=data, sha256=digest))
         elif isinstance(message, PagesDone):
-            await self._answers.put(lazy_pages.FAREWELL)
+            await self._answers.put(page_source.FAREWELL)
 
     def answer(self, run: PageRun) -> None:
         self._answers.put_nowait(run)
@@ -126,8 +128,8 @@ class Stream:
 
 
 def test_a_silent_way_is_left_for_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lazy_pages, "SILENCE_S", 0.05)
-    monkeypatch.setattr(lazy_pages, "REOPEN_S", 0.01)
+    monkeypatch.setattr(page_sink, "SILENCE_S", 0.05)
+    monkeypatch.setattr(page_sink, "REOPEN_S", 0.01)
     opened: list[tuple[bool, Stream]] = []
 
     def open_stream(detour: bool) -> Stream:
@@ -254,7 +256,7 @@ def test_short_runs_share_a_message_and_each_page_comes_once() -> None:
     found = [page for run in sent for first, count in run.runs for page in range(first, first + count)]
     assert sorted(found) == [*range(0, 200, 2), *range(1000, 1300)]
     for run in sent:
-        assert run.pages <= lazy_pages.BATCH_PAGES
+        assert run.pages <= batches.BATCH_PAGES
         assert run.data == b"".join(contents(*each) for each in run.runs)
 
 
@@ -268,7 +270,7 @@ def test_what_shares_a_message_arrives_page_by_page(tmp_path: Path, monkeypatch:
         if len(arrived) == 3:
             all_there.set()
 
-    monkeypatch.setattr(lazy_pages.UserFaults, "arrived", take)
+    monkeypatch.setattr(page_sink.UserFaults, "arrived", take)
 
     async def play() -> None:
         stream = Stream(silent=True)

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from quicferry.events import Event
-from quicferry.migration.agent.agent import AgentConfig, Command, LocalMove
+from quicferry.migration.agent.config import AgentConfig, LocalMove, ServerCommand
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
 from quicferry.migration.order import Deadlines
 from quicferry.migration.rpc.channel import RpcClient
@@ -118,8 +118,8 @@ class Field:
             listen=self.rpc[edge],
             peers={other: self.rpc[other]},
             tls=self.authority.issue(edge).save(self.directory / "tls", edge),
-            service=Command(argv=argv),
-            standby=Command(argv=[*argv, "--standby"]),
+            service=ServerCommand(argv=argv),
+            standby=ServerCommand(argv=[*argv, "--standby"]),
             control=Endpoint("127.0.0.1", control_port),
             collect=[EVENTS],
             journal=str(self.directory / f"{edge}.journal"),

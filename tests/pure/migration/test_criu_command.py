@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quicferry.errors import Unsupported
-from quicferry.migration.container import init as container_init
+from quicferry.migration.container import init
 from quicferry.migration.container.container import PIDS_PER_EDGE, first_pid_of
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.criu.command import explain, find_criu
@@ -96,6 +96,6 @@ def test_edges_get_pids_apart_from_each_other():
 
 
 def test_the_init_of_a_container_imports_the_standard_library_only():
-    source = Path(container_init.__file__).read_text()
+    source = Path(init.__file__).read_text()
     imports = {line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))}
     assert imports == {"__future__", "json", "os", "signal", "sys"}

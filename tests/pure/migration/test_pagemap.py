@@ -18,7 +18,7 @@ from quicferry.migration.engines.criu.rounds import (
     round_records,
     why_stop,
 )
-from quicferry.migration.memory.lazy_pages import BATCH_PAGES, LocalPages, small_first
+from quicferry.migration.memory.batches import BATCH_PAGES, small_first
 from quicferry.migration.memory.pagemap import (
     PAGE_BYTES,
     Flag,
@@ -38,6 +38,7 @@ from quicferry.migration.memory.process_memory import (
     unchanged,
     within,
 )
+from quicferry.migration.memory.round_pages import LocalPages
 from quicferry.migration.memory.userfault import Target
 
 page_sets = st.sets(st.integers(16, 400)).map(lambda found: np.array(sorted(found), np.int64))

@@ -13,7 +13,7 @@ from cryptography import x509
 from quicferry.errors import FerryError, InvalidInput, MigrationError, Unsupported
 from quicferry.migration.engines.registry import engines
 from quicferry.migration.order import Deadlines, MoveOrder, check_lease
-from quicferry.migration.rpc import messages as orders
+from quicferry.migration.rpc import messages
 from quicferry.migration.rpc.channel import (
     HINT_KEY,
     KIND_KEY,
@@ -81,22 +81,22 @@ def test_every_message_survives_the_wire() -> None:
         resume_before_ns=17,
     )
     for message in (
-        orders.Begin(order=order),
-        orders.Piece(b"\x00\xff" * 10),
-        orders.End(size_bytes=20, sha256="ab", resume_before_ns=5),
-        orders.Commit(epoch=3),
+        messages.Begin(order=order),
+        messages.Piece(b"\x00\xff" * 10),
+        messages.End(size_bytes=20, sha256="ab", resume_before_ns=5),
+        messages.Commit(epoch=3),
     ):
-        assert msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=orders.ToDestination) == message
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=messages.ToDestination) == message
     for answer in (
-        orders.Received(size_bytes=1, t_ns=2),
-        orders.Resumed(epoch=3, t_ns=2, answer={"connections": 1}),
-        orders.Committed(epoch=3),
+        messages.Received(size_bytes=1, t_ns=2),
+        messages.Resumed(epoch=3, t_ns=2, answer={"connections": 1}),
+        messages.Committed(epoch=3),
     ):
-        assert msgspec.msgpack.decode(msgspec.msgpack.encode(answer), type=orders.ToSource) == answer
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(answer), type=messages.ToSource) == answer
 
 
 def test_method_names_are_unique() -> None:
-    names = [value.name for value in vars(orders).values() if isinstance(value, (Unary, Duplex))]
+    names = [value.name for value in vars(messages).values() if isinstance(value, (Unary, Duplex))]
     assert len(names) == len(set(names)) == 11
 
 

@@ -23,9 +23,10 @@ from quicferry.migration.engines.criu import unfinished
 from quicferry.migration.engines.criu.base import Held
 from quicferry.migration.engines.criu.lazy_destination import LazyDestination
 from quicferry.migration.engines.criu.unfinished import Unfinished
-from quicferry.migration.memory.lazy_pages import LocalPages, PageSink
+from quicferry.migration.memory.page_sink import PageSink
 from quicferry.migration.memory.pagemap import NO_PAGES, Flag, PageMap, decode, encode
 from quicferry.migration.memory.process_memory import ProcessMemory, private_areas
+from quicferry.migration.memory.round_pages import LocalPages
 from quicferry.migration.memory.userfault import Target, UffdEventLog, wake
 from quicferry.migration.order import MoveOrder
 

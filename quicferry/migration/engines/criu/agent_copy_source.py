@@ -28,8 +28,8 @@ from quicferry.migration.engines.criu.rounds import (
     portions_of,
     round_records,
 )
-from quicferry.migration.memory.lazy_pages import PageSource, say_farewell
 from quicferry.migration.memory.page_messages import PageRun, ToPageSource
+from quicferry.migration.memory.page_source import PageSource, say_farewell
 from quicferry.migration.memory.pagemap import (
     NO_PAGES,
     PAGE_BYTES,

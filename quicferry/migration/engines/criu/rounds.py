@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, record
-from quicferry.migration.memory.lazy_pages import small_first
+from quicferry.migration.memory.batches import small_first
 from quicferry.migration.memory.pagemap import NO_PAGES, PageMap, Pages, encode, entries_of, numbers
 from quicferry.migration.memory.process_memory import Reading, unchanged
 from quicferry.migration.order import CHUNK_BYTES
