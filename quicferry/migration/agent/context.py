@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from quicferry.errors import FerryError
 from quicferry.events import EventLog
 from quicferry.migration.control import ControlClient
 from quicferry.migration.datagrams.forwarder import Forwarder
@@ -44,3 +45,12 @@ def fence_ns(resume_before_ns: int, order: MoveOrder) -> int:
     commit or to obey the fence.
     """
     return resume_before_ns + round(order.deadlines.commit_s * NS_PER_S)
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line of text, never empty."""
+    if isinstance(error, FerryError):
+        return str(error)
+    if isinstance(error, TimeoutError):
+        return "a step took longer than its deadline"
+    return f"{type(error).__name__}: {error}"

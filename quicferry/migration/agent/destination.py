@@ -11,8 +11,7 @@ import msgspec
 
 from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
-from quicferry.migration.agent.context import Host, fence_ns
-from quicferry.migration.agent.source import describe
+from quicferry.migration.agent.context import Host, describe, fence_ns
 from quicferry.migration.agent.transfer import Inbox
 from quicferry.migration.engines.base import CopiesAhead, TakesOver
 from quicferry.migration.engines.registry import implementation_of

@@ -24,7 +24,8 @@ from quicferry.migration.memory.batches import small_first
 from quicferry.migration.memory.page_messages import GotPages, PageCall, PageRun, PagesDone, WantAll, WantNow
 from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages
 from quicferry.migration.memory.round_pages import LocalPages
-from quicferry.migration.memory.userfault import Target, UffdEventLog, UserFaults
+from quicferry.migration.memory.uffd_events import Target, UffdEventLog
+from quicferry.migration.memory.userfault import UserFaults
 
 #: After so many pages that the process had to wait for, what it works with is elsewhere than expected:
 #: all may come.

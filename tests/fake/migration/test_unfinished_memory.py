@@ -23,7 +23,7 @@ from quicferry.migration.memory.page_source import PageSource, say_farewell
 from quicferry.migration.memory.pagemap import PAGE_BYTES
 from quicferry.migration.memory.process_memory import Reading, Snapshot
 from quicferry.migration.memory.round_pages import LocalPages
-from quicferry.migration.memory.userfault import (
+from quicferry.migration.memory.uffd_events import (
     FORK,
     MESSAGE,
     PAGEFAULT,

@@ -39,7 +39,7 @@ from quicferry.migration.memory.process_memory import (
     within,
 )
 from quicferry.migration.memory.round_pages import LocalPages
-from quicferry.migration.memory.userfault import Target
+from quicferry.migration.memory.uffd_events import Target
 
 page_sets = st.sets(st.integers(16, 400)).map(lambda found: np.array(sorted(found), np.int64))
 flags = st.sampled_from([Flag.PARENT, Flag.LAZY, Flag.PRESENT, Flag.PRESENT | Flag.LAZY])

@@ -27,7 +27,8 @@ from quicferry.migration.memory.page_sink import PageSink
 from quicferry.migration.memory.pagemap import NO_PAGES, Flag, PageMap, decode, encode
 from quicferry.migration.memory.process_memory import ProcessMemory, private_areas
 from quicferry.migration.memory.round_pages import LocalPages
-from quicferry.migration.memory.userfault import Target, UffdEventLog, wake
+from quicferry.migration.memory.uffd_events import Target, UffdEventLog
+from quicferry.migration.memory.userfault import wake
 from quicferry.migration.order import MoveOrder
 
 

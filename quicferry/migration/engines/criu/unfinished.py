@@ -1,7 +1,7 @@
 """What a destination's agent leaves to its successor while a server lacks memory.
 
 Three things outlive an agent that is killed: the userfaultfd, which the container's init keeps; the log of
-what the process did with its memory (``userfault.UffdEventLog``); and this record of what was missing when
+what the process did with its memory (``uffd_events.UffdEventLog``); and this record of what was missing when
 the process was restored. Which pages have come since is to be seen in the process itself.
 """
 
