@@ -2,7 +2,7 @@
 
 One JSON datagram per order and per answer, over UDP on the loopback address of the edge host. UDP,
 because a process that is to be checkpointed must not hold a connection to a process that stays.
-Orders carry a number: one that is repeated is answered again, not obeyed again.
+Orders carry a number: a duplicate is answered again, not carried out again.
 """
 
 from __future__ import annotations

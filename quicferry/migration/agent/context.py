@@ -42,7 +42,7 @@ def fence_ns(resume_before_ns: int, order: MoveOrder) -> int:
     """The moment by which a destination that has not heard of the commit has taken its server down.
 
     The destination may resume until the lease; then it takes at most ``commit_s`` to hear of the
-    commit or to obey the fence.
+    commit, or to act on the fence.
     """
     return resume_before_ns + round(order.deadlines.commit_s * NS_PER_S)
 

@@ -119,7 +119,7 @@ class HandoffEngine:
 
     async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
         """Kill the standby server and remove the state."""
-        # whether the import was obeyed cannot be known after a silence: the whole process goes
+        # whether the import was carried out cannot be known after a silence: the whole process goes
         await self._context.container.stop_service(grace_s=0.0)
         with suppress(FileNotFoundError):
             self._state(order)[1].unlink()

@@ -6,7 +6,7 @@ pages, without stopping anybody: a write to a page that is protected costs the p
 
 A userfaultfd is about the memory of the process that made it. So the server makes one when it is asked
 (``userfault_offer``; the order ``Track`` of ``control``), and all else is done from outside. A server that
-does not obey, or a kernel that cannot do it, is no error to an engine: it compares memory instead.
+does not answer, or a kernel that cannot do it, is no error to an engine: it compares memory instead.
 
 Interfaces: ioctl_userfaultfd(2), Documentation/admin-guide/mm/pagemap.rst (PAGEMAP_SCAN).
 """
