@@ -86,7 +86,9 @@ class Server(control.ControlHandler):
         quic.load_cert_chain(config.certificate, config.key)
         extension = ExtensionConfig(strategies=frozenset(config.strategies)) if config.extension else None
         self.port = UdpPort(config.listen, self._received)
-        self.table = ConnectionTable(self.port, quic, extension, self._on_event, self._pump)
+        self.table = ConnectionTable(
+            self.port, quic, extension, self._on_event, self._pump, self.lease.may_send
+        )
         if config.tickets:
             self.table.tickets = {}
         self.standby = config.standby
@@ -196,6 +198,19 @@ class Server(control.ControlHandler):
     def _summary(self) -> dict[str, Any]:
         state = self.service.state
         return {"total": state.total, "repeated": state.repeated, "sessions": len(state.sessions)}
+
+    # --- the lease (quicferry.migration.serving_lease) -----------------------------------------
+
+    def _hold_back(self) -> None:
+        self.port.mute()
+        self.table.hold_back()
+        self.events.emit("server.held", epoch=self.lease.epoch)
+
+    def _go_on_again(self) -> None:
+        self.events.emit("server.kept", epoch=self.lease.epoch)
+        for peer in list(self.table.peers.values()):
+            self.table.proceed(peer)
+        self.port.start()
 
     # --- orders ------------------------------------------------------------------------------
 
@@ -315,9 +330,7 @@ class Server(control.ControlHandler):
         for peer in self.table.peers.values():
             if not self._cannot_follow(peer):
                 peer.connection.hold()
-            if peer.timer is not None:
-                peer.timer.cancel()
-                peer.timer, peer.timer_at = None, None
+        self.table.hold_back()
         if order.state_path is not None:
             detail |= self._write_state(order.epoch, Path(order.state_path))
         return detail
@@ -460,7 +473,9 @@ def _strategy_of(peer: Peer, wanted: Strategy) -> Strategy:
 
 async def serve(config: ServerConfig) -> None:
     """Run a server to its end."""
-    await Server(config).run()
+    server = Server(config)
+    server.lease.by_kernel = True
+    await server.run()
 
 
 def main() -> None:

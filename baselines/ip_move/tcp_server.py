@@ -19,7 +19,9 @@ class MovingTcpServer(TcpServer):
 
 async def serve(config: ServerConfig) -> None:
     """Run a server to its end."""
-    await MovingTcpServer(config).run()
+    server = MovingTcpServer(config)
+    server.lease.by_kernel = True
+    await server.run()
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ class MptcpServer(TcpServer):
 
 async def serve(config: ServerConfig) -> None:
     """Run a server to its end."""
-    await MptcpServer(config).run()
+    server = MptcpServer(config)
+    server.lease.by_kernel = True
+    await server.run()
 
 
 def main() -> None:

@@ -206,6 +206,7 @@ class NodeAgent:
                 standby=self,
                 before_resume=self._let_in,
                 after_freeze=self._leave_address,
+                lease_of=self.destination.lease_of,
                 keep_tcp=self.config.keep_tcp,
                 open_pages=self._open_pages,
                 open_tunnel=self._open_tunnel,
@@ -354,7 +355,8 @@ class NodeAgent:
 
     async def _status(self, request: StatusQuery, caller: str) -> AgentStatus:
         """Answer with this agent's view of its latest move (method ``Status``)."""
-        latest = self.host.journal.latest
+        journal = self.host.journal
+        latest = journal.latest
         machine = self.destination.machine if latest and latest.part == "destination" else self.source.machine
         server: dict[str, object] = {}
         if request.ask_server:
@@ -365,10 +367,12 @@ class NodeAgent:
         return AgentStatus(
             edge=self.config.edge,
             service_pid=self.container.service_pid,
-            epoch=self.host.journal.epoch,
+            epoch=journal.epoch,
             part=latest.part if latest is not None else None,
             step=machine.step,
             server=server,
+            as_source=journal.step_in(request.epoch or 0, "source"),
+            as_destination=journal.step_in(request.epoch or 0, "destination"),
         )
 
     async def _prepare_destination(self, request: PrepareDestination, caller: str) -> Prepared:

@@ -272,13 +272,14 @@ class CriuEngine:
         # the last moment at which nothing has answered a client yet: afterwards there is no way back
         if order.epoch in self._abandoned:
             raise MigrationError(f"the move of epoch {order.epoch} was called off")
-        check_lease(order)
+        check_lease(self._context.lease_of(order), order.destination)
         self._context.before_resume()
         resume = Resume(
             epoch=order.epoch,
             edge=self._context.edge,
             strategy=order.strategy,
             server_first=order.server_first,
+            lease=self._context.lease_of(order),
         )
         return await self._context.control.ask(resume, order.deadlines.restore_s)
 
