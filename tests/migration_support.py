@@ -177,6 +177,7 @@ class World:
             listen=Endpoint("127.0.0.1", self.ports[edge]),
             peers={other: Endpoint("127.0.0.1", self.ports[other]) for other in EDGES if other != edge},
             tls=self.authority.issue(edge).save(self.directory / "tls", edge),
+            orchestrators=["orch"],
             service=ServerCommand(argv=["fake"]),
             control=Endpoint("127.0.0.1", control_port),
             collect=["/run/events.jsonl", "/run/missing"],

@@ -22,15 +22,16 @@ from quicferry.strategies import RULES
 
 
 class Credentials:
-    """The certificates of one run, all of one authority."""
+    """The certificates of one run, of two authorities: what serves clients may not call agents."""
 
     def __init__(self, context: RunContext) -> None:
-        self._authority = Authority()
+        self._agents, self._service = Authority(), Authority()
         self._folder = context.credentials
 
     def issue(self, name: str) -> TlsFiles:
         """A certificate and its key, as files that live as long as the run."""
-        return self._authority.issue(name).save(self._folder, name)
+        authority = self._service if name == SERVER_NAME else self._agents
+        return authority.issue(name).save(self._folder, name)
 
 
 class QuicCast:

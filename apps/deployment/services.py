@@ -127,6 +127,8 @@ class Agent:
             listen=Endpoint("0.0.0.0", RPC_PORT),
             peers={self._peer: Endpoint(between_edges(context, self._peer, self.edge), RPC_PORT)},
             detours={self._peer: Endpoint(topology.service_addresses[self._peer], RPC_PORT)},
+            orchestrators=[context.part("orchestrator")],
+            detour_rtt_ms=2 * longest_rtt_ms(context),  # by way of the core network, to and fro
             tls=self._tls,
             service=self._server("server", standby=False),
             standby=self._server("standby", standby=True),
@@ -181,6 +183,12 @@ def between_edges(context: RunContext, edge: str, other: str) -> str:
     return context.topology.service_addresses[edge]
 
 
+def longest_rtt_ms(context: RunContext) -> float:
+    """The longest round trip between an edge and the core network, without jitter."""
+    spec = context.spec
+    return max(spec.rtt_ms, spec.source_rtt_ms or 0.0)
+
+
 def journals(context: RunContext) -> Path:
     """Where agents and orchestrator keep their journals; each reads its own alone."""
     folder = context.paths.root / "journals"
@@ -206,7 +214,9 @@ class Orchestra:
         host = context.part("orchestrator")
         agents = {edge: Endpoint(context.topology.service_addresses[edge], RPC_PORT) for edge in self._edges}
         journal = str(journals(context) / f"{host}.journal")
-        config = OrchestratorConfig(name=host, agents=agents, tls=self._tls, journal=journal)
+        config = OrchestratorConfig(
+            name=host, agents=agents, tls=self._tls, journal=journal, rtt_ms=longest_rtt_ms(context)
+        )
         name = self.life.name(self.name)
         argv = context.module("apps.orchestrator", context.write_config(name, config))
         self.program = context.start(name, host, argv, self.replies.line)

@@ -84,6 +84,11 @@ class DestinationSide:
         """The order with the lease in force."""
         return msgspec.structs.replace(order, resume_before_ns=self._lease_ns or order.resume_before_ns)
 
+    def source_of(self, epoch: int) -> str | None:
+        """The source of that move, None when this host has not heard of it."""
+        entry = self._host.journal.last.get((epoch, "destination"))
+        return entry.order.source if entry is not None and entry.order is not None else None
+
     def lease_of(self, order: MoveOrder) -> Lease | None:
         """The server's lease in the present move, as it was renewed last."""
         mine = self.order is not None and order.epoch == self.order.epoch
@@ -251,30 +256,34 @@ class DestinationSide:
     ) -> None:
         """Obey what comes after the state: a longer lease, and the commit."""
         hearing = asyncio.ensure_future(anext(requests, None))
-        while True:
-            await asyncio.wait(
-                [hearing] if answering.done() else [hearing, answering],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if answering.done() and (answering.cancelled() or answering.exception() is not None):
-                hearing.cancel()
-                return
-            if not hearing.done():
-                continue
-            message = hearing.result()
-            if message is None:
-                return
-            hearing = asyncio.ensure_future(anext(requests, None))
-            if isinstance(message, Renew) and message.resume_before_ns > self._lease_ns:
-                self._lease_ns = message.resume_before_ns
-                if self._timeout is not None:
-                    self._timeout.reschedule(self._lease_ns / NS_PER_S)
-            if isinstance(message, Commit):
-                verdict = await self.commit(message.epoch)
-                if verdict.resumed is None:
-                    hearing.cancel()
-                    raise MigrationError(f"{order.destination} serves no more in epoch {order.epoch}")
-                await send(Committed(epoch=message.epoch))
+        try:
+            while True:
+                waiting = [hearing] if answering.done() else [hearing, answering]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if answering.done() and (answering.cancelled() or answering.exception() is not None):
+                    return
+                if not hearing.done():
+                    continue
+                message = hearing.result()
+                if message is None:
+                    return
+                if isinstance(message, Renew):
+                    self._renew(message)
+                elif isinstance(message, Commit):
+                    await answering  # the commit answers the word Resumed
+                    verdict = await self.commit(message.epoch)
+                    if verdict.resumed is None:
+                        raise MigrationError(f"{order.destination} serves no more in epoch {order.epoch}")
+                    await send(Committed(epoch=message.epoch))
+                hearing = asyncio.ensure_future(anext(requests, None))
+        finally:
+            hearing.cancel()
+
+    def _renew(self, message: Renew) -> None:
+        """Take a longer lease; also the restore that is at work may take as long."""
+        self._lease_ns = max(self._lease_ns, message.resume_before_ns)
+        if self._timeout is not None:
+            self._timeout.reschedule(self._lease_ns / NS_PER_S)
 
     def _check_prepared(self, order: MoveOrder, caller: str) -> None:
         """Raise ``MigrationError`` unless ``caller`` may begin the transfer of this order."""
@@ -466,14 +475,16 @@ class DestinationSide:
             await self._settle(order)
         elif step in TAKEN_BACK:
             await self._throw_away(Signal.EXPIRED, "the source did not commit before the lease was over")
-        elif step is None and await self._source_is_gone(order) and self._lease_runs(order):
-            # Gone before the lease was over, so it has not taken its server back; and whoever is started
-            # in its place asks this host before it does anything.
+            return
+        # Gone, and before the lease was over: it has not taken its server back, and whoever is started in
+        # its place asks this host before it does anything. Late in the lease: one may just be starting again.
+        late = step is None and self._ends_within(order, order.deadlines.commit_s / 2)
+        if late and await self._source_is_gone(order) and not self._ends_within(order, 0.0):
             await self._settle(order)
 
-    def _lease_runs(self, order: MoveOrder) -> bool:
-        """Whether the source cannot have taken its server back by the clock yet."""
-        return now_ns() < fence_ns(self._lease_ns, order)
+    def _ends_within(self, order: MoveOrder, seconds: float) -> bool:
+        """Whether the lease ends within that time; once it has, the source may have taken its server back."""
+        return now_ns() + seconds * NS_PER_S >= fence_ns(self._lease_ns, order)
 
     async def _source_step(self, order: MoveOrder) -> Step | None:
         """The source's step in this move; None when it does not answer, or has not heard of the move."""
