@@ -30,8 +30,10 @@ class Credentials:
 
     def issue(self, name: str) -> TlsFiles:
         """A certificate and its key, as files that live as long as the run."""
-        authority = self._service if name == SERVER_NAME else self._agents
-        return authority.issue(name).save(self._folder, name)
+        if name == SERVER_NAME:
+            # in a folder of its own: a server in an OCI container may read this one and no other
+            return self._service.issue(name).save(self._folder / "service", name)
+        return self._agents.issue(name).save(self._folder, name)
 
 
 class QuicCast:

@@ -141,7 +141,9 @@ class Agent:
             journal=str(state / f"{self.edge}.journal"),
             container_record=str(state / f"{self.edge}.container"),
             oci_readable=(
-                [str(context.configs), str(context.credentials)] if runs_in_oci(context.spec.engine) else None
+                [str(context.configs), str(Path(self._server_tls.key).parent)]
+                if runs_in_oci(context.spec.engine)
+                else None
             ),
             # what an agent does wrong, it does once: not again when it was started again
             failpoints=self._failpoints if self._failpoints and not self.life.number else Failpoints(),
