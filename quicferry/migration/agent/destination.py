@@ -214,7 +214,12 @@ class DestinationSide:
             raise MigrationError(f"the transfer begins with {type(begin).__name__}")
         order = begin.order
         self._check_prepared(order, caller)
-        self._take(Signal.GO)
+        try:
+            self._take(Signal.GO)
+        except FerryError as error:
+            # the stream may tell only that it broke; whoever asks for the verdict hears why
+            self._why_not[order.epoch] = describe(error)
+            raise
         self.order = order
         self._lease_ns = order.resume_before_ns
         inbox = self._inbox = Inbox()
@@ -233,6 +238,8 @@ class DestinationSide:
             await send(Received(size_bytes=inbox.size_bytes, t_ns=now_ns()))
             answering = asyncio.create_task(self._tell_resumed(restoring, send))
         except FerryError as error:
+            if not isinstance(error, Unreachable):
+                self._why_not.setdefault(order.epoch, describe(error))
             inbox.break_off(error)
             raise
         finally:

@@ -48,6 +48,7 @@ from quicferry.units import NS_PER_MS, NS_PER_S, now_ns
 
 ASK_S = 1.0  # one question to a destination that may be cut off
 ASK_AGAIN_S = 0.1
+LEAST_S = 0.001  # nobody answers within less
 #: After the lease, before the server here goes on. By then the kernel has ended a server that did not hold
 #: itself back (``serving_lease.KILL_AFTER_NS``, 0.3 s).
 FENCE_MARGIN_S = 0.5
@@ -317,7 +318,7 @@ class SourceMove:
         """Find out what became of a transfer that failed after End: ask, or wait for the fence."""
         loop = asyncio.get_running_loop()
         question = AbortMove(epoch=self._order.epoch, reason=reason)
-        while (left_s := fence_s - loop.time()) > 0:
+        while (left_s := fence_s - loop.time()) > LEAST_S:
             try:
                 verdict = await self._peer.call(ABORT, question, timeout_s=min(ASK_S, left_s), wait=True)
             except FerryError:
