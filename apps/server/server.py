@@ -454,8 +454,13 @@ class Server(control.ControlHandler):
         if self.fence.closed:
             self.fence.lift(order.epoch)
         t_ns = now_ns()
-        self.frozen_epoch = None
+        was_frozen, self.frozen_epoch = self.frozen_epoch is not None, None
         for peer in list(self.table.peers.values()):
+            if was_frozen and not is_frozen(peer.connection):
+                # The process was copied as a whole, and the copy may have served within its lease, with the
+                # same keys: the numbers that it may have used are left out, as after a hand-off.
+                with suppress(MigrationError):  # in the middle of its handshake, or closing
+                    freeze(peer.connection, now_s())
             if is_frozen(peer.connection):
                 thaw(peer.connection, now_s())
             peer.connection.abort_migration(order.epoch, order.reason, now_s())
