@@ -198,6 +198,7 @@ class ControlServer(asyncio.DatagramProtocol):
         self._offered: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
         # a cast: asyncio's own class is no subclass of DatagramTransport before Python 3.12
         self._transport = cast(asyncio.DatagramTransport, transport)
 
@@ -254,6 +255,7 @@ class ControlClient(asyncio.DatagramProtocol):
         return protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
         # a cast: asyncio's own class is no subclass of DatagramTransport before Python 3.12
         self._transport = cast(asyncio.DatagramTransport, transport)
 
