@@ -231,6 +231,7 @@ def _fault_of_words(words: str) -> dict[str, Any]:
         "point": point,
         "kind": kind,
         "seconds": msgspec.convert(seconds or None, float | None, strict=False),
+        "words": words,
     }
 
 

@@ -80,6 +80,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     point: FaultPoint
     kind: FaultKind
     seconds: float | None  # how long it lasts; None: for good
+    words: str  # as it was asked for: ``<point>:<kind>`` or ``<point>:<kind>=<seconds>``
 
     @property
     def name(self) -> str:

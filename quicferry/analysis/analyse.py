@@ -163,7 +163,7 @@ def _empty_result(run_dir: Path, manifest: Manifest) -> RunResult:
         loss_percent=spec.loss_percent,
         link_backend=manifest.link_backend or None,
         rtt_asked_ms=spec.rtt_ms,
-        fault=", ".join(fault.name for fault in spec.faults) or None,
+        fault=", ".join(fault.words for fault in spec.faults) or None,
         warnings=list(manifest.warnings),
         error=manifest.error,
         run_dir=str(run_dir),

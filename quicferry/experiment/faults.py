@@ -173,7 +173,7 @@ def parse(words: str) -> Fault:
                 hint="it lasts for good" if seconds is None else "give more than 0, at most 60",
             )
         seconds = float(duration)
-    return Fault(point=row.point, kind=row.kind, seconds=seconds)
+    return Fault(point=row.point, kind=row.kind, seconds=seconds, words=words)
 
 
 def engines_of(row: Row) -> frozenset[str] | None:

@@ -119,7 +119,9 @@ def test_a_baselines_engine_is_one_that_can_move_it() -> None:
 
 def test_a_fault_is_read_once() -> None:
     spec = to_spec({"faults": ["transfer:link-cut=2.5"]})
-    assert spec.faults == (Fault(point=FaultPoint.TRANSFER, kind=FaultKind.LINK_CUT, seconds=2.5),)
+    words = "transfer:link-cut=2.5"
+    point, kind = FaultPoint.TRANSFER, FaultKind.LINK_CUT
+    assert spec.faults == (Fault(point=point, kind=kind, seconds=2.5, words=words),)
     assert msgspec.json.decode(msgspec.json.encode(spec), type=RunSpec) == spec
 
 
