@@ -83,7 +83,7 @@ async def serve(config: AgentConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Run a node agent until SIGTERM; errors go to stderr, and their exit code is the process's."""
     try:
         asyncio.run(serve(read_config("apps.agent", AgentConfig)))
     except FerryError as error:

@@ -72,7 +72,7 @@ async def serve(config: OrchestratorConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Carry out the commands on stdin until its end; errors go to stderr, with their exit code."""
     try:
         asyncio.run(serve(read_config("apps.orchestrator", OrchestratorConfig)))
     except FerryError as error:

@@ -1,4 +1,4 @@
-"""Which baselines there are, what each needs of the machine, and who plays in it.
+"""Which baselines there are, what each needs of the machine, and what its run is made of.
 
 A baseline module offers one ``BASELINE``. To add a baseline, write a module and list it here.
 """
@@ -11,7 +11,7 @@ from importlib import import_module
 import msgspec
 
 from quicferry.errors import InvalidInput, Unsupported
-from quicferry.experiment.context import Cast, RunContext
+from quicferry.experiment.context import Deployment, RunContext
 
 #: baseline name -> the module that has it; loaded when it is asked for
 _MODULES: dict[str, str] = {
@@ -31,7 +31,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     title: str
     summary: str  # one sentence: what keeps client and server together, and what it favours
-    make_cast: Callable[[RunContext], Cast]
+    deployment: Callable[[RunContext], Deployment]
     needs: tuple[str, ...] = ()  # probes besides those of every run
     moves: bool = True  # whether the server moves at all
     engines: tuple[str, ...] = ()  # that can move it; none named: all

@@ -77,7 +77,7 @@ class SteeredNames(asyncio.DatagramProtocol):
             self._transport.close()
 
 
-class Stage:
+class LoopbackRun:
     """Two servers, a name server, a client, and what they wrote."""
 
     def __init__(self, folder: Path, names: SteeredNames) -> None:
@@ -183,10 +183,10 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(folder: Path, ttl_s: int = 1) -> AsyncIterator[Stage]:
-    """A stage whose name points to the first edge; all processes end with it."""
+async def loopback_run(folder: Path, ttl_s: int = 1) -> AsyncIterator[LoopbackRun]:
+    """A run on loopback whose name points to the first edge; all processes end with it."""
     names = await SteeredNames(EDGES[0], ttl_s).open()
-    made = Stage(folder, names)
+    made = LoopbackRun(folder, names)
     try:
         yield made
     finally:

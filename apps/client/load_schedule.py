@@ -22,7 +22,7 @@ async def first(*events: asyncio.Event) -> None:
         task.cancel()
 
 
-class Pace:
+class LoadSchedule:
     """Calls ``request`` at the pace asked for, until a line ``stop`` on stdin, its end, or SIGTERM."""
 
     def __init__(self, config: ClientConfig, load: Load, request: Callable[[], None]) -> None:

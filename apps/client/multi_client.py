@@ -42,7 +42,7 @@ TOLD = frozenset(
 
 
 class Member(Client):
-    """One of them. Its load knows exchanges by numbers that outlive a connection."""
+    """One of the clients. Its load knows exchanges by numbers that outlive a connection."""
 
     def __init__(self, config: ClientConfig, events: EventLog) -> None:
         super().__init__(config, events)
@@ -64,7 +64,7 @@ class Member(Client):
 
         The first one leaves after ``delay_s``, the last one ``last_delay_s`` after the word to stop.
         """
-        await self.pace.run(self.closed, delay_s=delay_s, last_delay_s=last_delay_s)
+        await self.schedule.run(self.closed, delay_s=delay_s, last_delay_s=last_delay_s)
 
     def leave(self) -> ClientSummary:
         """Close the connection; returns the account of the load."""
@@ -128,8 +128,8 @@ class Member(Client):
             self._carry(exchange)
 
 
-class Crowd:
-    """All of them."""
+class MultiClient:
+    """The process: its clients, and one summary of all their loads."""
 
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
@@ -155,8 +155,8 @@ class Crowd:
 
     async def run(self) -> None:
         """Connect all, load until told to stop, write one summary."""
-        pace = self.members[0].pace
-        pace.listen()
+        schedule = self.members[0].schedule
+        schedule.listen()
         for start in range(0, len(self.members), CONNECTING_AT_ONCE):
             group = self.members[start : start + CONNECTING_AT_ONCE]
             async with asyncio.timeout(CONNECT_S):
@@ -168,9 +168,9 @@ class Crowd:
             )
             for number, member in enumerate(self.members)
         ]
-        await pace.stopping.wait()
+        await schedule.stopping.wait()
         for member in self.members:
-            member.pace.stopping.set()
+            member.schedule.stopping.set()
         await asyncio.gather(*loads)
         summary = sum_up([member.leave() for member in self.members])
         summary.reconnected = sum(member.reconnected for member in self.members)
@@ -209,8 +209,8 @@ def sum_up(summaries: list[ClientSummary]) -> ClientSummary:
 
 
 def main() -> None:
-    """The process's entry."""
-    asyncio.run(Crowd(read_config("apps.client.multi_client", ClientConfig)).run())
+    """Run all clients and their loads until told to stop."""
+    asyncio.run(MultiClient(read_config("apps.client.multi_client", ClientConfig)).run())
 
 
 if __name__ == "__main__":

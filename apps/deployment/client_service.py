@@ -1,4 +1,4 @@
-"""The client of a run, as a cast plays it: its configuration, its start and its end in good order."""
+"""The client of a run, as a service of a deployment: its configuration, its start and its orderly end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the long-lived programs of a cast answer, and how often each of them was started.
+"""What the long-lived programs of a deployment answer, and how often each of them was started.
 
 Agents and orchestrator print lines: events, and answers to what they were told.
 """
@@ -75,8 +75,8 @@ class Replies:
         raise MigrationError(f"{program.name} was silent for {timeout_s:g} s", hint=f"see {program.log.name}")
 
 
-class Life:
-    """How often a process of the cast was started; more than once when a fault has killed it."""
+class Restarts:
+    """How often a process was started: more than once when a fault has killed it."""
 
     def __init__(self) -> None:
         self.number = 0

@@ -1,4 +1,4 @@
-"""Who moves the server: the node agents on the edges and the orchestrator, as a cast plays them.
+"""The node agents on the edges and the orchestrator, as services of a deployment.
 
 Writes their configurations, starts them, and gives them their commands.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from apps.config import ServerConfig
-from apps.deployment.replies import Life, Replies
+from apps.deployment.replies import Replies, Restarts
 from quicferry.errors import MigrationError
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext
 from quicferry.experiment.faults import DESTINATION, SOURCE
@@ -40,7 +40,7 @@ ASK_S = 40.0
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 
 
-class Agent:
+class AgentService:
     """The node agent of one edge, with the commands for a server and a standby there.
 
     ``module`` is the server's. With ``plain`` the server offers no pool, and no
@@ -78,10 +78,10 @@ class Agent:
         self.replies = Replies(context)
         self.program: Program | None = None
         self.container_pid = 0
-        self.life = Life()
+        self.restarts = Restarts()
 
     def start(self) -> None:
-        name = self.life.name(self.name)
+        name = self.restarts.name(self.name)
         argv = self._context.module("apps.agent", self._context.write_config(name, self._config()))
         env = {**os.environ, **ONE_HEAP}
         self.program = self._context.start(name, self.edge, argv, self.replies.line, env)
@@ -98,7 +98,7 @@ class Agent:
         self.replies.forget()
         program.process.send_signal(signal.SIGUSR1)
         kinds = {"outcome", "recovered"}
-        return self.replies.wait(program, kinds, MOVE_S, replaced=lambda: self.life.is_replaced)
+        return self.replies.wait(program, kinds, MOVE_S, replaced=lambda: self.restarts.is_replaced)
 
     def stop(self) -> None:
         if self.program is not None:
@@ -142,7 +142,7 @@ class Agent:
                 [str(context.configs), str(context.credentials)] if runs_in_oci(context.spec.engine) else None
             ),
             # what an agent does wrong, it does once: not again when it was started again
-            failpoints=self._failpoints if self._failpoints and not self.life.number else Failpoints(),
+            failpoints=self._failpoints if self._failpoints and not self.restarts.number else Failpoints(),
             moving_address=self._address,
             keep_tcp=self._keep_tcp,
         )
@@ -188,7 +188,7 @@ def journals(context: RunContext) -> Path:
     return folder
 
 
-class Orchestra:
+class OrchestratorService:
     """The orchestrator, and through it the server's start and end."""
 
     name = "orchestrator"
@@ -199,7 +199,7 @@ class Orchestra:
         self._tls = tls
         self.replies = Replies(context)
         self.program: Program | None = None
-        self.life = Life()
+        self.restarts = Restarts()
 
     def start(self) -> None:
         context = self._context
@@ -207,14 +207,14 @@ class Orchestra:
         agents = {edge: Endpoint(context.topology.service_addresses[edge], RPC_PORT) for edge in self._edges}
         journal = str(journals(context) / f"{host}.journal")
         config = OrchestratorConfig(name=host, agents=agents, tls=self._tls, journal=journal)
-        name = self.life.name(self.name)
+        name = self.restarts.name(self.name)
         argv = context.module("apps.orchestrator", context.write_config(name, config))
         self.program = context.start(name, host, argv, self.replies.line)
 
     def wait_ready(self, timeout_s: float) -> None:
         assert self.program is not None
         self.replies.wait(self.program, {"ready"}, timeout_s)
-        if self.life.number:
+        if self.restarts.number:
             return  # the server was started by the one before
         self.command(StartCommand(edge=self._context.part("source")), "started", timeout_s)
 
@@ -223,7 +223,9 @@ class Orchestra:
         assert self.program is not None
         self.replies.forget()
         self.program.tell(msgspec.json.encode(command))
-        return self.replies.wait(self.program, {answer}, timeout_s, replaced=lambda: self.life.is_replaced)
+        return self.replies.wait(
+            self.program, {answer}, timeout_s, replaced=lambda: self.restarts.is_replaced
+        )
 
     def stop(self) -> None:
         if self.program is None:
@@ -247,7 +249,7 @@ class Orchestra:
 
 def order_move(
     context: RunContext,
-    orchestra: Orchestra,
+    orchestrator: OrchestratorService,
     strategy: Strategy,
     *,
     forwarding: bool,
@@ -270,7 +272,7 @@ def order_move(
         compression=context.spec.compression,
         memory_by=context.spec.memory_by,
     )
-    return orchestra.command(command, "outcome", MOVE_S)
+    return orchestrator.command(command, "outcome", MOVE_S)
 
 
 def moved(outcome: dict[str, Any]) -> dict[str, Any]:

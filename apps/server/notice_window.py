@@ -19,7 +19,7 @@ AT_ONCE = 32
 TURN_S = 0.032
 
 
-class Turns:
+class NoticeWindow:
     """Calls ``take`` for each peer, in order, a few ahead of the answers.
 
     ``take`` returns whether an answer is to be expected. With ``holding`` nothing may leave for a peer

@@ -63,7 +63,7 @@ class ServiceState(msgspec.Struct, kw_only=True):
     connections: dict[str, dict[int, Exchange]] = {}
 
 
-class Service:
+class ApplicationService:
     """Answers exchanges. ``edge`` is the name of the host that serves now, told to the client."""
 
     def __init__(self, edge: str, response_bytes: int, state: ServiceState | None = None) -> None:
@@ -76,7 +76,7 @@ class Service:
         return msgspec.msgpack.encode(self.state)
 
     @classmethod
-    def load(cls, data: bytes, edge: str, response_bytes: int) -> Service:
+    def load(cls, data: bytes, edge: str, response_bytes: int) -> ApplicationService:
         """A service that goes on where ``dump`` was called. Raises ``msgspec.DecodeError``."""
         return cls(edge, response_bytes, msgspec.msgpack.decode(data, type=ServiceState))
 

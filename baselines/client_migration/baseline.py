@@ -11,7 +11,7 @@ import msgspec
 from apps.config import SERVER_NAME
 from apps.deployment.client_service import LoadClient, client_config
 from apps.deployment.quic import Credentials
-from apps.deployment.services import Agent, Orchestra
+from apps.deployment.services import AgentService, OrchestratorService
 from baselines.addresses import free_address
 from baselines.client_migration.client import MovingClientConfig
 from baselines.registry import Baseline
@@ -63,8 +63,8 @@ class MovingLoadClient(LoadClient):
             raise MigrationError("the client did not change its address", hint="see client.log") from None
 
 
-class ClientMigrationCast:
-    """See ``quicferry.experiment.context.Cast``."""
+class ClientMigrationDeployment:
+    """One edge with a server that stays, and a client with two addresses."""
 
     def __init__(self, context: RunContext) -> None:
         source, destination = context.part("source"), context.part("destination")
@@ -80,8 +80,8 @@ class ClientMigrationCast:
         )
         self._client = MovingLoadClient(context, config, address)
         self.services: list[Service] = [
-            Agent(context, source, destination, issue(source), tls, plain=True),
-            Orchestra(context, [source], issue(context.part("orchestrator"))),
+            AgentService(context, source, destination, issue(source), tls, plain=True),
+            OrchestratorService(context, [source], issue(context.part("orchestrator"))),
             self._client,
         ]
 
@@ -91,15 +91,10 @@ class ClientMigrationCast:
         return {}
 
 
-def make_cast(context: RunContext) -> ClientMigrationCast:
-    """The cast of a run in which the client moves."""
-    return ClientMigrationCast(context)
-
-
 BASELINE = Baseline(
     name="client-migration",
     title="client migration",
     summary="Stock QUIC; the client changes its address and the server stays: what RFC 9000 has already.",
-    make_cast=make_cast,
+    deployment=ClientMigrationDeployment,
     moves=False,
 )

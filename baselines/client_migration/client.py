@@ -74,7 +74,7 @@ async def serve(config: MovingClientConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Run the client and its load until told to stop."""
     asyncio.run(serve(read_config("baselines.client_migration.client", MovingClientConfig)))
 
 

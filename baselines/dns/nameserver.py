@@ -102,7 +102,7 @@ def serve(config: NameServerConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Run BIND's named until SIGTERM; errors go to stderr, with their exit code."""
     try:
         serve(read_config("baselines.dns.nameserver", NameServerConfig))
     except FerryError as error:

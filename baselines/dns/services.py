@@ -1,4 +1,4 @@
-"""The name server and the updater as parts of a cast, and what the client's resolver is told."""
+"""The name server and the updater as services of a deployment, and what the client's resolver is told."""
 
 from __future__ import annotations
 

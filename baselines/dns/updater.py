@@ -75,7 +75,7 @@ class Updater:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Send an update for each line on stdin, until its end."""
     config = read_config("baselines.dns.updater", UpdaterConfig)
     updater = Updater(config, event_log(config.vantage, None))
     updater.message("192.0.2.1").to_wire()  # what is loaded at first use is loaded now

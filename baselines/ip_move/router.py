@@ -95,7 +95,7 @@ def serve(config: RouterConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Set the router's route, and change it as told, until SIGTERM."""
     serve(read_config("baselines.ip_move.router", RouterConfig))
 
 

@@ -5,9 +5,7 @@ python -m baselines.ip_move.tcp_server --config FILE
 
 from __future__ import annotations
 
-import asyncio
-
-from apps.config import ServerConfig, read_config
+from apps.server.shell import run_server
 from baselines.tcp_dns.server import TcpServer
 
 
@@ -17,14 +15,9 @@ class MovingTcpServer(TcpServer):
     keeps_connections = True
 
 
-async def serve(config: ServerConfig) -> None:
-    """Run a server to its end."""
-    await MovingTcpServer(config).run()
-
-
 def main() -> None:
-    """The process's entry."""
-    asyncio.run(serve(read_config("baselines.ip_move.tcp_server", ServerConfig)))
+    """Run a TCP server until ordered to stop."""
+    run_server(MovingTcpServer, "baselines.ip_move.tcp_server")
 
 
 if __name__ == "__main__":

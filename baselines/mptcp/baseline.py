@@ -1,4 +1,4 @@
-"""``mptcp`` for the registry: who plays, and how the server's namespace moves.
+"""``mptcp`` for the registry: which services there are, and how the server's namespace moves.
 
 CRIU cannot move an MPTCP socket. So the server has a network namespace of its own, and that moves,
 process, sockets and all: it is unplugged at the source, stands still for as long as an engine would
@@ -141,8 +141,8 @@ class PodServer:
             self._holder.wait()
 
 
-class MptcpCast:
-    """See ``quicferry.experiment.context.Cast``."""
+class MptcpDeployment:
+    """A server in a namespace that moves, and a client. There are no agents and no orchestrator."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
@@ -173,6 +173,7 @@ class MptcpCast:
             key=tls.key,
             response_bytes=spec.response_bytes,
             memory_mib=spec.memory_mib,
+            dirty_mib_s=spec.dirty_mib_s,
         )
         self._server = PodServer(context, plugs, config)
         load = msgspec.structs.asdict(client_config(context, tls.authority))
@@ -257,11 +258,6 @@ class MptcpCast:
         self._emit(self._new, "address.joined", address=self._new.address, subflows=found)
 
 
-def make_cast(context: RunContext) -> MptcpCast:
-    """The cast of a run of MPTCP."""
-    return MptcpCast(context)
-
-
 BASELINE = Baseline(
     name="mptcp",
     title="Multipath TCP",
@@ -270,7 +266,7 @@ BASELINE = Baseline(
         "so no state crosses the network."
     ),
     reads=frozenset({"mptcp_make_before_break", "downtime_ms"}),
-    make_cast=make_cast,
+    deployment=MptcpDeployment,
     needs=("mptcp",),
     borrows_downtime=True,
 )

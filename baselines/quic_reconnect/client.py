@@ -21,7 +21,7 @@ from aioquic.tls import SessionTicket
 
 from apps.client.client import print_event
 from apps.client.load import Load
-from apps.client.load_schedule import Pace, first
+from apps.client.load_schedule import LoadSchedule, first
 from apps.config import ALPN, SERVER_NAME, read_config
 from baselines.dns.resolver import NameNotFound, Resolver
 from baselines.quic_reconnect.attempt import Attempt
@@ -47,7 +47,7 @@ class ReconnectingClient:
         self._ticket: SessionTicket | None = None
         self._exchanges = Exchanges()
         self.load = self._exchanges.load = Load(config, events, self._send, self._backlog_bytes)
-        self.pace = Pace(config, self.load, self._request)
+        self.schedule = LoadSchedule(config, self.load, self._request)
         self.connected = asyncio.Event()
         self._ended = asyncio.Event()  # never set: this client does not give up before its patience is over
         self._changed = asyncio.Event()  # the address, or the state of an attempt
@@ -57,13 +57,13 @@ class ReconnectingClient:
 
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""
-        self.pace.listen()
+        self.schedule.listen()
         keeping = asyncio.get_running_loop().create_task(self._keep_connected())
-        await first(self.connected, self.pace.stopping)
+        await first(self.connected, self.schedule.stopping)
         gc.freeze()
         self.load.start_transfers(self._exchanges.next_stream)
-        await self.pace.run(self._ended)
-        self.pace.conclude(self.events)
+        await self.schedule.run(self._ended)
+        self.schedule.conclude(self.events)
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
         await self.resolver.close()
@@ -257,7 +257,7 @@ async def serve(config: ReconnectConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Run the reconnecting QUIC client and its load until told to stop."""
     asyncio.run(serve(read_config("baselines.quic_reconnect.client", ReconnectConfig)))
 
 

@@ -15,7 +15,7 @@ import ssl
 
 from apps.client.client import print_event
 from apps.client.load import Load
-from apps.client.load_schedule import Pace, first
+from apps.client.load_schedule import LoadSchedule, first
 from apps.config import read_config
 from baselines.dns.resolver import FixedAddress, NameNotFound, Resolver
 from baselines.repeating import Exchanges, OpenExchange
@@ -38,7 +38,7 @@ class TcpClient:
         self._session: ssl.SSLSession | None = None
         self._exchanges = Exchanges()
         self.load = self._exchanges.load = Load(config, events, self._send, self._backlog_bytes)
-        self.pace = Pace(config, self.load, self._request)
+        self.schedule = LoadSchedule(config, self.load, self._request)
         self.connected = asyncio.Event()
         self._ended = asyncio.Event()  # never set: this client does not give up before its patience is over
         self._moved = asyncio.Event()
@@ -53,16 +53,16 @@ class TcpClient:
 
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""
-        self.pace.listen()
+        self.schedule.listen()
         self._dial()
-        await first(self.connected, self.pace.stopping)
+        await first(self.connected, self.schedule.stopping)
         if self.config.warm:
             for _ in range(self.config.most_connections - 1):
                 self._dial()
         gc.freeze()
         self.load.start_transfers(self._exchanges.next_stream)
-        await self.pace.run(self._ended)
-        self.pace.conclude(self.events)
+        await self.schedule.run(self._ended)
+        self.schedule.conclude(self.events)
         for dial in list(self._dials):
             dial.cancel()
         await asyncio.gather(*self._dials, return_exceptions=True)
@@ -205,7 +205,7 @@ async def serve(config: TcpClientConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Run the TCP client and its load until told to stop."""
     asyncio.run(serve(read_config("baselines.tcp_dns.client", TcpClientConfig)))
 
 
