@@ -54,7 +54,8 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
         False  # of apps.client.multi_client: each of them agrees to one strategy only, in turn
     )
     plain_clients: int = 0  # of apps.client.multi_client: so many of them without the extension
-    interval_ms: float = 10.0  # 0: back to back
+    workload: str = "requests"  # a name in apps.client.workloads
+    interval_ms: float = 10.0  # mean time between two requests; 0: as fast as answers come
     request_bytes: int = 64
     download_bytes: int = 0
     upload_bytes: int = 0

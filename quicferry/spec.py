@@ -171,8 +171,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             read_by=_ENGINES,
         ),
     ] = "auto"
+    workload: Annotated[str, _axis("How requests are spread over time, see docs/workload.md.")] = "requests"
     interval_ms: Annotated[
-        float, _axis("Time between two requests; 0 is back to back.", _MS, least=0, most=60_000)
+        float,
+        _axis("Mean time between two requests; 0 is as fast as answers come.", _MS, least=0, most=60_000),
     ] = 10.0
     request_bytes: Annotated[int, _axis("Size of a request.", "bytes", least=0, most=1 << 20)] = 64
     response_bytes: Annotated[int, _axis("Size of a response.", "bytes", least=0, most=1 << 20)] = 256

@@ -15,6 +15,7 @@ import msgspec
 
 import baselines
 import topologies
+from apps.client import workloads
 from quicferry.errors import InvalidInput, Unsupported
 from quicferry.experiment import faults
 from quicferry.migration.engines import registry
@@ -70,6 +71,7 @@ def _check_value(axis: Axis, value: Any) -> None:
 def _check_together(spec: RunSpec) -> None:
     """Raise ``InvalidInput`` when values make no sense beside each other."""
     registry.get(spec.engine)
+    workloads.get(spec.workload)
     for name, reason in unread(spec).items():
         if getattr(spec, name) != axes()[name].default:
             raise InvalidInput(reason, hint=f"leave out {axes()[name].option}")

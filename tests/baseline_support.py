@@ -124,13 +124,14 @@ class LoopbackRun:
         return [event.name for event in read_events(self.folder / f"edge-{edge}.jsonl")]
 
     async def client(self, module: str, kind: type[msgspec.Struct], **settings: object) -> None:
+        if "resolver" in kind.__struct_fields__:
+            settings["resolver"] = ResolverConfig(server=self.names.endpoint)
         config = kind(
             server=self.addresses[0],
             authority=self.tls.authority,
             keys=str(self.folder / "keys.log"),
             summary=str(self.folder / "summary.json"),
             patience_s=DEADLINE_S,
-            resolver=ResolverConfig(server=self.names.endpoint),
             **settings,
         )
         self.client_process = await self.spawn(module, "client", config)

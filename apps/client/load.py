@@ -11,8 +11,18 @@ from collections.abc import Callable
 import msgspec
 
 from apps.config import ClientConfig
-from apps.server.service import BACKLOG_BYTES, CHUNK_BYTES, PAD
-from apps.workload import Ask, Chain, HeaderReader, Reply, chain_of, content, header
+from apps.workload import (
+    BACKLOG_BYTES,
+    CHUNK_BYTES,
+    PAD,
+    Ask,
+    Chain,
+    HeaderReader,
+    Reply,
+    chain_of,
+    content,
+    header,
+)
 from quicferry.events import EventLog
 from quicferry.record import ClientSummary, RequestRecord, TransferRecord
 from quicferry.units import now_ns, ns_to_ms
@@ -110,6 +120,11 @@ class Load:
             self._events.emit("client.request.repeated", number=pending.number, stream=stream)
         elif stream in self._transfers:
             self._transfers[stream].reader = HeaderReader()
+
+    @property
+    def open_requests(self) -> int:
+        """How many gets have no complete answer yet."""
+        return len(self._pending)
 
     def received_bytes(self, stream: int) -> int:
         """How much of a download's body has come."""

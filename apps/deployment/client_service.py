@@ -23,6 +23,7 @@ def client_config(context: RunContext, authority: str) -> ClientConfig:
         authority=authority,
         keys=str(context.paths.keys),
         summary=str(context.paths.client),
+        workload=spec.workload,
         interval_ms=spec.interval_ms,
         request_bytes=spec.request_bytes,
         download_bytes=round(spec.download_mib * BYTES_PER_MIB),

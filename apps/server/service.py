@@ -10,12 +10,17 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from apps.workload import Ask, Chain, HeaderReader, Reply, content, header
-
-#: How much of a download may wait in a stream's send buffer: more is memory, and state to move.
-BACKLOG_BYTES = 96 * 1024
-CHUNK_BYTES = 32 * 1024
-PAD = b"."
+from apps.workload import (
+    BACKLOG_BYTES,
+    CHUNK_BYTES,
+    PAD,
+    Ask,
+    Chain,
+    HeaderReader,
+    Reply,
+    content,
+    header,
+)
 
 Send = Callable[[int, bytes, bool], None]  # stream, data, end of stream
 

@@ -18,8 +18,9 @@ import h11
 import msgspec
 
 from apps.config import ServerConfig
-from apps.server.service import BACKLOG_BYTES, ApplicationService
+from apps.server.service import ApplicationService
 from apps.server.shell import ServerShell, read_state, run_server, write_state
+from apps.workload import BACKLOG_BYTES
 from baselines.tcp_dns.config import ALPN_HTTP
 from quicferry.migration import control
 

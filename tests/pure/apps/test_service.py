@@ -7,8 +7,8 @@ import pytest
 
 from apps.client.load import Load
 from apps.config import ClientConfig
-from apps.server.service import BACKLOG_BYTES, ApplicationService, Session
-from apps.workload import Ask, Reply, chain_of, content, header
+from apps.server.service import ApplicationService, Session
+from apps.workload import BACKLOG_BYTES, Ask, Reply, chain_of, content, header
 from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint
 
