@@ -18,8 +18,8 @@ import sys
 
 import msgspec
 
-from apps.agent import event_log, tell
 from apps.config import read_config
+from apps.reporting import errors_to_stderr, event_log, tell
 from quicferry.errors import FerryError
 from quicferry.migration.orchestrator import (
     Command,
@@ -73,11 +73,8 @@ async def serve(config: OrchestratorConfig) -> None:
 
 def main() -> None:
     """Carry out the commands on stdin until its end; errors go to stderr, with their exit code."""
-    try:
+    with errors_to_stderr():
         asyncio.run(serve(read_config("apps.orchestrator", OrchestratorConfig)))
-    except FerryError as error:
-        sys.stderr.write(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        raise SystemExit(error.exit_code) from error
 
 
 if __name__ == "__main__":

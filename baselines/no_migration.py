@@ -14,6 +14,8 @@ from baselines.registry import Baseline
 class StayingDeployment(QuicDeployment):
     """The deployment of a run with a strategy, whose server is never ordered to move."""
 
+    server_moves = False
+
     def move(self) -> dict[str, Any]:
         """Does nothing: the load goes on."""
         return {}
@@ -25,4 +27,7 @@ BASELINE = Baseline(
     summary="The server stays; what the client sees then is what a move can at best leave it with.",
     deployment=StayingDeployment,
     moves=False,
+    refuses={
+        "inter_edge_mbps": "inter_edge_mbps shapes a link that nothing crosses: the server stays where it is"
+    },
 )

@@ -123,7 +123,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int,
         _network(
             "How many addresses the client is given as candidates, the true one among them (strategy pool).",
-            "addresses", least=1, most=7,
+            "addresses", least=1, most=7, read_by=_EXTENSION,
         ),
     ] = 1  # fmt: skip
     rtt_ms: Annotated[

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 from pathlib import Path
 
-import msgspec
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent, StreamDataReceived
 
 from apps.client.load import Load
 from apps.client.load_schedule import LoadSchedule, first
 from apps.config import ALPN, SERVER_NAME, ClientConfig, read_config
+from apps.reporting import print_event
 from apps.udp import Datagram, UdpPort
-from quicferry.events import Event, EventLog
+from quicferry.events import EventLog
 from quicferry.model import Endpoint
 from quicferry.quic import (
     ExtensionConfig,
@@ -184,12 +183,6 @@ class Client:
                 self.load.answered.set()
             case _:
                 pass
-
-
-def print_event(event: Event) -> None:
-    """One event as a line on stdout."""
-    sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
-    sys.stdout.buffer.flush()
 
 
 def main() -> None:

@@ -20,9 +20,10 @@ from pathlib import Path
 import msgspec
 from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataReceived
 
-from apps.client.client import Client, print_event
+from apps.client.client import Client
 from apps.client.load_schedule import first
 from apps.config import MOVED_ERROR, ClientConfig, read_config
+from apps.reporting import print_event
 from quicferry.events import Event, EventLog, Sink
 from quicferry.record import ClientSummary, write_json
 from quicferry.strategies import Strategy

@@ -6,7 +6,7 @@ injector the processes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -37,6 +37,8 @@ class Credentials:
 class QuicDeployment:
     """A ``quicferry.experiment.context.Deployment``, and the ``RunProcesses`` of its fault injector."""
 
+    server_moves: ClassVar[bool] = True
+
     def __init__(self, context: RunContext) -> None:
         self._context = context
         source, destination = context.part(SOURCE), context.part(DESTINATION)
@@ -44,7 +46,15 @@ class QuicDeployment:
         server = issue(SERVER_NAME)
         faults = FaultInjector(context, self)
         self._agents = {
-            edge: AgentService(context, edge, peer, issue(edge), server, failpoints=faults.failpoints(edge))
+            edge: AgentService(
+                context,
+                edge,
+                peer,
+                issue(edge),
+                server,
+                moves_alone=self.server_moves,
+                failpoints=faults.failpoints(edge),
+            )
             for edge, peer in ((source, destination), (destination, source))
         }
         self._orchestrator = OrchestratorService(

@@ -44,7 +44,8 @@ class AgentService:
     """The node agent of one edge, with the commands for a server and a standby there.
 
     ``module`` is the server's. With ``plain`` the server offers no pool, and no
-    datagram is forwarded or kept waiting: what a move is without us. ``address`` moves with the
+    datagram is forwarded or kept waiting: what a move is without us. With ``moves_alone`` it moves the
+    server to ``peer`` when ``move`` is called; else only by the orchestrator. ``address`` moves with the
     server, which then listens only there; with ``keep_tcp`` its TCP connections move too.
     """
 
@@ -58,6 +59,7 @@ class AgentService:
         *,
         module: str = "apps.server.server",
         plain: bool = False,
+        moves_alone: bool = False,
         tickets: bool = False,
         failpoints: Failpoints | None = None,
         address: MovingAddressConfig | None = None,
@@ -71,6 +73,7 @@ class AgentService:
         self._server_tls = server_tls
         self._module = module
         self._plain = plain
+        self._moves_alone = moves_alone
         self._tickets = tickets
         self._failpoints = failpoints
         self._address = address
@@ -135,7 +138,7 @@ class AgentService:
             client_interfaces=[] if self._plain else facing_clients,
             waiting_room=Endpoint(between_edges(context, self.edge, self._peer), WAITING_ROOM_PORT),
             collect=[SERVER_EVENTS, SERVER_LOGS],
-            on_signal=local_move,
+            on_signal=local_move if self._moves_alone else None,
             journal=str(state / f"{self.edge}.journal"),
             container_record=str(state / f"{self.edge}.container"),
             oci_readable=(

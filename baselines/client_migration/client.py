@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from apps.client.client import Client, address_text, print_event
+from apps.client.client import Client, address_text
 from apps.config import ClientConfig, read_config
+from apps.reporting import print_event
 from apps.udp import Datagram, UdpPort
 from quicferry.events import EventLog
 from quicferry.model import Endpoint

@@ -20,8 +20,8 @@ import dns.message
 import dns.query
 import dns.rdatatype
 
-from apps.client.client import print_event
 from apps.config import read_config
+from apps.reporting import print_event
 from baselines.dns.config import DNS_PORT, KEY_ALGORITHM, KEY_NAME, LABEL, NAME, ZONE, NameServerConfig
 from quicferry import process
 from quicferry.errors import FerryError, Unsupported

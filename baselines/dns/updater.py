@@ -19,8 +19,8 @@ import dns.tsig
 import dns.update
 import msgspec
 
-from apps.agent import event_log, tell
 from apps.config import read_config
+from apps.reporting import event_log, tell
 from baselines.dns.config import KEY_ALGORITHM, KEY_NAME, LABEL, NAME, ZONE, UpdaterConfig
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog

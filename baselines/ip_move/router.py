@@ -18,8 +18,8 @@ from types import FrameType
 import msgspec
 from pyroute2 import IPRoute
 
-from apps.agent import event_log, tell
 from apps.config import read_config
+from apps.reporting import event_log, tell
 from quicferry.migration.datagrams.moving_address import RouteUpdate
 from quicferry.model import Endpoint
 from quicferry.units import now_ns

@@ -60,6 +60,7 @@ class PodServer:
         self._context = context
         self._plugs = plugs
         self._config = config
+        self._config_file = context.write_config(self.name, config)
         self._holder: Popen[bytes] | None = None
         self._opened = contextlib.ExitStack()
         self.program: Program | None = None
@@ -82,9 +83,8 @@ class PodServer:
         self.orders = Orders(self._holder.pid, CONTROL)
         for opened in (self.pod, self.manager, self.subflows, self.orders):
             self._opened.callback(opened.close)
-        config = context.write_config(self.name, self._config)
         enter = ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", "--"]
-        argv = [*enter, *context.module("baselines.mptcp.server", config)]
+        argv = [*enter, *context.module("baselines.mptcp.server", self._config_file)]
         self.program = context.start(self.name, source, argv, lambda _: None)
 
     def _route(self, edge: str, plug: Plug) -> None:

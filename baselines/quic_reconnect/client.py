@@ -19,10 +19,10 @@ from pathlib import Path
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.tls import SessionTicket
 
-from apps.client.client import print_event
 from apps.client.load import Load
 from apps.client.load_schedule import LoadSchedule, first
 from apps.config import ALPN, SERVER_NAME, read_config
+from apps.reporting import print_event
 from baselines.dns.resolver import NameNotFound, Resolver
 from baselines.quic_reconnect.attempt import Attempt
 from baselines.quic_reconnect.config import SILENT_PTOS, ReconnectConfig

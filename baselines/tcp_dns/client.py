@@ -13,10 +13,10 @@ import contextlib
 import gc
 import ssl
 
-from apps.client.client import print_event
 from apps.client.load import Load
 from apps.client.load_schedule import LoadSchedule, first
 from apps.config import read_config
+from apps.reporting import print_event
 from baselines.dns.resolver import FixedAddress, NameNotFound, Resolver
 from baselines.repeating import Exchanges, OpenExchange
 from baselines.tcp_dns.config import TcpClientConfig
