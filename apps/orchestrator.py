@@ -34,7 +34,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what w
 
 
 async def obey(orchestrator: Orchestrator, line: bytes) -> None:
-    """Carry out one line; the outcome goes to stdout, whatever it is."""
+    """Carry out one command, a JSON line; its answer or its error goes to stdout."""
     try:
         match msgspec.json.decode(line, type=Command):
             case MoveCommand() as command:
@@ -50,7 +50,7 @@ async def obey(orchestrator: Orchestrator, line: bytes) -> None:
 
 
 async def serve(config: OrchestratorConfig) -> None:
-    """Obey stdin until its end."""
+    """Carry out the commands on stdin until its end."""
     orchestrator = Orchestrator(config, event_log(config.name, config.events))
     try:
         await orchestrator.connect()

@@ -17,7 +17,7 @@ class StayingDeployment(QuicDeployment):
     server_moves = False
 
     def move(self) -> dict[str, Any]:
-        """Does nothing: the load goes on."""
+        """Do nothing: the load continues."""
         return {}
 
 

@@ -1,4 +1,4 @@
-"""The client's load and its bookkeeping: what was asked, what came back, from where, and was it right?
+"""The client's load and its account: what was sent, what came back from which address, and if it was right.
 
 No socket and no QUIC: it is given a way to send and told what arrives.
 """
@@ -31,7 +31,7 @@ NextStream = Callable[[], int]
 
 
 class Pending(msgspec.Struct, kw_only=True):
-    """A get on its way."""
+    """A get without a complete answer."""
 
     number: int
     sent_ns: int
@@ -41,7 +41,7 @@ class Pending(msgspec.Struct, kw_only=True):
 
 
 class Transfer(msgspec.Struct, kw_only=True):
-    """A download or an upload on its way."""
+    """A download or an upload, with how far it is."""
 
     ask: Ask
     reader: HeaderReader = msgspec.field(default_factory=HeaderReader)
@@ -76,15 +76,15 @@ class Load:
         self._recognised = 0
         self._wrong: list[str] = []
         self._verified_bytes = 0
-        self._data_origin = ""  # whom download bytes came from last, and when
+        self._data_origin = ""  # the address that download bytes came from last, and when
         self._data_ns = 0
-        self.answered = asyncio.Event()  # set with each answer; back-to-back load waits for it
+        self.answered = asyncio.Event()  # set with each answer, for workloads that wait for one
         self.complete = asyncio.Event()  # set after ``finish`` when nothing is open any more
         self._finishing = False
         self.closed: str | None = None
 
     def finish(self) -> None:
-        """No more will be asked: ``complete`` is set as soon as all answers are there."""
+        """No more requests will follow: set ``complete`` as soon as all answers have come."""
         self._finishing = True
         self._check_complete()
 
@@ -108,7 +108,7 @@ class Load:
         self._send(stream, data, True)
 
     def repeated(self, stream: int) -> None:
-        """An open exchange is sent again from its beginning; what came of its answer is forgotten.
+        """Note that an open exchange is sent again from its beginning; drop what came of its answer.
 
         Of a download, the answer goes on after what came: whoever sends it asks for the rest only.
         """
@@ -185,7 +185,7 @@ class Load:
         if pending.reply is None:
             self._wrong.append(f"the answer to {pending.number} has no header")
         elif pending.reply.repeated and stream in self._again:
-            self._recognised += 1  # its first answer was lost, and the service did not obey it again
+            self._recognised += 1  # its first answer was lost, and the service did not count it again
             self._verified_bytes += pending.body_bytes
         elif pending.reply.repeated:
             self._duplicated += 1

@@ -16,7 +16,7 @@ from quicferry.record import write_json
 
 
 async def first(*events: asyncio.Event) -> None:
-    """Wait until one of them is set."""
+    """Wait until one of the events is set."""
     tasks = [asyncio.create_task(event.wait()) for event in events]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
@@ -39,7 +39,7 @@ class LoadSchedule:
         self.stopping = asyncio.Event()
 
     def listen(self) -> None:
-        """Hear when to stop."""
+        """Watch stdin and SIGTERM for the word to stop."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
         loop.add_reader(sys.stdin.fileno(), self._stdin)

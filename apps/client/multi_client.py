@@ -6,9 +6,9 @@ The first ``plain_clients`` of them do without the extension: such a client cann
 that moves. When its connection is closed with ``MOVED_ERROR``, it connects to the address in the
 reason and sends again what was not answered; the service recognises what it had obeyed before.
 
-They ask in turn, all together as often as one alone would, as far as that makes sense. At the end each
-asks once more, so that of every connection it is known whether it still works. The events of the first
-client are told in full, of the others only what concerns the move.
+They send requests in turn, all together at the rate of one client alone, but no faster than one request
+every LEAST_INTERVAL_MS. At the end each sends one more, which shows whether its connection still works. All
+events of the first client are printed, of the others only those in TOLD.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONNECTING_AT_ONCE = 10  # handshakes cost both ends some milliseconds each
 CONNECT_S = 25.0
 STRATEGIES = tuple(Strategy)
 LEAST_INTERVAL_MS = 5.0  # between two requests of all clients together, when there are many
-#: what the clients after the first tell of
+#: the events that clients after the first print
 TOLD = frozenset(
     {
         *("client.connected", "client.migration.announced", "client.migration.aborted", "client.switched"),
@@ -61,14 +61,14 @@ class Member(Client):
         await first(self.connected, self.closed)
 
     async def load_until_told(self, delay_s: float, last_delay_s: float) -> None:
-        """Send requests until told to stop, one more, and wait for the answers.
+        """Send requests until told to stop, then one more, and wait for the answers.
 
         The first one leaves after ``delay_s``, the last one ``last_delay_s`` after the word to stop.
         """
         await self.schedule.run(self.closed, delay_s=delay_s, last_delay_s=last_delay_s)
 
     def leave(self) -> ClientSummary:
-        """Close the connection; returns the account of the load."""
+        """Close the connection; returns the summary of the load."""
         summary = self.load.summary()
         summary.negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
         self.connection.close()
@@ -123,7 +123,7 @@ class Member(Client):
         self._proceed()
 
     def _repeat(self) -> None:
-        """The new connection stands: send again what was not answered."""
+        """Send again, on the new connection, what was not answered."""
         for exchange in list(self._open):
             self.load.repeated(exchange)
             self._carry(exchange)
@@ -180,7 +180,7 @@ class MultiClient:
 
 
 def told_by(number: int) -> Sink:
-    """Where the events of one client go: to stdout with its number, or nowhere."""
+    """The sink of one client's events: stdout, with its number; of later clients only those in ``TOLD``."""
 
     def sink(event: Event) -> None:
         if number == 1 or event.name in TOLD:
@@ -190,7 +190,7 @@ def told_by(number: int) -> Sink:
 
 
 def sum_up(summaries: list[ClientSummary]) -> ClientSummary:
-    """One account of the loads of all clients."""
+    """One summary of the loads of all clients."""
     wrong = [each.state_detail for each in summaries if not each.state_ok]
     return ClientSummary(
         connections=len(summaries),

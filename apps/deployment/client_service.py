@@ -15,7 +15,7 @@ CLIENT_END_S = 25.0  # longer than the client's own patience
 
 
 def client_config(context: RunContext, authority: str) -> ClientConfig:
-    """What every client of a run is told; the file for its secrets is made."""
+    """The configuration of every client of a run; the file for its TLS secrets is made."""
     spec = context.spec
     context.paths.keys.touch(mode=0o600)
     return ClientConfig(
@@ -83,7 +83,7 @@ class LoadClient:
             ) from None
 
     def stop(self) -> None:
-        """Let it wait for what is open and write its summary."""
+        """Tell it to stop; it waits for open requests and writes its summary."""
         if self.program is None:
             return
         self.program.tell(b"stop")

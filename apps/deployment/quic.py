@@ -96,7 +96,7 @@ class QuicDeployment:
             detail = moved(outcome)
             self._at, self._next = self._next, self._at
             return detail
-        # where the server is then is for the captures to tell
+        # where the server is after a fault is read from the captures, not from who was told what
         return {key: outcome.get(key) for key in ("outcome", "error", "transferred_bytes")}
 
     # --- faults ------------------------------------------------------------------------------

@@ -43,10 +43,10 @@ ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 class AgentService:
     """The node agent of one edge, with the commands for a server and a standby there.
 
-    ``module`` is the server's. With ``plain`` the server offers no pool, and no
-    datagram is forwarded or kept waiting: what a move is without us. With ``moves_alone`` it moves the
-    server to ``peer`` when ``move`` is called; else only by the orchestrator. ``address`` moves with the
-    server, which then listens only there; with ``keep_tcp`` its TCP connections move too.
+    ``module`` is the server's. With ``plain`` the server offers no pool, and no datagram is forwarded or
+    kept waiting, as in a move without the extension. With ``moves_alone`` it can move the server to ``peer``
+    without an orchestrator, by ``move``. ``address`` moves with the server, which then listens only there;
+    with ``keep_tcp`` its TCP connections move too.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class AgentService:
         self.container_pid = int(ready["init_pid"])
 
     def move(self) -> dict[str, Any]:
-        """Have it move the server away by its own decision; returns how that ended."""
+        """Have the agent move the server away without an orchestrator; returns the outcome."""
         program = self.program
         assert program is not None
         self.replies.forget()
@@ -144,7 +144,7 @@ class AgentService:
             oci_readable=(
                 [str(context.configs), str(context.credentials)] if runs_in_oci(context.spec.engine) else None
             ),
-            # what an agent does wrong, it does once: not again when it was started again
+            # an agent that was started again does not fail once more
             failpoints=self._failpoints if self._failpoints and not self.restarts.number else Failpoints(),
             moving_address=self._address,
             keep_tcp=self._keep_tcp,
@@ -185,7 +185,7 @@ def between_edges(context: RunContext, edge: str, other: str) -> str:
 
 
 def journals(context: RunContext) -> Path:
-    """Where agents and orchestrator keep their journals; each reads its own alone."""
+    """The folder of the journals of agents and orchestrator; each reads its own only."""
     folder = context.paths.root / "journals"
     folder.mkdir(exist_ok=True)
     return folder
@@ -218,7 +218,7 @@ class OrchestratorService:
         assert self.program is not None
         self.replies.wait(self.program, {"ready"}, timeout_s)
         if self.restarts.number:
-            return  # the server was started by the one before
+            return  # the orchestrator before this one has started the server
         self.command(StartCommand(edge=self._context.part("source")), "started", timeout_s)
 
     def command(self, command: msgspec.Struct, answer: str, timeout_s: float) -> dict[str, Any]:

@@ -26,16 +26,16 @@ Send = Callable[[int, bytes, bool], None]  # stream, data, end of stream
 
 
 class Session(msgspec.Struct, kw_only=True):
-    """What the service remembers of one client: which numbers it has obeyed.
+    """What the service remembers of one client: the numbers of the requests that it has counted.
 
-    All numbers up to ``contiguous`` are obeyed, and those in ``beyond`` besides.
+    These are all up to ``contiguous``, and those in ``beyond``.
     """
 
     contiguous: int = 0
     beyond: set[int] = set()
 
     def obey(self, number: int) -> bool:
-        """Note a request; False when it was obeyed before."""
+        """Count a request; False for a duplicate, which is not counted again."""
         if number <= self.contiguous or number in self.beyond:
             return False
         self.beyond.add(number)
@@ -46,7 +46,7 @@ class Session(msgspec.Struct, kw_only=True):
 
     @property
     def count(self) -> int:
-        """How many different requests were obeyed."""
+        """How many different requests were counted."""
         return self.contiguous + len(self.beyond)
 
 
@@ -149,5 +149,5 @@ class ApplicationService:
                 del self.state.connections[key][stream]
 
     def forget(self, key: str) -> None:
-        """A connection is gone: so are its exchanges. Sessions stay: the client may come back."""
+        """Drop the exchanges of a closed connection. Sessions stay, as the client may come back."""
         self.state.connections.pop(key, None)

@@ -37,7 +37,7 @@ class ServerShell(control.ControlHandler):
         self.events = EventLog(config.edge, Path(config.events))
         self.service = ApplicationService(config.edge, config.response_bytes)
         self.standby = config.standby
-        self.frozen_epoch: int | None = None  # of the move that it is frozen for
+        self.frozen_epoch: int | None = None  # the epoch of the move for which it is frozen; None: it is not
         self.committed_epoch = 0  # of the latest move that a client has committed; 0: none
         self.stopped = asyncio.Event()
         self.ballast = Ballast(config.memory_mib)
@@ -91,7 +91,7 @@ class ServerShell(control.ControlHandler):
             self._start_serving()
         self.events.emit("server.started", pid=os.getpid(), standby=self.standby)
         rewriting = loop.create_task(self.ballast.rewrite(self.config.dirty_mib_s))
-        gc.freeze()  # what lives now lives on: a collection in mid-migration would be paid in downtime
+        gc.freeze()  # a garbage collection over all objects in the middle of a move would add to the downtime
         await self.stopped.wait()
         rewriting.cancel()
         self._before_end()
@@ -138,7 +138,7 @@ class ServerShell(control.ControlHandler):
 
 
 def write_state(path: str, state: bytes) -> dict[str, Any]:
-    """Write what crosses in a hand-off to a new file of mode 0600; returns its size and hash for the answer.
+    """Write the state for a hand-off to a new file of mode 0600; returns its size and hash for the answer.
 
     Raises ``FileExistsError``: the state of one move must not be taken for that of another.
     """

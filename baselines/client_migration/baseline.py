@@ -39,7 +39,7 @@ class MovingLoadClient(LoadClient):
         emulator.execute(client, ["ip", "address", "add", self._address, "dev", interface])
         shown = emulator.execute(client, ["ip", "-json", "link", "show", "dev", interface]).stdout
         mac = msgspec.json.decode(shown)[0]["address"]
-        # as for all addresses of a topology: no packet is to wait for ARP
+        # as for all addresses of a topology, so that the first packet does not wait for ARP
         neighbour = link.b if link.a == client else link.a
         if context.topology.addresses_of(neighbour):
             host, _, _ = self._address.partition("/")
@@ -54,7 +54,7 @@ class MovingLoadClient(LoadClient):
             self._changed.put(None)
 
     def change_address(self) -> None:
-        """Let it go on from its second address. Raises ``MigrationError`` when it does not."""
+        """Make the client continue from its second address. Raises ``MigrationError`` when it does not."""
         assert self.program is not None
         self.program.process.send_signal(signal.SIGUSR1)
         try:

@@ -13,12 +13,12 @@ from baselines.dns.services import NameServer, NameUpdater, make_key
 from quicferry.experiment.context import RunContext, Service
 from quicferry.strategies import Strategy
 
-#: The agents want one: this is the one in which nobody is told anything beforehand.
+#: A move order has a strategy: this is the one in which clients are told nothing beforehand.
 UNANNOUNCED = Strategy.SYMMETRIC
-#: What a client may wait for at the end besides the name's old record: attempts, time-outs, answers.
+#: How long attempts, time-outs and answers may take at the end, besides the life of the name's old record.
 PATIENCE_S = 15.0
 ClientConfigMaker = Callable[[RunContext, ClientConfig], ClientConfig]
-END_S = 10.0  # a client's way from its last answer to its end
+END_S = 10.0  # a client's time from its last answer to its exit
 
 
 def patience_s(context: RunContext) -> float:

@@ -21,7 +21,7 @@ UPDATE_S = 10.0
 
 
 def make_key(context: RunContext) -> Path:
-    """A fresh TSIG secret in a file that goes with the run's other credentials."""
+    """A fresh TSIG secret, in a file among the run's credentials, which are deleted at its end."""
     context.credentials.mkdir(mode=0o700, exist_ok=True)
     path = context.credentials / "tsig.key"
     path.touch(mode=0o600)

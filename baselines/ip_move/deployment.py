@@ -22,7 +22,7 @@ ROUTE_PORT = SERVICE_PORT + 4
 
 
 def router_configs(topology: Topology, source: str, destination: str) -> list[RouterConfig]:
-    """For each node that must know where the service is, what the process there is told."""
+    """The configuration of the process on each node that must know where the service is."""
     return [
         RouterConfig(
             vantage=node,
@@ -83,7 +83,7 @@ class IpMoveDeployment:
         issue = Credentials(context).issue
         tls = issue(SERVER_NAME)
         routers = router_configs(context.topology, source, destination)
-        # whoever has one way to both edges need not be told
+        # a node that reaches both edges by the same neighbour needs no update
         told = [config.listen for config in routers if len(set(config.gateways.values())) > 1]
 
         def agent(edge: str, peer: str) -> AgentService:

@@ -14,7 +14,7 @@ from quicferry.migration.engines.registry import kernel_state_engines
 
 
 def client(_context: RunContext, config: ClientConfig) -> TcpClientConfig:
-    """As that of TCP with DNS, but it relies on its connections, as their server takes them along."""
+    """The client of TCP with DNS, without time-outs: its connections move with the server."""
     return TcpClientConfig(
         **msgspec.structs.asdict(config),
         warm=True,

@@ -10,7 +10,7 @@ from baselines.tcp_dns.server import TcpServer
 
 
 class MovingTcpServer(TcpServer):
-    """Its connections live on, as its address moves with it."""
+    """A ``TcpServer`` whose connections stay open, as its address moves with it."""
 
     keeps_connections = True
 

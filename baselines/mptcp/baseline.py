@@ -88,12 +88,12 @@ class PodServer:
         self.program = context.start(self.name, source, argv, lambda _: None)
 
     def _route(self, edge: str, plug: Plug) -> None:
-        """Whoever is next to an edge hands what is for the server's address there to the edge."""
+        """Make the neighbours of an edge forward what is for the server's address there to the edge."""
         context = self._context
         address = context.topology.service_addresses[edge]
         for node, ways in first_hops(context.topology, [edge]).items():
             if ways[edge] != address:
-                continue  # further away: the address is in the edge's network, to which it knows the way
+                continue  # further away: it has a route to the edge's network, in which the address is
             netlink: IPRoute = netlink_in(context.emulator.pid(node))
             try:
                 netlink.route("replace", dst=f"{plug.address}/32", gateway=address)
@@ -118,7 +118,7 @@ class PodServer:
         return frozen_ns
 
     def resume(self, edge: str) -> None:
-        """The process goes on, and serves."""
+        """Let the process run again, and serve."""
         assert self.program is not None
         self.program.process.send_signal(signal.SIGCONT)
         self.orders.ask(
@@ -132,7 +132,7 @@ class PodServer:
                 self.orders.ask(control.Stop(), ORDER_S)
                 self.program.wait(ORDER_S)
             self.program.end()
-        with contextlib.suppress(OSError):  # it may never have come to its first event
+        with contextlib.suppress(OSError):  # a server that failed early has written no event
             for event in read_events(Path(self._config.events)):
                 self._context.collect(event)
         self._opened.close()
@@ -155,7 +155,7 @@ class MptcpDeployment:
         source, destination = context.part("source"), context.part("destination")
         plugs: dict[str, Plug] = {}
         for number, edge in enumerate((source, destination), 1):
-            # in the edge's own network, so that only who is next to it must know
+            # in the edge's own network, so that only the edge's neighbours need a route
             taken = [plug.address for plug in plugs.values()]
             address = free_address(context.topology, edge, taken).partition("/")[0]
             plugs[edge] = Plug(edge, number, address)

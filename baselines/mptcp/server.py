@@ -11,7 +11,7 @@ from quicferry.experiment.service_probes import IPPROTO_MPTCP
 
 
 class MptcpServer(TcpServer):
-    """Its connections live on: the kernel gives them new subflows."""
+    """A ``TcpServer`` whose connections stay open: the kernel opens new subflows for them."""
 
     protocol = IPPROTO_MPTCP
     keeps_connections = True

@@ -217,7 +217,7 @@ class TcpServer(ServerShell):
                 lambda: HttpPeer(self, key), connection, ssl=self._tls
             )
         except (OSError, ssl.SSLError):
-            return  # a client that went away, or spoke no TLS
+            return  # the client has left, or speaks no TLS
         self.events.emit("server.connected", negotiated=False)
 
     def joined(self, peer: HttpPeer) -> None:
@@ -234,10 +234,10 @@ class TcpServer(ServerShell):
     # --- orders ------------------------------------------------------------------------------
 
     async def _prepare(self, order: control.Prepare) -> dict[str, Any]:
-        return {"ready": 0, "refused": 0, "unable": 0, "silent": 0}  # HTTP has no word for it
+        return {"ready": 0, "refused": 0, "unable": 0, "silent": 0}  # HTTP has no message to announce a move
 
     def _dismiss(self) -> int:
-        """The destination serves: reset what is open, as the end of this process would."""
+        """Reset all connections, as the end of this process would: the destination serves."""
         peers = list(self._peers)
         for peer in peers:
             peer.abort()
@@ -256,7 +256,7 @@ class TcpServer(ServerShell):
     def _serve_again(self, order: control.Resume) -> dict[str, Any]:
         peers = list(self._peers)
         if not self.keeps_connections:
-            # CRIU has closed them; not to wait until each of them is found out
+            # CRIU has closed them (--tcp-close): drop them at once instead of at the next write to each
             for peer in peers:
                 peer.abort()
         answer = self._go_on(order.epoch, order.edge)
@@ -267,7 +267,7 @@ class TcpServer(ServerShell):
 
     def _import(self, order: control.Import) -> dict[str, Any]:
         self.service = ApplicationService.load(read_state(order), order.edge, self.config.response_bytes)
-        self.service.state.connections.clear()  # they stay behind and end there
+        self.service.state.connections.clear()  # connections stay at the source and end there
         self.standby = False
         return self._go_on(order.epoch, order.edge)
 
