@@ -82,7 +82,7 @@ class NameServer:
             return
         raise FerryError(
             f"the name server did not start: {self.program.last_words()}",
-            hint="see nameserver.log in the run directory; `quicferry doctor dns` tries it out",
+            hint="see nameserver.log in the run directory; `quicferry doctor --only dns` tries it out",
         )
 
     def stop(self) -> None:
