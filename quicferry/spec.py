@@ -124,7 +124,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int,
         _network(
             "How many addresses the client is given as candidates, the true one among them (strategy pool).",
-            "addresses", least=1, most=7,
+            "addresses", least=1, most=7, read_by=_EXTENSION,
         ),
     ] = 1  # fmt: skip
     rtt_ms: Annotated[
@@ -172,8 +172,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             read_by=_ENGINES,
         ),
     ] = "auto"
+    workload: Annotated[str, _axis("How requests are spread over time, see docs/workload.md.")] = "requests"
     interval_ms: Annotated[
-        float, _axis("Time between two requests; 0 is back to back.", _MS, least=0, most=60_000)
+        float,
+        _axis("Mean time between two requests; 0 is as fast as answers come.", _MS, least=0, most=60_000),
     ] = 10.0
     request_bytes: Annotated[int, _axis("Size of a request.", "bytes", least=0, most=1 << 20)] = 64
     response_bytes: Annotated[int, _axis("Size of a response.", "bytes", least=0, most=1 << 20)] = 256

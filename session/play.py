@@ -14,10 +14,10 @@ from pathlib import Path
 import msgspec
 
 import baselines
-from apps.deployment.quic import make_cast
+from apps.deployment.quic import QuicDeployment
 from quicferry.emulation.mininet.emulator import MininetEmulator
 from quicferry.events import Event
-from quicferry.experiment.run import MakeCast, perform
+from quicferry.experiment.run import MakeDeployment, perform
 from quicferry.record import RunPaths, read_manifest
 
 PRIORITY = -10  # niceness of all that plays in a run: what else the machine does should not be measured
@@ -30,7 +30,7 @@ def show(event: Event) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Perform the run whose directory is the first argument."""
     paths = RunPaths(Path(sys.argv[1]))
     manifest = read_manifest(paths.root)
     backend = manifest.spec.link_backend
@@ -40,9 +40,9 @@ def main() -> None:
         backend=None if backend == "auto" else backend,
     )
     name = manifest.spec.baseline
-    cast: MakeCast = baselines.get(name).make_cast if name is not None else make_cast
+    deployment: MakeDeployment = baselines.get(name).deployment if name is not None else QuicDeployment
     os.nice(PRIORITY)
-    perform(manifest, paths, emulator, cast, show)
+    perform(manifest, paths, emulator, deployment, show)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import msgspec
 
 import baselines
 import topologies
+from apps.client import workloads
 from quicferry.errors import InvalidInput, Unsupported
 from quicferry.experiment import faults
 from quicferry.migration.engines import registry
@@ -24,10 +25,13 @@ from quicferry.spec import Axis, ReadBy, RunSpec, axes
 DEFAULT_ENGINE = RunSpec().engine
 #: why a baseline cannot honour an axis of the extension, where there is more to say than that
 _NOT_WITH_BASELINES = {
-    "clients": "a baseline has one client: many clients send requests to our own server",
-    "faults": "a baseline takes no faults: they are aimed at the agents of a strategy's run",
-    "moves": "a baseline makes one move only",
+    "clients": "clients is for runs with a strategy: a baseline has one client",
+    "faults": "faults is for runs with a strategy: a baseline takes no faults",
+    "moves": "moves is for runs with a strategy: a baseline makes one move only",
+    "pool": "pool is for the strategy pool: a baseline's client is given no candidates",
 }
+#: what, besides the engine and the server, a downtime depends on that a baseline borrows
+_OF_A_DOWNTIME = ("compression", "memory_by", "inter_edge_mbps")
 
 
 def to_spec(values: Mapping[str, Any]) -> RunSpec:
@@ -70,6 +74,7 @@ def _check_value(axis: Axis, value: Any) -> None:
 def _check_together(spec: RunSpec) -> None:
     """Raise ``InvalidInput`` when values make no sense beside each other."""
     registry.get(spec.engine)
+    workloads.get(spec.workload)
     for name, reason in unread(spec).items():
         if getattr(spec, name) != axes()[name].default:
             raise InvalidInput(reason, hint=f"leave out {axes()[name].option}")
@@ -112,6 +117,10 @@ def unread(spec: RunSpec) -> dict[str, str]:
             reasons[axis.name] = f"{axis.name} is for servers that move: that of {baseline.name} does not"
         elif axis.read_by is ReadBy.BASELINES and axis.name not in baseline.reads:
             reasons[axis.name] = f"{baseline.name} does not read {axis.name}"
+        elif axis.name in baseline.refuses:
+            reasons[axis.name] = baseline.refuses[axis.name]
+        elif spec.downtime_ms is not None and baseline.borrows_downtime and axis.name in _OF_A_DOWNTIME:
+            reasons[axis.name] = f"{axis.name} shapes the downtime of an engine, and downtime_ms gives one"
     return reasons
 
 

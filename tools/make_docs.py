@@ -61,6 +61,8 @@ def axes_page() -> str:
             else f"`{str(axis.default).lower() if axis.kind is bool else axis.default}`"
         )
         readers = ", ".join(names_of_readers(axis)) if axis.read_by is ReadBy.BASELINES else str(axis.read_by)
+        refusing = [name for name in baselines.names() if axis.name in baselines.get(name).refuses]
+        readers += " but " + ", ".join(refusing) if refusing else ""
         lines.append(f"| `{axis.name}` | {kind} | {axis.bounds} | {default} | {readers} | {axis.text} |")
     return "\n".join(lines) + "\n"
 

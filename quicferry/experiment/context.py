@@ -1,7 +1,7 @@
 """What every part of one run is given, and the interfaces of the parts.
 
-A run knows nothing of QUIC, DNS or MPTCP. It plays a *cast*: services that are started in order,
-the client last, and a way to move the server. Applications and baselines make casts.
+A run knows nothing of QUIC, DNS or MPTCP. It is given a *deployment*: services that are started in
+order, the client last, and a way to move the server. ``apps.deployment`` and baselines have them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OnLine = Callable[[bytes], None]
 
 
 class Service(Protocol):
-    """A part of the cast: one process or several that belong together."""
+    """A part of a deployment: one process or several that belong together."""
 
     name: str
 
@@ -41,12 +41,12 @@ class Service(Protocol):
         """End it in good order and gather what it knows. Called also after a failure."""
 
 
-class Cast(Protocol):
-    """Who plays in a run. ``services`` are started in order; the last one is the client."""
+class Deployment(Protocol):
+    """What takes part in a run besides the network. ``services`` are started in order, the client last."""
 
     @property
     def services(self) -> Sequence[Service]:
-        """All parts, in the order of their start."""
+        """All services, in the order of their start."""
 
     def move(self) -> dict[str, Any]:
         """Move the server once; returns when it serves at the destination or again at the source.
@@ -125,7 +125,7 @@ class RunContext:
         #: called with every event, in the thread that has read it; whoever listens must not wait long
         self.listeners: list[Callable[[Event], None]] = []
         self.warnings: list[str] = []
-        #: where clients reach the server at an edge, if not at the edge's own address; a cast may say so
+        #: where clients reach the server, where that is not the edge's own address; deployments set it
         self.endpoints: dict[str, Endpoint] = {}
         self.place_by = PLACE_BY_SERVER
         #: whose file descriptors and memory are noted between moves: name -> PID, None while there is none

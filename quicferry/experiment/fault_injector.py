@@ -41,8 +41,11 @@ SETTLED_S = 0.1  # it writes something within that time, else it has written all
 STATE = "run/state"  # in a container: where a destination keeps what it received
 
 
-class Stage(Protocol):
-    """The processes of a run, by part: source, destination, orchestrator, client."""
+class RunProcesses(Protocol):
+    """What the fault injector sees of a deployment: its processes, by part.
+
+    Parts are source, destination, orchestrator and client.
+    """
 
     def program(self, part: str) -> Program:
         """The process that plays that part now. Raises ``FerryError`` when none does."""
@@ -60,9 +63,9 @@ class Stage(Protocol):
 class FaultInjector:
     """Makes the faults of one run happen. Hears events by ``heard``; ``stop`` ends what still lasts."""
 
-    def __init__(self, context: RunContext, stage: Stage) -> None:
+    def __init__(self, context: RunContext, processes: RunProcesses) -> None:
         self._context = context
-        self._stage = stage
+        self._processes = processes
         self.faults = context.spec.faults
         self._left = list(self.faults)
         self._mending: list[threading.Thread] = []
@@ -92,7 +95,7 @@ class FaultInjector:
         if not here:
             return
         moment = MOMENTS[here[0].point]
-        held = self._stage.program(moment.part).process
+        held = self._processes.program(moment.part).process
         try:
             # it tells first and stops then: what is done too early would be undone by its stop
             _await_stop(held.pid)
@@ -162,7 +165,7 @@ class FaultInjector:
     def _make_happen(self, fault: Fault) -> None:
         kind = fault.kind
         if kind is Kind.DESTINATION_FULL:
-            self._fill(Path(f"/proc/{self._stage.container_pid(DESTINATION)}/root/run"))
+            self._fill(Path(f"/proc/{self._processes.container_pid(DESTINATION)}/root/run"))
         elif kind is Kind.RESTORE_FAILS:
             for path in self._received():
                 path.unlink()
@@ -181,12 +184,12 @@ class FaultInjector:
             for pid in found:
                 os.kill(pid, signal.SIGKILL)
         elif kind is Kind.CLIENT_SILENT:
-            self._stage.program("client").process.send_signal(signal.SIGSTOP)
+            self._processes.program("client").process.send_signal(signal.SIGSTOP)
             self._later(fault, "the client goes on", self._wake, "client")
         elif kind in _KILLED:
             part = _KILLED[kind]
-            self._stage.expect_end(part)
-            process = self._stage.program(part).process
+            self._processes.expect_end(part)
+            process = self._processes.program(part).process
             process.kill()
             process.wait()
             self._later(fault, f"the {part}'s process is back", self._start_again, part)
@@ -195,14 +198,14 @@ class FaultInjector:
         self._context.emulator.set_link(link, up=True)
 
     def _wake(self, part: str) -> None:
-        self._stage.program(part).process.send_signal(signal.SIGCONT)
+        self._processes.program(part).process.send_signal(signal.SIGCONT)
 
     def _start_again(self, part: str) -> None:
-        self._stage.start_again(part)
+        self._processes.start_again(part)
 
     def _criu(self, part: str) -> list[int]:
         """The processes of CRIU in the container of that edge, seen from here."""
-        return list(_named_in_namespace_of(self._stage.container_pid(part), "criu"))
+        return list(_named_in_namespace_of(self._processes.container_pid(part), "criu"))
 
     def _await_criu(self, part: str) -> int:
         deadline = time.monotonic() + CRIU_S
@@ -222,7 +225,7 @@ class FaultInjector:
 
         The source, which stands still or has nothing left to say, knows only what it has sent.
         """
-        root = Path(f"/proc/{self._stage.container_pid(DESTINATION)}/root") / STATE
+        root = Path(f"/proc/{self._processes.container_pid(DESTINATION)}/root") / STATE
         deadline = time.monotonic() + WRITTEN_S
         found: dict[Path, int] = {}
         while time.monotonic() < deadline:
@@ -234,7 +237,7 @@ class FaultInjector:
 
     def _fill(self, directory: Path) -> None:
         """Leave no page free in the container's tmpfs, by making it as small as what is in it."""
-        pid = self._stage.container_pid(DESTINATION)
+        pid = self._processes.container_pid(DESTINATION)
         for left in reversed(range(FILL_TRIES)):
             used = shutil.disk_usage(directory).used
             pages = max(1, -(-used // PAGE_BYTES))

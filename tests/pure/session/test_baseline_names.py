@@ -40,7 +40,7 @@ def test_every_baseline_is_complete(name: str) -> None:
     assert baseline.name == name
     assert baseline.title
     assert baseline.summary.endswith(".")
-    assert callable(baseline.make_cast)
+    assert callable(baseline.deployment)
     assert set(baseline.needs) <= set(probes())
 
 

@@ -12,7 +12,7 @@ import pytest
 import baselines
 import topologies
 from baselines.addresses import first_hops, free_address, ways
-from baselines.ip_move.cast import SERVICE_ADDRESS, router_configs
+from baselines.ip_move.deployment import SERVICE_ADDRESS, router_configs
 from baselines.ip_move.router import Router, RouterConfig
 from baselines.mptcp.path_manager import Change, read_changes
 from baselines.mptcp.pod import Plug

@@ -31,6 +31,8 @@ def another_value(axis: Axis) -> Any:
         return not axis.default
     if axis.kind == "faults":
         return ["transfer:link-cut"]
+    if axis.name == "workload":
+        return "bursts"
     assert axis.least is not None and axis.most is not None
     return axis.least + 1 if axis.default != axis.least + 1 else axis.least + 2
 

@@ -1,4 +1,4 @@
-"""Who plays when the service's address moves: a QUIC or a TCP server, agents, and the routers."""
+"""The deployment when the service's address moves: a QUIC or a TCP server, agents, and the routers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from apps.config import SERVER_NAME
 from apps.deployment.client_service import LoadClient, client_config
 from apps.deployment.quic import Credentials
 from apps.deployment.replies import Replies
-from apps.deployment.services import Agent, Orchestra, moved, order_move
+from apps.deployment.services import AgentService, OrchestratorService, moved, order_move
 from baselines.addresses import first_hops
-from baselines.cast import UNANNOUNCED, ClientConfigMaker
+from baselines.dns.deployment import UNANNOUNCED, ClientConfigMaker
 from baselines.ip_move.router import RouterConfig
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext, Service
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
@@ -22,7 +22,7 @@ ROUTE_PORT = SERVICE_PORT + 4
 
 
 def router_configs(topology: Topology, source: str, destination: str) -> list[RouterConfig]:
-    """For each node that must know where the service is, what the process there is told."""
+    """The configuration of the process on each node that must know where the service is."""
     return [
         RouterConfig(
             vantage=node,
@@ -59,8 +59,12 @@ class RouterService:
             self.program.end()
 
 
-class IpMoveCast:
-    """See ``quicferry.experiment.context.Cast``. ``config`` makes the client's configuration."""
+class IpMoveDeployment:
+    """Agents, an orchestrator, a process on each router that must know where the address is, a client.
+
+    ``server`` and ``client`` are modules to run; ``config`` makes the client's configuration. With
+    ``keep_tcp`` CRIU takes the server's TCP connections along.
+    """
 
     def __init__(
         self,
@@ -79,12 +83,12 @@ class IpMoveCast:
         issue = Credentials(context).issue
         tls = issue(SERVER_NAME)
         routers = router_configs(context.topology, source, destination)
-        # whoever has one way to both edges need not be told
+        # a node that reaches both edges by the same neighbour needs no update
         told = [config.listen for config in routers if len(set(config.gateways.values())) > 1]
 
-        def agent(edge: str, peer: str) -> Agent:
+        def agent(edge: str, peer: str) -> AgentService:
             address = MovingAddressConfig(address=SERVICE_ADDRESS, routers=told, here=edge == source)
-            return Agent(
+            return AgentService(
                 context,
                 edge,
                 peer,
@@ -96,15 +100,15 @@ class IpMoveCast:
                 keep_tcp=keep_tcp,
             )
 
-        self._orchestra = Orchestra(context, edges, issue(context.part("orchestrator")))
+        self._orchestrator = OrchestratorService(context, edges, issue(context.part("orchestrator")))
         self.services: list[Service] = [
             *(RouterService(context, config) for config in routers),
             agent(source, destination),
             agent(destination, source),
-            self._orchestra,
+            self._orchestrator,
             LoadClient(context, config(context, client_config(context, tls.authority)), module=client),
         ]
 
     def move(self) -> dict[str, Any]:
         """Move the server by the orchestrator's order; its address goes with it."""
-        return moved(order_move(self._context, self._orchestra, UNANNOUNCED, forwarding=False))
+        return moved(order_move(self._context, self._orchestrator, UNANNOUNCED, forwarding=False))
