@@ -168,7 +168,8 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     phases_ms: dict[str, float] = {}  # notice, checkpoint, transfer, restore, first_packet, validated, useful
     moments_ms: dict[str, float] = {}  # the same and more as moments, relative to server.frozen
     dns_ttl_s: int | None = None  # of the service's record; None: the client looked no name up
-    parts_ms: dict[str, float] = {}  # what a reconnecting baseline's service-migration time is made of
+    # what a reconnecting baseline's service-migration time is made of
+    breakdown_ms: dict[str, float] = msgspec.field(default_factory=dict, name="parts_ms")
     largest_gap_ms: float | None = None  # between two useful packets at the client, anywhere in the run
     service_time_ms: float | None = None  # median time from a request to the end of its answer
     rtt_method: str | None = None  # how rtt_ms was measured
@@ -190,6 +191,25 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     error: str | None = None
     hint: str | None = None
     run_dir: str | None = None
+
+
+def result_of(spec: RunSpec, outcome: str, *, error: str | None = None, hint: str | None = None) -> RunResult:
+    """A result that says what was asked and how it ended, with nothing measured."""
+    return RunResult(
+        outcome=outcome,
+        strategy=spec.baseline or spec.strategy.value,
+        kind="baseline" if spec.baseline else "strategy",
+        engine=spec.engine,
+        seed=spec.seed,
+        topology=spec.topology,
+        server_first=spec.server_first,
+        pool=spec.pool,
+        memory_mib=spec.memory_mib,
+        loss_percent=spec.loss_percent,
+        rtt_asked_ms=spec.rtt_ms,
+        error=error,
+        hint=hint,
+    )
 
 
 def read_manifest(root: Path) -> Manifest:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from quicferry.analysis.move import inter_edge_bytes
+from quicferry.analysis.metrics import inter_edge_bytes
 from quicferry.capture.capture import read_counts
 from quicferry.capture.clock import ClockConversion
 from quicferry.capture.pcap import read_datagrams

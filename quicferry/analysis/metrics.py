@@ -1,4 +1,4 @@
-"""The numbers of a run, each with the event or packet at either end.
+"""Measures one move: every number with the event or packet at either end.
 
 Zero of all moments is ``server.frozen``. What cannot be measured is None, never a guess.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from quicferry.analysis.endpoint_split import NEW, OLD, Places
+from quicferry.analysis.endpoint_split import NEW, OLD, EndpointSplit
 from quicferry.capture import timeline
 from quicferry.capture.pcap import Datagram
 from quicferry.capture.timeline import Moment, RoundTrip, ServiceGap
@@ -97,23 +97,23 @@ def _ms_between(begin_ns: int | None, end_ns: int | None) -> float | None:
 
 
 def measure(
-    traffic: pl.DataFrame, events: Sequence[Event], old: str, new: str, places: Places | None = None
+    traffic: pl.DataFrame, events: Sequence[Event], old: str, new: str, split: EndpointSplit | None = None
 ) -> Metrics:
     """All numbers of one move from ``old`` to ``new`` (endpoints like ``10.0.1.2:4433``).
 
     ``traffic`` is the decrypted capture of the client. Of several moves in one run the first is
-    measured, an aborted attempt before it does not count. Without ``places``, the endpoints tell the
-    places apart.
+    measured, an aborted attempt before it does not count. Without ``split``, the server's address
+    decides which endpoint a packet belongs to.
     """
-    if places is None:
-        places = Places(events, old, new)
+    if split is None:
+        split = EndpointSplit(events, old, new)
     warnings: list[str] = []
     resumed = _first(events, "server.resumed")
     frozen = _last_before(events, "server.frozen", resumed.t_ns if resumed else None)
-    gap = timeline.service_gap(places.arrivals(traffic), OLD, NEW)
-    logged = timeline.service_gap(places.logged_arrivals(events), OLD, NEW)
+    gap = timeline.service_gap(split.arrivals(traffic), OLD, NEW)
+    logged = timeline.service_gap(split.logged_arrivals(events), OLD, NEW)
     warnings += _disagreement(gap, logged)
-    first_packet = places.first_packet_ns(traffic)
+    first_packet = split.first_packet_ns(traffic)
     loss = _first(events, "client.loss.noticed")
     after = max((t for t in (resumed and resumed.t_ns, gap and gap.first_new_ns) if t), default=0)
     trip = timeline.round_trip(traffic, new, after)
