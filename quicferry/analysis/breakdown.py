@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 import polars as pl
 
 from quicferry.analysis.metrics import Metrics
-from quicferry.capture.quic.decrypt import Direction
+from quicferry.capture.quic.packets import Direction
 from quicferry.capture.timeline import USEFUL_FRAMES, host_of
 from quicferry.events import Event
 from quicferry.units import ns_to_ms

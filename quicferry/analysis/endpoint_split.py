@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from quicferry.capture import timeline
-from quicferry.capture.quic.decrypt import Direction
+from quicferry.capture.quic.packets import Direction
 from quicferry.events import Event
 from quicferry.record import PLACE_BY_CLIENT, PLACE_BY_SERVER, PLACE_BY_TIME, Manifest
 from quicferry.units import NS_PER_MS

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from quicferry.capture.pcap import TCP, Datagram
-from quicferry.capture.quic.decrypt import Direction
 from quicferry.capture.quic.keys import KeyLog
+from quicferry.capture.quic.packets import Direction
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.capture.tls import APPLICATION_DATA, TcpTraffic
 

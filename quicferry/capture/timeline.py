@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from quicferry.capture.quic.decrypt import Direction
 from quicferry.capture.quic.frames import NOT_ACK_ELICITING
+from quicferry.capture.quic.packets import Direction
 from quicferry.events import Event
 from quicferry.units import NS_PER_MS, NS_PER_US
 

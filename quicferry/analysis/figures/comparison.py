@@ -25,7 +25,7 @@ from quicferry.analysis.figures.style import (
     save_figure,
 )
 from quicferry.analysis.statistics import summarise
-from quicferry.capture.quic.decrypt import Direction
+from quicferry.capture.quic.packets import Direction
 from quicferry.units import NS_PER_MS
 
 #: bars need at least this many runs of a cell to say more than the table

@@ -28,7 +28,7 @@ from quicferry.analysis.figures.style import (
     save_figure,
 )
 from quicferry.analysis.metrics import Metrics
-from quicferry.capture.quic.decrypt import Direction
+from quicferry.capture.quic.packets import Direction
 from quicferry.units import NS_PER_MS, ns_to_ms
 
 PHASE_COLOURS = {

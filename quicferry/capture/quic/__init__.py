@@ -6,9 +6,10 @@ a data frame of it. Nothing here uses the QUIC stack that sent the packets: a mi
 must not be able to hide itself.
 """
 
-from quicferry.capture.quic.decrypt import Decryptor, Direction, Packet
+from quicferry.capture.quic.decrypt import Decryptor
 from quicferry.capture.quic.frames import Frame, parse_frames
 from quicferry.capture.quic.keys import KeyLog, read_keylog
+from quicferry.capture.quic.packets import Direction, Packet
 from quicferry.capture.quic.table import SCHEMA, TrafficTable, read_traffic
 
 __all__ = [

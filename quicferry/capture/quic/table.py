@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from quicferry.capture.pcap import UDP, Datagram, read_datagrams
-from quicferry.capture.quic.decrypt import Decryptor, Packet
+from quicferry.capture.quic.decrypt import Decryptor
 from quicferry.capture.quic.frames import Frame
+from quicferry.capture.quic.packets import Packet
 
 SCHEMA: dict[str, type[pl.DataType]] = {
     "t_ns": pl.Int64,  # CLOCK_MONOTONIC

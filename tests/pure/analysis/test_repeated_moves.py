@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 import topologies
-from quicferry.analysis.repeated_moves import usage_growth, usage, windows
+from quicferry.analysis.repeated_moves import usage, usage_growth, windows
 from quicferry.analysis.verdict import served_by
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.events import Event
