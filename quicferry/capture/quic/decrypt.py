@@ -185,7 +185,7 @@ class Decryptor:
         if opened is None:
             self.undecrypted += 1
             return packet.undecrypted(connection.index, direction)
-        repeated, reused = connection.note_nonce(packet, direction, opened)
+        nonce = connection.note_nonce(packet, direction, opened)
         frames: list[Frame] | None = None
         try:
             frames = parse_frames(opened.payload)
@@ -196,10 +196,4 @@ class Decryptor:
                 connection.read_hello(direction, frame)
             elif frame.name == "NEW_CONNECTION_ID":
                 self._learn(frame.data, connection, direction.opposite)
-        return packet.undecrypted(connection.index, direction)._replace(
-            packet_number=opened.packet_number,
-            generation=opened.generation,
-            frames=frames,
-            repeated=repeated,
-            nonce_reused=reused,
-        )
+        return packet.decrypted(connection.index, direction, opened, frames, nonce)

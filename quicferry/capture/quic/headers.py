@@ -6,6 +6,7 @@ import enum
 from typing import NamedTuple
 
 from quicferry.capture.quic.keys import VERSION_1, VERSION_2
+from quicferry.capture.quic.varint import read_varint
 
 
 class Space(enum.StrEnum):
@@ -50,16 +51,10 @@ def long_header(data: bytes, at: int) -> LongHeader | None:
         if space is Space.RETRY:
             return LongHeader(version, space, dcid, scid, cursor, len(data))
         if space is Space.INITIAL:
-            token_bytes, cursor = _varint(data, cursor)
+            token_bytes, cursor = read_varint(data, cursor)
             cursor += token_bytes
-        length, cursor = _varint(data, cursor)
+        length, cursor = read_varint(data, cursor)
     except IndexError:
         return None
     end = cursor + length
     return LongHeader(version, space, dcid, scid, cursor, end) if end <= len(data) else None
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    length = 1 << (data[at] >> 6)
-    value = int.from_bytes(data[at : at + length], "big") & ((1 << (8 * length - 2)) - 1)
-    return value, at + length

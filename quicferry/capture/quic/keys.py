@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from quicferry.errors import CaptureError
 
@@ -26,6 +28,7 @@ SUITES: dict[int, tuple[str, int, bool]] = {
     0x1302: ("sha384", 32, False),  # TLS_AES_256_GCM_SHA384
     0x1303: ("sha256", 32, True),  # TLS_CHACHA20_POLY1305_SHA256
 }
+_HASHES = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384()}
 INITIAL_SUITE = 0x1301  # RFC 9001 §5.2
 
 INITIAL_SALT = {
@@ -67,13 +70,7 @@ def expand_label(algorithm: str, secret: bytes, label: bytes, length: int) -> by
     """HKDF-Expand-Label with an empty context (RFC 8446 §7.1)."""
     full = b"tls13 " + label
     info = length.to_bytes(2, "big") + bytes([len(full)]) + full + b"\0"
-    block, output = b"", b""
-    for counter in range(1, 256):
-        if len(output) >= length:
-            break
-        block = hmac.new(secret, block + info + bytes([counter]), algorithm).digest()
-        output += block
-    return output[:length]
+    return HKDFExpand(_HASHES[algorithm], length, info).derive(secret)
 
 
 def initial_secrets(version: int, destination_cid: bytes) -> tuple[bytes, bytes]:

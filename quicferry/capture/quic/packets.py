@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from quicferry.capture.quic.frames import Frame
 from quicferry.capture.quic.headers import Space, long_header
+from quicferry.capture.quic.keys import Opened
 
 _FIXED_OR_LONG, _LONG = 0xC0, 0x80
 
@@ -67,7 +68,42 @@ class ProtectedPacket(NamedTuple):
     def short(self, cid_bytes: int, version: int) -> ProtectedPacket:
         """This packet with a short header, read with a destination connection ID of that length."""
         end = 1 + cid_bytes
-        return self._replace(version=version, destination_cid=self.data[1:end], number_offset=end)
+        # a new tuple: ``_replace`` takes three times as long, and most packets of a capture come here
+        return ProtectedPacket(
+            self.t_ns,
+            self.source,
+            self.destination,
+            self.data,
+            self.space,
+            version,
+            self.data[1:end],
+            b"",
+            end,
+        )
+
+    def decrypted(
+        self,
+        connection: int,
+        direction: Direction,
+        opened: Opened,
+        frames: list[Frame] | None,
+        nonce: tuple[bool, bool],
+    ) -> Packet:
+        """The packet with what was in it; ``nonce`` says whether it is repeated, and its nonce reused."""
+        return Packet(
+            self.t_ns,
+            self.source,
+            self.destination,
+            connection,
+            direction,
+            self.space,
+            opened.packet_number,
+            opened.generation,
+            len(self.data),
+            self.destination_cid,
+            frames,
+            *nonce,
+        )
 
     def undecrypted(self, connection: int = -1, direction: Direction | None = None) -> Packet:
         """What is known of a packet that no key opens."""
