@@ -92,7 +92,7 @@ class QuicCast:
         return self._orchestra if part == "orchestrator" else self._agents[self._context.part(part)]
 
     def program(self, part: str) -> Program:
-        """See ``quicferry.experiment.fault_injector.Stage``."""
+        """See ``quicferry.experiment.fault_kinds.RunProcesses``."""
         program = self._client.program if part == "client" else self._player(part).program
         if program is None:
             raise FerryError(f"the {part} does not run")

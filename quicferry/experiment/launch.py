@@ -58,7 +58,7 @@ def launch(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         spec=spec,
         topology=topology,
-        fault_places=faults.places(spec.faults),
+        fault_places=faults.allowed_places(spec.faults),
     )
     write_json(paths.manifest, manifest)
     argv = [sys.executable, "-m", inside, str(paths.root)]
