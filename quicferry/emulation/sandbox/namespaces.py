@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS = 0x8913
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40  # RUNNING is the operational state "up" (netdevice(7))
@@ -71,13 +73,12 @@ def inhabitants(networks: Iterable[int]) -> list[int]:
     """The living processes in these network namespaces, as far as this process sees them."""
     wanted = set(networks)
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if network_id(int(entry.name)) in wanted:
-                    found.append(int(entry.name))
-            except OSError:
-                continue  # it has ended meanwhile, or is a zombie
+    for pid in psutil.pids():
+        try:
+            if network_id(pid) in wanted:
+                found.append(pid)
+        except OSError:
+            continue  # it has ended meanwhile, or is a zombie
     return found
 
 
