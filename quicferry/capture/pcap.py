@@ -35,14 +35,6 @@ class Datagram(NamedTuple):
     interface: str
 
 
-class Counts(NamedTuple):
-    """How many frames a capture holds and what crossed it."""
-
-    frames: int
-    first_ns: int
-    last_ns: int
-
-
 def read_datagrams(path: Path, to_monotonic_ns: Callable[[int], int] | None = None) -> list[Datagram]:
     """All UDP and TCP packets of a capture, sorted by time.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from quicferry.capture.mptcp import Multipath, Piece
+from quicferry.capture.mptcp import DataPiece, Multipath
 from quicferry.capture.quic.keys import SUITES, KeyLog, expand_label
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
@@ -220,7 +220,7 @@ class TlsStream:
             self._keys = self._keys.updated()
 
 
-class _Connection:
+class _TcpConnection:
     """Both directions of one TCP connection."""
 
     def __init__(self, number: int, keylog: KeyLog) -> None:
@@ -238,8 +238,8 @@ class TcpTraffic:
     def __init__(self, keylog: KeyLog, port: int) -> None:
         self._keylog = keylog
         self._suffix = f":{port}"
-        self._connections: dict[tuple[str, str], _Connection] = {}
-        self._numbered: list[_Connection] = []
+        self._connections: dict[tuple[str, str], _TcpConnection] = {}
+        self._numbered: list[_TcpConnection] = []
         self._multipath = Multipath()
         self.undecrypted = 0
 
@@ -279,7 +279,7 @@ class TcpTraffic:
         self.undecrypted += undecrypted
         return Segment(connection.number, to_server, offset, tuple(items), undecrypted)
 
-    def _in_data_order(self, connection: _Connection, to_server: bool, pieces: list[Piece]) -> bytes:
+    def _in_data_order(self, connection: _TcpConnection, to_server: bool, pieces: list[DataPiece]) -> bytes:
         """What the pieces of a subflow add to the data of their MPTCP connection."""
         order = connection.data[to_server]
         begin = self._multipath.begins.get((connection.number, to_server))
@@ -287,12 +287,12 @@ class TcpTraffic:
             order.begin(begin)
         return b"".join(order.add(order.relative(piece.sequence), piece.data) for piece in pieces)
 
-    def _connection(self, ends: tuple[str, str], header: TcpHeader, to_server: bool) -> _Connection:
+    def _connection(self, ends: tuple[str, str], header: TcpHeader, to_server: bool) -> _TcpConnection:
         found = self._connections.get(ends)
         begins = to_server and bool(header.flags & SYN)
         # a SYN with another number on the same ports is another connection, not a repeat
         if found is None or (begins and found.client_sequence not in (None, header.sequence)):
-            found = self._connections[ends] = _Connection(len(self._numbered), self._keylog)
+            found = self._connections[ends] = _TcpConnection(len(self._numbered), self._keylog)
             self._numbered.append(found)
         if begins:
             found.client_sequence = header.sequence

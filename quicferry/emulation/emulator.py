@@ -1,6 +1,6 @@
 """The interface of an emulation: deploy a topology, run programs in its hosts, end it.
 
-``MininetEmulator`` (``mininet_backend.py``) is the real one; ``FakeEmulator`` (``fake.py``) has the
+``MininetEmulator`` (``mininet.emulator``) is the real one; ``FakeEmulator`` (``fake``) has the
 same interface for tests and fails where it is told to.
 """
 

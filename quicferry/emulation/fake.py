@@ -159,11 +159,7 @@ class FakeEmulator:
         raise InvalidInput(f"{host} is not at link {link_name}")
 
     def address(self, host: str) -> str:
-        self.topology.node(host)
-        addresses = self.topology.addresses_of(host)
-        if not addresses:
-            raise InvalidInput(f"{host} has no address")
-        return addresses[0].partition("/")[0]
+        return routing.first_address(self.topology, host)
 
     def link_readings(self) -> list[LinkReading]:
         return [

@@ -40,16 +40,16 @@ SMALLEST = Topology(
 def ask_root() -> str:
     """Whether a private root can be made, and how long one takes."""
     begun = time.perf_counter()
-    _inside(["true"])
+    _in_private_root(["true"])
     return f"a private root was made and ended in {(time.perf_counter() - begun) * 1e3:.0f} ms"
 
 
 def ask_mininet() -> str:
     """Whether Mininet builds a network whose first packet arrives."""
-    return _inside([sys.executable, "-m", "quicferry.emulation.probes"])
+    return _in_private_root([sys.executable, "-m", "quicferry.emulation.probes"])
 
 
-def _inside(argv: list[str]) -> str:
+def _in_private_root(argv: list[str]) -> str:
     """Run a program in a private root; its last line. Raises ``Unsupported`` when it fails."""
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         with private_root.start(argv, stdin=DEVNULL, stdout=stdout, stderr=stderr) as root:

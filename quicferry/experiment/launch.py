@@ -38,14 +38,14 @@ def launch(
     spec: RunSpec,
     topology: Topology,
     store: RunStore,
-    inside: str,
+    player: str,
     on_event: OnEvent | None = None,
     *,
     checked: bool = False,
 ) -> RunPaths:
     """Perform one run and return its complete directory; the outcome is in the manifest.
 
-    ``inside`` is the module that plays the run within the private root. With ``checked`` the
+    ``player`` is the module that plays the run within the private root. With ``checked`` the
     machine is not asked again whether it can.
 
     ``spec`` was checked by whoever made it. Raises ``Unsupported`` before anything is built.
@@ -61,7 +61,7 @@ def launch(
         fault_places=faults.allowed_places(spec.faults),
     )
     write_json(paths.manifest, manifest)
-    argv = [sys.executable, "-m", inside, str(paths.root)]
+    argv = [sys.executable, "-m", player, str(paths.root)]
     log = paths.logs / "run.log"
     with log.open("wb") as stderr:
         root = private_root.start(argv, run_id=run_id, stdout=PIPE, stderr=stderr, cwd=CHECKOUT)

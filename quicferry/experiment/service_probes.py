@@ -1,7 +1,7 @@
-"""Probes of what the baselines stand on: Multipath TCP, and a DNS server that takes signed updates.
+"""Probes for what the baselines need: Multipath TCP, and a DNS server that takes signed updates.
 
 Each does the real thing in network and mount namespaces of its own, so that no port, file or daemon
-of the host is touched. ``python -m quicferry.experiment.service_probes mptcp|dns`` is the inside.
+of the host is touched: ``python -m quicferry.experiment.service_probes mptcp|dns`` runs in there.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _KEY = "probe."
 _NAMED_READY_S = 30.0
 
 
-def _inside(name: str) -> str:
-    """Run one of the two below in private namespaces and return what it saw."""
+def _in_private_namespaces(name: str) -> str:
+    """Run one of ``_PROBE_BODIES`` in private namespaces; the sentence it prints."""
     if os.geteuid() != 0:
         raise Unsupported("a private network namespace needs root", hint="run it as root")
     argv = [
@@ -187,17 +187,17 @@ def _update(address: str, key: dns.tsig.Key | None) -> dns.rcode.Rcode:
 
 
 PROBES = [
-    Probe(name="mptcp", needed_for="the MPTCP baseline", ask=lambda: _inside("mptcp")),
-    Probe(name="dns", needed_for="the TCP+DNS baseline", ask=lambda: _inside("dns")),
+    Probe(name="mptcp", needed_for="the MPTCP baseline", ask=lambda: _in_private_namespaces("mptcp")),
+    Probe(name="dns", needed_for="the TCP+DNS baseline", ask=lambda: _in_private_namespaces("dns")),
 ]
 
-_INSIDE = {"mptcp": talk_mptcp, "dns": update_dns}
+_PROBE_BODIES = {"mptcp": talk_mptcp, "dns": update_dns}
 
 
 def main() -> int:
-    """The inside of a probe: one line on stdout, or a reason and a hint on stderr and status 1."""
+    """Run the body of a probe: one line on stdout, or a reason and a hint on stderr and status 1."""
     try:
-        seen = _INSIDE[sys.argv[1]]()
+        seen = _PROBE_BODIES[sys.argv[1]]()
     except FerryError as error:
         reason, hint = str(error), error.hint
     except (OSError, dns.exception.DNSException) as error:

@@ -1,7 +1,8 @@
 """Reading QUIC from a capture: the run's own, independent decryption.
 
-``keys`` derives packet protection from the NSS key log, ``headers`` and ``frames`` take packets apart,
-``decrypt`` follows connections through connection IDs, addresses and key updates, ``table`` makes
+``keys`` derives packet protection from the NSS key log, ``headers``, ``frames`` and ``varint`` take packets
+apart, ``packets`` are what was captured and what was in it, ``connections`` hold the keys of each
+connection, ``decrypt`` follows them through connection IDs, addresses and key updates, and ``table`` makes
 a data frame of it. Nothing here uses the QUIC stack that sent the packets: a mistake of that stack
 must not be able to hide itself.
 """

@@ -25,7 +25,7 @@ from quicferry.emulation.links import netem
 from quicferry.emulation.links.cable.client import CableProcess
 from quicferry.emulation.links.cable.config import CableLink, CableStats, DirectionCounters
 from quicferry.emulation.links.cable.frames import open_wire_end
-from quicferry.emulation.sandbox.namespace_threads import in_new_netns
+from quicferry.emulation.sandbox.namespaces import in_new_netns
 from quicferry.errors import EmulationError, InvalidInput, Unsupported
 from quicferry.model import Link, LinkReading, Shape
 

@@ -1,4 +1,4 @@
-"""Looking into other network namespaces from this thread, and finding who lives in them."""
+"""Enters network namespaces, existing and new ones, and finds the processes in them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
-_CLONE_NEWNET = 0x40000000
+CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS = 0x8913
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40  # RUNNING is the operational state "up" (netdevice(7))
 
+T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -82,7 +85,28 @@ def inhabitants(networks: Iterable[int]) -> list[int]:
     return found
 
 
+def in_new_netns(call: Callable[[], T]) -> T:
+    """Call in a new, empty network namespace, which ends with the call.
+
+    The call runs in a thread of its own, as a thread can have a network namespace without its process
+    (unshare(2)); processes and threads that it starts are in that namespace too. Raises
+    ``PermissionError`` without CAP_SYS_ADMIN, and what the call raises.
+    """
+
+    def enter_and_call() -> T:
+        if _libc.unshare(CLONE_NEWNET) != 0:
+            raise _last_error("unshare")
+        return call()
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(enter_and_call).result()
+
+
 def _enter(descriptor: int) -> None:
-    if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"setns: {os.strerror(number)}")
+    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+        raise _last_error("setns")
+
+
+def _last_error(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")
