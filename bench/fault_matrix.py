@@ -97,7 +97,7 @@ def complaints(case: Case, result: RunResult) -> list[str]:
         found.append(f"the server is at {result.served_by}")
     if (result.requests_lost, result.requests_duplicated, result.state_ok) != (0, 0, True):
         found.append(
-            f"{result.requests_lost} requests lost, {result.requests_duplicated} obeyed twice, "
+            f"{result.requests_lost} requests lost, {result.requests_duplicated} executed twice, "
             f"state ok: {result.state_ok}"
         )
     if (result.requests_sent or 0) <= 10:

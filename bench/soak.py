@@ -34,7 +34,7 @@ def complaints(result: RunResult, moves: int) -> list[str]:
         found.append(f"the run {result.outcome}: {result.error}")
     if result.requests_lost or result.requests_duplicated or not result.state_ok:
         found.append(
-            f"{result.requests_lost} requests lost, {result.requests_duplicated} obeyed twice, "
+            f"{result.requests_lost} requests lost, {result.requests_duplicated} executed twice, "
             f"state ok: {result.state_ok}"
         )
     if len(result.moves) != moves:

@@ -101,9 +101,9 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     requests_sent: int = 0
     responses: int = 0
     requests_lost: int = 0  # sent and never answered, although the client waited at the end
-    requests_duplicated: int = 0  # the service says that it obeyed a request a second time
+    requests_duplicated: int = 0  # the service says that it executed a request a second time
     requests_repeated: int = 0  # sent again by a client that had lost its connection
-    repeats_recognised: int = 0  # of these, what the service had obeyed before and did not obey again
+    repeats_recognised: int = 0  # of these, what the service had executed before and did not execute again
     bytes_verified: int = 0  # bytes of responses and transfers that were checked and right
     state_ok: bool = False  # the service's counters never went back and never skipped
     state_detail: str = ""
@@ -112,7 +112,7 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     transfers: list[TransferRecord] = []
     connections: int = 1
     reconnected: int = 0  # clients without the extension that were told to, because the server moved
-    closed: str | None = None  # why the connection ended before its time
+    closed: str | None = None  # why the connection closed early
 
 
 class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -151,11 +151,11 @@ def _add_client_summary(paths: RunPaths, result: RunResult) -> None:
     if summary.requests_lost:
         result.warnings.append(f"{summary.requests_lost} requests were never answered")
     if summary.requests_duplicated:
-        result.warnings.append(f"{summary.requests_duplicated} requests were obeyed twice")
+        result.warnings.append(f"{summary.requests_duplicated} requests were executed twice")
     if not summary.state_ok:
         result.warnings.append(f"the service's state did not survive: {summary.state_detail or 'no detail'}")
     if summary.closed is not None:
-        result.warnings.append(f"the connection ended before its time: {summary.closed}")
+        result.warnings.append(f"the connection closed early: {summary.closed}")
     for transfer in summary.transfers:
         if not transfer.verified:
             result.warnings.append(

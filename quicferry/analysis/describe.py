@@ -10,11 +10,11 @@ from quicferry.strategies import Strategy
 
 #: moments of a run in the order of a successful move -> what they are called in the page
 PHASE_TITLES = {
-    "notice": "notice: the client is told and answers",
-    "checkpoint": "checkpoint: the state is taken",
-    "transfer": "transfer: it crosses the network",
-    "restore": "restore: it becomes a server again",
-    "commit": "commit: the source gives up what it kept",
+    "notice": "notice: the server announces the move, the client answers",
+    "checkpoint": "checkpoint: the server's state is saved",
+    "transfer": "transfer: the state crosses the network",
+    "restore": "restore: the server is restored from it",
+    "commit": "commit: the source discards what it kept",
 }
 POINT_TITLES = {
     "last_useful_old": "last useful byte from the old address",
@@ -25,19 +25,19 @@ POINT_TITLES = {
 }
 #: parts of a service-migration time -> what they are called in words, see ``analysis.breakdown``
 BREAKDOWN_TITLES = {
-    "in-flight": "of it before the freeze (negative: answers were still on their way)",
-    "downtime": "of it downtime",
-    "detection": "of it detection: until the client gave its connection up",
-    "dns": "of it DNS: until it had the new address",
-    "tcp": "of it TCP: SYN to SYN-ACK",
-    "tls": "of it TLS: until the client's Finished",
-    "quic": "of it QUIC: until the first request was on its way",
-    "request": "of it the request and its answer",
+    "in-flight": "of which before the freeze (negative: answers were still on their way)",
+    "downtime": "of which downtime",
+    "detection": "of which detection: until the client gave up its connection",
+    "dns": "of which DNS: until it had the new address",
+    "tcp": "of which TCP: SYN to SYN-ACK",
+    "tls": "of which TLS: until the client's Finished",
+    "quic": "of which QUIC: until the first request was sent",
+    "request": "of which the request and its answer",
 }
 
 
 def describe_measured(result: RunResult) -> list[tuple[str, str]]:
-    """Every number of a run, with its unit, beside its name."""
+    """Every number of a run with its name and unit."""
 
     def ms(value: float | None) -> str:
         return NOTHING if value is None else f"{tables.number(value, 3)} ms"
@@ -61,12 +61,12 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
         ("RTT client to destination, on the wire", ms(result.rtt_ms)),
         ("how the RTT was measured", result.rtt_method or NOTHING),
         ("PTO when the client noticed the loss", ms(result.pto_ms)),
-        ("state moved", tables.size(result.transferred_bytes)),
-        ("how the memory moved", result.memory_path or NOTHING),
+        ("state transferred", tables.size(result.transferred_bytes)),
+        ("memory transfer", result.memory_path or NOTHING),
         ("seen on the link between the edges", tables.size(result.inter_edge_bytes)),
         ("requests lost", tables.lost_requests(result)),
         (
-            "requests obeyed twice",
+            "requests executed twice",
             NOTHING if result.requests_duplicated is None else str(result.requests_duplicated),
         ),
         (
@@ -75,13 +75,13 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
         ),
         ("median time from a request to its answer", ms(result.service_time_ms)),
         ("largest delivery gap in the whole run", ms(result.largest_gap_ms)),
-        ("bytes checked", tables.size(result.bytes_verified)),
+        ("payload bytes verified", tables.size(result.bytes_verified)),
         ("the service's state", state),
     ]
 
 
 def _describe_clients(result: RunResult) -> list[tuple[str, str]]:
-    """Rows about many clients; none about one."""
+    """Rows for a run with many clients; none for one client."""
     if (result.clients or 1) == 1:
         return []
     again = f", {result.reconnected} of them connected again" if result.reconnected else ""
@@ -110,7 +110,7 @@ def describe_phases(result: RunResult) -> list[tuple[str, str, str]]:
 
 
 def describe_spec(spec: RunSpec) -> list[tuple[str, str]]:
-    """What a run was asked to be, in words."""
+    """The axes of a run with their units."""
 
     def optional(value: float | None, unit: str, otherwise: str) -> str:
         return otherwise if value is None else f"{value:g} {unit}"

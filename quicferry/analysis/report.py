@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing else, with the pictures inside.
+"""Writes the report: one self-contained HTML page with its figures embedded.
 
 It holds no secrets: neither keys nor payloads, only what was asked, read back and measured.
 """
@@ -64,7 +64,7 @@ def render(analyses: Sequence[Analysis], missing: Sequence[str] = ()) -> str:
         compared=bool(ratios),
         repeated=any(len(group) >= REPEATED_RUNS for group in tables.cells(results).values()),
         pictures=[_svg(figure) for figure in comparison_figures(analyses).values()],
-        runs=[_section(place, analysis) for place, analysis in enumerate(analyses, start=1)],
+        runs=[_section(number, analysis) for number, analysis in enumerate(analyses, start=1)],
     )
 
 
@@ -77,11 +77,11 @@ def _total_lost(results: Sequence[RunResult]) -> str:
 
 
 def _summary(results: Sequence[RunResult]) -> list[dict[str, Any]]:
-    """The rows of the table: one per kind of run, medians over its runs."""
+    """The rows of the table: one per strategy and engine, medians over its runs."""
     rows = []
     longest = max((r.service_migration_time_ms or 0.0 for r in results), default=0.0) or 1.0
     ratios = tables.ratios(results)
-    place = {id(result): number for number, result in enumerate(results, start=1)}
+    number_of = {id(result): number for number, result in enumerate(results, start=1)}
     for (strategy, engine), group in tables.cells(results).items():
         good = [result for result in group if result.outcome == "succeeded"]
 
@@ -95,7 +95,7 @@ def _summary(results: Sequence[RunResult]) -> list[dict[str, Any]]:
         moved = sorted(r.transferred_bytes for r in good if r.transferred_bytes is not None)
         rows.append(
             {
-                "anchor": f"run-{place[id(group[0])]}",
+                "anchor": f"run-{number_of[id(group[0])]}",
                 "strategy": strategy,
                 "ratio": tables.number(ratios.get((strategy, engine)), 2),
                 "engine": engine,
@@ -119,10 +119,10 @@ def _svg(figure: Any) -> Markup:
     return Markup(as_svg(figure))  # noqa: S704 - see above
 
 
-def _section(place: int, analysis: Analysis) -> dict[str, Any]:
+def _section(number: int, analysis: Analysis) -> dict[str, Any]:
     result, manifest = analysis.result, analysis.manifest
     return {
-        "anchor": f"run-{place}",
+        "anchor": f"run-{number}",
         "id": manifest.id,
         "title": tables.title(manifest.spec),
         "engine": manifest.spec.engine,
@@ -170,7 +170,7 @@ def _shape(delay_ms: float | None, rate_mbps: float | None, loss_percent: float 
 
 
 def _caption(result: RunResult) -> str:
-    """The picture in a sentence, for readers who cannot see it."""
+    """The figure in a sentence, also for readers who cannot see it."""
     if result.service_migration_time_ms is None:
         return "Timeline of the move. The client got no service from the new address."
     words = f"The client was without service for {result.service_migration_time_ms:.1f} ms"

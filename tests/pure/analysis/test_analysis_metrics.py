@@ -448,7 +448,7 @@ def test_what_the_client_complains_of_is_a_warning(run_copy: Path) -> None:
     words = " | ".join(result.warnings)
     for part in (
         "2 requests were never",
-        "1 requests were obeyed twice",
+        "1 requests were executed twice",
         "7 to 3",
         "idle timeout",
         "7 of 10",
