@@ -77,7 +77,7 @@ def analyse(run_dir: Path) -> Analysis:
         convert = _clock(manifest, events, result)
         traffic = _client_traffic(paths, manifest, convert)
         if manifest.spec.baseline is not None:
-            traffic = traffic._replace(frame=timeline.without_strangers(traffic.frame))
+            traffic = traffic._replace(frame=timeline.without_unknown_servers(traffic.frame))
         packets = timeline.packets(traffic.frame)
         moves: list[MoveRecord] = []
         if manifest.spec.moves > 1:

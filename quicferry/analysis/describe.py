@@ -10,7 +10,7 @@ from quicferry.strategies import Strategy
 
 #: moments of a run in the order of a successful move -> what they are called in the page
 PHASE_TITLES = {
-    "notice": "notice: the server announces the move, the client answers",
+    "notice": "notice: the client is told of the move",
     "checkpoint": "checkpoint: the server's state is saved",
     "transfer": "transfer: the state crosses the network",
     "restore": "restore: the server is restored from it",

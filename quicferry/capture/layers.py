@@ -35,7 +35,7 @@ from quicferry.capture.quic.varint import read_varint
 
 
 class _Frame(Packet):
-    """One frame with its type in front."""
+    """A frame of the extension: checks the type that it begins with."""
 
     frame_type = 0
 
@@ -63,7 +63,7 @@ class SMAddress(_Frame):
 
 
 class SMPrepare(_Frame):
-    """The server is about to move."""
+    """Announces that the server is about to move."""
 
     name = "SM_PREPARE"
     frame_type = SM_PREPARE
@@ -92,7 +92,7 @@ class SMReady(_Frame):
 
 
 class SMMigrated(_Frame):
-    """The server has moved."""
+    """Says that the server has moved."""
 
     name = "SM_MIGRATED"
     frame_type = SM_MIGRATED
@@ -100,7 +100,7 @@ class SMMigrated(_Frame):
 
 
 class SMAbort(_Frame):
-    """The server stays."""
+    """Says that the server stays: the move is called off."""
 
     name = "SM_ABORT"
     frame_type = SM_ABORT

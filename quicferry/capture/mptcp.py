@@ -1,4 +1,4 @@
-"""Multipath TCP in a capture (RFC 8684): which subflows belong together, and where their bytes belong.
+"""Reads Multipath TCP in a capture (RFC 8684): which subflows form a connection, and in which order.
 
 A connection is known by the keys of its first handshake (MP_CAPABLE), a further subflow by the token
 in its MP_JOIN. Each payload byte has a place in the connection's data stream by a mapping (DSS). What
@@ -37,7 +37,7 @@ class DataPiece(NamedTuple):
 
 
 class SubflowSegment(NamedTuple):
-    """What a segment of a subflow means for its connection."""
+    """The data and options that a segment of a subflow brings to its connection."""
 
     owner: int  # the first subflow of the connection
     pieces: list[DataPiece]
@@ -64,12 +64,12 @@ def options(segment: bytes) -> Iterator[bytes]:
 
 
 def token_of(key: bytes) -> bytes:
-    """What names a connection in an MP_JOIN: RFC 8684 §3.2."""
+    """The token of a connection in an MP_JOIN (RFC 8684 §3.2)."""
     return hashlib.sha256(key).digest()[:4]
 
 
 def first_data_sequence(key: bytes) -> int:
-    """The data sequence number, 32 bits of it, of the first byte that the key's owner sends."""
+    """The low 32 bits of the data sequence number of the first byte that the key's owner sends."""
     return (int.from_bytes(hashlib.sha256(key).digest()[-8:], "big") + 1) & 0xFFFFFFFF
 
 
@@ -80,7 +80,7 @@ class _Mapping(NamedTuple):
 
 
 class _Subflow:
-    """One TCP connection that is a subflow."""
+    """One subflow: its initial sequence numbers and its mappings."""
 
     def __init__(self, owner: int) -> None:
         self.owner = owner
@@ -88,7 +88,7 @@ class _Subflow:
         self.mappings: dict[bool, list[_Mapping]] = {True: [], False: []}
 
     def pieces(self, to_server: bool, sequence: int, payload: bytes) -> list[DataPiece]:
-        """The parts of a payload that mappings have a place for."""
+        """The parts of a payload that a mapping covers, with their data sequence numbers."""
         if to_server not in self.initial:
             return []
         begin = (sequence - self.initial[to_server]) & 0xFFFFFFFF

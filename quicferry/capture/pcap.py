@@ -1,4 +1,4 @@
-"""Reading captures: pcapng files to transport payloads with stamps and addresses.
+"""Reads capture files: UDP and TCP payloads with stamps and addresses.
 
 The fast way: scapy's raw reader takes the blocks apart (it knows interfaces and stamp resolutions),
 the few header fields that are needed are read here. Dissecting each packet with scapy would be a

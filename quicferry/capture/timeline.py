@@ -1,4 +1,4 @@
-"""The timeline of a run: what the captures and the events say, on one clock.
+"""Derives the timeline of a run from its captures and events, on one clock.
 
 **Useful service** is stream data that the client had not received before: a STREAM frame in a
 packet to the client of which at least one byte (stream ID, offset range) is new in the client's
@@ -46,7 +46,7 @@ MULTIPATH_SIGNALS = {
 
 
 class ServiceGap(NamedTuple):
-    """The time without useful service."""
+    """The interval in which the client got no useful service."""
 
     last_old_ns: int
     first_new_ns: int
@@ -67,7 +67,7 @@ class RoundTrip(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Something that happened; ``origin`` is ``capture`` or ``event``."""
+    """A named point in time; ``origin`` is ``capture`` or ``event``."""
 
     t_ns: int
     vantage: str
@@ -95,8 +95,8 @@ def arrivals(traffic: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def without_strangers(traffic: pl.DataFrame) -> pl.DataFrame:
-    """A decrypted capture of a stock client: what it must discard brings nothing.
+def without_unknown_servers(traffic: pl.DataFrame) -> pl.DataFrame:
+    """Clear the new bytes of packets that a stock client must discard.
 
     RFC 9000 §9: a client discards packets from a server address that it has not sent to on that
     connection. A server that was moved goes on sending to its old connections from its new address.

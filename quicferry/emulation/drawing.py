@@ -159,13 +159,13 @@ def _next(topology: Topology, name: str) -> Iterator[tuple[str, Link]]:
 
 
 def _short(topology: Topology, name: str) -> tuple[str, ...]:
-    """A node's addresses, where they are few enough to be read in a box."""
+    """A node's addresses; none when there are more than two, as a box has no room for them."""
     addresses = topology.addresses_of(name)
     return addresses if len(addresses) <= 2 else ()
 
 
 def _positions(topology: Topology) -> dict[str, tuple[float, float]]:
-    """x: hops from the client; y: the nodes of one distance, spread around zero."""
+    """The position of each node: x is hops from the client, y spreads nodes of one distance around zero."""
     start = topology.parts.get("client", topology.nodes[0].name)
     depth = {start: 0}
     waiting = [start]

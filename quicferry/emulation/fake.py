@@ -1,4 +1,4 @@
-"""An emulation without a network: the same interface, for tests of what uses it.
+"""A fake emulator for tests: the interface of an emulator without a network.
 
 It records what it was asked, answers as it was told to, and fails where it was told to.
 """
@@ -66,7 +66,7 @@ class FakeProcess:
 
 
 class FakeEmulator:
-    """An ``Emulator`` that only pretends.
+    """An ``Emulator`` that deploys nothing.
 
     ``failures`` maps a phase of the deployment or the name of a method (``spawn``, ``execute``,
     ``calibrate``, ``set_link``, ``destroy``) to the exception that it raises. ``answers`` maps (host,

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from quicferry.emulation.sandbox import private_root
-from quicferry.errors import EmulationError, Unsupported
+from quicferry.errors import EmulationError, Unsupported, last_line
 from quicferry.model import Link, Node, NodeKind, Topology
 from quicferry.probe import Probe
 from quicferry.process import DEVNULL, TimeoutExpired
@@ -69,8 +69,7 @@ def _in_private_root(argv: list[str]) -> str:
 
 def _last_line(descriptor: int) -> str:
     size = os.fstat(descriptor).st_size
-    lines = os.pread(descriptor, size, 0).decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else ""
+    return last_line(os.pread(descriptor, size, 0).decode("utf-8", "replace"), "")
 
 
 def main() -> str:

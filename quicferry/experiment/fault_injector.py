@@ -1,4 +1,4 @@
-"""Makes the faults of a run happen: at an exact point, from outside, to real things.
+"""Injects the faults of a run: at an exact point of the move, from outside, into real processes.
 
 Theory of operation. Every point has an event and the agent that tells of it (``faults.TRIGGERS``). That
 agent is configured to stop itself (SIGSTOP) directly after the event, so the move stands still at that
@@ -40,7 +40,7 @@ DUMP_S = 0.06  # a dump takes at least as long
 
 
 class FaultInjector:
-    """Makes the faults of one run happen. Hears events by ``heard``; ``stop`` ends what still lasts."""
+    """Injects the faults of one run. ``heard`` takes events; ``stop`` ends the faults that still last."""
 
     def __init__(self, context: RunContext, processes: RunProcesses) -> None:
         self._context = context
@@ -53,7 +53,7 @@ class FaultInjector:
             context.listeners.append(self.heard)
 
     def failpoints(self, edge: str) -> Failpoints:
-        """What the agent of an edge is told to do wrong itself."""
+        """The faults that the agent of an edge is configured to cause itself."""
         parts = {part for part in (SOURCE, DESTINATION) if self._context.part(part) == edge}
         triggers = [TRIGGERS[fault.point] for fault in self.faults]
         damaged = [fault.point for fault in self.faults if KINDS[fault.kind].source_damages]
@@ -64,11 +64,11 @@ class FaultInjector:
 
     @property
     def client_refuses(self) -> bool:
-        """Whether the client is to refuse."""
+        """Whether the client is configured to refuse every move."""
         return any(KINDS[fault.kind].client_refuses for fault in self.faults)
 
     def heard(self, event: Event) -> None:
-        """An event was told; its agent stands still if a fault belongs here."""
+        """Inject the faults that are due at an event; its agent has stopped itself there."""
         here = [fault for fault in self._left if self._is_due(fault, event)]
         if not here:
             return
@@ -102,7 +102,7 @@ class FaultInjector:
         """Nothing to wait for."""
 
     def stop(self) -> None:
-        """End all that lasts, and wait until it is ended."""
+        """Mend the faults that still last, and wait until they are mended."""
         self._over.set()
         for thread in self._mending:
             thread.join()
@@ -126,7 +126,7 @@ class FaultInjector:
         self._mending.append(thread)
 
     def _inject_within(self, fault: Fault) -> None:
-        """At a moment within the work of CRIU that the seed of the run decides."""
+        """Inject a fault at a moment within the work of CRIU, drawn by the seed of the run."""
         drawn_s = random.Random(f"{self._context.spec.seed} {fault.name}").uniform(0, DUMP_S)
         try:
             self._await_criu(TRIGGERS[fault.point].part)
@@ -152,7 +152,7 @@ class FaultInjector:
 
 
 def _await_stop(pid: int) -> None:
-    """Wait until a process stands still. Raises ``FerryError`` when it does not."""
+    """Wait until a process has stopped. Raises ``FerryError`` when it does not."""
     deadline = time.monotonic() + STOP_S
     while time.monotonic() < deadline:
         try:

@@ -1,4 +1,4 @@
-"""What each kind of fault does: ``KINDS`` is the table, a row holds all that is special about its kind.
+"""Defines what each kind of fault does: ``KINDS`` is the table, its rows hold all that a kind needs.
 
 An action is done to real processes, links and files of the run, while the agent that told of the point
 stands still. It returns how to mend what it did, for a kind that lasts a while, or None.
@@ -59,7 +59,7 @@ class Injection(NamedTuple):
 
 
 class Mend(NamedTuple):
-    """Takes back what a fault did, and says in words what is well again."""
+    """How to undo a fault, and what is well again then."""
 
     what: str
     act: Callable[[], None]
@@ -69,7 +69,7 @@ Action = Callable[[Injection], Mend | None]
 
 
 def _nothing(_: Injection) -> None:
-    """The process that does it was told when it was started."""
+    """Do nothing: a process was configured to do it when it was started."""
 
 
 def _fill_destination(injection: Injection) -> None:

@@ -1,4 +1,4 @@
-"""Faults: what can be made to go wrong in a move, when, and where the server must be afterwards.
+"""Defines the faults: what can be made to go wrong in a move, when, and where the server must be then.
 
 A fault is a *point* of the move and a *kind*. ``ROWS`` is the whole table. Whatever happens, the
 server must run at one place of the row, no request may be lost, and the connections go on: the analysis
@@ -78,7 +78,7 @@ TRIGGERS: dict[FaultPoint, Trigger] = {
 
 
 class FaultRow(NamedTuple):
-    """One line of the table: where the server may be afterwards, and why there."""
+    """One row of the table: where the server may be afterwards, and why."""
 
     point: FaultPoint
     kind: FaultKind
@@ -193,7 +193,7 @@ def engines_of(row: FaultRow) -> frozenset[str] | None:
 
 
 def row_of(fault: Fault) -> FaultRow:
-    """The line of the table that a fault is about."""
+    """The row of the table for a fault."""
     return _BY_NAME[fault.name]
 
 

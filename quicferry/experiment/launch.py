@@ -1,4 +1,4 @@
-"""Starting a run from outside: validate, preflight, private root, and the directory it leaves.
+"""Starts a run from outside its private root: preflight, private root, complete run directory.
 
 The run itself happens in another process, in namespaces of its own; this side watches its events,
 and whatever becomes of it, a complete run directory with an outcome is left.
@@ -13,6 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from quicferry.emulation.sandbox import private_root
+from quicferry.errors import last_line
 from quicferry.events import Event
 from quicferry.experiment import faults, preflight
 from quicferry.experiment.store import RunStore
@@ -27,7 +28,7 @@ OnEvent = Callable[[Event], None]
 
 
 def needed_probes(spec: RunSpec) -> list[str]:
-    """What this run needs of the machine: first what fewer machines have."""
+    """The names of the probes that this run needs, those that fewer machines pass first."""
     needed = ["root", *needs(spec.engine, spec.memory_by)]
     if spec.link_backend == "netem":
         needed.append("netem")
@@ -76,8 +77,8 @@ def launch(
         status = root.wait()
     ended = read_manifest(paths.root)
     if ended.outcome == "running":
-        words = log.read_text(errors="replace").strip().splitlines()
+        last = last_line(log.read_text(errors="replace"))
         ended.outcome = "failed"
-        ended.error = f"the run ended early with status {status}: {words[-1] if words else 'no message'}"
+        ended.error = f"the run ended early with status {status}: {last}"
         write_json(paths.manifest, ended)
     return store.complete(paths)

@@ -26,7 +26,7 @@ import dns.tsig
 import dns.update
 
 from quicferry import process
-from quicferry.errors import FerryError, Unsupported
+from quicferry.errors import FerryError, Unsupported, last_line
 from quicferry.probe import Probe
 
 IPPROTO_MPTCP = 262  # include/uapi/linux/in.h; socket.IPPROTO_MPTCP came with Python 3.10 on new libcs only
@@ -146,10 +146,8 @@ zone "{_ZONE}" {{ type primary; file "zone"; allow-update {{ key "{_KEY}"; }}; }
     try:
         while _address_of_server(0.2) != "10.0.1.2":
             if named.poll() is not None or time.monotonic() - begun > _NAMED_READY_S:
-                last = [line for line in log.read_text(errors="replace").splitlines() if line] or [
-                    "no message"
-                ]
-                raise Unsupported(f"named does not answer: {last[-1]}", hint="reinstall bind9")
+                last = last_line(log.read_text(errors="replace"))
+                raise Unsupported(f"named does not answer: {last}", hint="reinstall bind9")
             time.sleep(0.02)
         ready_ms = (time.monotonic() - begun) * 1e3
         if _update("10.0.9.9", None) == dns.rcode.NOERROR:

@@ -1,4 +1,4 @@
-"""What the processes of a run hold on to: file descriptors and memory."""
+"""Reads how many file descriptors and how much memory the processes of a run hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quicferry.events import EventLog
 
 
 def note_usage(events: EventLog, processes: Iterable[tuple[str, int]]) -> None:
-    """Emit what each of these (name, PID) holds now; those that have gone are left out."""
+    """Emit the usage of each of these processes (name, PID); those that have ended are left out."""
     for name, pid in processes:
         try:
             process = psutil.Process(pid)

@@ -1,4 +1,4 @@
-"""Reading QUIC from a capture: the run's own, independent decryption.
+"""Reads QUIC from a capture by a decryption of our own, independent of the stack under test.
 
 ``keys`` derives packet protection from the NSS key log, ``headers``, ``frames`` and ``varint`` take packets
 apart, ``packets`` are what was captured and what was in it, ``connections`` hold the keys of each

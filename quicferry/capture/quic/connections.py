@@ -1,4 +1,4 @@
-"""What is known of each connection of a capture: its secrets, its keys, and the nonces it has used."""
+"""Keeps what is known of each connection in a capture: secrets, keys, and the nonces it has used."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class QuicConnection:
         self.derive_keys()
 
     def derive_keys(self) -> None:
-        """Make the packet protection of every secret that the key log has."""
+        """Derive the packet protection from every secret that the key log has for this connection."""
         if self.client_random is None or self.suite is None:
             return
         secrets = self._secrets()
@@ -128,7 +128,7 @@ class QuicConnection:
                 return
 
     def open(self, packet: ProtectedPacket, direction: Direction) -> Opened | None:
-        """Take a packet's protection off; None when no key of this connection does."""
+        """Remove a packet's protection; None when no key of this connection opens it."""
         if packet.space is Space.ZERO_RTT:
             self._derive_early_keys(packet)
         protection = self._protection.get((packet.space, direction, packet.version))

@@ -46,7 +46,7 @@ class Decryptor:
 
     @property
     def connections(self) -> int:
-        """How many connections were found."""
+        """The number of connections found so far."""
         return len(self._connections)
 
     def other_vantage(self) -> Decryptor:
@@ -174,7 +174,7 @@ class Decryptor:
         return connection, Direction.TO_SERVER if connection is not None else None
 
     def _learn(self, cid: bytes, connection: QuicConnection, direction: Direction) -> None:
-        """Packets with this destination ID belong to the connection and go that way."""
+        """Remember that packets with this destination ID belong to the connection and go that way."""
         if len(cid) not in self._cid_lengths:
             self._cid_lengths = tuple(sorted({*self._cid_lengths, len(cid)}, reverse=True))
         if cid:

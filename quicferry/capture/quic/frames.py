@@ -1,4 +1,4 @@
-"""Taking a decrypted payload apart: every frame of RFC 9000 §19, DATAGRAM (RFC 9221) and the extension's.
+"""Parses a decrypted payload: every frame of RFC 9000 §19, DATAGRAM (RFC 9221) and the extension's.
 
 The extension's frames and the two of the alternative-server-address draft are read by their
 published layout; ``docs/wire-format.md`` is the authority for the former.

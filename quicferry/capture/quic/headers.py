@@ -1,4 +1,4 @@
-"""What a QUIC packet shows without keys: its long header (RFC 9000 §17.2, RFC 9369 §3.2)."""
+"""Parses the long header of a QUIC packet, which needs no keys (RFC 9000 §17.2, RFC 9369 §3.2)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LONG_TYPES = {
 
 
 class LongHeader(NamedTuple):
-    """What it says, and where in the datagram the packet number begins and the packet ends."""
+    """The fields of a long header, and where in the datagram the packet number begins and the packet ends."""
 
     version: int
     space: Space
@@ -37,7 +37,7 @@ class LongHeader(NamedTuple):
 
 
 def long_header(data: bytes, at: int) -> LongHeader | None:
-    """The header that begins there. None for what is no packet of a known version (RFC 9000 §17.2)."""
+    """Parse the header at an offset; None for anything but a packet of a known version (RFC 9000 §17.2)."""
     try:
         version = int.from_bytes(data[at + 1 : at + 5], "big")
         types = _LONG_TYPES.get(version)

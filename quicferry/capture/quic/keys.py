@@ -1,4 +1,4 @@
-"""Packet protection from traffic secrets (RFC 9001 §5 and §6; RFC 9369 for version 2).
+"""Derives packet protection from traffic secrets (RFC 9001 §5 and §6; RFC 9369 for version 2).
 
 Reads the NSS key log format that every QUIC stack writes (``SSLKEYLOGFILE``): a label, the
 client's random and the secret, in hexadecimal, one per line.
@@ -83,7 +83,7 @@ def initial_secrets(version: int, destination_cid: bytes) -> tuple[bytes, bytes]
 
 
 class Opened(NamedTuple):
-    """A packet whose protection is taken off."""
+    """A packet with its protection removed."""
 
     packet_number: int
     generation: int  # 0 before the first key update
@@ -102,7 +102,7 @@ def decode_packet_number(truncated: int, length_bytes: int, expected: int) -> in
 
 
 class PacketProtection:
-    """Takes the protection off the packets of one direction and one packet number space.
+    """Removes the protection of the packets of one direction and one packet number space.
 
     Header protection keys stay for the connection's life; AEAD keys change with each key update
     (RFC 9001 §6). All generations are kept, so that packets that come late open too.

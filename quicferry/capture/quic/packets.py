@@ -21,7 +21,7 @@ class Direction(enum.StrEnum):
 
     @property
     def opposite(self) -> Direction:
-        """The other way."""
+        """The opposite direction."""
         return Direction.TO_CLIENT if self is Direction.TO_SERVER else Direction.TO_SERVER
 
 
@@ -89,7 +89,7 @@ class ProtectedPacket(NamedTuple):
         frames: list[Frame] | None,
         nonce: tuple[bool, bool],
     ) -> Packet:
-        """The packet with what was in it; ``nonce`` says whether it is repeated, and its nonce reused."""
+        """The packet with its frames; ``nonce`` says whether it is repeated and whether its nonce is."""
         return Packet(
             self.t_ns,
             self.source,
@@ -106,7 +106,7 @@ class ProtectedPacket(NamedTuple):
         )
 
     def undecrypted(self, connection: int = -1, direction: Direction | None = None) -> Packet:
-        """What is known of a packet that no key opens."""
+        """The packet without frames, as no key opens it."""
         return Packet(
             self.t_ns,
             self.source,

@@ -1,4 +1,4 @@
-"""Measure what the links really do, between the two ends of each, before an experiment trusts them.
+"""Measures what the links really do, between the two ends of each, before an experiment relies on them.
 
 Receive times are the kernel's stamps. Both ends are on one machine with one clock, so each direction is
 measured by itself: this is no half of a round trip.
@@ -36,7 +36,7 @@ _MOST_SEGMENTS = 16
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """What one direction of a link was seen to do. None: not measured, or nothing arrived."""
+    """The measured behaviour of one direction of a link. None: not measured, or nothing arrived."""
 
     delay_median_ms: float | None
     delay_p99_ms: float | None

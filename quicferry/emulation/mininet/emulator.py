@@ -31,11 +31,11 @@ from quicferry.emulation.mininet.nodes import (
     new_network,
 )
 from quicferry.emulation.sandbox.namespaces import (
-    inhabitants,
     network_id,
     network_of,
-    not_running,
+    processes_in_networks,
     set_network_settings,
+    without_carrier,
 )
 from quicferry.emulation.sandbox.ownership import RUN_TAG, TOOL_TAG
 from quicferry.emulation.sandbox.private_root import INIT
@@ -192,7 +192,7 @@ class MininetEmulator:
                 continue
             own = [end.interface for end in self._ends.values() if end.node == node.name]
             with network_of(self.pid(node.name)):
-                while missing := not_running(own):
+                while missing := without_carrier(own):
                     if time.monotonic() > deadline:
                         raise EmulationError(
                             f"no carrier at {', '.join(missing)} after {CARRIER_TIMEOUT_S:g} s"
@@ -309,13 +309,13 @@ class MininetEmulator:
 
 
 def _end_all(networks: set[int], children: list[Popen[bytes]]) -> None:
-    """End everybody in the nodes' networks, also what programs left behind, and collect our children.
+    """End every process in the nodes' networks, also what programs left behind, and reap our children.
 
     Only the private root's processes can be seen here. A process that cannot even be killed now ends
     with the private root.
     """
     deadline = time.monotonic() + END_TIMEOUT_S
-    while (pids := inhabitants(networks)) and time.monotonic() < deadline:
+    while (pids := processes_in_networks(networks)) and time.monotonic() < deadline:
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -355,7 +355,7 @@ def require_private_root() -> None:
 
 
 def _with_measured(now: LinkReading, seen: LinkReading) -> LinkReading:
-    """What is there now, with what calibration saw earlier."""
+    """The reading as of now, with the values that calibration measured earlier."""
     return msgspec.structs.replace(
         now,
         read_back={**seen.read_back, **now.read_back},

@@ -25,7 +25,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextmanager
 def network_of(pid: int) -> Iterator[None]:
-    """This thread is in the network namespace of that process meanwhile. Raises ``OSError``.
+    """A context in which this thread is in the network namespace of that process. Raises ``OSError``.
 
     Sockets made meanwhile stay in that network; ``/proc/sys/net`` shows its settings. No ``await``
     and no new thread may happen meanwhile.
@@ -55,8 +55,8 @@ def set_network_settings(values: Mapping[str, int]) -> None:
             setting.write(str(value).encode())
 
 
-def not_running(interfaces: Iterable[str]) -> list[str]:
-    """Those interfaces of this thread's network that are not up with a carrier."""
+def without_carrier(interfaces: Iterable[str]) -> list[str]:
+    """Which of these interfaces of this thread's network are down or have no carrier."""
     missing = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for name in interfaces:
@@ -68,11 +68,11 @@ def not_running(interfaces: Iterable[str]) -> list[str]:
 
 
 def network_id(pid: int) -> int:
-    """What tells a process's network namespace from others. Raises ``OSError``."""
+    """The inode number of a process's network namespace. Raises ``OSError``."""
     return Path(f"/proc/{pid}/ns/net").stat().st_ino
 
 
-def inhabitants(networks: Iterable[int]) -> list[int]:
+def processes_in_networks(networks: Iterable[int]) -> list[int]:
     """The living processes in these network namespaces, as far as this process sees them."""
     wanted = set(networks)
     found = []

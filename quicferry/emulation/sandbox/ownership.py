@@ -1,4 +1,4 @@
-"""Whose process is this? Tags in the environment, and the list of what a dead tool left behind.
+"""Tags the processes of a run in their environment, and finds those that a dead tool left behind.
 
 Every process of a run carries two variables: ``QUICFERRY_RUN``, the run's id, and
 ``QUICFERRY_TOOL``, which names the tool that began the run: process id, start time, and the process
@@ -60,7 +60,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def tool_tag(pid: int | None = None) -> str:
-    """What names a tool for good: ``<process id>:<start in ticks since boot>:<process namespace>``."""
+    """The unique name of a tool: ``<process id>:<start in ticks since boot>:<process namespace>``."""
     number = os.getpid() if pid is None else pid
     return f"{number}:{start_ticks(number) or 0}:{_process_namespace()}"
 

@@ -12,7 +12,7 @@ from quicferry.analysis.breakdown import breakdown_ms, unexplained_ms
 from quicferry.analysis.figures.breakdown_bars import intervals_ms
 from quicferry.analysis.metrics import measure
 from quicferry.capture.quic.table import SCHEMA
-from quicferry.capture.timeline import without_strangers
+from quicferry.capture.timeline import without_unknown_servers
 from quicferry.events import Event
 
 CLIENT, OLD, NEW = "10.0.0.2:50000", "10.0.1.2:4433", "10.0.2.2:4433"
@@ -151,7 +151,7 @@ def test_a_stock_client_hears_nothing_from_where_it_has_not_sent() -> None:
         row(5, 1, NEW, CLIENT, "STREAM", **quic),
         row(6, 0, NEW, CLIENT, "STREAM", **quic),
     ]
-    heard = without_strangers(table(*rows))
+    heard = without_unknown_servers(table(*rows))
     assert heard.columns == list(SCHEMA)
     assert heard["new_bytes"].to_list() == [256, 256, None, 256, 256, None]
     assert heard["t_ns"].to_list() == [n * MS for n in range(1, 7)]
