@@ -14,6 +14,7 @@
 ``metrics``        the numbers of one move: ``measure``, ``Metrics``
 ``endpoint_split`` which packets belong to the old endpoint, which to the new one
 ``statistics``     medians and their intervals
+``event_queries``  the first and the last event of a name
 ================== =====================================================================
 
 Each may import what stands below it. Commands use the first four, ``figures.comparison``, ``analyse``

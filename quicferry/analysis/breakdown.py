@@ -22,9 +22,10 @@ from collections.abc import Iterable, Sequence
 
 import polars as pl
 
+from quicferry.analysis.event_queries import last_event
 from quicferry.analysis.metrics import Metrics
 from quicferry.capture.quic.packets import Direction
-from quicferry.capture.timeline import USEFUL_FRAMES, host_of
+from quicferry.capture.timeline import USEFUL_FRAMES, earliest_ns, host_of
 from quicferry.events import Event
 from quicferry.units import ns_to_ms
 
@@ -44,7 +45,7 @@ def breakdown_ms(
     carrier = _carrier(traffic, new, gap.first_new_ns)
     if noticed is None or carrier is None:
         return {}
-    begun = _first(carrier.filter(pl.col("direction") == Direction.TO_SERVER.value))
+    begun = earliest_ns(carrier.filter(pl.col("direction") == Direction.TO_SERVER.value))
     resolved = max((t for t in _resolved(events, host_of(new)) if begun is None or t <= begun), default=None)
     if begun is None or resolved is None:
         return {}
@@ -53,7 +54,7 @@ def breakdown_ms(
         "downtime": resumed - frozen,
         "detection": max(0, noticed - resumed),
         "dns": resolved - max(noticed, resumed),
-        **_connection(carrier, gap.first_new_ns, _latest(events, "client.quic.connecting", begun)),
+        **_connection(carrier, gap.first_new_ns, last_event(events, "client.quic.connecting", begun)),
     }
     return {name: round(ns_to_ms(found[name]), 6) for name in ORDER if name in found}
 
@@ -85,30 +86,22 @@ def _carrier(traffic: pl.DataFrame, new: str, first_new_ns: int) -> pl.DataFrame
     return traffic.filter((pl.col("connection") == row["connection"]) & (pl.col("space") != "retry"))
 
 
-def _latest(events: Iterable[Event], name: str, before_ns: int) -> int | None:
-    return max((t for t in _times(events, name) if t <= before_ns), default=None)
-
-
-def _connection(carrier: pl.DataFrame, first_new_ns: int, connecting_ns: int | None) -> dict[str, int]:
+def _connection(carrier: pl.DataFrame, first_new_ns: int, connecting: Event | None) -> dict[str, int]:
     """The parts of the new connection, for TCP from the capture alone."""
     to_server = carrier.filter(pl.col("direction") == Direction.TO_SERVER.value)
-    requested = _first(to_server.filter(pl.col("frame").is_in(USEFUL_FRAMES)))
+    requested = earliest_ns(to_server.filter(pl.col("frame").is_in(USEFUL_FRAMES)))
     if requested is None:
         return {}
     found = {"request": first_new_ns - requested}
-    begun = _first(to_server)
+    begun = earliest_ns(to_server)
     assert begun is not None
     if carrier["space"][0] != "tcp":
-        return {"quic": requested - (begun if connecting_ns is None else connecting_ns), **found}
-    accepted = _first(carrier.filter(pl.col("frame") == "SYN-ACK"))
-    finished = _first(to_server.filter(pl.col("frame") == "FINISHED"))
+        return {"quic": requested - (begun if connecting is None else connecting.t_ns), **found}
+    accepted = earliest_ns(carrier.filter(pl.col("frame") == "SYN-ACK"))
+    finished = earliest_ns(to_server.filter(pl.col("frame") == "FINISHED"))
     if accepted is not None:
         found["tcp"] = accepted - begun
     if accepted is not None and finished is not None:
         found["tls"] = finished - accepted
         found["request"] = first_new_ns - finished
     return found
-
-
-def _first(rows: pl.DataFrame) -> int | None:
-    return int(rows["t_ns"].min()) if not rows.is_empty() else None  # type: ignore[arg-type] # Int64 column

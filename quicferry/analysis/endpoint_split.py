@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from quicferry.analysis.event_queries import first_event, last_event
 from quicferry.capture import timeline
 from quicferry.capture.quic.packets import Direction
 from quicferry.events import Event
@@ -44,7 +45,7 @@ class EndpointSplit:
         if place_by == PLACE_BY_TIME:
             self._boundary_ns = _downtime_seen_ns(events, round_trip_ns)
         elif place_by == PLACE_BY_CLIENT:
-            answered = next((event for event in events if event.name == "client.address.answered"), None)
+            answered = first_event(events, "client.address.answered")
             if answered is not None:
                 self._client = str(answered.detail.get("address", ""))
                 # for the log, which does not know addresses: what was sent to the old one came before
@@ -115,15 +116,12 @@ class EndpointSplit:
                 else pl.col("t_ns") >= self._boundary_ns
             )
         )
-        return int(found["t_ns"].min()) if not found.is_empty() else None  # type: ignore[arg-type] # Int64 column
+        return timeline.earliest_ns(found)
 
 
 def _downtime_seen_ns(events: Sequence[Event], round_trip_ns: int) -> int | None:
-    resumed = min((event.t_ns for event in events if event.name == "server.resumed"), default=None)
+    resumed = first_event(events, "server.resumed")
     if resumed is None:
         return None
-    frozen = max(
-        (event.t_ns for event in events if event.name == "server.frozen" and event.t_ns <= resumed),
-        default=resumed,
-    )
-    return (frozen + resumed + round_trip_ns) // 2
+    frozen = last_event(events, "server.frozen", resumed.t_ns) or resumed
+    return (frozen.t_ns + resumed.t_ns + round_trip_ns) // 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jinja2
@@ -91,8 +92,8 @@ def _summary(results: Sequence[RunResult]) -> list[dict[str, Any]]:
             return middle, interval
 
         times = [r.service_migration_time_ms for r in good if r.service_migration_time_ms is not None]
-        middle = sorted(times)[len(times) // 2] if times else 0.0
-        moved = sorted(r.transferred_bytes for r in good if r.transferred_bytes is not None)
+        middle = median(times) if times else 0.0
+        moved = [r.transferred_bytes for r in good if r.transferred_bytes is not None]
         rows.append(
             {
                 "anchor": f"run-{number_of[id(group[0])]}",
@@ -105,7 +106,7 @@ def _summary(results: Sequence[RunResult]) -> list[dict[str, Any]]:
                 "overhead": spread([r.connection_overhead_ms for r in good]),
                 "overhead_rtt": spread([tables.overhead_in_rtt(r) for r in good], 2),
                 "rtt": spread([r.rtt_ms for r in good]),
-                "moved": tables.size(moved[len(moved) // 2] if moved else None),
+                "moved": tables.size(round(median(moved)) if moved else None),
                 "lost": _total_lost(group),
                 "runs": f"{len(good)} of {len(group)}",
                 "all_good": len(good) == len(group),

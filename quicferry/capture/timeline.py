@@ -141,6 +141,11 @@ def service_gap(useful: pl.DataFrame, old: str, new: str) -> ServiceGap | None:
     return ServiceGap(int(before["t_ns"][-1]), first_new, int(late["new_bytes"].sum()))
 
 
+def earliest_ns(rows: pl.DataFrame) -> int | None:
+    """The earliest ``t_ns`` of a table; None without rows."""
+    return int(rows["t_ns"].min()) if not rows.is_empty() else None  # type: ignore[arg-type] # Int64 column
+
+
 def first_packet_from(traffic: pl.DataFrame, server: str) -> int | None:
     """When the first authentic packet from that address came to the client."""
     found = traffic.filter(
@@ -148,7 +153,7 @@ def first_packet_from(traffic: pl.DataFrame, server: str) -> int | None:
         & (pl.col("direction") == Direction.TO_CLIENT.value)
         & pl.col("packet_number").is_not_null()
     )
-    return int(found["t_ns"].min()) if not found.is_empty() else None  # type: ignore[arg-type] # Int64 column
+    return earliest_ns(found)
 
 
 class _Challenge(NamedTuple):
