@@ -101,9 +101,9 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     requests_sent: int = 0
     responses: int = 0
     requests_lost: int = 0  # sent and never answered, although the client waited at the end
-    requests_duplicated: int = 0  # the service says that it obeyed a request a second time
+    requests_duplicated: int = 0  # the service says that it executed a request a second time
     requests_repeated: int = 0  # sent again by a client that had lost its connection
-    repeats_recognised: int = 0  # of these, what the service had obeyed before and did not obey again
+    repeats_recognised: int = 0  # of these, what the service had executed before and did not execute again
     bytes_verified: int = 0  # bytes of responses and transfers that were checked and right
     state_ok: bool = False  # the service's counters never went back and never skipped
     state_detail: str = ""
@@ -112,7 +112,7 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     transfers: list[TransferRecord] = []
     connections: int = 1
     reconnected: int = 0  # clients without the extension that were told to, because the server moved
-    closed: str | None = None  # why the connection ended before its time
+    closed: str | None = None  # why the connection closed early
 
 
 class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,7 +168,8 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     phases_ms: dict[str, float] = {}  # notice, checkpoint, transfer, restore, first_packet, validated, useful
     moments_ms: dict[str, float] = {}  # the same and more as moments, relative to server.frozen
     dns_ttl_s: int | None = None  # of the service's record; None: the client looked no name up
-    parts_ms: dict[str, float] = {}  # what a reconnecting baseline's service-migration time is made of
+    # what a reconnecting baseline's service-migration time is made of
+    breakdown_ms: dict[str, float] = msgspec.field(default_factory=dict, name="parts_ms")
     largest_gap_ms: float | None = None  # between two useful packets at the client, anywhere in the run
     service_time_ms: float | None = None  # median time from a request to the end of its answer
     rtt_method: str | None = None  # how rtt_ms was measured
@@ -190,6 +191,25 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     error: str | None = None
     hint: str | None = None
     run_dir: str | None = None
+
+
+def result_of(spec: RunSpec, outcome: str, *, error: str | None = None, hint: str | None = None) -> RunResult:
+    """A result that says what was asked and how it ended, with nothing measured."""
+    return RunResult(
+        outcome=outcome,
+        strategy=spec.baseline or spec.strategy.value,
+        kind="baseline" if spec.baseline else "strategy",
+        engine=spec.engine,
+        seed=spec.seed,
+        topology=spec.topology,
+        server_first=spec.server_first,
+        pool=spec.pool,
+        memory_mib=spec.memory_mib,
+        loss_percent=spec.loss_percent,
+        rtt_asked_ms=spec.rtt_ms,
+        error=error,
+        hint=hint,
+    )
 
 
 def read_manifest(root: Path) -> Manifest:

@@ -12,6 +12,7 @@ from pathlib import Path
 import baselines
 from quicferry import events
 from quicferry.experiment import faults
+from quicferry.experiment.fault_kinds import KINDS
 from quicferry.paths import CHECKOUT
 from quicferry.spec import Axis, ReadBy, axes
 
@@ -81,11 +82,12 @@ def faults_page() -> str:
     }
     rows = [f"| `{row.name}` | {places[row.places]} | {row.why} |" for row in faults.ROWS]
     kinds = []
-    for kind, (how, seconds) in faults.MEANS.items():
-        kinds.append(f"| `{kind}` | {how} | {'for good' if seconds is None else f'{seconds:g} s'} |")
+    for kind, means in KINDS.items():
+        lasts = "for good" if means.seconds is None else f"{means.seconds:g} s"
+        kinds.append(f"| `{kind}` | {means.how} | {lasts} |")
     points = [
-        f"| `{point}` | `{moment.event}` | the {moment.part}'s agent | {moment.meaning} |"
-        for point, moment in faults.MOMENTS.items()
+        f"| `{point}` | `{trigger.event}` | the {trigger.part}'s agent | {trigger.meaning} |"
+        for point, trigger in faults.TRIGGERS.items()
     ]
     prose = (Path(__file__).parent / "faults.md.in").read_text()
     return prose.format(

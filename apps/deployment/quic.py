@@ -105,7 +105,7 @@ class QuicDeployment:
         return self._orchestrator if part == "orchestrator" else self._agents[self._context.part(part)]
 
     def program(self, part: str) -> Program:
-        """See ``quicferry.experiment.fault_injector.RunProcesses``."""
+        """See ``quicferry.experiment.fault_kinds.RunProcesses``."""
         program = self._client.program if part == "client" else self._service_of(part).program
         if program is None:
             raise FerryError(f"the {part} does not run")

@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol
 import msgspec
 
 from quicferry.emulation.emulator import Emulator
-from quicferry.errors import FerryError
+from quicferry.errors import FerryError, last_line
 from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint, Topology
 from quicferry.process import PIPE, Popen, stop
@@ -88,10 +88,10 @@ class Program:
     def last_words(self) -> str:
         """The last line of its log."""
         try:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
+            printed = self.log.read_text(errors="replace")
         except OSError:
-            lines = []
-        return lines[-1] if lines else "it left no message"
+            printed = ""
+        return last_line(printed, "it left no message")
 
     def wait(self, timeout_s: float) -> int:
         """Wait for its end and for its last line. Raises ``TimeoutExpired``."""

@@ -17,7 +17,7 @@ from quicferry.errors import EmulationError, FerryError
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
 from quicferry.experiment.fault_injector import FaultInjector
-from quicferry.experiment.faults import MOMENTS, ROWS, parse
+from quicferry.experiment.faults import ROWS, TRIGGERS, parse
 from quicferry.record import RunPaths
 from quicferry.spec import FaultKind as Kind
 from quicferry.spec import FaultPoint as Point
@@ -86,10 +86,10 @@ def context(tmp_path: Path, *faults: str, emulator: FakeEmulator | None = None) 
 
 def reach(run: RunContext, processes: FakeProcesses, point: Point) -> None:
     """The agent of that point tells of it and stops itself."""
-    moment = MOMENTS[point]
-    program = processes.program(moment.part)
+    trigger = TRIGGERS[point]
+    program = processes.program(trigger.part)
     program.process.send_signal(signal.SIGSTOP)
-    run.collect(Event(t_ns=now_ns(), vantage=run.part(moment.part), name=moment.event))
+    run.collect(Event(t_ns=now_ns(), vantage=run.part(trigger.part), name=trigger.event))
 
 
 def injected(run: RunContext) -> list[str]:
@@ -108,7 +108,7 @@ def test_a_link_is_cut_and_mended(tmp_path: Path, processes: FakeProcesses, poin
     reach(run, processes, point)
     assert emulator.links_down == {"edge-1--edge-2"}
     assert injected(run) == [f"{point}:link-cut"]
-    assert state(processes.program(MOMENTS[point].part)) != "T", "the agent must go on"
+    assert state(processes.program(TRIGGERS[point].part)) != "T", "the agent must go on"
     assert eventually(lambda: not emulator.links_down)
     assert emulator.calls[-2:] == [
         Call("set_link", "edge-1--edge-2", ("down",)),
@@ -122,7 +122,7 @@ def test_it_happens_once(tmp_path: Path, processes: FakeProcesses) -> None:
     run = context(tmp_path, "transfer:link-cut")
     faults = FaultInjector(run, processes)
     reach(run, processes, Point.TRANSFER)
-    run.collect(Event(t_ns=now_ns(), vantage="edge-1", name=MOMENTS[Point.TRANSFER].event))
+    run.collect(Event(t_ns=now_ns(), vantage="edge-1", name=TRIGGERS[Point.TRANSFER].event))
     faults.stop()
     assert injected(run) == ["transfer:link-cut"]
 
@@ -205,7 +205,7 @@ def test_nothing_is_done_to_an_agent_that_does_not_stand_still(
     emulator = FakeEmulator()
     run = context(tmp_path, "transfer:link-cut", emulator=emulator)
     FaultInjector(run, processes)
-    run.collect(Event(t_ns=now_ns(), vantage="edge-1", name=MOMENTS[Point.TRANSFER].event))
+    run.collect(Event(t_ns=now_ns(), vantage="edge-1", name=TRIGGERS[Point.TRANSFER].event))
     assert not emulator.links_down
     assert injected(run) == []
     assert "did not stop" in run.warnings[0]
@@ -225,8 +225,8 @@ def test_an_agent_is_told_only_what_concerns_it(tmp_path: Path, processes: FakeP
     run = context(tmp_path, "transfer:image-corrupted", "restore:link-cut")
     faults = FaultInjector(run, processes)
     source, destination = faults.failpoints("edge-1"), faults.failpoints("edge-2")
-    assert source.stop_at == [MOMENTS[Point.TRANSFER].event] and source.damage == ["transfer"]
-    assert destination.stop_at == [MOMENTS[Point.RESTORE].event] and not destination.damage
+    assert source.stop_at == [TRIGGERS[Point.TRANSFER].event] and source.damage == ["transfer"]
+    assert destination.stop_at == [TRIGGERS[Point.RESTORE].event] and not destination.damage
     assert not faults.client_refuses
     assert FaultInjector(context(tmp_path, "notice:client-refusing"), processes).client_refuses
 

@@ -1,4 +1,4 @@
-"""The numbers of a run, each with the event or packet at either end.
+"""Measures one move: every number with the event or packet at either end.
 
 Zero of all moments is ``server.frozen``. What cannot be measured is None, never a guess.
 """
@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from quicferry.analysis.endpoint_split import NEW, OLD, Places
+from quicferry.analysis.endpoint_split import NEW, OLD, EndpointSplit
+from quicferry.analysis.event_queries import first_event, last_event
 from quicferry.capture import timeline
 from quicferry.capture.pcap import Datagram
 from quicferry.capture.timeline import Moment, RoundTrip, ServiceGap
@@ -97,24 +98,24 @@ def _ms_between(begin_ns: int | None, end_ns: int | None) -> float | None:
 
 
 def measure(
-    traffic: pl.DataFrame, events: Sequence[Event], old: str, new: str, places: Places | None = None
+    traffic: pl.DataFrame, events: Sequence[Event], old: str, new: str, split: EndpointSplit | None = None
 ) -> Metrics:
     """All numbers of one move from ``old`` to ``new`` (endpoints like ``10.0.1.2:4433``).
 
     ``traffic`` is the decrypted capture of the client. Of several moves in one run the first is
-    measured, an aborted attempt before it does not count. Without ``places``, the endpoints tell the
-    places apart.
+    measured, an aborted attempt before it does not count. Without ``split``, the server's address
+    decides which endpoint a packet belongs to.
     """
-    if places is None:
-        places = Places(events, old, new)
+    if split is None:
+        split = EndpointSplit(events, old, new)
     warnings: list[str] = []
-    resumed = _first(events, "server.resumed")
-    frozen = _last_before(events, "server.frozen", resumed.t_ns if resumed else None)
-    gap = timeline.service_gap(places.arrivals(traffic), OLD, NEW)
-    logged = timeline.service_gap(places.logged_arrivals(events), OLD, NEW)
+    resumed = first_event(events, "server.resumed")
+    frozen = last_event(events, "server.frozen", resumed.t_ns if resumed else None)
+    gap = timeline.service_gap(split.arrivals(traffic), OLD, NEW)
+    logged = timeline.service_gap(split.logged_arrivals(events), OLD, NEW)
     warnings += _disagreement(gap, logged)
-    first_packet = places.first_packet_ns(traffic)
-    loss = _first(events, "client.loss.noticed")
+    first_packet = split.first_packet_ns(traffic)
+    loss = first_event(events, "client.loss.noticed")
     after = max((t for t in (resumed and resumed.t_ns, gap and gap.first_new_ns) if t), default=0)
     trip = timeline.round_trip(traffic, new, after)
     if trip is None and resumed is not None:
@@ -186,15 +187,6 @@ def _disagreement(gap: ServiceGap | None, logged: ServiceGap | None) -> list[str
     return warnings
 
 
-def _first(events: Iterable[Event], name: str) -> Event | None:
-    return min((event for event in events if event.name == name), key=lambda e: e.t_ns, default=None)
-
-
-def _last_before(events: Iterable[Event], name: str, t_ns: int | None) -> Event | None:
-    wanted = (e for e in events if e.name == name and (t_ns is None or e.t_ns <= t_ns))
-    return max(wanted, key=lambda e: e.t_ns, default=None)
-
-
 def _number(event: Event | None, key: str) -> float | None:
     value = event.detail.get(key) if event is not None else None
     return float(value) if isinstance(value, int | float) else None
@@ -202,7 +194,7 @@ def _number(event: Event | None, key: str) -> float | None:
 
 def memory_path(events: Sequence[Event]) -> str | None:
     """How the server's memory got across, in words; None when no engine says."""
-    taken = _first(events, "migration.checkpoint.complete")
+    taken = first_event(events, "migration.checkpoint.complete")
     method = taken.detail.get("method") if taken is not None else None
     if method is None:
         return None
@@ -214,10 +206,10 @@ def memory_path(events: Sequence[Event]) -> str | None:
     if rounds and taken is not None and "tracked" in taken.detail:
         tracked = taken.detail["tracked"]
         words.append("the kernel named the written pages" if tracked else "all pages were compared")
-    restored = _first(events, "migration.restore.complete")
+    restored = first_event(events, "migration.restore.complete")
     if restored is not None and "lazily" in restored.detail:
         words.append("restored lazily" if restored.detail["lazily"] else "restored at once")
-    pages = _first(events, "migration.pages.complete")
+    pages = first_event(events, "migration.pages.complete")
     if pages is not None and pages.detail.get("pages"):
         detail = pages.detail
         words.append(f"{detail['pages']} pages afterwards")
@@ -235,5 +227,5 @@ def _transferred(events: Sequence[Event]) -> int | None:
     ]
     if sizes:
         return int(sum(sizes))
-    total = _number(_first(events, "migration.finished"), "transferred_bytes")
+    total = _number(first_event(events, "migration.finished"), "transferred_bytes")
     return None if total is None else int(total)
