@@ -111,7 +111,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     monkeypatch.setattr(play.os, "nice", lambda _: 0)
     monkeypatch.setattr(play, "show", lambda _: None)
     monkeypatch.setattr(run, "CaptureSession", Capture)
-    monkeypatch.setattr(run, "engine_versions", lambda _: {}, raising=False)
+    monkeypatch.setattr(run, "versions_of", lambda _: {})
     monkeypatch.setattr(run.time, "sleep", lambda seconds: noted.note("sleep", round(seconds, 3)))
     monkeypatch.setattr(Replies, "wait", wait)
     monkeypatch.setattr(Program, "tell", lambda program, line: noted.note("tell", program.name, line))
