@@ -112,7 +112,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     monkeypatch.setattr(play, "show", lambda _: None)
     monkeypatch.setattr(run, "CaptureSession", Capture)
     monkeypatch.setattr(run, "versions_of", lambda _: {})
-    monkeypatch.setattr(run.time, "sleep", lambda seconds: noted.note("sleep", round(seconds, 3)))
+    waits = SimpleNamespace(sleep=lambda seconds: noted.note("sleep", round(seconds, 3)))
+    monkeypatch.setattr(run, "time", waits)  # the module's own, as other threads wait by theirs
+    monkeypatch.setattr(mptcp, "time", waits)
     monkeypatch.setattr(Replies, "wait", wait)
     monkeypatch.setattr(Program, "tell", lambda program, line: noted.note("tell", program.name, line))
     monkeypatch.setattr(Program, "wait", lambda *_: 0)
