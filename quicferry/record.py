@@ -145,6 +145,7 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     engine: str
     seed: int
     kind: str = "strategy"  # or "baseline"
+    spec: RunSpec | None = None  # all that was asked for; None in results of older versions
     topology: str = "two_edges"
     server_first: bool = False
     pool: int = 1
@@ -207,6 +208,7 @@ def result_of(spec: RunSpec, outcome: str, *, error: str | None = None, hint: st
         memory_mib=spec.memory_mib,
         loss_percent=spec.loss_percent,
         rtt_asked_ms=spec.rtt_ms,
+        spec=spec,
         error=error,
         hint=hint,
     )

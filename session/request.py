@@ -38,8 +38,32 @@ def to_spec(values: Mapping[str, Any]) -> RunSpec:
     """The run that these values ask for; an axis that is left out has its default.
 
     ``engine`` left out or None is the default engine, or the first that can move the baseline's server.
-    Raises ``InvalidInput`` for an unknown axis, a value out of its bounds, and axes that do not go together.
+    Raises ``InvalidInput`` for an unknown axis, a value out of its bounds, an axis that nobody reads in this
+    run, and axes that do not go together.
     """
+    spec = _read(values)
+    for name, reason in unread(spec).items():
+        if getattr(spec, name) != axes()[name].default:
+            raise InvalidInput(reason, hint=f"leave out {axes()[name].option}")
+    return _checked(spec)
+
+
+def to_spec_of_cell(values: Mapping[str, Any]) -> tuple[RunSpec, dict[str, str]]:
+    """One cell of a sweep: as ``to_spec``, but what nobody reads in it has its default.
+
+    Returns the run, and the axes whose given value was left out with the reason. Raises ``InvalidInput``.
+    """
+    spec = _read(values)
+    left_out: dict[str, str] = {}
+    # what is left out may be what gave another axis its meaning: until nothing more falls
+    while reasons := {n: why for n, why in unread(spec).items() if getattr(spec, n) != axes()[n].default}:
+        left_out |= reasons
+        spec = msgspec.structs.replace(spec, **{name: axes()[name].default for name in reasons})
+    return _checked(spec), left_out
+
+
+def _read(values: Mapping[str, Any]) -> RunSpec:
+    """Plain values as a spec, each within its own bounds. Raises ``InvalidInput``."""
     known = axes()
     for name in values:
         if name not in known:
@@ -55,7 +79,8 @@ def to_spec(values: Mapping[str, Any]) -> RunSpec:
         spec = msgspec.convert(chosen, RunSpec)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"a value does not fit its axis: {error}", hint="see docs/axes.md") from error
-    _check_together(spec)
+    registry.get(spec.engine)
+    workloads.get(spec.workload)
     return spec
 
 
@@ -71,13 +96,8 @@ def _check_value(axis: Axis, value: Any) -> None:
         )
 
 
-def _check_together(spec: RunSpec) -> None:
-    """Raise ``InvalidInput`` when values make no sense beside each other."""
-    registry.get(spec.engine)
-    workloads.get(spec.workload)
-    for name, reason in unread(spec).items():
-        if getattr(spec, name) != axes()[name].default:
-            raise InvalidInput(reason, hint=f"leave out {axes()[name].option}")
+def _checked(spec: RunSpec) -> RunSpec:
+    """The spec, if its values make sense beside each other. Raises ``InvalidInput``."""
     if spec.plain_clients > spec.clients:
         raise InvalidInput(
             f"{spec.plain_clients} of {spec.clients} clients cannot be plain", hint="give more --clients"
@@ -86,30 +106,43 @@ def _check_together(spec: RunSpec) -> None:
         raise InvalidInput(
             "many clients send requests only", hint="leave out --download-mib and --upload-mib"
         )
-    if spec.memory_by == "criu" and spec.engine not in registry.criu_variant_engines():
-        raise InvalidInput(
-            f"with the engine {spec.engine} no memory moves before or after the downtime",
-            hint="--memory-by criu goes with " + ", ".join(sorted(registry.criu_variant_engines())),
-        )
-    topology = topology_of(spec)
-    faults.check(spec, topology)
+    faults.check(spec, topology_of(spec))
+    return spec
 
 
 def unread(spec: RunSpec) -> dict[str, str]:
     """The axes that nobody reads who takes part in this run, each with a sentence that says why.
 
-    Raises ``InvalidInput`` for an unknown baseline.
+    Raises ``InvalidInput`` for an unknown engine or baseline.
     """
-    known = axes().values()
-    if spec.baseline is None:
-        return {
-            axis.name: f"{axis.name} is for baselines: no strategy reads it"
-            for axis in known
-            if axis.read_by is ReadBy.BASELINES
-        }
-    baseline = baselines.get(spec.baseline)
+    reasons = _unread_by_server(spec)
+    if spec.baseline is not None:
+        return reasons | _unread_by_baseline(spec, baselines.get(spec.baseline))
+    for axis in axes().values():
+        if axis.read_by is ReadBy.BASELINES:
+            reasons[axis.name] = f"{axis.name} is for baselines: no strategy reads it"
+    return reasons
+
+
+def _unread_by_server(spec: RunSpec) -> dict[str, str]:
+    """What neither the engine nor the server reads."""
+    entry = registry.get(spec.engine)
     reasons: dict[str, str] = {}
-    for axis in known:
+    if not entry.packs_images:
+        reasons["compression"] = f"compression packs images of memory: the engine {spec.engine} sends none"
+    if not entry.is_long:
+        reasons["memory_by"] = f"with the engine {spec.engine} no memory moves before or after the downtime"
+    elif entry.by_criu is None:
+        reasons["memory_by"] = f"the engine {spec.engine} moves its memory in one way only"
+    if not spec.memory_mib:
+        reasons["dirty_mib_s"] = "dirty_mib_s rewrites the memory that memory_mib adds, and that is none"
+    return reasons
+
+
+def _unread_by_baseline(spec: RunSpec, baseline: baselines.Baseline) -> dict[str, str]:
+    """What is for strategies, for servers that move, or for other baselines."""
+    reasons: dict[str, str] = {}
+    for axis in axes().values():
         if axis.read_by is ReadBy.EXTENSION:
             other = f"{axis.name} is for runs with a strategy: {baseline.name} cannot honour it"
             reasons[axis.name] = _NOT_WITH_BASELINES.get(axis.name, other)

@@ -22,8 +22,8 @@ from typing import Any
 import msgspec
 
 from quicferry.errors import InvalidInput
-from quicferry.spec import RunSpec, axes
-from session.request import to_spec, unread
+from quicferry.spec import RunSpec
+from session.request import to_spec_of_cell
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,35 +50,21 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def _cells(self) -> list[RunSpec]:
         cells: dict[RunSpec, None] = {}
         read: set[str] = set()
-        why: dict[str, str] = {}
+        unread: dict[str, str] = {}
         for chosen in itertools.product(*self._axes()):
             values = self.run.copy()
             for of_axis in chosen:
                 values |= of_axis
-            contender = to_spec({name: values[name] for name in ("strategy", "baseline") if name in values})
-            reasons = unread(contender)
-            if contender.baseline is not None:
-                values.pop("strategy", None)
-            why |= reasons
-            read |= set(values) - set(reasons)
-            cells[to_spec({name: value for name, value in values.items() if name not in reasons})] = None
-        for name in self._given():
-            if name not in read and name in why:
-                raise InvalidInput(why[name], hint=f"leave out {name}")
+            if values.get("baseline") is not None:
+                values.pop("strategy", None)  # alternatives: a swept baseline replaces the usual strategy
+            spec, left_out = to_spec_of_cell(values)
+            unread |= left_out
+            read |= set(values) - set(left_out)
+            cells[spec] = None
+        for name, reason in unread.items():
+            if name not in read:
+                raise InvalidInput(reason, hint=f"leave out {name}")
         return list(cells)
-
-    def _given(self) -> list[str]:
-        """The axes that were given another value than their default somewhere."""
-        known = axes()
-        swept = [
-            name for name, values in self.sweep.items() if name not in ("strategy", "baseline") and values
-        ]
-        chosen = [
-            name
-            for name, value in self.run.items()
-            if name in known and value is not None and value not in (known[name].default, [])
-        ]
-        return [*swept, *chosen]
 
     def _axes(self) -> list[list[dict[str, Any]]]:
         """For each swept axis its values. Strategies and baselines are alternatives: one axis together."""
