@@ -96,15 +96,25 @@ class MigratableConnection(HookedConnection):
         """From now on nothing is sent, read or timed. Raises ``LocalError`` at a client."""
         self._server().hold()
 
-    def resume(self, epoch: int, strategy: Strategy, speak_first: bool, now: float, clients: int = 1) -> None:
+    def resume(
+        self,
+        epoch: int,
+        strategy: Strategy,
+        speak_first: bool,
+        now: float,
+        clients: int = 1,
+        address: Address | None = None,
+    ) -> None:
         """At the destination, after ``hold``. Raises ``LocalError``.
 
-        The more ``clients`` resume together, the later is the first answer taken for lost.
+        The more ``clients`` resume together, the later is the first answer taken for lost. ``address`` is
+        where the client reaches this server; None where the server cannot know it, as behind a NAT.
 
         With ``speak_first`` the next ``datagrams_to_send`` has SM_MIGRATED and all that was pending or on
-        its way; else the connection is mute until an authentic packet of the client has come.
+        its way; else the connection is mute until an authentic packet of the client has come, or for one
+        PTO. CONNECTION_CLOSE leaves at once.
         """
-        self._server().resume(epoch, speak_first=speak_first, now=now, clients=clients)
+        self._server().resume(epoch, speak_first=speak_first, now=now, clients=clients, address=address)
 
     def abort_migration(self, epoch: int, reason: str, now: float) -> None:
         """At the source: goes on where ``hold`` stopped and tells the client (SM_ABORT).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from aioquic.quic.connection import NetworkAddress
@@ -15,6 +16,7 @@ from quicferry.quic.errors import ErrorCode, LocalError, PeerError
 from quicferry.quic.role import Role
 from quicferry.quic.tables import SERVER, Machine, ServerInput, ServerState
 from quicferry.quic.wire import (
+    CIDS_BESIDE_A_RACE,
     VERSION,
     AbortReason,
     Address,
@@ -49,6 +51,7 @@ class ServerRole(Role):
         self._strategy: Strategy | None = None  # of the latest prepare
         self._challenges: list[tuple[NetworkAddress, bytes]] = []
         self._cid_before_move = b""
+        self._speaks_at: float | None = None  # when a mute server has waited long enough
 
     @property
     def state(self) -> ServerState:
@@ -70,9 +73,19 @@ class ServerRole(Role):
         offer = Parameter.decode(value)
         if offer.version != VERSION:
             return False
+        # a client that holds fewer connection IDs than its race would take races fewer addresses
+        can_hold = self._seam.peer_cid_limit - CIDS_BESIDE_A_RACE
+        if can_hold < 1:
+            return False
         self.negotiated = offer.strategies & self._config.strategies
-        self.max_addresses = min(offer.max_addresses, self._config.max_addresses)
+        self.max_addresses = min(offer.max_addresses, self._config.max_addresses, can_hold)
         return bool(self.negotiated)
+
+    @property
+    def connection_ids(self) -> int:
+        """One for each address of the pool and for the one that is left, and those beside a race."""
+        pool = sum(frame.pool for frame in self._named.values())
+        return min(pool + 1, self.max_addresses) + CIDS_BESIDE_A_RACE
 
     # ------------------------------------------------------------------ the application's orders
 
@@ -148,8 +161,19 @@ class ServerRole(Role):
         self.held = True
         self.passive = False
 
-    def resume(self, epoch: int, *, speak_first: bool, now: float, clients: int = 1) -> None:
-        """At the destination. Everything in flight is sent again; the path is new (RFC 9000 §9.4)."""
+    def resume(
+        self,
+        epoch: int,
+        *,
+        speak_first: bool,
+        now: float,
+        clients: int = 1,
+        address: Address | None = None,
+    ) -> None:
+        """At the destination. Everything in flight is sent again; the path is new (RFC 9000 §9.4).
+
+        A server that does not speak first waits for its client for one PTO of the old path.
+        """
         if not self.held:
             raise LocalError("resume without hold")
         self._machine.feed(ServerInput.RESUME)
@@ -158,13 +182,17 @@ class ServerRole(Role):
         self._challenges.clear()
         if self._seam.has_ended:
             return
+        patience_s = self._seam.pto_s
         self._seam.restart_idle_timer(now)
         self._seam.restart_recovery(None, now, least_rtt_s=clients / self._config.timings.answers_per_second)
         if not self.negotiated:
             return
+        if address is not None:
+            self._say_here(address)
         self.send_control(SmMigrated(epoch=self._epoch))
         self._seam.change_cid()  # RFC 9000 §9.5: not the same one from two addresses
         self.mute = not speak_first
+        self._speaks_at = now + patience_s if self.mute else None
 
     def abort(self, epoch: int, reason: str, now: float) -> None:
         """At the source: the move is off. Everything in flight is sent again."""
@@ -180,7 +208,15 @@ class ServerRole(Role):
         if self.negotiated and self._seam.handshake_confirmed:
             self.send_control(SmAbort(epoch=self._epoch, reason=AbortReason.named(reason)))
 
-    def _name(self, address: Address, *, pool: bool) -> int:
+    def _say_here(self, address: Address) -> None:
+        """Names the address that the server is at, so that SM_MIGRATED counts for no other path."""
+        for frame in self._named.values():
+            if address in (frame.ipv4, frame.ipv6):
+                self.send_control(dataclasses.replace(frame, here=True))
+                return
+        self._name(address, pool=False, here=True)
+
+    def _name(self, address: Address, *, pool: bool, here: bool = False) -> int:
         """The sequence number of an address the client knows, or is told now."""
         for sequence, frame in self._named.items():
             if address in (frame.ipv4, frame.ipv6) and (frame.pool or not pool):
@@ -191,7 +227,8 @@ class ServerRole(Role):
         frame = SmAddress.of(sequence, address, pool=pool)
         self._named[sequence] = frame
         self._unconfirmed.add(sequence)
-        self.send_control(frame)
+        self._seam.replenish_cids()
+        self.send_control(dataclasses.replace(frame, here=here))
         return sequence
 
     def control_delivered(self, encoded: bytes, acknowledged: bool) -> None:
@@ -248,6 +285,7 @@ class ServerRole(Role):
     def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
         """An authentic packet of the client ends muteness; one that is no probe commits the move."""
         self.mute = False
+        self._speaks_at = None
         # aioquic follows the client to the connection ID of a packet, unless it is a probing packet. A late
         # packet to the old address, handed on by the source, is on the old one.
         if self.state is ServerState.RESTORED and self._seam.host_cid != self._cid_before_move:
@@ -255,7 +293,17 @@ class ServerRole(Role):
             self._seam.emit(events.MigrationCommitted(self._epoch))
         self.passive = self.state is not ServerState.RESTORED
 
-    # ------------------------------------------------------------------ sending
+    # ------------------------------------------------------------------ sending and time
+
+    def timer(self) -> float | None:
+        """When a server that waits for its client speaks all the same."""
+        return self._speaks_at
+
+    def on_timer(self, now: float) -> None:
+        """Nobody waits for ever: a client may have nothing to ask, or may not know that it is to ask."""
+        if self._speaks_at is not None and now >= self._speaks_at:
+            self.mute = False
+            self._speaks_at = None
 
     @property
     def has_datagrams(self) -> bool:

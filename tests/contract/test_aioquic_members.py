@@ -17,6 +17,7 @@ from aioquic.quic import packet_builder, recovery
 from aioquic.quic import stream as streams
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionId, QuicNetworkPath
+from aioquic.quic.crypto import CryptoPair
 
 from quicferry.quic import _aioquic
 from quicferry.quic._aioquic.connection import HookedConnection
@@ -38,6 +39,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "QuicConnection._initialize": ("self, peer_cid", "6a41681e541c"),
     "QuicConnection._parse_transport_parameters": ("self, data, from_session_ticket=", "0da95a03bd5b"),
     "QuicConnection._payload_received": ("self, context, plain, crypto_frame_required=", "612b67759a96"),
+    "QuicConnection._replenish_connection_ids": ("self", "73b127efb89c"),
     "QuicConnection._retire_peer_cid": ("self, connection_id", "be63087f9068"),
     "QuicConnection._send_probing_frames": ("self, network_path, now", "7968d5d37ef8"),
     "QuicConnection._serialize_transport_parameters": ("self", "be651f3ddfcd"),
@@ -49,6 +51,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "QuicConnection.get_timer": ("self", "07184a05f894"),
     "QuicConnection.handle_timer": ("self, now", "8ebd76a179bf"),
     "QuicConnection.receive_datagram": ("self, data, addr, now", "3c7f29826050"),
+    "CryptoPair.decrypt_packet": ("self, packet, encrypted_offset, expected_packet_number", "2d2c3a3bf129"),
     "QuicNetworkPath.__init__": ("self, addr, is_validated=", "e94ef816464a"),
     "QuicPacketBuilder.__init__": (
         "self, *, host_cid, peer_cid, version, is_client, max_datagram_size, packet_number=, peer_token=, "
@@ -83,11 +86,15 @@ ATTRIBUTES = {
         "_ack_eliciting_sent_since_receipt",
         "_close_at",
         "_close_pending",
+        "_configuration",
         "_cryptos",
         "_events",
         "_handshake_confirmed",
+        "_host_cid_seq",
+        "_host_cids",
         "_is_client",
         "_loss",
+        "_local_active_connection_id_limit",
         "_loss_at",
         "_max_datagram_size",
         "_network_paths",
@@ -97,6 +104,7 @@ ATTRIBUTES = {
         "_peer_cid_available",
         "_peer_retire_prior_to",
         "_quic_logger",
+        "_remote_active_connection_id_limit",
         "_QuicConnection__frame_handlers",
         "_spaces",
         "_spin_bit",
@@ -171,6 +179,7 @@ def parameters(function) -> str:
 def find(name: str):
     kind, _, member = name.partition(".")
     owners = {
+        "CryptoPair": CryptoPair,
         "QuicConnection": QuicConnection,
         "QuicPacketRecovery": recovery.QuicPacketRecovery,
         "QuicPacketBuilder": packet_builder.QuicPacketBuilder,
@@ -210,6 +219,7 @@ def private_names() -> set[str]:
     """Every private name that the two modules take from an object that is not their own."""
     names = set()
     own = {"_ferry", "_quic", "_receive_provisionally", "_log_sent", "_set_rtt", "_handle_sm_frame"}
+    own |= {"_authentic_number"}
     for file in FILES:
         for node in ast.walk(ast.parse((ROOM / file).read_text())):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr not in own:

@@ -6,9 +6,11 @@ None) every override is the original and nothing more.
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 from aioquic import tls
+from aioquic._crypto import CryptoError
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
 from aioquic.quic.connection import (
     END_STATES,
@@ -16,14 +18,17 @@ from aioquic.quic.connection import (
     NetworkAddress,
     QuicConnection,
     QuicConnectionError,
+    QuicConnectionId,
     QuicNetworkPath,
     QuicReceiveContext,
 )
-from aioquic.quic.packet import QuicFrameType
+from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_quic_header
 
 from quicferry.quic.errors import PeerError
 from quicferry.quic.wire import Frame, FrameType, find_parameter, pull_frame
 from quicferry.strategies import Strategy
+
+_RESET_TOKEN_BYTES = 16  # RFC 9000 §19.15
 
 Datagrams = list[tuple[bytes, NetworkAddress]]
 
@@ -40,6 +45,10 @@ class Hooks(Protocol):
     def has_datagrams(self) -> bool:
         """Whether ``before_send`` would do anything."""
 
+    @property
+    def connection_ids(self) -> int:
+        """How many connection IDs the peer is to give us (client) or gets from us (server), at the least."""
+
     def own_parameter(self) -> bytes:
         """The encoded transport parameter to append to our list; empty for none."""
 
@@ -55,14 +64,17 @@ class Hooks(Protocol):
     def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
         """A PATH_CHALLENGE. Returns whether the extension answers it."""
 
-    def response(self, data: bytes) -> bool:
-        """A PATH_RESPONSE. Returns whether it was for the extension."""
+    def response(self, data: bytes, address: NetworkAddress) -> bool:
+        """A PATH_RESPONSE from that address. Returns whether it was for the extension."""
 
     def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
         """A datagram with an authentic packet was processed.
 
         ``newest``: it raised the largest packet number received.
         """
+
+    def repeated(self, number: int, now: float) -> None:
+        """Client: an authentic packet that was received before came on the active path."""
 
     def retire_prior_to(self, sequence_number: int) -> None:
         """The peer wants connection IDs below this retired."""
@@ -87,8 +99,10 @@ class HookedConnection(QuicConnection):
     _ferry: Hooks | None = None
 
     def attach(self, hooks: Hooks) -> None:
-        """From now on ``hooks`` are called."""
+        """From now on ``hooks`` are called. Before the connection has sent anything."""
         self._ferry = hooks
+        least = hooks.connection_ids
+        self._local_active_connection_id_limit = max(self._local_active_connection_id_limit, least)
 
     # ------------------------------------------------------------------ negotiation
 
@@ -151,7 +165,18 @@ class HookedConnection(QuicConnection):
         at = buf.tell()
         super()._handle_path_response_frame(context, frame_type, buf)
         if self._ferry is not None:
-            self._ferry.response(buf.data_slice(at, at + 8))
+            self._ferry.response(buf.data_slice(at, at + 8), context.network_path.addr)
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        if self._ferry is None or self._is_client:
+            return
+        wanted = min(self._ferry.connection_ids, self._remote_active_connection_id_limit)
+        while len(self._host_cids) < wanted:
+            cid = os.urandom(self._configuration.connection_id_length)
+            token = os.urandom(_RESET_TOKEN_BYTES)
+            self._host_cids.append(QuicConnectionId(cid, self._host_cid_seq, token))
+            self._host_cid_seq += 1
 
     def _handle_new_connection_id_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
@@ -186,8 +211,30 @@ class HookedConnection(QuicConnection):
             super().receive_datagram(data, addr, now)
         if self._ack_eliciting_sent_since_receipt:
             self._ack_eliciting_sent_since_receipt = awaited
+            if self._is_client and ferry.negotiated and paths and paths[0].addr == addr:
+                number = self._authentic_number(data)
+                if number is not None:
+                    ferry.repeated(number, now)
         else:
             ferry.received(addr, newest=self._spin_highest_pn > largest, now=now)
+
+    def _authentic_number(self, data: bytes) -> int | None:
+        """The packet number of a 1-RTT datagram that upstream has dropped; None if it is not authentic."""
+        buf = Buffer(data=data)
+        try:
+            header = pull_quic_header(buf, host_cid_length=self._configuration.connection_id_length)
+        except ValueError:
+            return None
+        if header.packet_type is not QuicPacketType.ONE_RTT:
+            return None
+        if all(connection_id.cid != header.destination_cid for connection_id in self._host_cids):
+            return None
+        expected = self._spaces[tls.Epoch.ONE_RTT].expected_packet_number
+        try:
+            _, _, number = self._cryptos[tls.Epoch.ONE_RTT].decrypt_packet(data, buf.tell(), expected)
+        except CryptoError:
+            return None
+        return number
 
     def _receive_provisionally(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         """Upstream drops what comes from an address that is no path (RFC 9000 §9).
@@ -208,7 +255,7 @@ class HookedConnection(QuicConnection):
         ferry = self._ferry
         if ferry is None:
             return super().datagrams_to_send(now)
-        if ferry.held or ferry.mute:
+        if ferry.held or (ferry.mute and not self._close_pending):
             return []
         if (
             ferry.has_datagrams
@@ -228,7 +275,8 @@ class HookedConnection(QuicConnection):
         timer = super().get_timer()
         if ferry.mute:
             self._loss_at = None
-            return self._close_at
+            own = None if self._state in END_STATES else ferry.timer()
+            return _earliest(self._close_at, own)
         if not ferry.passive and ferry.recovery_suspended and self._state not in END_STATES:
             self._loss_at = None
             timer = _earliest(self._close_at, self._pacing_at, *(space.ack_at for space in self._loss.spaces))

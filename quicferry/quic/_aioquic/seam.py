@@ -102,6 +102,18 @@ class Seam:
         """When the newest 1-RTT packet came; 0 before there was one."""
         return self._quic._loss.spaces[-1].largest_received_time or 0.0
 
+    @property
+    def largest_received(self) -> int:
+        """The largest number of a 1-RTT packet that was received."""
+        return self._quic._spin_highest_pn
+
+    @property
+    def rtt_without_sample_s(self) -> float:
+        """What a new path's RTT is taken for until there is a sample: RFC 9002 §6.2.2."""
+        loss = self._quic._loss
+        initial_s: float = self._quic.configuration.initial_rtt
+        return min(initial_s, loss._rtt_smoothed) if loss._rtt_initialized else initial_s
+
     def oldest_unacknowledged_at(self) -> float | None:
         """When the oldest ack-eliciting packet in flight was sent; None if there is none."""
         for packet in self._quic._spaces[tls.Epoch.ONE_RTT].sent_packets.values():
@@ -133,6 +145,15 @@ class Seam:
         """Connection IDs of the peer that were never used."""
         return len(self._quic._peer_cid_available)
 
+    @property
+    def peer_cid_limit(self) -> int:
+        """How many connection IDs of ours the peer can hold: its active_connection_id_limit."""
+        return self._quic._remote_active_connection_id_limit
+
+    def replenish_cids(self) -> None:
+        """Give the peer the connection IDs that it is to have."""
+        self._quic._replenish_connection_ids()
+
     def take_cid(self) -> QuicConnectionId | None:
         """A connection ID for a new path (RFC 9000 §9.5), None when the peer has not given enough."""
         return self._quic._peer_cid_available.pop(0) if self._quic._peer_cid_available else None
@@ -152,7 +173,7 @@ class Seam:
         address: NetworkAddress,
         cid: QuicConnectionId,
         responses: Sequence[bytes],
-        rtt_s: float,
+        rtt_s: float | None,
         now: float,
     ) -> None:
         """Makes a validated path the active one; what was on its way on the old one is sent again.
@@ -188,7 +209,8 @@ class Seam:
         self.expire_in_flight(now)
         loss = self._quic._loss
         configuration = self._quic.configuration
-        size = self._quic._max_datagram_size
+        # The size belongs to the path, and the challenge has shown no more than this (RFC 9000 §14.3).
+        size = self._quic._max_datagram_size = min(self._quic._max_datagram_size, PROBE_DATAGRAM_BYTES)
         loss._cc = create_congestion_control(
             configuration.congestion_control_algorithm, max_datagram_size=size
         )
