@@ -170,7 +170,7 @@ class ServerRole(Role):
         clients: int = 1,
         address: Address | None = None,
     ) -> None:
-        """At the destination. Everything in flight is sent again; the path is new (RFC 9000 §9.4).
+        """At the destination. What was in flight is in doubt; the path is new (RFC 9000 §9.4).
 
         A server that does not speak first waits for its client for one PTO of the old path.
         """
@@ -184,8 +184,10 @@ class ServerRole(Role):
             return
         patience_s = self._seam.pto_s
         self._seam.restart_idle_timer(now)
+        self._seam.doubt_flight(now)
         self._seam.restart_recovery(None, now, least_rtt_s=clients / self._config.timings.answers_per_second)
         if not self.negotiated:
+            self._seam.ask_for_acknowledgement()
             return
         if address is not None:
             self._say_here(address)

@@ -52,7 +52,7 @@ __all__ = [
     "unpack_bundle",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 #: packet numbers that the destination leaves out, for whatever the source may still have sent
 PACKET_NUMBER_LEASE = 512
 #: packet numbers that a thawed source leaves out: those before it are the silent destination's
@@ -89,7 +89,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def freeze(connection: QuicConnection, now: float) -> None:
-    """Stop the connection: what is in flight goes back to the send buffers, and nothing is sent any more.
+    """Stop the connection: what is in flight is in doubt, and nothing is sent any more.
 
     From now on all methods that send or change state raise ``FencedError``. ``now`` is in seconds, on
     the connection's clock. Raises ``MigrationError`` when the connection cannot be moved (not open, not
@@ -107,7 +107,7 @@ def freeze(connection: QuicConnection, now: float) -> None:
             "so that it could not decode those of the destination",
             hint="let the peer acknowledge something between two moves",
         )
-    state.call_back_flight(connection, now)
+    state.stop_flight(connection, now)
     state.seal(connection, now)
 
 
@@ -164,6 +164,7 @@ def thaw(connection: QuicConnection, now: float) -> None:
     if not state.is_sealed(connection):
         raise MigrationError("the connection is not frozen")
     state.unseal(connection, now)
+    state.call_back_flight(connection, now)
     state.skip_packet_numbers(connection, ABORT_GAP)
 
 

@@ -163,6 +163,7 @@ ROLE_FIELDS: dict[str, str | None] = {
     "_next_sequence": "next_sequence",
     "_offered": "offered",
     "_seam": None,
+    "_speaks_at": None,  # a new wait begins where the connection is resumed
     "_strategy": "strategy",
     "_unconfirmed": "unconfirmed",
     "held": "held",

@@ -22,7 +22,9 @@ from aioquic.quic.connection import (
     QuicNetworkPath,
     QuicReceiveContext,
 )
-from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_quic_header
+from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_ack_frame, pull_quic_header
+from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.rangeset import RangeSet
 
 from quicferry.quic.errors import PeerError
 from quicferry.quic.wire import Frame, FrameType, find_parameter, pull_frame
@@ -31,6 +33,25 @@ from quicferry.strategies import Strategy
 _RESET_TOKEN_BYTES = 16  # RFC 9000 §19.15
 
 Datagrams = list[tuple[bytes, NetworkAddress]]
+
+
+class Doubt(Protocol):
+    """What the packets in doubt are asked for; see ``doubt.py``."""
+
+    packets: dict[int, QuicSentPacket]
+    rtt_s: float
+
+    @property
+    def is_over(self) -> bool: ...
+
+    @property
+    def due_at(self) -> float | None: ...
+
+    def acknowledged(self, ranges: RangeSet, rtt_s: float, now: float) -> None: ...
+
+    def look(self, now: float) -> None: ...
+
+    def give_up(self, now: float) -> None: ...
 
 
 class Hooks(Protocol):
@@ -97,6 +118,7 @@ class HookedConnection(QuicConnection):
     """A connection that tells its hooks what happens."""
 
     _ferry: Hooks | None = None
+    _doubt: Doubt | None = None  # what was in flight when the server moved, until that is settled
 
     def attach(self, hooks: Hooks) -> None:
         """From now on ``hooks`` are called. Before the connection has sent anything."""
@@ -150,6 +172,15 @@ class HookedConnection(QuicConnection):
             raise QuicConnectionError(
                 error_code=error.code, frame_type=frame_type, reason_phrase=str(error)
             ) from error
+
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        doubt, at = self._doubt, buf.tell()
+        super()._handle_ack_frame(context, frame_type, buf)
+        if doubt is not None:
+            ranges, _ = pull_ack_frame(Buffer(data=buf.data_slice(at, buf.tell())))
+            doubt.acknowledged(ranges, self._loss._rtt_latest, context.time)
+            if doubt.is_over:
+                self._doubt = None
 
     def _handle_path_challenge_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         path = context.network_path
@@ -268,6 +299,13 @@ class HookedConnection(QuicConnection):
 
     def get_timer(self) -> float | None:
         ferry = self._ferry
+        timer = self._timer()
+        if self._doubt is None or self._state in END_STATES or (ferry is not None and ferry.held):
+            return timer
+        return _earliest(timer, self._doubt.due_at)
+
+    def _timer(self) -> float | None:
+        ferry = self._ferry
         if ferry is None:
             return super().get_timer()
         if ferry.held:
@@ -291,6 +329,10 @@ class HookedConnection(QuicConnection):
                 return
             if self._state not in END_STATES:
                 self._ferry.on_timer(now)
+        if self._doubt is not None and self._state not in END_STATES:
+            self._doubt.look(now)
+            if self._doubt.is_over:
+                self._doubt = None
         super().handle_timer(now)
 
 

@@ -26,6 +26,8 @@ from aioquic.quic.packet_builder import (
 )
 from aioquic.quic.recovery import QuicPacketPacer
 
+from quicferry.quic._aioquic.connection import HookedConnection
+from quicferry.quic._aioquic.doubt import doubt_flight
 from quicferry.quic.wire import Address, FrameType
 
 PROBE_DATAGRAM_BYTES = 1200  # RFC 9000 §8.2.1: a challenge also shows that the path carries this much
@@ -53,7 +55,7 @@ def unsent_bytes(connection: QuicConnection, stream_id: int) -> int:
 class Seam:
     """One connection, as the roles see it. Times are in seconds on the clock of ``now``."""
 
-    def __init__(self, connection: QuicConnection) -> None:
+    def __init__(self, connection: HookedConnection) -> None:
         self._quic = connection
 
     # ------------------------------------------------------------------ facts
@@ -187,7 +189,11 @@ class Seam:
         path = QuicNetworkPath(address, is_validated=True)
         path.remote_challenges.extend(responses)
         quic._network_paths[:] = [path]
+        self.expire_in_flight(now)
         self.restart_recovery(rtt_s, now)
+        space = quic._spaces[tls.Epoch.ONE_RTT]
+        if len(space.ack_queue):  # at once: the server is to know what of its last flight has arrived
+            space.ack_at = now
 
     def expire_in_flight(self, now: float) -> None:
         """All data in flight is to be sent again at once; it is no sign of congestion."""
@@ -199,14 +205,27 @@ class Seam:
             space.loss_time = None
         loss._pto_count = 0
         self._quic._pacing_at = None
+        if self._quic._doubt is not None:
+            self._quic._doubt.give_up(now)
+            self._quic._doubt = None
+
+    def doubt_flight(self, now: float) -> None:
+        """Stream data in flight is in doubt from now on: see ``doubt.py``."""
+        doubt_flight(self._quic, now)
+        self._quic._loss._pto_count = 0
+        self._quic._pacing_at = None
+
+    def ask_for_acknowledgement(self) -> None:
+        """A PING, where what is in doubt would else be settled by nothing that leaves."""
+        if self._quic._doubt is not None:
+            self._quic._send_probe()
 
     def restart_recovery(self, rtt_s: float | None, now: float, *, least_rtt_s: float = 0.0) -> None:
         """Congestion control and RTT as on a new path (RFC 9000 §9.4, RFC 9002 §7 and §6.2.2).
 
         Without a sample the RTT is unknown; the initial estimate is the configured one or the old path's
-        smoothed RTT, whichever is less, but no less than ``least_rtt_s``.
+        smoothed RTT, whichever is less, but no less than ``least_rtt_s``. Nothing must be in flight.
         """
-        self.expire_in_flight(now)
         loss = self._quic._loss
         configuration = self._quic.configuration
         # The size belongs to the path, and the challenge has shown no more than this (RFC 9000 §14.3).

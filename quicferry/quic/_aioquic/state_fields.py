@@ -171,9 +171,9 @@ FATES: dict[str, dict[str, Fate]] = {
     ),
     "QuicPacketSpace": _fates(
         SPACE_PLAIN,
-        moved="ack_at ack_queue largest_received_time received_packets",
+        moved="ack_at ack_queue largest_received_time received_packets sent_packets",
         rebuilt="discarded is_application_data",
-        dropped="ack_eliciting_in_flight loss_time sent_packets",
+        dropped="ack_eliciting_in_flight loss_time",
     ),
     "QuicPacketNumberWindow": _fates({}, moved="_lower _received", rebuilt="_size"),
     "RangeSet": _fates({}, moved="_RangeSet__ranges"),
