@@ -116,11 +116,19 @@ class MigratableConnection(HookedConnection):
         """
         self._server().resume(epoch, speak_first=speak_first, now=now, clients=clients, address=address)
 
+    def record_commit(self) -> None:
+        """At the destination: it is recorded that the source never goes on. Raises ``LocalError``.
+
+        Until then the connection has the packet numbers of the lease and no others, however much there is
+        to send: a source that goes on begins behind them.
+        """
+        self._server().record_commit()
+
     def abort_migration(self, epoch: int, reason: str, now: float) -> None:
         """At the source: goes on where ``hold`` stopped and tells the client (SM_ABORT).
 
-        ``reason`` is the name of a ``wire.AbortReason``; another text counts as unspecified. Whoever has
-        exported this connection's keys must have raised its packet number above the lease before.
+        ``reason`` is the name of a ``wire.AbortReason``; another text counts as unspecified. A connection
+        that was held goes on behind the packet numbers that were the destination's.
         """
         self._server().abort(epoch, reason, now)
 

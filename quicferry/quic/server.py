@@ -33,7 +33,7 @@ from quicferry.quic.wire import (
 from quicferry.strategies import RULES, Strategy
 
 _RESPONSES_PER_DATAGRAM = 100  # 9 bytes each in a datagram of 1200
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 class ServerRole(Role):
@@ -51,6 +51,7 @@ class ServerRole(Role):
         self._strategy: Strategy | None = None  # of the latest prepare
         self._challenges: list[tuple[NetworkAddress, bytes]] = []
         self._cid_before_move = b""
+        self._frozen_number = 0  # the next packet number at the freeze
         self._speaks_at: float | None = None  # when a mute server has waited long enough
 
     @property
@@ -158,6 +159,9 @@ class ServerRole(Role):
         if self._machine.allows(ServerInput.HOLD):
             self._machine.feed(ServerInput.HOLD)
             self._cid_before_move = self._seam.host_cid
+        if not self.held:
+            self._seam.release_lease()  # what is held for a move is this host's own
+            self._frozen_number = self._seam.packet_number
         self.held = True
         self.passive = False
 
@@ -182,6 +186,7 @@ class ServerRole(Role):
         self._challenges.clear()
         if self._seam.has_ended:
             return
+        self._seam.keep_to_lease(self._frozen_number)
         patience_s = self._seam.pto_s
         self._seam.restart_idle_timer(now)
         self._seam.doubt_flight(now)
@@ -196,6 +201,10 @@ class ServerRole(Role):
         self.mute = not speak_first
         self._speaks_at = now + patience_s if self.mute else None
 
+    def record_commit(self) -> None:
+        """At the destination: the source never goes on. All packet numbers are this host's."""
+        self._seam.release_lease()
+
     def abort(self, epoch: int, reason: str, now: float) -> None:
         """At the source: the move is off. Everything in flight is sent again."""
         was_held, self.held = self.held, False
@@ -204,6 +213,8 @@ class ServerRole(Role):
         elif self.state is not ServerState.IDLE:
             raise LocalError(f"abort in the state {self.state}", hint="the move is over already")
         self._epoch = max(epoch, self._epoch)
+        if was_held:
+            self._seam.leave_lease(self._frozen_number)
         if was_held and not self._seam.has_ended:
             self._seam.restart_idle_timer(now)
             self._seam.expire_in_flight(now)
@@ -357,6 +368,7 @@ class ServerRole(Role):
             "strategy": None if self._strategy is None else str(self._strategy),
             "answer": None if self._answer is None else str(self._answer),
             "cid_before_move": self._cid_before_move,
+            "frozen_number": self._frozen_number,
             "held": self.held,
             "mute": self.mute,
         }
@@ -378,5 +390,6 @@ class ServerRole(Role):
         self._strategy = None if values["strategy"] is None else Strategy(values["strategy"])
         self._answer = None if values["answer"] is None else Result(values["answer"])
         self._cid_before_move = values["cid_before_move"]
+        self._frozen_number = values["frozen_number"]
         self.held = values["held"]
         self.mute = values["mute"]

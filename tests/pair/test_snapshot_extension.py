@@ -158,6 +158,7 @@ ROLE_FIELDS: dict[str, str | None] = {
     "_config": None,
     "_control": "control",
     "_epoch": "epoch",
+    "_frozen_number": "frozen_number",
     "_machine": "state",
     "_named": "named",
     "_next_sequence": "next_sequence",

@@ -28,6 +28,7 @@ from aioquic.quic.recovery import QuicPacketPacer
 
 from quicferry.quic._aioquic.connection import HookedConnection
 from quicferry.quic._aioquic.doubt import doubt_flight
+from quicferry.quic._aioquic.lease import ABORT_GAP, bind_lease, lease_until, release_lease, skip_to
 from quicferry.quic.wire import Address, FrameType
 
 PROBE_DATAGRAM_BYTES = 1200  # RFC 9000 §8.2.1: a challenge also shows that the path carries this much
@@ -262,6 +263,26 @@ class Seam:
     def restart_idle_timer(self, now: float) -> None:
         """A full idle timeout from now on: the time a frozen connection slept does not count."""
         self._quic._close_at = now + self._quic._idle_timeout()
+
+    # ------------------------------------------------------------------ packet numbers
+
+    @property
+    def packet_number(self) -> int:
+        """The next one to be sent."""
+        return self._quic._packet_number
+
+    def keep_to_lease(self, frozen_at: int) -> None:
+        """At the destination: only the numbers that a source which was frozen at that one leaves to it."""
+        if lease_until(self._quic) is None:
+            bind_lease(self._quic, frozen_at + ABORT_GAP)
+
+    def release_lease(self) -> None:
+        """See ``lease.release_lease``."""
+        release_lease(self._quic)
+
+    def leave_lease(self, frozen_at: int) -> None:
+        """At the source: goes on behind the numbers that were the destination's."""
+        skip_to(self._quic, frozen_at + ABORT_GAP)
 
     # ------------------------------------------------------------------ packets
 

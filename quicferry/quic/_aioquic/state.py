@@ -140,35 +140,6 @@ def unseal(connection: QuicConnection, now: float) -> None:
             path.validation_deadline += frozen_for
 
 
-def skip_packet_numbers(connection: QuicConnection, count: int) -> None:
-    """Leave out packet numbers; a peer cannot tell this from loss."""
-    skipped = unacknowledged_skips(connection) + count
-    connection._packet_number += count
-    setattr(connection, fields.SKIPPED, (skipped, connection._packet_number))
-
-
-def unacknowledged_skips(connection: QuicConnection) -> int:
-    """How many packet numbers were left out since the peer last acknowledged a number behind them.
-
-    Packets that were sent do not count: those that only acknowledge are not acknowledged themselves, so
-    that a long upload leaves the largest acknowledged number far behind although the peer gets them all.
-    """
-    count, until = skips(connection)
-    return 0 if connection._spaces[_ONE_RTT].largest_acked_packet >= until else count
-
-
-def skips(connection: QuicConnection) -> tuple[int, int]:
-    """Packet numbers that were left out, and the first one after the last of them."""
-    found: tuple[int, int] = vars(connection).get(fields.SKIPPED, (0, 0))
-    return found
-
-
-def bound_congestion_window(connection: QuicConnection, packets: int) -> None:
-    """Let at most that many full packets be in flight until the window grows by acknowledgements."""
-    control = connection._loss._cc
-    control.congestion_window = min(control.congestion_window, packets * connection._max_datagram_size)
-
-
 def host_connection_ids(connection: QuicConnection) -> list[bytes]:
     """The connection IDs by which datagrams for this connection are known."""
     return [connection_id.cid for connection_id in connection._host_cids]

@@ -26,7 +26,8 @@ from quicferry.quic import image
 from quicferry.quic._aioquic import state_fields as fields
 from quicferry.quic._aioquic.connection import HookedConnection
 from quicferry.quic._aioquic.doubt import sender_of
-from quicferry.quic._aioquic.state import extended_or_none, skips
+from quicferry.quic._aioquic.lease import skips
+from quicferry.quic._aioquic.state import extended_or_none
 
 _ONE_RTT = tls.Epoch.ONE_RTT
 _Image = TypeVar("_Image", bound=image.Image)
