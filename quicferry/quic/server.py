@@ -216,6 +216,7 @@ class ServerRole(Role):
         if was_held:
             self._seam.leave_lease(self._frozen_number)
         if was_held and not self._seam.has_ended:
+            self._seam.take_newest_cid()
             self._seam.restart_idle_timer(now)
             self._seam.expire_in_flight(now)
         if self.negotiated and self._seam.handshake_confirmed:

@@ -169,6 +169,20 @@ class Seam:
         """A new connection ID on the active path, if the peer has given one."""
         self._quic.change_connection_id()
 
+    def take_newest_cid(self) -> None:
+        """The newest connection ID of the peer becomes the active one; all others are retired.
+
+        A destination that has served may have used and retired those that were next, and the peer no longer
+        knows them.
+        """
+        available = self._quic._peer_cid_available
+        if available:
+            newest = available.pop()
+            for cid in (self._quic._peer_cid, *available):
+                self._quic._retire_peer_cid(cid)
+            available.clear()
+            self._quic._peer_cid = newest
+
     # ------------------------------------------------------------------ paths and recovery
 
     def adopt(
