@@ -311,23 +311,32 @@ class ClientRole(Role):
         if self._moved is not None and self._moved != address:
             self._on_packet_from_elsewhere(self._moved, now)
         self._owed.clear()
+        self._take_responses(now)
+        self._settle_down(now)
+
+    def _take_responses(self, now: float) -> None:
         if self._responses:
             responses, self._responses = self._responses, []
             for data in responses:
                 self._on_response(data, now)
         if self._validated is not None:
             self._switch_if_allowed(now)
-        self._settle_down(now)
 
-    def repeated(self, number: int, now: float) -> None:
-        """A packet came on the active path that had come from elsewhere before: somebody relays.
+    def repeated(self, address: NetworkAddress, number: int, responses: list[bytes], now: float) -> None:
+        """A packet came that had come from elsewhere before: somebody relays, and is faster.
 
-        The server is where it was, and its own packets come second.
+        On the active path, the server is where it was. A response counts on its own path only, so the
+        relay's copy of it did not.
         """
-        if number in self._elsewhere:
-            self._silence.broken(now)
-            self._on_old_path_alive(now)
-            self._settle_down(now)
+        if address == self._seam.network_address:
+            if number in self._elsewhere:
+                self._silence.broken(now)
+                self._on_old_path_alive(now)
+        elif address in self._prober.candidates:
+            for data in responses:
+                self.response(data, address)
+        self._take_responses(now)
+        self._settle_down(now)
 
     def _settle_down(self, now: float) -> None:
         """While nothing goes on, datagrams of the active path need not be shown to us."""

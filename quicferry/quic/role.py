@@ -41,7 +41,7 @@ class Role:
     def retire_prior_to(self, sequence_number: int) -> None:
         """Only connection IDs that upstream does not know of are ours to retire."""
 
-    def repeated(self, number: int, now: float) -> None:
+    def repeated(self, address: NetworkAddress, number: int, responses: list[bytes], now: float) -> None:
         """Relays are the client's business."""
 
     def response(self, data: bytes, address: NetworkAddress) -> bool:

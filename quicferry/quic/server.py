@@ -47,6 +47,7 @@ class ServerRole(Role):
         self._named: dict[int, SmAddress] = {}  # what the client was told, by sequence number
         self._unconfirmed: set[int] = set()  # named, but not acknowledged
         self._next_sequence = 1
+        self._announced = 0  # addresses in the latest SM_PREPARE
         self._answer: Result | None = None
         self._strategy: Strategy | None = None  # of the latest prepare
         self._challenges: list[tuple[NetworkAddress, bytes]] = []
@@ -84,9 +85,13 @@ class ServerRole(Role):
 
     @property
     def connection_ids(self) -> int:
-        """One for each address of the pool and for the one that is left, and those beside a race."""
+        """One for each candidate of a race, and those beside it.
+
+        The candidates are what was announced, or the pool and the address that is left.
+        """
         pool = sum(frame.pool for frame in self._named.values())
-        return min(pool + 1, self.max_addresses) + CIDS_BESIDE_A_RACE
+        candidates = max(self._announced, pool + 1)
+        return min(candidates, self.max_addresses) + CIDS_BESIDE_A_RACE
 
     # ------------------------------------------------------------------ the application's orders
 
@@ -142,6 +147,7 @@ class ServerRole(Role):
             return
         sequences: tuple[int, ...] = ()
         if rules.carries_address:
+            self._announced = len(addresses)
             sequences = tuple(self._name(a, pool=False) for a in addresses[: self.max_addresses])
         self.send_control(
             SmPrepare(

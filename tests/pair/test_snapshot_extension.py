@@ -152,6 +152,7 @@ def test_the_extension_state_is_the_same_on_the_other_side() -> None:
 
 #: attributes of the server's role: in its dump under this name, or None when it is made anew
 ROLE_FIELDS: dict[str, str | None] = {
+    "_announced": None,  # the connection IDs for them were given
     "_answer": "answer",
     "_challenges": None,  # the client repeats what is not answered
     "_cid_before_move": "cid_before_move",

@@ -30,6 +30,7 @@ from quicferry.quic.errors import PeerError
 from quicferry.quic.wire import Frame, FrameType, find_parameter, pull_frame
 from quicferry.strategies import Strategy
 
+_CHALLENGE_BYTES = 8  # RFC 9000 §19.17
 _RESET_TOKEN_BYTES = 16  # RFC 9000 §19.15
 
 Datagrams = list[tuple[bytes, NetworkAddress]]
@@ -94,8 +95,11 @@ class Hooks(Protocol):
         ``newest``: it raised the largest packet number received.
         """
 
-    def repeated(self, number: int, now: float) -> None:
-        """Client: an authentic packet that was received before came on the active path."""
+    def repeated(self, address: NetworkAddress, number: int, responses: list[bytes], now: float) -> None:
+        """Client: an authentic packet that was received before came from that address.
+
+        ``responses``: the data of the PATH_RESPONSE frames that it begins with.
+        """
 
     def retire_prior_to(self, sequence_number: int) -> None:
         """The peer wants connection IDs below this retired."""
@@ -242,15 +246,19 @@ class HookedConnection(QuicConnection):
             super().receive_datagram(data, addr, now)
         if self._ack_eliciting_sent_since_receipt:
             self._ack_eliciting_sent_since_receipt = awaited
-            if self._is_client and ferry.negotiated and paths and paths[0].addr == addr:
-                number = self._authentic_number(data)
-                if number is not None:
-                    ferry.repeated(number, now)
+            if self._is_client and ferry.negotiated and self._handshake_confirmed:
+                authentic = self._decrypt_again(data)
+                if authentic is not None:
+                    number, payload = authentic
+                    ferry.repeated(addr, number, _leading_responses(payload), now)
         else:
             ferry.received(addr, newest=self._spin_highest_pn > largest, now=now)
 
-    def _authentic_number(self, data: bytes) -> int | None:
-        """The packet number of a 1-RTT datagram that upstream has dropped; None if it is not authentic."""
+    def _decrypt_again(self, data: bytes) -> tuple[int, bytes] | None:
+        """Number and payload of a 1-RTT datagram that upstream has dropped; None if it is not authentic.
+
+        Whoever relays packets faster than they come by themselves makes all genuine ones duplicates.
+        """
         buf = Buffer(data=data)
         try:
             header = pull_quic_header(buf, host_cid_length=self._configuration.connection_id_length)
@@ -262,10 +270,10 @@ class HookedConnection(QuicConnection):
             return None
         expected = self._spaces[tls.Epoch.ONE_RTT].expected_packet_number
         try:
-            _, _, number = self._cryptos[tls.Epoch.ONE_RTT].decrypt_packet(data, buf.tell(), expected)
+            _, payload, number = self._cryptos[tls.Epoch.ONE_RTT].decrypt_packet(data, buf.tell(), expected)
         except CryptoError:
             return None
-        return number
+        return number, payload
 
     def _receive_provisionally(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         """Upstream drops what comes from an address that is no path (RFC 9000 §9).
@@ -334,6 +342,14 @@ class HookedConnection(QuicConnection):
             if self._doubt.is_over:
                 self._doubt = None
         super().handle_timer(now)
+
+
+def _leading_responses(payload: bytes) -> list[bytes]:
+    found = []
+    while payload[:1] == bytes([QuicFrameType.PATH_RESPONSE]) and len(payload) > _CHALLENGE_BYTES:
+        found.append(payload[1 : 1 + _CHALLENGE_BYTES])
+        payload = payload[1 + _CHALLENGE_BYTES :]
+    return found
 
 
 def _earliest(*times: float | None) -> float | None:
