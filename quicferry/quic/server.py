@@ -52,6 +52,7 @@ class ServerRole(Role):
         self._strategy: Strategy | None = None  # of the latest prepare
         self._challenges: list[tuple[NetworkAddress, bytes]] = []
         self._cid_before_move = b""
+        self._here: int | None = None  # the sequence number of the address that it is at, where it knows it
         self._frozen_number = 0  # the next packet number at the freeze
         self._speaks_at: float | None = None  # when a mute server has waited long enough
 
@@ -200,8 +201,7 @@ class ServerRole(Role):
         if not self.negotiated:
             self._seam.ask_for_acknowledgement()
             return
-        if address is not None:
-            self._say_here(address)
+        self._say_here(address)
         self.send_control(SmMigrated(epoch=self._epoch))
         self._seam.change_cid()  # RFC 9000 §9.5: not the same one from two addresses
         self.mute = not speak_first
@@ -228,13 +228,24 @@ class ServerRole(Role):
         if self.negotiated and self._seam.handshake_confirmed:
             self.send_control(SmAbort(epoch=self._epoch, reason=AbortReason.named(reason)))
 
-    def _say_here(self, address: Address) -> None:
+    def _say_here(self, address: Address | None) -> None:
         """Names the address that the server is at, so that SM_MIGRATED counts for no other path."""
-        for frame in self._named.values():
-            if address in (frame.ipv4, frame.ipv6):
-                self.send_control(dataclasses.replace(frame, here=True))
-                return
-        self._name(address, pool=False, here=True)
+        self._here = None
+        self._control = [self._up_to_date(encoded) for encoded in self._control]
+        if address is None:
+            return
+        self._here = next((s for s, f in self._named.items() if address in (f.ipv4, f.ipv6)), None)
+        if self._here is None:
+            self._here = self._name(address, pool=False, here=True)
+        else:
+            self.send_control(dataclasses.replace(self._named[self._here], here=True))
+
+    def _up_to_date(self, encoded: bytes) -> bytes:
+        """A frame that is to be sent again; one that named a former place still names an address."""
+        frame = decode_frame(encoded)
+        if isinstance(frame, SmAddress) and frame.here and frame.sequence != self._here:
+            return dataclasses.replace(frame, here=False).encode()
+        return encoded
 
     def _name(self, address: Address, *, pool: bool, here: bool = False) -> int:
         """The sequence number of an address the client knows, or is told now."""
@@ -253,7 +264,7 @@ class ServerRole(Role):
 
     def control_delivered(self, encoded: bytes, acknowledged: bool) -> None:
         """Besides repeating: a pool is ready when the client is known to have all of it."""
-        super().control_delivered(encoded, acknowledged)
+        super().control_delivered(self._up_to_date(encoded), acknowledged)
         frame = decode_frame(encoded)
         if not acknowledged or not isinstance(frame, SmAddress):
             return

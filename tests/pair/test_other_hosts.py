@@ -348,3 +348,24 @@ def test_a_later_version_of_the_parameter_is_no_error(monkeypatch, version, rest
     pair.drive(limit_s=0.5)
     assert pair.answered()
     pair.assert_open()
+
+
+def test_a_repeated_here_of_a_former_place_leads_nobody_there():
+    """The first datagrams from B are lost, and what was in them is sent again from C."""
+    pair = Pair(hand_off=True)
+    pair.named = True
+    pair.handshake(settle_s=1.2)
+    pair.network.drop = lambda data, address, direction: (address, direction) == (EDGE_2, "down")
+    pair.move(Strategy.SYMMETRIC, to=EDGE_2, downtime_s=0.02)
+    pair.drive(lambda: pair.server_at == EDGE_2, limit_s=3.0)
+    pair.drive(limit_s=0.005)
+    pair.move(Strategy.SYMMETRIC, to=edge(3), downtime_s=0.02, epoch=2)
+    assert pair.drive(lambda: pair.switched_to(edge(3)), limit_s=2.0)
+    pair.drive(limit_s=2.0)
+    assert [e.new for e in pair.all(PathSwitched)] == [edge(3)]
+    assert not any(address == EDGE_2 for _, address, _ in pair.up)
+    # the address of B is known all the same
+    pair.network.drop = None
+    pair.validated = {edge(3)}
+    pair.move(Strategy.PROACTIVE_EXPLICIT, to=EDGE_2, downtime_s=0.02, epoch=3)
+    assert pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=2.0)

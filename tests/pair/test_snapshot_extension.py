@@ -160,6 +160,7 @@ ROLE_FIELDS: dict[str, str | None] = {
     "_control": "control",
     "_epoch": "epoch",
     "_frozen_number": "frozen_number",
+    "_here": None,  # where the connection is resumed is told anew
     "_machine": "state",
     "_named": "named",
     "_next_sequence": "next_sequence",
