@@ -43,6 +43,7 @@ from quicferry.quic.snapshot import (
     freeze,
     is_frozen,
     pack_bundle,
+    record_commit,
     restore_snapshot,
     take_snapshot,
     thaw,
@@ -121,7 +122,7 @@ class QuicServer(ServerShell):
 
     def _end_window(self, order: control.Order) -> None:
         """What comes next finds that everybody was told; who was not yet, need not hear that it is off."""
-        if self._window is None or isinstance(order, control.Status):
+        if self._window is None or isinstance(order, control.Status | control.Commit):
             return
         if isinstance(order, control.Abort):
             self._window.drop()
@@ -248,11 +249,20 @@ class QuicServer(ServerShell):
 
     def _dismiss(self) -> int:
         """Close what was not given away: those clients are to connect again, elsewhere."""
+        if self.fence.frozen_epoch is not None:
+            self.fence.give(self.fence.frozen_epoch)
         left = [peer for peer in self.table.peers.values() if not is_frozen(peer.connection)]
         for peer in left:
             peer.connection.close(MOVED_ERROR, reason_phrase=self._new_address)
             self.table.proceed(peer)
         return len(left)
+
+    def _commit(self) -> dict[str, Any]:
+        """The source never goes on: the packet numbers are all ours."""
+        for peer in list(self.table.peers.values()):
+            record_commit(peer.connection)
+            self.table.proceed(peer)
+        return {}
 
     def _hold(self) -> None:
         self.port.mute()
@@ -328,19 +338,26 @@ class QuicServer(ServerShell):
             assert isinstance(connection, MigratableConnection)
             self.table.adopt(connection, set(connection_ids(connection)), key).strategy = strategy
         self.standby = False
-        return self._go_on(order.epoch, order.strategy, order.server_first, order.edge)
+        return self._go_on(order)
 
     def _serve_again(self, order: control.Resume) -> dict[str, Any]:
-        return self._go_on(order.epoch, order.strategy, order.server_first, order.edge)
+        return self._go_on(order)
 
-    def _go_on(self, epoch: int, strategy: Strategy, server_first: bool, edge: str) -> dict[str, Any]:
+    def _go_on(self, order: control.Import | control.Resume) -> dict[str, Any]:
         t_ns = now_ns()
+        epoch, strategy, server_first = order.epoch, order.strategy, order.server_first
+        address = None if order.service is None else (order.service.host, order.service.port)
         self.frozen_epoch = None
         self.table.accepting = True
         for peer in self.table.peers.values():
             its = peer.strategy or strategy
             peer.connection.resume(
-                epoch, its, speaks_first(its, server_first), now_s(), clients=len(self.table.peers)
+                epoch,
+                its,
+                speaks_first(its, server_first),
+                now_s(),
+                clients=len(self.table.peers),
+                address=address,
             )
         window = self._window = NoticeWindow(self.table.peers.values(), self._first_flight, holding=True)
         # what waits in the socket is handled before anything leaves, as the first flight can answer it
@@ -355,7 +372,7 @@ class QuicServer(ServerShell):
             "server.resumed",
             t_ns=t_ns,
             epoch=epoch,
-            edge=edge,
+            edge=order.edge,
             server_first=speaks_first(strategy, server_first),
             connection_ids=sum(len(peer.connection_ids) for peer in self.table.peers.values()),
         )

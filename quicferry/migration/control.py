@@ -71,6 +71,7 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True, tag="resume"):
     edge: str
     strategy: Strategy
     server_first: bool
+    service: Endpoint | None = None  # where clients reach the server from now on
 
 
 class Import(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
@@ -82,12 +83,22 @@ class Import(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
     server_first: bool
     state_path: str
     sha256: str
+    service: Endpoint | None = None  # where clients reach the server from now on
 
 
 class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag="dismiss"):
     """Close the connections that the destination did not get: it serves now. Answer: dismissed.
 
     Their clients are told to connect again, there.
+    """
+
+    epoch: int
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
+    """At the destination: the source will not serve again. Answer: nothing.
+
+    A server that has taken over live connections may use all packet numbers from now on.
     """
 
     epoch: int
@@ -104,7 +115,7 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
     """Write the closing event and end. Answer: the summary of the service."""
 
 
-Order = Status | Track | Prepare | Freeze | Resume | Import | Dismiss | Abort | Stop
+Order = Status | Track | Prepare | Freeze | Resume | Import | Dismiss | Commit | Abort | Stop
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -146,6 +157,8 @@ class ControlHandler(ABC):
                 return self._import(order)
             case Dismiss():
                 return {"dismissed": self._dismiss()}
+            case Commit():
+                return self._commit()
             case Abort():
                 return self._abort(order)
             case Stop():
@@ -176,6 +189,10 @@ class ControlHandler(ABC):
     @abstractmethod
     def _dismiss(self) -> int:
         """Carry out ``Dismiss``; returns the number of connections that were closed."""
+
+    def _commit(self) -> dict[str, Any]:
+        """Nothing, for a server whose connections do not move."""
+        return {}
 
     @abstractmethod
     def _abort(self, order: Abort) -> dict[str, Any]:

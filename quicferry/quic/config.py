@@ -29,6 +29,11 @@ class Timings:
     #: afterwards each interval is this many times the one before, up to ``probe_interval_max_s``
     probe_backoff: float = 1.25
     probe_interval_max_s: float = 0.250
+    #: challenges of 1200 bytes to addresses that have never been heard: so many at once, over all
+    #: announcements of a connection, and then so many a second. It bounds what a server can have its
+    #: client send to third parties
+    probe_allowance: int = 256
+    probe_allowance_per_second: float = 40.0
     #: the downtime that is expected when nothing was announced
     unannounced_downtime_s: float = 2.0
     #: patience beyond the downtime; half the idle timeout when that is sooner

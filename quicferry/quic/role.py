@@ -29,6 +29,11 @@ class Role:
         """Whether the loss detection timer is off."""
         return False
 
+    @property
+    def connection_ids(self) -> int:
+        """As many as upstream deals in, if there is no need for more."""
+        return 0
+
     def admits(self, address: NetworkAddress) -> bool:
         """A server takes packets from everywhere: upstream's business."""
         return False
@@ -36,7 +41,10 @@ class Role:
     def retire_prior_to(self, sequence_number: int) -> None:
         """Only connection IDs that upstream does not know of are ours to retire."""
 
-    def response(self, data: bytes) -> bool:
+    def repeated(self, address: NetworkAddress, number: int, responses: list[bytes], now: float) -> None:
+        """Relays are the client's business."""
+
+    def response(self, data: bytes, address: NetworkAddress) -> bool:
         """Only a client challenges."""
         return False
 

@@ -21,7 +21,10 @@ Address: TypeAlias = tuple[str, int]
 
 TRANSPORT_PARAMETER_ID = 0x29F5C3A17B
 VERSION = 1
-MAX_ADDRESSES = 7  # 8 connection IDs (RFC 9000 §5.1.1), one of which is in use on the old path
+MAX_ADDRESSES = 7  # each takes a connection ID of its own (RFC 9000 §9.5)
+#: connection IDs that a race of so many takes besides: one is in use on the old path, one is held back for
+#: an address that nobody has named and that an authentic packet comes from
+CIDS_BESIDE_A_RACE = 2
 VARINT_MAX = (1 << 62) - 1
 
 #: One bit per strategy in the transport parameter; the number of a strategy in SM_PREPARE is its bit.
@@ -108,6 +111,8 @@ class Parameter:
         buf = Buffer(data=value)
         try:
             version = buf.pull_uint_var()
+            if version != VERSION:  # what follows is that version's business
+                return cls(strategies=frozenset(), version=version)
             bits = buf.pull_uint_var()
             max_addresses = buf.pull_uint_var()
             flags = buf.pull_uint_var()
@@ -115,7 +120,7 @@ class Parameter:
             raise _bad_parameter("it is too short") from error
         if not 1 <= max_addresses <= MAX_ADDRESSES:
             raise _bad_parameter(f"max_addresses is {max_addresses}")
-        if version == VERSION and not buf.eof():
+        if not buf.eof():
             raise _bad_parameter("it is too long")
         strategies = frozenset(strategy for bit, strategy in _STRATEGY_OF_BIT.items() if bits & bit)
         return cls(strategies=strategies, max_addresses=max_addresses, version=version, flags=flags)
@@ -145,6 +150,7 @@ _IPV4 = 0x01
 _IPV6 = 0x02
 _POOL = 0x04
 _RETIRE = 0x08
+_HERE = 0x10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +158,7 @@ class SmAddress:
     """One place the server may move to, or (``retire``) one it will not move to any more.
 
     ``pool`` marks a member of the pool, which a client may probe on its own when the server falls silent.
+    ``here`` says that the server is at this address now; it goes before SM_MIGRATED, in the same packet.
     """
 
     frame_type: ClassVar[FrameType] = FrameType.SM_ADDRESS
@@ -161,6 +168,7 @@ class SmAddress:
     ipv6: Address | None = None
     pool: bool = False
     retire: bool = False
+    here: bool = False
 
     @classmethod
     def of(cls, sequence: int, address: Address, *, pool: bool = False, retire: bool = False) -> SmAddress:
@@ -174,7 +182,7 @@ class SmAddress:
         buf = _started(self.frame_type)
         buf.push_uint_var(self.sequence)
         flags = _IPV4 * (self.ipv4 is not None) | _IPV6 * (self.ipv6 is not None)
-        buf.push_uint8(flags | _POOL * self.pool | _RETIRE * self.retire)
+        buf.push_uint8(flags | _POOL * self.pool | _RETIRE * self.retire | _HERE * self.here)
         if self.ipv4 is not None:
             buf.push_bytes(ipaddress.IPv4Address(self.ipv4[0]).packed)
             buf.push_uint16(self.ipv4[1])
@@ -201,6 +209,7 @@ class SmAddress:
             ipv6=ipv6,
             pool=bool(flags & _POOL),
             retire=bool(flags & _RETIRE),
+            here=bool(flags & _HERE),
         )
 
 

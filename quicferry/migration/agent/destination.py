@@ -57,6 +57,7 @@ class DestinationSide:
         self._preparing: asyncio.Task[None] | None = None
         self._restoring: asyncio.Task[Resumed] | None = None
         self._fencing: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._inbox = Inbox()
         self._lease_ns = 0
         self._why_not: dict[int, str] = {}
@@ -93,6 +94,8 @@ class DestinationSide:
             return
         if latest.step is Step.RESTORE or latest.step in SERVES_AT_DESTINATION:
             await self._take_over(order)
+        if self.machine.step is Step.MOVED:  # the server may not have heard of the commit
+            self._tell_commit()
         if self.machine.is_over:
             return
         self._lease_ns = order.resume_before_ns
@@ -317,6 +320,23 @@ class DestinationSide:
             self._fencing.cancel()
         if self._host.room is not None:
             self._host.room.close_later(self._host.linger_s)
+        self._tell_commit()
+
+    def _tell_commit(self) -> None:
+        """Lets the server have all packet numbers; in a task, as it may wait for memory just now."""
+        if self.order is not None:
+            self._telling = asyncio.get_running_loop().create_task(self._commit_server(self.order))
+
+    async def _commit_server(self, order: MoveOrder) -> None:
+        while self.order is order and self.machine.step is Step.MOVED:
+            try:
+                await self._host.control.ask(control.Commit(epoch=order.epoch), order.deadlines.commit_s)
+            except FerryError:
+                if self._host.container.service_pid is None:
+                    return
+                await asyncio.sleep(ASK_S)
+            else:
+                return
 
     async def abort(self, epoch: int, reason: str) -> Verdict:
         """Do not resume in this epoch, unless the server has resumed already; the verdict is final."""
