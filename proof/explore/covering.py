@@ -136,9 +136,7 @@ class Covering:
             if self._factor_of[first] == self._factor_of[second]:
                 continue
             tokens = {
-                tuple(sorted((a, b)))
-                for a in self._levels[first].tokens
-                for b in self._levels[second].tokens
+                tuple(sorted((a, b))) for a in self._levels[first].tokens for b in self._levels[second].tokens
             }
             if tokens <= starts.keys():
                 continue

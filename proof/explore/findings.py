@@ -72,5 +72,7 @@ def summary(findings: Iterable[Finding]) -> list[str]:
     for (is_known, what, _), some in sorted(grouped.items(), key=lambda item: item[0]):
         first = some[0]
         word = "known" if is_known else "NEW" if first.confirmed else "seen once"
-        rows.append(f"{word}: {what} ({len(some)} times)\n    {first.words}\n    {first.shortest or first.line}")
+        rows.append(
+            f"{word}: {what} ({len(some)} times)\n    {first.words}\n    {first.shortest or first.line}"
+        )
     return rows

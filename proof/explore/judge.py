@@ -51,7 +51,25 @@ class Observation:
     traces: Mapping[str, str] = field(default_factory=dict)  # log file -> the last line of a traceback
 
 
-Rule = Callable[[Observation, RunResult, RunSpec], Iterator[str]]
+class Judged(NamedTuple):
+    """A run that came to a result."""
+
+    seen: Observation
+    result: RunResult
+    spec: RunSpec
+
+    @property
+    def carried(self) -> bool:
+        """Whether network and machine carry what the clients ask for."""
+        return too_much(self.spec) is None
+
+    @property
+    def to_be_measured(self) -> bool:
+        """A success that says something: the link carried what was offered."""
+        return self.result.outcome == "succeeded" and self.carried
+
+
+Rule = Callable[[Judged], Iterator[str]]
 
 
 def complaints(seen: Observation) -> list[Complaint]:
@@ -59,8 +77,9 @@ def complaints(seen: Observation) -> list[Complaint]:
     found = list(_from_outside(seen))
     if seen.result is None or seen.spec is None or seen.status not in (0, 1) or not seen.built:
         return found
+    judged = Judged(seen, seen.result, seen.spec)
     for name, rule in RULES.items():
-        found += [Complaint(name, words) for words in rule(seen, seen.result, seen.spec)]
+        found += [Complaint(name, words) for words in rule(judged)]
     return found
 
 
@@ -106,75 +125,80 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
-def _succeeds(seen: Observation, result: RunResult, spec: RunSpec) -> Iterator[str]:
-    if result.outcome != "succeeded" and not too_much(spec):
-        yield str(result.error)
+def _succeeds(run: Judged) -> Iterator[str]:
+    if run.result.outcome != "succeeded" and run.carried:
+        yield str(run.result.error)
 
 
-def _nothing_lost(seen: Observation, result: RunResult, spec: RunSpec) -> Iterator[str]:
-    if result.requests_duplicated:
-        yield f"{result.requests_duplicated} requests were obeyed twice"
-    if too_much(spec):
+def _nothing_lost(run: Judged) -> Iterator[str]:
+    if run.result.requests_duplicated:
+        yield f"{run.result.requests_duplicated} requests were obeyed twice"
+    if not run.carried:
         return
-    if result.requests_lost:
-        yield f"{result.requests_lost} of {result.requests_sent} requests were lost"
-    if result.state_ok is False:
+    if run.result.requests_lost:
+        yield f"{run.result.requests_lost} of {run.result.requests_sent} requests were lost"
+    if run.result.state_ok is False:
         yield "the service's state did not survive"
-    if result.outcome == "succeeded" and not result.bytes_verified and spec.response_bytes:
-        yield f"{result.bytes_verified} bytes were verified"
-    yield from (warning for warning in result.warnings if "not verified" in warning)
+    if run.result.outcome == "succeeded" and not run.result.bytes_verified and run.spec.response_bytes:
+        yield f"{run.result.bytes_verified} bytes were verified"
+    yield from (warning for warning in run.result.warnings if "not verified" in warning)
 
 
-def _one_owner(seen: Observation, result: RunResult, spec: RunSpec) -> Iterator[str]:
-    if spec.baseline is not None or result.outcome != "succeeded" or too_much(spec):
+def _one_owner(run: Judged) -> Iterator[str]:
+    if run.spec.baseline is not None or not run.to_be_measured:
         return
-    places = faults.places(spec.faults) or ["destination" if spec.moves % 2 else "source"]
-    if result.served_by not in places:
-        yield f"the server is at {result.served_by}, not at {' or '.join(places)}"
+    places = faults.places(run.spec.faults) or ["destination" if run.spec.moves % 2 else "source"]
+    if run.result.served_by not in places:
+        yield f"the server is at {run.result.served_by}, not at {' or '.join(places)}"
 
 
-def _measured(seen: Observation, result: RunResult, spec: RunSpec) -> Iterator[str]:
-    if spec.baseline is not None or spec.faults or result.outcome != "succeeded" or too_much(spec):
+def _measured(run: Judged) -> Iterator[str]:
+    if run.spec.baseline is not None or run.spec.faults or not run.to_be_measured:
         return
-    if spec.moves > 1 and len(result.moves) != spec.moves:
-        yield f"{len(result.moves)} of {spec.moves} moves"
-    missing = [str(move.number) for move in result.moves if move.service_migration_time_ms is None]
+    if run.spec.moves > 1 and len(run.result.moves) != run.spec.moves:
+        yield f"{len(run.result.moves)} of {run.spec.moves} moves"
+    missing = [str(move.number) for move in run.result.moves if move.service_migration_time_ms is None]
     if missing:
-        yield f"move {', '.join(missing)} of {spec.moves} has no service-migration time"
-    elif result.service_migration_time_ms is None:
+        yield f"move {', '.join(missing)} of {run.spec.moves} has no service-migration time"
+    elif run.result.service_migration_time_ms is None:
         yield "no service-migration time"
 
 
-def _log_agrees(seen: Observation, result: RunResult, spec: RunSpec) -> Iterator[str]:
+def _log_agrees(run: Judged) -> Iterator[str]:
+    spec, result = run.spec, run.result
     plain = spec.response_bytes <= PLAIN_RESPONSE_BYTES and not (spec.download_mib or spec.upload_mib)
     capture, log = result.service_migration_time_ms, result.log_service_migration_time_ms
     one = spec.clients == 1 and spec.moves == 1
-    if not (plain and one) or capture is None or result.outcome != "succeeded" or too_much(spec):
+    if not (plain and one) or capture is None or not run.to_be_measured:
         return
     if log is None:
         yield "the capture has a service-migration time, the client's log has none"
-    elif abs(capture - log) > LOG_TOLERANCE_MS and not any("log says" in each for each in result.warnings):
-        yield f"the capture says {capture:.1f} ms, the client's log {log:.1f} ms, and the result does not say why"
+    elif abs(capture - log) > LOG_TOLERANCE_MS and not _says_why(result):
+        yield f"capture {capture:.1f} ms, client's log {log:.1f} ms, and the result does not say why"
 
 
-def _overhead(seen: Observation, result: RunResult, spec: RunSpec) -> Iterator[str]:
-    if result.outcome == "succeeded" and not too_much(spec):
-        words = overhead.too_long(spec, result)
+def _says_why(result: RunResult) -> bool:
+    return any("log says" in warning for warning in result.warnings)
+
+
+def _overhead(run: Judged) -> Iterator[str]:
+    if run.to_be_measured:
+        words = overhead.too_long(run.spec, run.result)
         if words:
             yield words
 
 
-def _warnings(seen: Observation, result: RunResult, spec: RunSpec) -> Iterator[str]:
-    yield from (warning for warning in result.warnings if NEVER.search(warning))
+def _warnings(run: Judged) -> Iterator[str]:
+    yield from (warning for warning in run.result.warnings if NEVER.search(warning))
 
 
-def _logs(seen: Observation, result: RunResult, spec: RunSpec) -> Iterator[str]:
-    yield from (f"a traceback in {name}: {last}" for name, last in seen.traces.items())
+def _logs(run: Judged) -> Iterator[str]:
+    yield from (f"a traceback in {name}: {last}" for name, last in run.seen.traces.items())
 
 
-def _complete(seen: Observation, result: RunResult, spec: RunSpec) -> Iterator[str]:
-    if seen.incomplete:
-        yield "the run directory lacks " + ", ".join(seen.incomplete)
+def _complete(run: Judged) -> Iterator[str]:
+    if run.seen.incomplete:
+        yield "the run directory lacks " + ", ".join(run.seen.incomplete)
 
 
 RULES: dict[str, Rule] = {

@@ -8,9 +8,10 @@ as the downtime did not hide it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from quicferry.record import RunResult
+from quicferry.record import MoveRecord, RunResult
 from quicferry.spec import RunSpec
 from quicferry.strategies import RULES, ProbeOn, speaks_first
 
@@ -78,8 +79,8 @@ def too_long(spec: RunSpec, result: RunResult) -> str | None:
     """Why the overhead of a run is more than its strategy may have; None when it is not."""
     if not judged(spec):
         return None
-    moves = result.moves or [result]
-    for move in moves:
+    measured: Sequence[MoveRecord | RunResult] = result.moves or [result]
+    for move in measured:
         overhead, downtime = move.connection_overhead_ms, move.container_downtime_ms
         if overhead is None or downtime is None or not under_way(spec, downtime):
             continue

@@ -34,7 +34,7 @@ def perform(values: Values, runs: Path) -> Observation:
     before = {path.name for path in runs.iterdir()}
     mounts, interfaces = _mounts(), _interfaces()
     scratch = Path(tempfile.mkdtemp(prefix="explore-"))
-    argv = [CHECKOUT / "bin" / "quicferry", "run", *words(values), "--json", "--runs", runs]
+    argv: list[str | Path] = [CHECKOUT / "bin" / "quicferry", "run", *words(values), "--json", "--runs", runs]
     begun, cpu = time.monotonic(), _children_s()
     try:
         done = run(argv, check=False, timeout_s=TIMEOUT_S, env={**os.environ, "TMPDIR": str(scratch)})
