@@ -23,7 +23,7 @@ from proof.explore.findings import Finding, append, known_as, read_known, summar
 from proof.explore.judge import Complaint, Observation, complaints, kind_of
 from proof.explore.levels import factors
 from proof.explore.load import too_much
-from proof.explore.minimise import minimise, repeatedly
+from proof.explore.minimise import ON_THE_WAY, minimise, repeatedly
 from proof.explore.perform import perform
 from quicferry.errors import FerryError
 from quicferry.experiment import preflight
@@ -35,6 +35,7 @@ FAULT_FREE, LEAN = 0.6, 0.5  # of the lines; a lean line has few axes off their 
 LEAN_FACTORS = 4
 REFUSALS = 0.05  # of the lines are requests that must be refused
 MINIMISED = 12  # kinds of faults; a broken build is not to be minimised for a day
+MINIMISE_S = 300.0  # for one fault
 
 
 class Explorer:
@@ -106,14 +107,17 @@ class Explorer:
             return any(kind_of(each) == kind for each in complaints(self.perform(line_values)))
 
         fails = repeatedly(once)
+        print(f"    {kind}: {complaint.words}\n    once more", flush=True)
         finding.confirmed = fails(values)
         if finding.confirmed and len(self._minimised) < MINIMISED:
+            until = time.monotonic() + MINIMISE_S
             refusal = accepted(values) is None
 
             def valid(rest: Mapping[str, Any]) -> bool:
                 return accepted(rest) is None if refusal else self._wanted(rest)
 
-            finding.shortest = line(minimise(values, fails, valid))
+            shortest = minimise(values, repeatedly(once, ON_THE_WAY), valid, lambda: time.monotonic() < until)
+            finding.shortest = line(shortest if fails(shortest) else values)
             self._minimised[kind] = finding.shortest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proof.explore.findings import Finding, KnownFault, append, known_as, read_known, summary
-from proof.explore.minimise import minimise, repeatedly
+from proof.explore.minimise import ON_THE_WAY, minimise, repeatedly
 
 LINE = dict.fromkeys("abcdefghij", 1)
 
@@ -38,9 +38,9 @@ def test_only_valid_lines_are_asked() -> None:
     assert minimise(LINE, fails, valid) == {"a": 1, "b": 1}
 
 
-def test_it_stops_after_so_many() -> None:
+def test_it_stops_when_the_time_is_over() -> None:
     asked = []
-    minimise(LINE, lambda values: bool(asked.append(values)), lambda _: True, most=3)
+    minimise(LINE, lambda values: bool(asked.append(values)), lambda _: True, lambda: len(asked) < 3)
     assert len(asked) == 3
 
 
@@ -58,6 +58,12 @@ def test_two_of_three_decide(answers: list[int], verdict: bool, asked: int) -> N
     left = list(answers)
     assert repeatedly(lambda _: bool(left.pop(0)))({}) is verdict
     assert len(answers) - len(left) == asked
+
+
+def test_one_of_two_is_enough_on_the_way() -> None:
+    left = [False, True]
+    assert repeatedly(lambda _: left.pop(0), ON_THE_WAY)({})
+    assert left == []
 
 
 def test_the_known_faults_can_be_read_and_are_regular_expressions() -> None:
