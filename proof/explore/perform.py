@@ -24,20 +24,23 @@ from quicferry.paths import CHECKOUT
 from quicferry.process import run
 from quicferry.record import RunPaths, RunResult
 
+PROGRAM = CHECKOUT / "bin" / "quicferry"
 TIMEOUT_S = 240.0
 GONE_S = 2.0  # after the command, its processes have so long to end
 
 
-def perform(values: Values, runs: Path) -> Observation:
-    """Perform the line; its run directory stays in ``runs``. Raises ``Unsupported`` without bin/quicferry."""
+def perform(
+    values: Values, runs: Path, *, program: Path = PROGRAM, timeout_s: float = TIMEOUT_S
+) -> Observation:
+    """Perform the line; its run directory stays in ``runs``. Raises ``Unsupported`` without the program."""
     runs.mkdir(parents=True, exist_ok=True)
     before = {path.name for path in runs.iterdir()}
     mounts, interfaces = _mounts(), _interfaces()
     scratch = Path(tempfile.mkdtemp(prefix="explore-"))
-    argv: list[str | Path] = [CHECKOUT / "bin" / "quicferry", "run", *words(values), "--json", "--runs", runs]
+    argv: list[str | Path] = [program, "run", *words(values), "--json", "--runs", runs]
     begun, cpu = time.monotonic(), _children_s()
     try:
-        done = run(argv, check=False, timeout_s=TIMEOUT_S, env={**os.environ, "TMPDIR": str(scratch)})
+        done = run(argv, check=False, timeout_s=timeout_s, env={**os.environ, "TMPDIR": str(scratch)})
         status, stdout, stderr = done.status, done.stdout, done.stderr
     except CommandFailed:
         status, stdout, stderr = None, "", ""

@@ -73,6 +73,8 @@ def _place(trace: TracebackType | None) -> str:
     found = "outside"
     for frame, _ in traceback.walk_tb(trace):
         path = Path(frame.f_code.co_filename)
+        if frame.f_code.co_name.startswith("<"):
+            continue  # a comprehension, which has no frame of its own in later Pythons
         if path.is_relative_to(CHECKOUT) and path.relative_to(CHECKOUT).parts[0] in OURS:
             found = f"{path.relative_to(CHECKOUT)}:{frame.f_code.co_name}"
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from aioquic.quic.connection import QuicConnection
 from apps.server.service import Service
 from proof.fuzz.attempt import Target
 from proof.fuzz.endpoint import configuration
+from proof.fuzz.fields import replaced
+from proof.fuzz.findings import CORPUS
 from quicferry.capture import mptcp
 from quicferry.capture.capture import read_counts
 from quicferry.capture.pcap import read_datagrams
@@ -79,6 +82,16 @@ def _sealed(magic: bytes, payload: bytes) -> bytes:
 
 def _snapshot(data: bytes, _: Path) -> None:
     restore_snapshot(_sealed(b"QFsn", data), configuration=configuration(), build=QuicConnection, now=1000.0)
+
+
+@cache
+def _image() -> Any:
+    """The connection of the corpus as plain data."""
+    return msgspec.msgpack.decode((CORPUS / "snapshot-payload" / "connection").read_bytes())
+
+
+def _snapshot_fields(data: bytes, scratch: Path) -> None:
+    _snapshot(msgspec.msgpack.encode(replaced(_image(), data)), scratch)
 
 
 def _rpc() -> list[msgspec.msgpack.Decoder[Any]]:
@@ -192,6 +205,7 @@ TARGETS: dict[str, Target] = {
             "a bundle whose digest is right",
         ),
         Target("snapshot-payload", _snapshot, (MigrationError,), "a connection whose digest is right"),
+        Target("snapshot-fields", _snapshot_fields, (MigrationError,), "one whose fields make no sense"),
         Target("journal", _from_file("edge.journal", Journal), (), "what an agent remembers of its moves"),
         Target("fence", _from_file("fence.json", Fence), (), "whether this host may send"),
         Target("rpc", _message, (msgspec.DecodeError,), "messages between agents and orchestrator"),
