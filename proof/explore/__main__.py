@@ -31,8 +31,8 @@ from quicferry.paths import RUNS
 from quicferry.spec import RunSpec
 from session.session import needs
 
-FAULT_FREE, LEAN = 0.6, 0.7  # of the lines; a lean line has few axes off their defaults
-LEAN_FACTORS = 4
+FAULT_FREE, LEAN = 0.6, 0.5  # of the lines; a lean line has few axes off their defaults
+LEAN_FACTORS = 8
 REFUSALS = 0.05  # of the lines are requests that must be refused
 MINIMISED = 12  # kinds of faults; a broken build is not to be minimised for a day
 MINIMISE_S = 300.0  # for one fault

@@ -184,7 +184,7 @@ def _control(data: bytes, _: Path) -> None:
 def _request(data: bytes, _: Path) -> None:
     try:
         values = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):  # not what is looked at here
+    except (msgspec.DecodeError, ValueError, RecursionError):  # not what is looked at here
         return
     if isinstance(values, dict):
         to_spec(values)
