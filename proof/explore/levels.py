@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import baselines
 import topologies
 from quicferry.experiment.faults import ROWS
-from quicferry.migration.engines.base import ENGINES
+from quicferry.migration.engines import registry
 from quicferry.spec import Axis, axes
 from quicferry.strategies import Strategy
 
@@ -54,7 +54,7 @@ CONTENDER = "contender"
 
 _NAMES: dict[str, Callable[[], Collection[str]]] = {
     "topology": topologies.names,
-    "engine": lambda: ENGINES,
+    "engine": registry.engines,
 }
 
 

@@ -41,7 +41,9 @@ class Crash(NamedTuple):
     """An undeclared end. Two with equal fields are the same fault."""
 
     error: str  # the name of the exception's class
-    at: str  # "quicferry/record.py:read_manifest", the innermost function of ours
+    #: "quicferry/record.py:read_manifest", the innermost function of ours; of what took too long the
+    #: outermost, as where a loop is when the time is over is chance
+    at: str
 
     def __str__(self) -> str:
         return f"{self.error} at {self.at}"
@@ -56,7 +58,8 @@ def attempt(target: Target, data: bytes, *, time_s: float = TIME_S) -> Crash | N
         except target.errors:
             return None
         except (Exception, TooLong) as error:
-            return Crash(_name(error), _place(error.__traceback__))
+            found = _places(error.__traceback__)
+            return Crash(_name(error), found[0 if isinstance(error, TooLong) else -1])
     return None
 
 
@@ -69,15 +72,16 @@ def _name(error: BaseException) -> str:
     return "MemoryError" if isinstance(error, MemoryError) else type(error).__name__
 
 
-def _place(trace: TracebackType | None) -> str:
-    found = "outside"
+def _places(trace: TracebackType | None) -> list[str]:
+    """The functions of ours that were being called, the outermost first."""
+    found = []
     for frame, _ in traceback.walk_tb(trace):
         path = Path(frame.f_code.co_filename)
         if frame.f_code.co_name.startswith("<"):
             continue  # a comprehension, which has no frame of its own in later Pythons
         if path.is_relative_to(CHECKOUT) and path.relative_to(CHECKOUT).parts[0] in OURS:
-            found = f"{path.relative_to(CHECKOUT)}:{frame.f_code.co_name}"
-    return found
+            found.append(f"{path.relative_to(CHECKOUT)}:{frame.f_code.co_name}")
+    return found or ["outside"]
 
 
 @contextmanager

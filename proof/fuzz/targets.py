@@ -32,7 +32,8 @@ from quicferry.errors import CaptureError, FerryError, InvalidInput, MigrationEr
 from quicferry.events import read_events
 from quicferry.experiment import faults
 from quicferry.migration.control import ControlClient
-from quicferry.migration.criu.image_stream import Unpacker, read_dump_stats, read_restore_stats
+from quicferry.migration.criu.image_stream import Unpacker
+from quicferry.migration.criu.stats import read_dump_stats, read_restore_stats
 from quicferry.migration.datagrams.waiting_room import readdress
 from quicferry.migration.journal import Journal
 from quicferry.migration.memory import pagemap
