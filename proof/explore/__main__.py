@@ -31,8 +31,8 @@ from quicferry.paths import RUNS
 from quicferry.spec import RunSpec
 from session.session import needs
 
-FAULT_FREE, LEAN = 0.6, 0.5  # of the lines; a lean line has few axes off their defaults
-LEAN_FACTORS = 8
+FAULT_FREE = 0.6  # of the lines
+LEAN, LEAN_FACTORS = 0.5, 8  # of the lines so many have at most so many axes off their defaults
 REFUSALS = 0.05  # of the lines are requests that must be refused
 MINIMISED = 12  # kinds of faults; a broken build is not to be minimised for a day
 MINIMISE_S = 300.0  # for one fault
@@ -41,9 +41,10 @@ MINIMISE_S = 300.0  # for one fault
 class Explorer:
     """Draws lines for one machine and judges them; ``findings`` grows."""
 
-    def __init__(self, seed: int, runs: Path) -> None:
+    def __init__(self, seed: int, runs: Path, lean: float = LEAN, lean_factors: int = LEAN_FACTORS) -> None:
         self._random = Random(seed)
         self._runs = runs
+        self._lean, self._lean_factors = lean, lean_factors
         self._refused = _unsupported()
         self._known = read_known()
         self.covering = Covering(factors(), self._wanted, seed)
@@ -61,7 +62,7 @@ class Explorer:
     def draw(self) -> Drawn:
         """The next line."""
         within = {"faults": "faults=none"} if self._random.random() < FAULT_FREE else {}
-        most = LEAN_FACTORS if self._random.random() < LEAN else None
+        most = self._lean_factors if self._random.random() < self._lean else None
         drawn = self.covering.draw(within, most)
         drawn.values["seed"] = self._random.randrange(1, 10_000)
         return drawn
@@ -146,11 +147,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=None, help="no new line after so long")
     parser.add_argument("--runs", type=Path, default=RUNS / "explore", help="runs with faults stay here")
+    parser.add_argument("--lean", type=float, default=LEAN, help="part of the lines that are short, 0 to 1")
+    parser.add_argument("--lean-factors", type=int, default=LEAN_FACTORS, help="axes of a short line")
     parser.add_argument("--dry-run", action="store_true", help="only print the lines")
     arguments = parser.parse_args()
     begun = time.monotonic()
     deadline = begun + 60 * arguments.minutes if arguments.minutes else float("inf")
-    explorer = Explorer(arguments.seed, arguments.runs)
+    explorer = Explorer(arguments.seed, arguments.runs, arguments.lean, arguments.lean_factors)
     random = Random(arguments.seed + 1)
     covering, lines = explorer.covering, 0
     while lines < arguments.count and time.monotonic() < deadline:

@@ -58,7 +58,7 @@ class Collector:
     @property
     def time_s(self) -> float:
         """How long an attempt may take: less, once it is known that the decoder can take too long."""
-        return TIME_S / 10 if any(each.error == TooLong.__name__ for each in self.smallest) else TIME_S
+        return TIME_S / 50 if any(each.error == TooLong.__name__ for each in self.smallest) else TIME_S
 
     def take(self, crash: Crash | None, data: bytes) -> None:
         """Note the end of one attempt."""

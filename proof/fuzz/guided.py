@@ -29,8 +29,10 @@ def main() -> None:
     grown = folder / "grown"  # what coverage has found worth keeping
     grown.mkdir(parents=True, exist_ok=True)
 
-    def once(data: bytes) -> None:
-        collector.take(attempt(target, data, time_s=collector.time_s), data)
+    def once(data: bytes) -> int:
+        crash = attempt(target, data, time_s=collector.time_s)
+        collector.take(crash, data)
+        return 0 if crash is None else -1  # -1: not into the corpus, or all that follows crashes like it
 
     flags = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES}", "-timeout=120", "-rss_limit_mb=0"]
     corpus = [str(CORPUS / name)] if (CORPUS / name).is_dir() else []
