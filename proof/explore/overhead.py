@@ -32,6 +32,8 @@ MUST_ASK = Bound(1.1, True, "README: Reactive Explicit and Pool, a PTO and then 
 SLACK_MS, SLACK_RTT, SLACK_JITTER = 25.0, 0.15, 4.0
 #: A server of these engines touches memory that is still at the source when it begins to serve.
 BEHIND_MS = 60.0
+MBIT_PER_MIB = 8.389
+FASTEST_MBPS = 100.0  # of a download: aioquic does not send faster
 UNKNOWN_PTO = 2.0  # round trips; RFC 9002 §6.2.1: srtt + 4 rttvar
 
 
@@ -55,8 +57,9 @@ def judged(spec: RunSpec) -> bool:
 
 
 def under_way(spec: RunSpec, downtime_ms: float) -> bool:
-    """Whether there was something to serve when the server came back."""
-    if spec.download_mib or not spec.interval_ms:
+    """Whether there was something to serve when the server came back; a short download may be over."""
+    fastest = min(FASTEST_MBPS, spec.rate_mbps or FASTEST_MBPS)
+    if spec.download_mib * MBIT_PER_MIB / fastest > spec.before_s or not spec.interval_ms:
         return True
     return spec.interval_ms <= max(spec.rtt_ms, 0.8 * downtime_ms)
 

@@ -100,7 +100,11 @@ TWO_MOVES: dict[str, Any] = {"served_by": "source", "moves": [move(1), move(2)]}
         ("log", {}, {"log_service_migration_time_ms": 15.0}),
         ("log", {}, {"log_service_migration_time_ms": None}),
         ("overhead", {"strategy": "symmetric"}, {"connection_overhead_ms": 70.0}),
-        ("overhead", {"strategy": "symmetric", "download_mib": 1.0}, {"connection_overhead_ms": 90.0}),
+        (
+            "overhead",
+            {"strategy": "symmetric", "download_mib": 10.0, "before_s": 0.5},
+            {"connection_overhead_ms": 90.0},
+        ),
         (
             "overhead",
             {"strategy": "symmetric", "moves": 2},
@@ -130,6 +134,9 @@ def test_a_long_overhead_is_right_where_nothing_was_under_way() -> None:
     late = {"connection_overhead_ms": 400.0}
     assert complaints(seen({"interval_ms": 1000.0}, result=late)) == []
     assert kinds(seen({"interval_ms": 0.0}, result=late)) == ["overhead"]
+    seldom = {"interval_ms": 500.0, "download_mib": 5.0}
+    assert complaints(seen(seldom, result=late)) == []  # the download was over before the move
+    assert kinds(seen({**seldom, "rate_mbps": 20.0}, result=late)) == ["overhead"]
 
 
 def test_requests_may_be_lost_where_the_link_carries_less_than_was_offered() -> None:
