@@ -8,11 +8,16 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 FAULTS_ARGS ?=
+COUNT ?= 100
+SEED ?= 1
+MINUTES ?=
+SECONDS ?= 60
+FUZZ_ARGS ?=
 # the programs of root, for those who became root by `su` and kept their own PATH
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream lint bench soak faults lock clean
+.PHONY: help setup demo test test-upstream lint bench soak faults explore fuzz lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +53,12 @@ soak: setup ## move one connection 200 times to and fro and look for leaks (as r
 
 faults: setup ## perform every fault with every engine and strategy (as root, an hour)
 	@$(PYTHON) -m bench.fault_matrix $(FAULTS_ARGS)
+
+explore: setup ## draw COUNT command lines (SEED, MINUTES), run and judge them (as root, 10 s each)
+	@$(PYTHON) -m proof.explore --count $(COUNT) --seed $(SEED) $(if $(MINUTES),--minutes $(MINUTES))
+
+fuzz: setup ## give every decoder bytes that nobody thought of, SECONDS each
+	@$(PYTHON) -m proof.fuzz --seconds $(SECONDS) $(FUZZ_ARGS)
 
 lock: ## make requirements.lock again from pyproject.toml
 	@tools/lock.sh
