@@ -147,7 +147,7 @@ def _nothing_lost(run: Judged) -> Iterator[str]:
 def _one_owner(run: Judged) -> Iterator[str]:
     if run.spec.baseline is not None or not run.to_be_measured:
         return
-    places = faults.places(run.spec.faults) or ["destination" if run.spec.moves % 2 else "source"]
+    places = faults.allowed_places(run.spec.faults) or ["destination" if run.spec.moves % 2 else "source"]
     if run.result.served_by not in places:
         yield f"the server is at {run.result.served_by}, not at {' or '.join(places)}"
 
