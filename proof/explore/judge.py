@@ -23,7 +23,7 @@ LOG_TOLERANCE_MS = 1.0
 PLAIN_RESPONSE_BYTES = 1000  # fits in one packet: complete when its first byte is there
 #: Warnings of the analysis that are never right. What only a slow machine brings is not among them.
 NEVER = re.compile(
-    r"key and packet number|two servers|could not be injected|ended before its time|"
+    r"key and packet number|two servers|could not be injected|closed early|"
     r"but only \d+ crossed|could not be decrypted|grew from|did not survive"
 )
 
@@ -147,7 +147,7 @@ def _nothing_lost(run: Judged) -> Iterator[str]:
 def _one_owner(run: Judged) -> Iterator[str]:
     if run.spec.baseline is not None or not run.to_be_measured:
         return
-    places = faults.places(run.spec.faults) or ["destination" if run.spec.moves % 2 else "source"]
+    places = faults.allowed_places(run.spec.faults) or ["destination" if run.spec.moves % 2 else "source"]
     if run.result.served_by not in places:
         yield f"the server is at {run.result.served_by}, not at {' or '.join(places)}"
 

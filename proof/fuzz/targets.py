@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from aioquic.quic.connection import QuicConnection
 
-from apps.server.service import Service
+from apps.server.service import ApplicationService
 from proof.fuzz.attempt import Target
 from proof.fuzz.endpoint import configuration
 from proof.fuzz.fields import replaced
@@ -173,7 +173,7 @@ def _pagemap(data: bytes, _: Path) -> None:
 
 
 def _service(data: bytes, _: Path) -> None:
-    service = Service("edge-1", 256)
+    service = ApplicationService("edge-1", 256)
     for flags, piece in pieces(data):
         service.received("key", flags >> 1, piece, bool(flags & 1), lambda *_: None)
 
