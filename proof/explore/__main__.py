@@ -27,12 +27,14 @@ from proof.explore.minimise import ON_THE_WAY, minimise, repeatedly
 from proof.explore.perform import perform
 from quicferry.errors import FerryError
 from quicferry.experiment import preflight
+from quicferry.experiment.faults import ROWS
 from quicferry.paths import RUNS
 from quicferry.spec import RunSpec
 from session.session import needs
 
 FAULT_FREE = 0.6  # of the lines
 LEAN, LEAN_FACTORS = 0.5, 8  # of the lines so many have at most so many axes off their defaults
+TWO_FAULTS = 0.1  # of the lines with a fault have another one, where both can happen
 REFUSALS = 0.05  # of the lines are requests that must be refused
 MINIMISED = 12  # kinds of faults; a broken build is not to be minimised for a day
 MINIMISE_S = 300.0  # for one fault
@@ -65,6 +67,11 @@ class Explorer:
         most = self._lean_factors if self._random.random() < self._lean else None
         drawn = self.covering.draw(within, most)
         drawn.values["seed"] = self._random.randrange(1, 10_000)
+        if drawn.values.get("faults") and self._random.random() < TWO_FAULTS:
+            second = self._random.choice(ROWS).name
+            both = {**drawn.values, "faults": (*drawn.values["faults"], second)}
+            if self._wanted(both):
+                return drawn._replace(values=both)
         return drawn
 
     def draw_refusal(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ LOG_TOLERANCE_MS = 1.0
 PLAIN_RESPONSE_BYTES = 1000  # fits in one packet: complete when its first byte is there
 #: Warnings of the analysis that are never right. What only a slow machine brings is not among them.
 NEVER = re.compile(
-    r"key and packet number|two servers|could not be injected|ended before its time|"
+    r"key and packet number|two servers|could not be injected|closed early|"
     r"but only \d+ crossed|could not be decrypted|grew from|did not survive"
 )
 

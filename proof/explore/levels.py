@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import baselines
 import topologies
+from apps.client import workloads
 from quicferry.experiment.faults import ROWS
 from quicferry.migration.engines import registry
 from quicferry.spec import Axis, axes
@@ -55,6 +56,7 @@ CONTENDER = "contender"
 _NAMES: dict[str, Callable[[], Collection[str]]] = {
     "topology": topologies.names,
     "engine": registry.engines,
+    "workload": workloads.names,
 }
 
 

@@ -134,6 +134,7 @@ def test_a_long_overhead_is_right_where_nothing_was_under_way() -> None:
     late = {"connection_overhead_ms": 400.0}
     assert complaints(seen({"interval_ms": 1000.0}, result=late)) == []
     assert kinds(seen({"interval_ms": 0.0}, result=late)) == ["overhead"]
+    assert complaints(seen({"workload": "bursts"}, result=late)) == []
     seldom = {"interval_ms": 500.0, "download_mib": 5.0}
     assert complaints(seen(seldom, result=late)) == []  # the download was over before the move
     assert kinds(seen({**seldom, "rate_mbps": 20.0}, result=late)) == ["overhead"]
