@@ -14,7 +14,7 @@ import asyncio
 import contextvars
 import heapq
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from simulation.process import Process
@@ -24,6 +24,24 @@ NS_PER_S = 1_000_000_000
 
 #: the process in which the present callback runs; None for the world's own
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class Kernel(Protocol):
+    """The sockets of a world."""
+
+    async def datagram_endpoint(
+        self,
+        factory: Callable[[], Any],
+        *,
+        local_addr: tuple[str, int] | None = None,
+        remote_addr: tuple[str, int] | None = None,
+    ) -> tuple[Any, Any]:
+        """As ``loop.create_datagram_endpoint``."""
+        ...
+
+    async def connect(self, factory: Callable[[], Any], host: str, port: int) -> tuple[Any, Any]:
+        """As ``loop.create_connection``: one attempt to connect."""
+        ...
 
 
 class Deadlock(Exception):
@@ -71,9 +89,14 @@ class _Belongs(asyncio.Handle):
 
 
 class _TimerBelongs(_Belongs, asyncio.TimerHandle):
-    """The same with a time."""
+    """The same with a time; of two with the same time, the one that was set first comes first."""
 
-    __slots__ = ()
+    __slots__ = ("number",)
+    number: int
+
+    def __lt__(self, other: Any) -> bool:
+        mine, its = self.when(), other.when()
+        return mine < its or (mine == its and self.number < other.number)
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -84,6 +107,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.clock = clock or Clock()
         self._selector = _Jump(self.clock)
         self._clock_resolution = 1e-9  # a float's rounding at START_S is 1e-13
+        self._timers = 0
+        self.kernel: Kernel | None = None  # what serves sockets, where the world has any
 
     def time(self) -> float:
         return self.clock.now_s
@@ -105,9 +130,22 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         timer = _TimerBelongs(when, callback, args, self, context)
+        self._timers += 1
+        timer.number = self._timers
         timer._scheduled = True  # type: ignore[attr-defined]
         heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
         return timer
+
+    def add_signal_handler(self, sig: Any, callback: Any, *args: Any) -> None:
+        """No signals come but those of ``Process``, which nobody can handle."""
+
+    async def create_datagram_endpoint(self, protocol_factory: Any, **keywords: Any) -> Any:  # type: ignore[override]
+        assert self.kernel is not None, "a world without sockets"
+        return await self.kernel.datagram_endpoint(protocol_factory, **keywords)
+
+    async def create_connection(self, protocol_factory: Any, host: str, port: int, **_: Any) -> Any:  # type: ignore[override]
+        assert self.kernel is not None, "a world without sockets"
+        return await self.kernel.connect(protocol_factory, host, port)
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]  # done at once
         future: asyncio.Future[Any] = self.create_future()

@@ -35,8 +35,7 @@ class Process:
         self.state = State.RUNNING
         self._loop = loop
         self._backlog: list[asyncio.Handle] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._graves: list[Any] = []  # what a dead process held; a coroutine that is collected runs `finally`
+        self._graves: list[asyncio.Handle] = []  # of a dead process; what is collected runs its `finally`
         self.at_death: list[Callable[[], None]] = []  # what the kernel does: sockets close, …
         self.context = contextvars.copy_context()
         self.context.run(PROCESS.set, self)
@@ -55,13 +54,7 @@ class Process:
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine in this process."""
-        task = self._loop.create_task(work, context=self.context)
-        self.own(task)
-        return task
-
-    def own(self, task: asyncio.Task[Any]) -> None:
-        """Take a task into the account of this process."""
-        self._tasks.add(task)
+        return self._loop.create_task(work, context=self.context)
 
     def call_soon(self, callback: Callable[..., Any], *args: Any) -> None:
         """Let something arrive in this process."""
@@ -89,13 +82,11 @@ class Process:
         self.state = State.DEAD
         self._graves += self._backlog
         self._backlog = []
-        for task in self._tasks:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is meant
-        self._graves += self._tasks
         for effect in self.at_death:
             effect()
 
-    @property
-    def unfinished(self) -> list[str]:
-        """The names of its tasks that have not ended."""
-        return sorted(task.get_name() for task in self._tasks if not task.done())
+    def bury(self) -> None:
+        """After the end of the world: let what the process left behind be cancelled and collected."""
+        self.state = State.RUNNING
+        self._loop._ready.extend(self._graves + self._backlog)  # type: ignore[attr-defined]
+        self._graves, self._backlog = [], []

@@ -9,6 +9,9 @@ from typing import Any
 import msgspec
 
 from simulation.history import History
+from simulation.ownership import play as ownership_play
+from simulation.ownership import shorten as ownership_shorten
+from simulation.ownership import story as ownership_story
 from simulation.protocol import play as protocol_play
 from simulation.protocol import shorten as protocol_shorten
 from simulation.protocol import story as protocol_story
@@ -61,5 +64,12 @@ WORLDS: dict[str, World] = {
         protocol_story.draw,
         protocol_play.play,
         protocol_shorten.shorter,
+    ),
+    "ownership": World(
+        "ownership",
+        ownership_story.Story,
+        ownership_story.draw,
+        ownership_play.play,
+        ownership_shorten.shorter,
     ),
 }
