@@ -108,6 +108,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._selector = _Jump(self.clock)
         self._clock_resolution = 1e-9  # a float's rounding at START_S is 1e-13
         self._timers = 0
+        self._nobody = contextvars.Context()
         self.kernel: Kernel | None = None  # what serves sockets, where the world has any
 
     def time(self) -> float:
@@ -135,6 +136,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         timer._scheduled = True  # type: ignore[attr-defined]
         heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
         return timer
+
+    def physics(self, after_s: float, callback: Callable[..., Any], *args: Any) -> None:
+        """Call back what belongs to no process: what is under way arrives though its sender has died."""
+        self.call_at(self.time() + after_s, callback, *args, context=self._nobody)
 
     def add_signal_handler(self, sig: Any, callback: Any, *args: Any) -> None:
         """No signals come but those of ``Process``, which nobody can handle."""

@@ -164,4 +164,4 @@ class Wire:
         self.lost += not copies
         for copy in copies:
             self.carried += 1
-            self._loop.call_later(copy.delay_s, arrive, copy.data)
+            self._loop.physics(copy.delay_s, arrive, copy.data)

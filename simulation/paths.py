@@ -44,7 +44,7 @@ class Connection:
 
     def send(self, sender: Process, arrive: Callable[[], None]) -> None:
         """Let ``arrive`` be called in the other process when the message has come."""
-        if self.broken:
+        if self.broken or not sender.alive:
             return
         receiver = self.server if sender is self.client else self.client
         if self.path.carries(sender.host) and not any(held[0] is sender for held in self._held):
@@ -60,7 +60,7 @@ class Connection:
             if not self.broken:
                 receiver.call_soon(arrive)
 
-        self._loop.call_at(at, come)
+        self._loop.physics(at - self._loop.time(), come)
 
     def flush(self) -> None:
         """The path works again: what was held comes, late."""
@@ -113,9 +113,9 @@ class Paths:
         """The kernel closes a dead process's connections, and the peer hears of it if the path works."""
         path = connection.path
         if path.carries(connection.client.host) and path.carries(connection.server.host):
-            self._loop.call_later(path.latency_s, connection.break_off)
+            self._loop.physics(path.latency_s, connection.break_off)
         else:
-            self._loop.call_later(KEEPALIVE_S, connection.break_off)
+            self._loop.physics(KEEPALIVE_S, connection.break_off)
 
     def cut(self, name: str, hosts: list[str]) -> None:
         """What these hosts send on the path is lost from now on."""
@@ -140,4 +140,4 @@ class Paths:
     def _check_later(self, meant: Callable[[Connection], bool]) -> None:
         for connection in self.connections:
             if not connection.broken and meant(connection):
-                self._loop.call_later(KEEPALIVE_S, connection.check_alive)
+                self._loop.physics(KEEPALIVE_S, connection.check_alive)

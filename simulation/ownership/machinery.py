@@ -34,7 +34,7 @@ class _Transport:
     def sendto(self, data: bytes, addr: tuple[str, int] | None = None) -> None:
         to = addr or self.remote
         assert to is not None
-        if not self.closed:
+        if not self.closed and self.process.alive:
             self._sockets.deliver(self, to, data)
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class Sockets:
             elif not sender.closed:
                 sender.process.call_soon(sender.protocol.error_received, ConnectionRefusedError())
 
-        self._loop.call_later(LOOPBACK_S, arrive)
+        self._loop.physics(LOOPBACK_S, arrive)
 
     def forget(self, transport: _Transport) -> None:
         """A socket is closed."""
@@ -191,12 +191,22 @@ class SimulatedUdpPort:
         return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
 
     def send(self, data: bytes, receiver: tuple[str, int]) -> bool:
-        self._ports.leave(self._listen, data, receiver)
+        if self.process.alive:
+            self._ports.leave(self._listen, data, receiver)
         return True
 
     def close(self) -> None:
         self.mute()
         self._unbind()
+
+
+def caller_lives() -> bool:
+    """Whether the process whose code runs now still exists.
+
+    One that is killed in the middle of a callback runs on to the callback's end: without any effect.
+    """
+    process = PROCESS.get()
+    return process is None or process.alive
 
 
 class SimulatedContainer:
@@ -216,6 +226,8 @@ class SimulatedContainer:
 
     async def start(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
         self._pids += 1
+        if not caller_lives():
+            return self._pids
         self.process = self._launch(self._host, argv)
         return self._pids
 
@@ -223,7 +235,7 @@ class SimulatedContainer:
         """Engines that restore processes are not in this world."""
 
     async def stop_service(self, *, grace_s: float = 1.0) -> None:
-        if self.process is not None:
+        if self.process is not None and caller_lives():
             if self.process.state is State.RUNNING and grace_s:
                 await asyncio.sleep(min(grace_s, 0.01))
             self.process.kill()

@@ -105,8 +105,10 @@ def _judge(world: OwnershipWorld) -> None:
     assert client is not None
     if world.lost_server:
         return  # a killed server takes its connections with it; that there were never two is judged above
+    if any(kind.startswith("two-owners") for kind in history.kinds()):
+        return  # what follows from that is no news
     hosts = sorted(process.host for process in world.serving)
-    steps = _steps(world)
+    steps = world.steps()
     if not hosts:
         history.violated(f"nobody-serves:{steps}", "all faults are mended, and no server serves")
     said = next((o for o in reversed(world.outcomes) if isinstance(o, Outcome)), None)
@@ -126,20 +128,9 @@ def _judge(world: OwnershipWorld) -> None:
         history.violated("state-forked", summary.state_detail)
     if summary.requests_duplicated:
         history.violated("obeyed-twice", f"{summary.requests_duplicated} requests were carried out twice")
-    if "two-owners" in history.kinds():
-        return
     silent = [name for name in world.hosts if not world.ready.get(name) and name != ORCHESTRATOR]
     if silent:
         history.violated("agent-does-not-start", f"{', '.join(silent)} did not come back")
-
-
-def _steps(world: OwnershipWorld) -> str:
-    """Where the agents' last journal lines left the move."""
-    last: dict[str, str] = {}
-    for entry in world.history.entries:
-        if entry.what.startswith("wrote ") and entry.who.startswith("edge"):
-            last[entry.detail.get("part", "?")] = entry.what[6:]
-    return "-".join(last.get(part, "none") for part in ("source", "destination"))
 
 
 def _bury(world: OwnershipWorld) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from simulation.ownership.adapter import (
 )
 from simulation.ownership.client import SimulatedClient
 from simulation.ownership.faults import KINDS
-from simulation.ownership.machinery import Ports, SimulatedContainer, Sockets
+from simulation.ownership.machinery import Ports, SimulatedContainer, Sockets, caller_lives
 from simulation.ownership.story import Fault, Story
 from simulation.paths import Path as NetworkPath
 from simulation.paths import Paths
@@ -128,7 +128,7 @@ class OwnershipWorld:
         for fault in self._anchors.pop(anchor, ()):
             self.calm(fault.delay_s + fault.seconds)
             if fault.delay_s:
-                self.loop.call_later(fault.delay_s, self._begin, fault)
+                self.loop.physics(fault.delay_s, self._begin, fault)
             else:
                 self._begin(fault)
 
@@ -140,7 +140,7 @@ class OwnershipWorld:
         self.history.note("fault", fault.kind, at=fault.at, seconds=fault.seconds)
         end = KINDS[fault.kind].begin(self, fault)
         if end is not None:
-            self.loop.call_later(fault.seconds, self._end, fault, end)
+            self.loop.physics(fault.seconds, self._end, fault, end)
 
     def _end(self, fault: Fault, end: Callable[[], None]) -> None:
         self.history.note("fault", f"{fault.kind} over", at=fault.at)
@@ -185,7 +185,16 @@ class OwnershipWorld:
             return
         process = self.agents[name] = self._process(f"agent {name}", name)
         self.ready[name] = False
-        process.spawn(self._orchestrate() if name == ORCHESTRATOR else self._serve_agent(name))
+        process.spawn(self._main(process, self._orchestrate() if name == ORCHESTRATOR else self._serve_agent(name)))
+
+    async def _main(self, process: Process, work: Coroutine[Any, Any, None]) -> None:
+        """A process ends with a traceback when its main program raises."""
+        try:
+            await work
+        except Exception as error:
+            kind = "orchestrator" if process.host == ORCHESTRATOR else "agent"
+            self.history.violated(f"crashed:{kind}:{type(error).__name__}", f"{process.name}: {error}")
+            process.kill()
 
     def kill_agent(self, name: str) -> None:
         """SIGKILL."""
@@ -206,6 +215,8 @@ class OwnershipWorld:
             process.kill()
 
     def _sink(self, host: str, event: Event) -> None:
+        if not caller_lives():
+            return
         self.mark(f"{host} {event.name}", **{k: v for k, v in event.detail.items() if k in ("epoch", "outcome", "error", "reason")})
 
     async def _serve_agent(self, edge: str) -> None:
@@ -330,6 +341,8 @@ class OwnershipWorld:
         return EventLog(vantage, None, functools.partial(self._server_event, process))
 
     def _server_event(self, process: Process, event: Event) -> None:
+        if not process.alive:
+            return
         if event.name in _SERVES or (event.name == "server.started" and not event.detail["standby"]):
             self._joined(process)
         elif event.name in ("server.frozen", "server.stopped"):
@@ -342,7 +355,15 @@ class OwnershipWorld:
         self.calm()
         if len(self.serving) > 1:
             hosts = " and ".join(sorted(each.host for each in self.serving))
-            self.history.violated("two-owners", f"{hosts} serve at the same time")
+            self.history.violated(f"two-owners:{self.steps()}", f"{hosts} serve at the same time")
+
+    def steps(self) -> str:
+        """Where the agents' last journal lines leave the move: the source's step and the destination's."""
+        last: dict[str, str] = {}
+        for entry in self.history.entries:
+            if entry.what.startswith("wrote ") and entry.who.startswith("edge") and "part" in entry.detail:
+                last[entry.detail["part"]] = entry.what[6:]
+        return "-".join(last.get(part, "none") for part in ("source", "destination"))
 
     def _left(self, process: Process) -> None:
         if process in self.serving:

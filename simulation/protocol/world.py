@@ -112,7 +112,7 @@ class ProtocolWorld:
         self.history.note("world", anchor, **detail)
         for fault in self._anchors.pop(anchor, ()):
             self.calm(fault.delay_s + (fault.seconds if fault.seconds < FOREVER else 0.0))
-            self.loop.call_later(fault.delay_s, self._begin, fault)
+            self.loop.physics(fault.delay_s, self._begin, fault)
 
     def calm(self, after_s: float = 0.0) -> None:
         """Nothing may be expected before now and so many seconds."""
@@ -122,7 +122,7 @@ class ProtocolWorld:
         self.history.note("fault", fault.kind, seconds=fault.seconds, direction=fault.direction)
         end = KINDS[fault.kind].begin(self, fault)
         if end is not None and fault.seconds < FOREVER:
-            self.loop.call_later(fault.seconds, self._end, fault, end)
+            self.loop.physics(fault.seconds, self._end, fault, end)
 
     def _end(self, fault: Fault, end: Callable[[], None]) -> None:
         self.history.note("fault", f"{fault.kind} over")
