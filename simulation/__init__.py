@@ -9,3 +9,9 @@ randomness come from), ``process`` (what can be killed, stopped and started), ``
 
 Nothing that a run needs imports this package. docs/adr/0013-simulation.md says why it is as it is.
 """
+
+import os
+
+# the project imports gRPC, which logs about forks; nothing here uses it but its names
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")

@@ -26,6 +26,9 @@ from simulation.protocol.world import ProtocolWorld, Room
 
 LINGER_S = 10.0  # late datagrams are handed on this long after the commit
 FENCE_S = 0.05  # from the end of the destination to the source's going on
+#: a server that speaks first is heard after half a round trip; twice that and some milliseconds is late
+OVERHEAD_RTTS = 1.0
+OVERHEAD_S = 0.015
 NOTICE_LEAST_S = 0.2
 NOTICE_PTOS = 6
 #: answers of clients that will not be where the server is
@@ -62,6 +65,7 @@ class Mover:
         source, origin = world.server, world.here
         assert source is not None
         world.server = None
+        world.left_at[edge_address(origin)] = world.loop.time()
         await asyncio.sleep(move.downtime_s)
         if move.ending is not Ending.ROLLED_BACK:
             self._resume(number, move, image)
@@ -72,10 +76,12 @@ class Mover:
             assert world.server is not None
             world.server.stop()
             world.server = None
+            world.left_at[edge_address(move.to)] = world.loop.time()
             world.history.note("world", "destination taken down")
             await asyncio.sleep(FENCE_S)
         world.forwards.pop(origin, None)
         world.room = None
+        world.left_at.pop(edge_address(origin), None)
         world.here, world.server, world.service = origin, source, image.service
         world.close_thrown_away |= world.closed_by_service
         world.closed_by_service = False
@@ -163,6 +169,7 @@ class Mover:
         assert connection is not None
         first = speaks_first(move.strategy, move.server_first)
         world.here = move.to
+        world.left_at.pop(edge_address(move.to), None)
         world.ever_at.add(edge_address(move.to))
         world.forwards.pop(move.to, None)
         world.service = copy.deepcopy(image.service)
@@ -170,6 +177,9 @@ class Mover:
         world.server = world.serve(move.to, connection)
         world.mark(f"resumed {number}", edge=move.to, first=first)
         world.calm()
+        world.heard_at = None
+        if first and move.ending is Ending.COMMIT:
+            world.loop.physics(OVERHEAD_RTTS * world.story.rtt_s + OVERHEAD_S, world.check_overhead)
         room = world.room
         if room is not None and (first or room.client_came):
             world.open_room()

@@ -84,7 +84,13 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     before_s: float = 0.3
     max_datagram_bytes: int = 1200
 
+    @property
+    def faults_delay(self) -> bool:
+        """Whether the network delays datagrams, so that a round trip is not what it is."""
+        return any(fault.kind in ("jitter", "replay", "duplicate") for fault in self.faults)
 
+
+POOL_MOST = 7  # addresses that a client takes
 #: anchors that come with a move, and how often a fault is aimed at them
 WINDOWS = (
     ("prepare", 4),  # the notice leaves
@@ -111,21 +117,28 @@ def draw(seed: int) -> Story:
         moves.append(move)
         if move.ending is Ending.COMMIT:
             here = to
-    traffic = rng.choice(tuple(Traffic))
+    traffic = rng.choices(tuple(Traffic), weights=(5, 4, 4, 3, 3, 2))[0]
+    flooded = rng.random() < 0.02
+    if flooded:  # a destination that sends more packets than its lease has numbers, and is taken down
+        traffic = Traffic.DATAGRAMS
+        served_s = rng.choice((1.0, 2.0))
+        moves = [*moves[:-1], msgspec.structs.replace(moves[-1], ending=Ending.FENCED, served_s=served_s)]
     told = {favourite} | {move.strategy for move in moves}
     all_agreed = rng.random() < 0.5
     faults = [_fault(rng, moves, edges) for _ in range(rng.choice((0, 1, 1, 2, 3)))]
+    if rng.random() < 0.15:
+        faults += _recipe(rng, rng.randrange(len(moves)) + 1)
     if any(fault.kind == "victims" for fault in faults):  # it plays its own moves
         faults = [Fault(kind="victims", seconds=3.0, amount=rng.choice((0.02, 1.05)))]
         moves = []
-    pool = sorted({move.to for move in moves} | set(rng.sample(range(1, edges + 1), edges - 1)))
+    pool = _pool(rng, moves, edges)
     return Story(
         seed=seed,
         moves=moves,
         faults=faults,
         traffic=traffic,
         interval_s=rng.choice((0.005, 0.01, 0.02, 0.05, 0.2)),
-        size_bytes=_size(rng, traffic),
+        size_bytes=100 if flooded else _size(rng, traffic),
         rtt_s=rng.choice((0.004, 0.018, 0.018, 0.06, 0.2)),
         process_moves=rng.random() < 0.4,
         strategies=list(Strategy) if all_agreed else sorted(told),
@@ -135,11 +148,45 @@ def draw(seed: int) -> Story:
     )
 
 
+def _pool(rng: random.Random, moves: list[Move], edges: int) -> list[int]:
+    """Every edge that the server goes to; where it began may be missing, and others may be named besides."""
+    pool = {move.to for move in moves} | set(rng.sample(range(1, edges + 1), edges - 1))
+    if rng.random() < 0.5:
+        pool.discard(1)
+    if rng.random() < 0.15:
+        pool |= set(rng.sample(range(2, 10), 6))
+    return sorted(pool)[:POOL_MOST]
+
+
+def _recipe(rng: random.Random, number: int) -> list[Fault]:
+    """Faults that are dangerous together, and would meet by chance too seldom."""
+    late_s = rng.choice((0.0, 0.005))
+    recipes = (
+        # the first packets with the new key are lost, and then the server is frozen
+        [
+            Fault(kind="server-key-update", anchor=f"ready {number}"),
+            Fault(kind="blackhole", anchor=f"ready {number}", seconds=0.05, direction="down"),
+        ],
+        # the client does not hear of the move
+        [Fault(kind="blackhole", anchor=f"prepare {number}", delay_s=late_s, seconds=1.5, direction="down")],
+        # the client's address changes while nobody is there to see it, and the first answer is lost
+        [
+            Fault(kind="rebind", anchor=f"frozen {number}", delay_s=0.02),
+            Fault(kind="blackhole", anchor=f"resumed {number}", seconds=rng.choice((0.01, 0.03)), direction="down"),
+        ],
+        # the destination runs, and nobody hears it
+        [Fault(kind="blackhole", anchor=f"resumed {number}", seconds=2.0)],
+        # the service ends just when it has moved
+        [Fault(kind="server-closes", anchor=f"resumed {number}")],
+    )
+    return list(rng.choice(recipes))
+
+
 def _size(rng: random.Random, traffic: Traffic) -> int:
     if traffic in (Traffic.DOWNLOAD, Traffic.UPLOAD):
         return rng.choice((60_000, 200_000, 400_000))
     if traffic is Traffic.DATAGRAMS:
-        return rng.choice((20, 40, 400))  # datagrams at a time
+        return rng.choice((1, 10, 100))  # datagrams at a time
     return rng.choice((100, 300, 3_000))
 
 
@@ -158,7 +205,7 @@ def _move(rng: random.Random, to: int, strategy: Strategy, *, first: bool) -> Mo
         ready_wait_s=rng.choice((0.0, 0.0, 0.06, 0.3)),
         forwarding=rng.random() < 0.8,
         ending=ending,
-        served_s=rng.choice((0.05, 0.5, 1.0)) if ending is Ending.FENCED else 0.0,
+        served_s=rng.choice((0.05, 0.5, 1.0, 2.0)) if ending is Ending.FENCED else 0.0,
     )
 
 

@@ -76,6 +76,8 @@ class ProtocolWorld:
         self.server: Endpoint | None = None
         self.service = Service()
         self.ever_at: set[Address] = {edge_address(1)}
+        self.left_at: dict[Address, float] = {}
+        self.heard_at: float | None = None  # the first new byte since the server runs at another edge
         self.forwards: dict[int, int] = {}
         self.room: Room | None = None
         self.relay_ahead_s: float | None = None
@@ -273,14 +275,15 @@ class ProtocolWorld:
     def _client_event(self, event: quic_events.QuicEvent) -> None:
         if isinstance(event, quic_events.StreamDataReceived):
             self.load.received(event.stream_id, event.data, event.end_stream)
+            if self.heard_at is None:
+                self.heard_at = self.loop.time()
             return
         if isinstance(event, quic_events.HandshakeCompleted):
             self.connected.set()
         elif isinstance(event, PathValidated):
             self.validated.add(event.address)
         elif isinstance(event, PathSwitched):
-            if event.new not in self.ever_at:
-                self.history.violated("drawn-away", f"the client goes to {event.new}: no server ever was there")
+            self._check_switch(event.new)
             self.mark(f"switched {self.number}", new=event.new)
             return
         elif isinstance(
@@ -288,6 +291,44 @@ class ProtocolWorld:
         ):
             return
         self.history.note("client", type(event).__name__, **_plain(event))
+
+    def _check_switch(self, new: Address) -> None:
+        """The client may only go where the server is, or was until a moment ago."""
+        if new not in self.ever_at:
+            moved = "never moved" if self.number == 0 else "had moved"
+            self.history.violated(
+                f"drawn-away:{moved.replace(' ', '-')}",
+                f"the client goes to {new}, where no server ever was; the server {moved}",
+            )
+            return
+        left_at = self.left_at.get(new)
+        if self.server is not None and new != edge_address(self.here) and left_at is not None:
+            gone_s = self.loop.time() - left_at
+            if gone_s > 1.5 * self.story.rtt_s + 0.01 and not self.story.faults_delay:
+                self.history.violated(
+                    "switched-to-left-edge",
+                    f"the client goes to {new}, which the server left {gone_s:.3f} s ago",
+                )
+        else:
+            self.loop.physics(2 * self.story.rtt_s, self._check_rtt)
+
+    def check_overhead(self) -> None:
+        """A restored server that speaks first must have brought something new by now, if it had anything."""
+        if self.story.faults or self.heard_at is not None or self.server is None:
+            return
+        open_now = [e for e in self.load.open if e.received < e.size_bytes and e.what == "request"]
+        if self.story.traffic is Traffic.DOWNLOAD and open_now:
+            self.history.violated(
+                "overhead:download", "a server that speaks first has brought nothing new after a round trip"
+            )
+
+    def _check_rtt(self) -> None:
+        """What a client takes for the RTT of a path must be near to it: its probe timeout comes from it."""
+        found_s = client_view(self.client.connection)["rtt_s"]
+        if found_s > 3 * self.story.rtt_s + 0.05 and not self.story.faults_delay:
+            self.history.violated(
+                "rtt-estimate", f"the path has {self.story.rtt_s} s, the client takes it for {found_s:.3f} s"
+            )
 
     def _server_event(self, connection: MigratableConnection, event: quic_events.QuicEvent) -> None:
         if isinstance(event, quic_events.StreamDataReceived):
@@ -344,6 +385,7 @@ class ProtocolWorld:
         if self.story.traffic is Traffic.DATAGRAMS:
             for _ in range(self.story.size_bytes):
                 server.connection.send_datagram_frame(b"tick")
+                server.proceed()
         elif server.connection.unsent_bytes(self.service.feed_stream or 0) < BACKLOG_BYTES:
             self.feed(self.story.size_bytes, last)
         server.proceed()
