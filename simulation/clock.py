@@ -137,6 +137,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
         return timer
 
+    def create_task(self, coro: Any, **keywords: Any) -> asyncio.Task[Any]:
+        task = super().create_task(coro, **keywords)
+        context = keywords.get("context")
+        process = PROCESS.get() if context is None else context.get(PROCESS)
+        if process is not None:
+            process.tasks.add(task)
+            task.add_done_callback(process.tasks.discard)
+        return task
+
     def physics(self, after_s: float, callback: Callable[..., Any], *args: Any) -> None:
         """Call back what belongs to no process: what is under way arrives though its sender has died."""
         self.call_at(self.time() + after_s, callback, *args, context=self._nobody)

@@ -2,7 +2,7 @@
 
 The project reads the time in ``quicferry.units`` alone, and randomness from ``os.urandom``, ``random``
 and ``secrets``; aioquic makes its TLS keys with ``cryptography``. All of these are bound to the world
-here, in this one place, while a world plays.
+here, in this one place, while a world plays. Equal plays are equal to the bit, in every process.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 from aioquic import tls
+from aioquic.quic.stream import QuicStream
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x448, x25519
 
@@ -41,6 +42,8 @@ def determined(clock: Clock, seed: int) -> Iterator[None]:
             (tls, "x25519", _generating(x25519, "X25519PrivateKey", entropy, 32)),
             (tls, "x448", _generating(x448, "X448PrivateKey", entropy, 56)),
             (tls, "ec", _curve(entropy)),
+            # aioquic sends streams in the order of a set of them, which is that of their addresses in memory
+            (QuicStream, "__hash__", lambda stream: hash(stream.stream_id)),
         ):
             patches.enter_context(mock.patch.object(target, name, value))
         try:

@@ -36,8 +36,9 @@ class Entry:
 class History:
     """Entries, violations, and the digest of both and of every datagram."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, hide: str | None = None) -> None:
         self._clock = clock
+        self._hide = hide  # a path that is another one in each play
         self._digest = hashlib.blake2b(digest_size=16)
         self.entries: list[Entry] = []
         self.violations: list[Violation] = []
@@ -47,6 +48,9 @@ class History:
         """Write down something that happened now."""
         if self.closed:
             return
+        if self._hide is not None:
+            hide = self._hide
+            detail = {k: v.replace(hide, "") if isinstance(v, str) else v for k, v in detail.items()}
         entry = Entry(self._clock.now_s, who, what, detail)
         self.entries.append(entry)
         self._digest.update(f"{entry.t_s!r}{who}{what}{detail!r}".encode())
@@ -59,6 +63,8 @@ class History:
         """A rule is broken; the first of a kind is kept."""
         if self.closed or any(known.kind == kind for known in self.violations):
             return
+        if self._hide is not None:
+            text = text.replace(self._hide, "")
         self.violations.append(Violation(kind, text, self._clock.now_s))
         self.note("oracle", "VIOLATION", kind=kind, text=text)
 

@@ -35,6 +35,7 @@ class Process:
         self.state = State.RUNNING
         self._loop = loop
         self._backlog: list[asyncio.Handle] = []
+        self.tasks: set[asyncio.Task[Any]] = set()  # that have not ended
         self._graves: list[asyncio.Handle] = []  # of a dead process; what is collected runs its `finally`
         self.at_death: list[Callable[[], None]] = []  # what the kernel does: sockets close, …
         self.context = contextvars.copy_context()

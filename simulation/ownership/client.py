@@ -13,7 +13,7 @@ from aioquic.quic.events import (
     StreamDataReceived,
 )
 
-from quicferry.events import EventLog
+from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint
 from quicferry.quic import ExtensionConfig, MigratableConnection, PathSwitched
 from simulation.clock import VirtualLoop
@@ -42,12 +42,13 @@ class SimulatedClient:
         config = ClientConfig(server=Endpoint(*server), authority="", keys="", summary="")
         self.load = Load(
             config,
-            EventLog("client", None, lambda event: None),
+            EventLog("client", None, self._told),
             connection.send_stream_data,
             connection.unsent_bytes,
         )
         self.connected = False
         self.sent = 0
+        self.answered = 0
         connection.connect(server, loop.time())
         self.driver.proceed()
 
@@ -71,7 +72,10 @@ class SimulatedClient:
     @property
     def waiting(self) -> int:
         """How many requests have no answer."""
-        return self.sent - len(self.load.summary().requests) + self.load.summary().requests_lost
+        return self.sent - self.answered
+
+    def _told(self, event: Event) -> None:
+        self.answered += event.name == "client.response.received"
 
     def receive(self, data: bytes, source: Address) -> None:
         """A datagram has come."""

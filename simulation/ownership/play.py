@@ -16,20 +16,23 @@ from simulation.ownership.story import Story
 from simulation.ownership.world import ORCHESTRATOR, OwnershipWorld
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (files that live as long as one play)
-START_S = 10.0  # for agents, orchestrator, server and client to come up
+START_S = 30.0  # for agents, orchestrator, server and client to come up
 #: after the last fault has been mended: all deadlines of a move, a recovery, and the orchestrator's questions
-SETTLE_S = 12.0
+SETTLE_S = 10.0
+COMMITS = 4  # … of which so many depend on the deadline of the commit
 ANSWER_S = 6.0
-TRAFFIC_MOST_S = 60.0
+WAITING_MANY = 20
+TASKS_MOST = 6  # of one agent that has nothing to do
+TRAFFIC_MOST_S = 120.0
 
 
 def play(story: Story) -> History:
     """Play it; what was wrong is in the history's violations."""
     clock = Clock()
     loop = VirtualLoop(clock)
-    history = History(clock)
     base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
     directory = Path(tempfile.mkdtemp(prefix="quicferry-play-", dir=base))
+    history = History(clock, hide=str(directory))
 
     def repeated(number: int) -> None:
         history.violated("nonce-reuse", f"packet number {number} protects two different packets")
@@ -68,9 +71,12 @@ async def _live(world: OwnershipWorld) -> None:
         world.history.violated("no-start", "the client does not connect")
         return
     end = loop.time() + TRAFFIC_MOST_S
+    pause_s = story.interval_s
     while loop.time() < end and not _done(world):
         client.ask()
-        await asyncio.sleep(story.interval_s)
+        await asyncio.sleep(pause_s)
+        if client.waiting > WAITING_MANY:
+            pause_s = story.interval_s * 20  # nobody answers: more of the same would tell nothing new
     # what is to come comes; then one more request must be answered
     await _until(world, lambda: loop.time() >= world.calm_at and _quiet(world), SETTLE_S + 2.0)
     client.ask()
@@ -83,7 +89,9 @@ def _done(world: OwnershipWorld) -> bool:
     if world.loop.time() < world.calm_at:
         return False
     moved = world.next_move > len(world.story.moves)
-    return (moved and len(world.serving) == 1 and _quiet(world)) or world.loop.time() > world.calm_at + SETTLE_S
+    settle_s = SETTLE_S + COMMITS * world.story.commit_s
+    late = world.loop.time() > world.calm_at + settle_s
+    return late or (moved and len(world.serving) == 1 and _quiet(world))
 
 
 def _quiet(world: OwnershipWorld) -> bool:
@@ -128,6 +136,9 @@ def _judge(world: OwnershipWorld) -> None:
         history.violated("state-forked", summary.state_detail)
     if summary.requests_duplicated:
         history.violated("obeyed-twice", f"{summary.requests_duplicated} requests were carried out twice")
+    for name, process in world.agents.items():
+        if process.alive and len(process.tasks) > TASKS_MOST:
+            history.violated("tasks-left", f"{name} has {len(process.tasks)} tasks and nothing to do")
     silent = [name for name in world.hosts if not world.ready.get(name) and name != ORCHESTRATOR]
     if silent:
         history.violated("agent-does-not-start", f"{', '.join(silent)} did not come back")

@@ -42,6 +42,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     rtt_s: float = 0.018  # of the clients
     edge_rtt_s: float = 0.001  # between the edges
     core_rtt_s: float = 0.01  # by the detour, and to the orchestrator
+    commit_s: float = 0.6  # a deadline: the fence lies so far behind the lease
     interval_s: float = 0.05  # between two requests
 
 
@@ -67,6 +68,7 @@ ANCHORS: tuple[tuple[str, int], ...] = (
     ("{d} wrote moved", 2),
     ("{s} wrote moved", 2),
     ("orch migration.ordered", 2),
+    ("orch wrote restore", 3),  # the source is about to be told
 )
 
 
@@ -114,4 +116,6 @@ def draw(seed: int) -> Story:
         faults=faults,
         edges=edges,
         edge_rtt_s=rng.choice((0.001, 0.001, 0.02)),
+        core_rtt_s=rng.choices((0.01, 0.2, 0.6), weights=(96, 2, 2))[0],
+        commit_s=rng.choice((0.6, 5.0)),
     )

@@ -56,7 +56,7 @@ CONTROL_PORT = 4434
 ORCHESTRATOR = "orch"
 CLIENT: Address = ("10.0.0.2", 40_000)
 QUICK = Deadlines(
-    prepare_s=2.0, notice_s=0.3, checkpoint_s=0.5, transfer_s=0.8, restore_s=0.5, commit_s=0.6
+    prepare_s=2.0, notice_s=0.3, checkpoint_s=0.5, transfer_s=0.8, restore_s=0.5
 )
 _NETS = {"10.1": "edge", "10.3": "detour", "10.2": "core"}
 _SERVES = {"server.resumed", "server.aborted"}
@@ -279,12 +279,12 @@ class OwnershipWorld:
             service=Endpoint(f"10.0.{move.to}.2", 4433),
             server_first=move.server_first,
             downtime_ms=100,
-            deadlines=QUICK,
+            deadlines=msgspec.structs.replace(QUICK, commit_s=self.story.commit_s),
         )
         try:
             self._ended(await orchestrator.move(command))
         except FerryError as error:
-            self.history.note(ORCHESTRATOR, "refused", error=str(error)[:90])
+            self.history.note(ORCHESTRATOR, "refused", error=str(error))
             self.outcomes.append("refused")
         self.calm()
 
@@ -295,7 +295,7 @@ class OwnershipWorld:
             "outcome",
             outcome=outcome.outcome,
             serves_at=outcome.serves_at,
-            error=(outcome.error or "")[:90],
+            error=outcome.error or "",
         )
 
     def _where(self) -> str | None:
