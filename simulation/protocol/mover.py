@@ -32,7 +32,9 @@ OVERHEAD_S = 0.015
 NOTICE_LEAST_S = 0.2
 NOTICE_PTOS = 6
 #: answers of clients that will not be where the server is
-STAYS = frozenset({Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID})
+STAYS = frozenset(
+    {Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID, Result.NO_POOL}
+)
 
 
 @dataclass

@@ -162,6 +162,8 @@ def _situation(world: ProtocolWorld) -> str:
     last = moves[-1]
     first = "+server-first" if last.server_first else ""
     ending = "" if last.ending is Ending.COMMIT else f":{last.ending}"
+    if any(move.ending is Ending.FENCED for move in moves):
+        ending = ":fenced"  # a state that clients know of was thrown away: all may follow from that
     return f"{last.strategy}{first}{ending}"
 
 

@@ -90,6 +90,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
         return any(fault.kind in ("jitter", "replay", "duplicate") for fault in self.faults)
 
 
+FLOOD_BYTES = 10_000_000
 POOL_MOST = 7  # addresses that a client takes
 #: anchors that come with a move, and how often a fault is aimed at them
 WINDOWS = (
@@ -118,11 +119,11 @@ def draw(seed: int) -> Story:
         if move.ending is Ending.COMMIT:
             here = to
     traffic = rng.choices(tuple(Traffic), weights=(5, 4, 4, 3, 3, 2))[0]
-    flooded = rng.random() < 0.02
+    flooded = rng.random() < 0.01
     if flooded:  # a destination that sends more packets than its lease has numbers, and is taken down
-        traffic = Traffic.DATAGRAMS
-        served_s = rng.choice((1.0, 2.0))
-        moves = [*moves[:-1], msgspec.structs.replace(moves[-1], ending=Ending.FENCED, served_s=served_s)]
+        traffic = Traffic.DOWNLOAD
+        last = msgspec.structs.replace(moves[-1], ending=Ending.FENCED, server_first=True, served_s=2.0)
+        moves = [*moves[:-1], last]
     told = {favourite} | {move.strategy for move in moves}
     all_agreed = rng.random() < 0.5
     faults = [_fault(rng, moves, edges) for _ in range(rng.choice((0, 1, 1, 2, 3)))]
@@ -138,12 +139,12 @@ def draw(seed: int) -> Story:
         faults=faults,
         traffic=traffic,
         interval_s=rng.choice((0.005, 0.01, 0.02, 0.05, 0.2)),
-        size_bytes=100 if flooded else _size(rng, traffic),
-        rtt_s=rng.choice((0.004, 0.018, 0.018, 0.06, 0.2)),
+        size_bytes=FLOOD_BYTES if flooded else _size(rng, traffic),
+        rtt_s=0.004 if flooded else rng.choice((0.004, 0.018, 0.018, 0.06, 0.2)),
         process_moves=rng.random() < 0.4,
         strategies=list(Strategy) if all_agreed else sorted(told),
         pool=pool if any(RULES[strategy].pool for strategy in told) or rng.random() < 0.1 else [],
-        before_s=rng.choice((0.1, 0.3, 1.1)),
+        before_s=0.03 if flooded else rng.choice((0.1, 0.3, 1.1)),
         max_datagram_bytes=rng.choice((1200, 1200, 1400)),
     )
 
@@ -164,8 +165,8 @@ def _recipe(rng: random.Random, number: int) -> list[Fault]:
     recipes = (
         # the first packets with the new key are lost, and then the server is frozen
         [
-            Fault(kind="server-key-update", anchor=f"ready {number}"),
             Fault(kind="blackhole", anchor=f"ready {number}", seconds=0.05, direction="down"),
+            Fault(kind="server-key-update", anchor=f"ready {number}"),
         ],
         # the client does not hear of the move
         [Fault(kind="blackhole", anchor=f"prepare {number}", delay_s=late_s, seconds=1.5, direction="down")],

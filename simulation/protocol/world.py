@@ -114,7 +114,10 @@ class ProtocolWorld:
         self.history.note("world", anchor, **detail)
         for fault in self._anchors.pop(anchor, ()):
             self.calm(fault.delay_s + (fault.seconds if fault.seconds < FOREVER else 0.0))
-            self.loop.physics(fault.delay_s, self._begin, fault)
+            if fault.delay_s:
+                self.loop.physics(fault.delay_s, self._begin, fault)
+            else:  # at this very moment, before anything else happens
+                self._begin(fault)
 
     def calm(self, after_s: float = 0.0) -> None:
         """Nothing may be expected before now and so many seconds."""
@@ -386,7 +389,7 @@ class ProtocolWorld:
             for _ in range(self.story.size_bytes):
                 server.connection.send_datagram_frame(b"tick")
                 server.proceed()
-        elif server.connection.unsent_bytes(self.service.feed_stream or 0) < BACKLOG_BYTES:
+        elif last or server.connection.unsent_bytes(self.service.feed_stream or 0) < BACKLOG_BYTES:
             self.feed(self.story.size_bytes, last)
         server.proceed()
         return True
