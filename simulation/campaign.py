@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from simulation.known import families
 from simulation.worlds import WORLDS
 
 
@@ -53,14 +54,19 @@ def campaign(world: str, seeds: Sequence[int], jobs: int = 1) -> Campaign:
 
 
 def summary_lines(result: Campaign) -> Iterator[str]:
-    """One line for each kind, the most frequent first."""
+    """One line for each kind: first what is new, then what is known, the most frequent first."""
+    known = families(result.world)
     rate = result.played / max(result.seconds, 1e-9)
     yield (
         f"{result.world}: {result.failed} of {result.played} stories failed in {len(result.failures)} kinds "
         f"({result.seconds:.1f} s, {rate:.0f} stories/s)"
     )
-    for failure in sorted(result.failures.values(), key=lambda each: -len(each.seeds)):
-        yield f"{len(failure.seeds):6}  {failure.kind}  --seed {min(failure.seeds)}  {failure.text}"
+    for failure in sorted(
+        result.failures.values(), key=lambda each: (each.kind.startswith(known), -len(each.seeds))
+    ):
+        mark = "known" if failure.kind.startswith(known) else "NEW  "
+        seed = min(failure.seeds)
+        yield f"{mark} {len(failure.seeds):5}  {failure.kind}  --seed {seed}  {failure.text}"
 
 
 def _results(world: str, seeds: Sequence[int], jobs: int) -> Iterator[Result]:

@@ -5,3 +5,32 @@ The state machines' steps come from the tables that run (``quicferry/migration/s
 here once more, small enough to be read. A model finds what no seed need ever draw; it cannot find what
 its text leaves out.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quicferry.strategies import Strategy
+from simulation.models import notice, ownership
+from simulation.models.explorer import Model, explore
+from simulation.models.ownership import Faults
+
+__all__ = ["findings"]
+
+
+def findings() -> Iterator[str]:
+    """All models in all of their states, and the shortest way to whatever is wrong."""
+    for faults in (Faults.NONE, Faults.LOSS | Faults.CRASH, *Faults):
+        yield from _lines(ownership.model(faults))
+    for strategy in Strategy:
+        for server_first in (False, True):
+            for client_asks in (False, True):
+                yield from _lines(notice.model(strategy, server_first, client_asks))
+
+
+def _lines(model: Model[ownership.World] | Model[notice.Pair]) -> Iterator[str]:
+    found = explore(model)  # type: ignore[arg-type]  # either kind
+    good = "" if found.unsafe or found.dead_ends else ", nothing wrong"
+    yield f"{model.name}: {found.states} states{good}"
+    for finding in found.unsafe + found.dead_ends:
+        yield str(finding)
