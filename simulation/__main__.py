@@ -58,10 +58,7 @@ def _many(asked: argparse.Namespace) -> int:
 
 def _one(asked: argparse.Namespace) -> int:
     world = WORLDS[asked.world]
-    if asked.story is not None:
-        story = world.read(asked.story.read_bytes())
-    else:
-        story = world.draw(asked.seed)
+    story = world.draw(asked.seed) if asked.story is None else world.read(asked.story.read_bytes())
     if asked.minimise:
         story = minimised(world, story, asked.kind)
     if asked.save is not None:

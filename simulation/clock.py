@@ -96,7 +96,7 @@ class _TimerBelongs(_Belongs, asyncio.TimerHandle):
 
     def __lt__(self, other: Any) -> bool:
         mine, its = self.when(), other.when()
-        return mine < its or (mine == its and self.number < other.number)
+        return mine < its or (mine == its and self.number < int(other.number))
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -120,14 +120,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         """Nobody sleeps who would have to be woken."""
 
-    def _call_soon(
-        self, callback: Any, args: Any, context: contextvars.Context | None
-    ) -> asyncio.Handle:
+    def _call_soon(self, callback: Any, args: Any, context: contextvars.Context | None) -> asyncio.Handle:
         handle = _Belongs(callback, args, self, context)
         self._ready.append(handle)  # type: ignore[attr-defined]  # asyncio's own queue
         return handle
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # asyncio's types tie callback and arguments together
         self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         timer = _TimerBelongs(when, callback, args, self, context)
@@ -150,7 +148,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Call back what belongs to no process: what is under way arrives though its sender has died."""
         self.call_at(self.time() + after_s, callback, *args, context=self._nobody)
 
-    def add_signal_handler(self, sig: Any, callback: Any, *args: Any) -> None:
+    def add_signal_handler(self, sig: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
         """No signals come but those of ``Process``, which nobody can handle."""
 
     async def create_datagram_endpoint(self, protocol_factory: Any, **keywords: Any) -> Any:  # type: ignore[override]

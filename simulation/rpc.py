@@ -65,8 +65,8 @@ class Network:
                 AioRpcError=grpc.aio.AioRpcError,
                 Metadata=grpc.aio.Metadata,
                 EOF=_EOF,
-                server=lambda options: Server(self),
-                secure_channel=lambda address, name, options: Channel(self, address, name),
+                server=lambda **_: Server(self),
+                secure_channel=lambda address, name, **_: Channel(self, address, name),
             ),
         )
 
@@ -198,7 +198,9 @@ class Channel:
         while self._connection is None:
             if self._failed and not wait:
                 self._start_connecting()
-                raise _error(grpc.StatusCode.UNAVAILABLE, f"failed to connect to {self.peer_host}:{self.port}")
+                raise _error(
+                    grpc.StatusCode.UNAVAILABLE, f"failed to connect to {self.peer_host}:{self.port}"
+                )
             self._start_connecting()
             await self._changed.wait()
         assert self._server is not None

@@ -47,7 +47,8 @@ KNOWN: tuple[KnownFault, ...] = (
         "protocol",
         "hang:mute:pool",
         963,
-        "a client that only acknowledges never probes, and the server waits for it: nobody restarts the traffic",
+        "a client that only acknowledges never probes, and the server waits for it: nobody "
+        "restarts the traffic",
         "hang:mute:",
     ),
     KnownFault(
@@ -55,7 +56,8 @@ KNOWN: tuple[KnownFault, ...] = (
         "protocol",
         "hang:mute:pool",
         24,
-        "the pool lacks the address that the server came from; after the second move the client cannot find it",
+        "the pool lacks the address that the server came from; after the second move the client "
+        "cannot find it",
         "hang:mute:",
     ),
     KnownFault(
@@ -151,7 +153,8 @@ KNOWN: tuple[KnownFault, ...] = (
         "protocol",
         "switched-to-left-edge",
         101,
-        "a challenge to an edge that the server has left is handed on, answered elsewhere, and validates the edge",
+        "a challenge to an edge that the server has left is handed on, answered elsewhere, and "
+        "validates the edge",
         "switched-to-left-edge",
     ),
     KnownFault(
@@ -215,7 +218,8 @@ KNOWN: tuple[KnownFault, ...] = (
         "ownership",
         "two-owners:abort-restore",
         9,
-        "the destination's agent dies when its server has resumed; nobody fences that server, the source rolls back",
+        "the destination's agent dies when its server has resumed; nobody fences that server, the "
+        "source rolls back",
         "two-owners:",
     ),
     KnownFault(
@@ -231,7 +235,8 @@ KNOWN: tuple[KnownFault, ...] = (
         "ownership",
         "nobody-serves:moved-stayed",
         162,
-        "a torn line of the destination reads as not committed: it takes down a server that the source has given up",
+        "a torn line of the destination reads as not committed: it takes down a server that the "
+        "source has given up",
         "nobody-serves:",
     ),
     KnownFault(
@@ -281,5 +286,14 @@ KNOWN: tuple[KnownFault, ...] = (
         8,
         "a client that has followed a fenced destination does not come back to the source",
         "unanswered:",
+    ),
+    KnownFault(
+        "fence-obeyed-late",
+        "ownership",
+        "two-owners:abort-commit",
+        239,
+        "the destination's last questions before its fence take longer than it leaves time for, if "
+        "commit_s is short",
+        "two-owners:",
     ),
 )

@@ -8,7 +8,8 @@ its text leaves out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from typing import TypeVar
 
 from quicferry.strategies import Strategy
 from simulation.models import notice, ownership
@@ -16,6 +17,8 @@ from simulation.models.explorer import Model, explore
 from simulation.models.ownership import Faults
 
 __all__ = ["findings"]
+
+S = TypeVar("S", bound=Hashable)
 
 
 def findings() -> Iterator[str]:
@@ -28,8 +31,8 @@ def findings() -> Iterator[str]:
                 yield from _lines(notice.model(strategy, server_first, client_asks))
 
 
-def _lines(model: Model[ownership.World] | Model[notice.Pair]) -> Iterator[str]:
-    found = explore(model)  # type: ignore[arg-type]  # either kind
+def _lines(model: Model[S]) -> Iterator[str]:
+    found = explore(model)
     good = "" if found.unsafe or found.dead_ends else ", nothing wrong"
     yield f"{model.name}: {found.states} states{good}"
     for finding in found.unsafe + found.dead_ends:

@@ -47,7 +47,7 @@ def model(strategy: Strategy, server_first: bool, client_asks: bool, losses: int
         f"{'requests' if client_asks else 'only acknowledgements'}",
         start=Pair(losses=losses),
         edges=lambda pair: _edges(pair, strategy, first, client_asks),
-        wrong=lambda pair: None,
+        wrong=lambda _: None,
         good=lambda pair: pair.at == NEW and pair.path == NEW and not pair.mute,
     )
 
@@ -64,7 +64,7 @@ def _server(pair: Pair, sent: ServerInput) -> ServerState:
 def _edges(pair: Pair, strategy: Strategy, first: bool, client_asks: bool) -> Iterator[Edge[Pair]]:
     yield from _moves(pair, strategy, first)
     yield from _client_acts(pair, strategy, client_asks)
-    yield from _arrivals(pair, strategy)
+    yield from _arrivals(pair)
     if pair.losses:
         for message in sorted(pair.messages):
             lost = pair._replace(messages=pair.messages - {message}, losses=pair.losses - 1)
@@ -115,7 +115,7 @@ def _client_acts(pair: Pair, strategy: Strategy, client_asks: bool) -> Iterator[
         yield Edge("the client switches", pair._replace(client=switched, path=NEW))
 
 
-def _arrivals(pair: Pair, strategy: Strategy) -> Iterator[Edge[Pair]]:
+def _arrivals(pair: Pair) -> Iterator[Edge[Pair]]:
     for message in sorted(pair.messages):
         rest = pair._replace(messages=pair.messages - {message})
         if message == "prepare":

@@ -1,4 +1,4 @@
-"""The model of one move: source × destination × their agents, journals, messages and the clock.
+"""The model of one move: source, destination, their agents, journals, messages and the clock.
 
 Steps come from ``states.SOURCE`` and ``states.DESTINATION``. The clock is an order of moments, not a
 number: the lease is over, the destination's fence is due, the fence is over. As long as nobody is paused,
@@ -268,17 +268,23 @@ def _faults(world: World, faults: Faults) -> Iterator[Edge[World]]:
             continue
         dead = agent._replace(up=False)
         if Faults.CRASH in faults or Faults.GONE in faults:
-            yield Edge(f"{name}'s agent is killed", world._replace(**{name: dead}), fault=True)
+            yield Edge(f"{name}'s agent is killed", _with(world, name, dead), fault=True)
         if Faults.TORN in faults and agent.written is not agent.before:
             torn = dead._replace(written=agent.before)
             label = f"{name}'s agent is killed in the middle of writing '{agent.written}'"
-            yield Edge(label, world._replace(**{name: torn}), fault=True)
+            yield Edge(label, _with(world, name, torn), fault=True)
     if Faults.UNWRITABLE in faults and world.source.up and world.source.working:
         for signal in (Signal.FAILED, Signal.RESUMED, Signal.SENT, Signal.TAKEN):
             yield from _unwritable(world, signal)
     if Faults.PAUSE in faults and world.clock < Clock.FENCE_OVER and world.source.step is Step.RESTORE:
         later = world._replace(clock=Clock(world.clock + 1))
         yield Edge("the destination's agent is paused while the clock goes on", later, fault=True)
+
+
+def _with(world: World, name: str, agent: Agent) -> World:
+    if name == "source":
+        return world._replace(source=agent)
+    return world._replace(destination=agent)
 
 
 def _unwritable(world: World, signal: Signal) -> Iterator[Edge[World]]:

@@ -80,7 +80,7 @@ def bound_to(*, grpc: Any, files: Any, udp_port: Any, path: Any, event_log: Any)
             (server_module, "EventLog", event_log),
             (server_module, "gc", mock.Mock()),  # gc.freeze would keep every world for ever
             # it warms up caches of a real process, and needs a clock that runs on while it does
-            (server_module, "rehearse", lambda configuration, extension: None),
+            (server_module, "rehearse", lambda *_: None),
         ):
             patches.enter_context(mock.patch.object(target, name, value))
         yield

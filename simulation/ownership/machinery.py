@@ -1,4 +1,4 @@
-"""Stand-ins for what is the machine's: sockets, UDP ports, containers. Behind the interfaces of the real ones."""
+"""Stands where the machine is, behind the interfaces of the real parts: sockets, UDP ports, containers."""
 
 from __future__ import annotations
 

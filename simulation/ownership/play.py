@@ -71,6 +71,7 @@ async def _live(world: OwnershipWorld) -> None:
     if not await _until(world, lambda: client.connected, START_S):
         world.history.violated("no-start", "the client does not connect")
         return
+    world.connected.set()
     end = loop.time() + TRAFFIC_MOST_S
     pause_s = story.interval_s
     while loop.time() < end and not _done(world):

@@ -28,7 +28,9 @@ def shorter(story: Story) -> Iterator[Story]:
                 yield _replace(story, moves=[*story.moves[:at], plain_move, *story.moves[at + 1 :]])
     for at, fault in enumerate(story.faults):
         if fault.delay_s:
-            yield _replace(story, faults=[*story.faults[:at], _replace(fault, delay_s=0.0), *story.faults[at + 1 :]])
+            yield _replace(
+                story, faults=[*story.faults[:at], _replace(fault, delay_s=0.0), *story.faults[at + 1 :]]
+            )
         if fault.seconds > 0.1:
             less = _replace(fault, seconds=round(fault.seconds / 2, 3))
             yield _replace(story, faults=[*story.faults[:at], less, *story.faults[at + 1 :]])

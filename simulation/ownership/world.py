@@ -55,9 +55,7 @@ RPC_PORT = 4437
 CONTROL_PORT = 4434
 ORCHESTRATOR = "orch"
 CLIENT: Address = ("10.0.0.2", 40_000)
-QUICK = Deadlines(
-    prepare_s=2.0, notice_s=0.3, checkpoint_s=0.5, transfer_s=0.8, restore_s=0.5
-)
+QUICK = Deadlines(prepare_s=2.0, notice_s=0.3, checkpoint_s=0.5, transfer_s=0.8, restore_s=0.5)
 _NETS = {"10.1": "edge", "10.3": "detour", "10.2": "core"}
 _SERVES = {"server.resumed", "server.aborted"}
 
@@ -100,6 +98,7 @@ class OwnershipWorld:
         self.lost_server = False  # a fault has killed a server that had the connections
         self.gone: set[str] = set()
         self.next_move = 0
+        self.connected = asyncio.Event()  # the client is: moves may begin
         self._anchors: dict[str, list[Fault]] = {}
         for fault in story.faults:
             self._anchors.setdefault(fault.anchor, []).append(fault)
@@ -185,7 +184,9 @@ class OwnershipWorld:
             return
         process = self.agents[name] = self._process(f"agent {name}", name)
         self.ready[name] = False
-        process.spawn(self._main(process, self._orchestrate() if name == ORCHESTRATOR else self._serve_agent(name)))
+        process.spawn(
+            self._main(process, self._orchestrate() if name == ORCHESTRATOR else self._serve_agent(name))
+        )
 
     async def _main(self, process: Process, work: Coroutine[Any, Any, None]) -> None:
         """A process ends with a traceback when its main program raises."""
@@ -217,7 +218,10 @@ class OwnershipWorld:
     def _sink(self, host: str, event: Event) -> None:
         if not caller_lives():
             return
-        self.mark(f"{host} {event.name}", **{k: v for k, v in event.detail.items() if k in ("epoch", "outcome", "error", "reason")})
+        self.mark(
+            f"{host} {event.name}",
+            **{k: v for k, v in event.detail.items() if k in ("epoch", "outcome", "error", "reason")},
+        )
 
     async def _serve_agent(self, edge: str) -> None:
         number = int(edge.rpartition("-")[2])
@@ -235,7 +239,7 @@ class OwnershipWorld:
             journal=str(self.disks[edge].path("journal.journal")),
         )
         events = EventLog(edge, None, functools.partial(self._sink, edge))
-        agent = NodeAgent(config, events, container=self.containers[edge])  # type: ignore[arg-type]
+        agent = NodeAgent(config, events, container=self.containers[edge])
         await agent.start()
         self.ready[edge] = True
         recovered = await agent.recover()
@@ -245,7 +249,9 @@ class OwnershipWorld:
     async def _orchestrate(self) -> None:
         config = OrchestratorConfig(
             name=ORCHESTRATOR,
-            agents={edge: Endpoint(f"10.2.0.{number}", RPC_PORT) for number, edge in enumerate(self.edges, 1)},
+            agents={
+                edge: Endpoint(f"10.2.0.{number}", RPC_PORT) for number, edge in enumerate(self.edges, 1)
+            },
             tls=NamedTls.of(ORCHESTRATOR),
             journal=str(self.disks[ORCHESTRATOR].path("journal.journal")),
         )
@@ -258,8 +264,7 @@ class OwnershipWorld:
             self._ended(unfinished)
         if not self.serving and self.next_move == 0 and self.client is None:
             await orchestrator.start_service(StartCommand(edge="edge-1"))
-        while self.client is None or not self.client.connected:
-            await asyncio.sleep(0.01)
+        await self.connected.wait()
         while self.next_move < len(self.story.moves):
             move = self.story.moves[self.next_move]
             self.next_move += 1

@@ -59,7 +59,7 @@ def _impair(
     return begin
 
 
-def _rebind(world: ProtocolWorld, fault: Fault) -> None:
+def _rebind(world: ProtocolWorld, _: Fault) -> None:
     world.rebind()
 
 
@@ -68,20 +68,20 @@ def _relay(world: ProtocolWorld, fault: Fault) -> Callable[[], None]:
     return world.end_relay
 
 
-def _server_updates_key(world: ProtocolWorld, fault: Fault) -> None:
+def _server_updates_key(world: ProtocolWorld, _: Fault) -> None:
     if world.server is not None and not world.server.stopped:
         world.server.connection.request_key_update()
         world.server.connection.send_ping(1)
         world.server.proceed()
 
 
-def _client_updates_key(world: ProtocolWorld, fault: Fault) -> None:
+def _client_updates_key(world: ProtocolWorld, _: Fault) -> None:
     world.client.connection.request_key_update()
     world.client.connection.send_ping(1)
     world.client.proceed()
 
 
-def _server_closes(world: ProtocolWorld, fault: Fault) -> None:
+def _server_closes(world: ProtocolWorld, _: Fault) -> None:
     world.close_by_service()
 
 
@@ -92,9 +92,7 @@ def _announce_victims(world: ProtocolWorld, fault: Fault) -> Callable[[], None]:
 _WHILE = (0.02, 0.1, 0.3, 0.7, 2.0)
 
 KINDS: dict[str, Kind] = {
-    "blackhole": Kind(
-        "nothing gets through", 8, _impair(lambda f: Blackhole(where(f))), seconds=_WHILE
-    ),
+    "blackhole": Kind("nothing gets through", 8, _impair(lambda f: Blackhole(where(f))), seconds=_WHILE),
     "loss-bursts": Kind(
         "Gilbert-Elliott loss; the amount is the chance that a burst begins",
         4,

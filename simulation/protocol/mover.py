@@ -20,6 +20,7 @@ from quicferry.quic.snapshot import freeze, restore_snapshot, take_snapshot, tha
 from quicferry.quic.wire import Result
 from quicferry.strategies import RULES, speaks_first
 from simulation.protocol.applications import Service
+from simulation.protocol.endpoint import Endpoint
 from simulation.protocol.faults import edge_address
 from simulation.protocol.story import Ending, Move
 from simulation.protocol.world import ProtocolWorld, Room
@@ -70,13 +71,12 @@ class Mover:
         world.left_at[edge_address(origin)] = world.loop.time()
         await asyncio.sleep(move.downtime_s)
         if move.ending is not Ending.ROLLED_BACK:
-            self._resume(number, move, image)
+            destination = self._resume(number, move, image)
             if move.ending is Ending.COMMIT:
                 world.loop.call_later(LINGER_S, world.forwards.pop, origin, None)
                 return
             await asyncio.sleep(move.served_s)
-            assert world.server is not None
-            world.server.stop()
+            destination.stop()
             world.server = None
             world.left_at[edge_address(move.to)] = world.loop.time()
             world.history.note("world", "destination taken down")
@@ -96,7 +96,9 @@ class Mover:
         assert server is not None
         rules = RULES[move.strategy]
         announced_s = move.downtime_s if move.announced_s is None else move.announced_s
-        world.mark(f"prepare {number}", strategy=str(move.strategy), server_first=move.server_first, to=move.to)
+        world.mark(
+            f"prepare {number}", strategy=str(move.strategy), server_first=move.server_first, to=move.to
+        )
         server.connection.prepare_migration(
             number,
             move.strategy,
@@ -154,7 +156,7 @@ class Mover:
         world.mark(f"frozen {number}")
         return image
 
-    def _resume(self, number: int, move: Move, image: Image) -> None:
+    def _resume(self, number: int, move: Move, image: Image) -> Endpoint:
         world = self._world
         now = world.loop.time()
         connection = image.process
@@ -186,6 +188,7 @@ class Mover:
         if room is not None and (first or room.client_came):
             world.open_room()
         world.server.proceed()
+        return world.server
 
     def _go_on_at_source(self, number: int) -> None:
         world = self._world

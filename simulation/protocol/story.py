@@ -79,7 +79,9 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 200  # of an answer; of the whole transfer where there is one
     rtt_s: float = 0.018
     process_moves: bool = False  # as CRIU does; else snapshots are handed over
-    strategies: list[Strategy] = msgspec.field(default_factory=lambda: list(Strategy))  # that the client agrees to
+    strategies: list[Strategy] = msgspec.field(
+        default_factory=lambda: list(Strategy)
+    )  # that the client agrees to
     pool: list[int] = []  # edges that the client is told of at the beginning
     before_s: float = 0.3
     max_datagram_bytes: int = 1200
@@ -173,7 +175,12 @@ def _recipe(rng: random.Random, number: int) -> list[Fault]:
         # the client's address changes while nobody is there to see it, and the first answer is lost
         [
             Fault(kind="rebind", anchor=f"frozen {number}", delay_s=0.02),
-            Fault(kind="blackhole", anchor=f"resumed {number}", seconds=rng.choice((0.01, 0.03)), direction="down"),
+            Fault(
+                kind="blackhole",
+                anchor=f"resumed {number}",
+                seconds=rng.choice((0.01, 0.03)),
+                direction="down",
+            ),
         ],
         # the destination runs, and nobody hears it
         [Fault(kind="blackhole", anchor=f"resumed {number}", seconds=2.0)],

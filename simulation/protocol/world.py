@@ -290,7 +290,8 @@ class ProtocolWorld:
             self.mark(f"switched {self.number}", new=event.new)
             return
         elif isinstance(
-            event, quic_events.ConnectionIdIssued | quic_events.ConnectionIdRetired | quic_events.PingAcknowledged
+            event,
+            quic_events.ConnectionIdIssued | quic_events.ConnectionIdRetired | quic_events.PingAcknowledged,
         ):
             return
         self.history.note("client", type(event).__name__, **_plain(event))
@@ -335,9 +336,7 @@ class ProtocolWorld:
 
     def _server_event(self, connection: MigratableConnection, event: quic_events.QuicEvent) -> None:
         if isinstance(event, quic_events.StreamDataReceived):
-            answer = self.service.take(
-                event.stream_id, event.data, event.end_stream, self.history.violated
-            )
+            answer = self.service.take(event.stream_id, event.data, event.end_stream, self.history.violated)
             if answer is not None:
                 connection.send_stream_data(event.stream_id, answer, True)
         elif isinstance(event, quic_events.HandshakeCompleted):

@@ -1,4 +1,4 @@
-"""Every fault that is known is still found by its story; when one is not, it is mended, and this list is wrong."""
+"""Every fault that is known is still found by its story; one that is not is mended, and the list is wrong."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ def test_every_story_has_its_entry() -> None:
     assert {path.stem for path in DIRECTORY.glob("*.json")} == {fault.name for fault in KNOWN}
 
 
-@pytest.mark.parametrize("path", sorted(MENDED.glob("*/*.json")), ids=lambda path: path.stem)
-def test_a_mended_fault_stays_mended(path: Path) -> None:
+def test_mended_faults_stay_mended() -> None:
     quiet()
-    world = WORLDS[path.parent.name]
-    violations = world.play(world.read(path.read_bytes())).violations
-    assert not violations, violations
+    paths = sorted(MENDED.glob("*/*.json"))
+    assert paths, f"no story in {MENDED}"
+    for path in paths:
+        world = WORLDS[path.parent.name]
+        violations = world.play(world.read(path.read_bytes())).violations
+        assert not violations, f"{path.stem}: {violations}"

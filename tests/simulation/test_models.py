@@ -38,7 +38,9 @@ def test_the_explorer_finds_wrong_states_and_dead_ends_by_a_shortest_way() -> No
         explore(_counter(9), most=3)
 
 
-@pytest.mark.parametrize("faults", [Faults.NONE, Faults.LOSS, Faults.CRASH, Faults.LOSS | Faults.CRASH], ids=str)
+@pytest.mark.parametrize(
+    "faults", [Faults.NONE, Faults.LOSS, Faults.CRASH, Faults.LOSS | Faults.CRASH], ids=str
+)
 def test_a_move_is_safe_and_always_ends_with_one_server(faults: Faults) -> None:
     found = explore(ownership.model(faults, most=2))
     assert found.states > 500

@@ -28,7 +28,9 @@ EDGE: Address = ("10.0.1.2", 4433)
 OTHER: Address = ("10.0.2.2", 4433)
 
 
-def carry(*impairments: Impairment, count: int = 2000, size: int = 100, edge: Address = EDGE) -> list[tuple[float, bytes]]:
+def carry(
+    *impairments: Impairment, count: int = 2000, size: int = 100, edge: Address = EDGE
+) -> list[tuple[float, bytes]]:
     """Sends datagrams a millisecond apart; returns (delay, content) of what arrived, in its order."""
     loop = VirtualLoop()
     wire = Wire(loop, random.Random(7), {EDGE: 0.010, OTHER: 0.010})

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess  # noqa: TID251, S404  (another interpreter with another hash seed)
+import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from quicferry.strategies import Strategy
 from simulation.campaign import quiet
 from simulation.minimise import minimised
 from simulation.protocol.story import Ending, Fault, Move, Story
 from simulation.worlds import WORLDS
-from quicferry.strategies import Strategy
 
 SEEDS = {"protocol": (3, 12, 52), "ownership": (2, 16)}
 _SCRIPT = """

@@ -118,6 +118,7 @@ def test_nobody_listens_is_told_at_once_unless_one_waits() -> None:
 def test_a_short_cut_delays_and_a_long_one_breaks() -> None:
     for seconds, breaks in ((1.0, False), (6.0, True)):
         with two() as t:
+
             async def work(client: RpcClient, t: Two = t, seconds: float = seconds) -> str:
                 await client.call(ECHO, "first", timeout_s=1)
                 t.paths.cut("edge", ["a", "b"])
@@ -135,6 +136,7 @@ def test_a_short_cut_delays_and_a_long_one_breaks() -> None:
 def test_a_killed_server_is_noticed_and_a_stopped_one_by_keepalive() -> None:
     for how, until_s in (("kill", 0.2), ("stop", 4.2)):
         with two() as t:
+
             async def work(client: RpcClient, t: Two = t, how: str = how) -> None:
                 await client.call(ECHO, "first", timeout_s=1)
                 getattr(t.b, how)()
@@ -156,6 +158,7 @@ def test_a_connection_takes_three_round_trips_in_half_a_second_or_fails() -> Non
 
 def test_a_stream_carries_both_ways_in_order() -> None:
     with two() as t:
+
         async def work(client: RpcClient) -> list[str]:
             call = client.open(COUNT, timeout_s=5)
             for word in ("one", "two", "three"):
