@@ -15,6 +15,9 @@ from typing import Any
 from simulation.clock import PROCESS
 
 
+PRIVATE = "/run/"  # a container has its own
+
+
 class Disk:
     """One host's disk, a directory."""
 
@@ -76,6 +79,8 @@ class FaultyOs:
     def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
         """As ``os.open``."""
         disk = self._disk()
+        if disk is not None and str(path).startswith(PRIVATE):
+            path = disk.path(str(path))
         descriptor = os.open(path, flags, mode)
         if disk is not None:
             self._open[descriptor] = (disk, Path(path))

@@ -86,6 +86,8 @@ def _moves(pair: Pair, strategy: Strategy, first: bool) -> Iterator[Edge[Pair]]:
     elif pair.server is ServerState.FROZEN:
         there = pair._replace(server=_server(pair, ServerInput.RESUME), at=NEW, mute=not first)
         yield Edge("the server runs at its new address", there)
+    elif pair.at == NEW and pair.mute:
+        yield Edge("the server has been mute for one PTO", pair._replace(mute=False))
     elif pair.at == NEW and not pair.mute and not pair.heard:
         yield Edge("the server sends from there", pair._replace(messages=pair.messages | {"from there"}))
 

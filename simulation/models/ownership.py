@@ -12,7 +12,7 @@ import enum
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from quicferry.migration.states import DESTINATION, ENDS, SOURCE, Machine, Signal, Step, Table
+from quicferry.migration.states import DESTINATION, ENDS, SOURCE, MoveMachine, Signal, Step, Table
 from simulation.models.explorer import Edge, Model
 
 
@@ -90,7 +90,7 @@ def _good(world: World) -> bool:
 def _take(agent: Agent, table: Table, *signals: Signal, written: bool = True) -> Agent:
     """Go on in the table, one journal line for each new step."""
     for signal in signals:
-        machine = Machine(table, "model", agent.step)
+        machine = MoveMachine(table, "model", agent.step)
         step = machine.take(signal)
         if step is not agent.step:
             if written:

@@ -13,17 +13,19 @@ from unittest import mock
 from apps.client.load import Load
 from apps.config import ALPN, ClientConfig, ServerConfig
 from apps.server import server as server_module
+from apps.server import shell as shell_module
 from apps.udp import BATCH, Datagram
 from quicferry.migration import journal as journal_module
 from quicferry.migration.agent import agent as agent_module
-from quicferry.migration.agent.agent import AgentConfig, Command, NodeAgent
-from quicferry.migration.engines.base import Deadlines
+from quicferry.migration.agent.agent import NodeAgent
+from quicferry.migration.agent.config import AgentConfig, ServerCommand
 from quicferry.migration.orchestrator import (
     MoveCommand,
     Orchestrator,
     OrchestratorConfig,
     StartCommand,
 )
+from quicferry.migration.order import Deadlines
 from quicferry.migration.rpc import channel as channel_module
 from quicferry.migration.rpc.credentials import Identity, TlsFiles
 from quicferry.migration.rpc.messages import Outcome
@@ -35,7 +37,6 @@ __all__ = [
     "BATCH",
     "AgentConfig",
     "ClientConfig",
-    "Command",
     "Datagram",
     "Deadlines",
     "Load",
@@ -45,14 +46,15 @@ __all__ = [
     "Orchestrator",
     "OrchestratorConfig",
     "Outcome",
+    "Server",
+    "ServerCommand",
     "ServerConfig",
     "StartCommand",
     "Step",
     "bound_to",
-    "server_module",
 ]
 
-Server = server_module.Server
+Server = server_module.QuicServer
 
 
 class NamedTls(TlsFiles, frozen=True, kw_only=True):
@@ -77,8 +79,10 @@ def bound_to(*, grpc: Any, files: Any, udp_port: Any, path: Any, event_log: Any)
             (fence_module, "os", files),
             (server_module, "UdpPort", udp_port),
             (server_module, "Path", path),
-            (server_module, "EventLog", event_log),
-            (server_module, "gc", mock.Mock()),  # gc.freeze would keep every world for ever
+            (shell_module, "Path", path),
+            (shell_module, "os", files),
+            (shell_module, "EventLog", event_log),
+            (shell_module, "gc", mock.Mock()),  # gc.freeze would keep every world for ever
             # it warms up caches of a real process, and needs a clock that runs on while it does
             (server_module, "rehearse", lambda *_: None),
         ):

@@ -30,7 +30,6 @@ from simulation.network import DOWN, UP, Address, Wire
 from simulation.network import Datagram as WireDatagram
 from simulation.ownership.adapter import (
     AgentConfig,
-    Command,
     Deadlines,
     MoveCommand,
     NamedTls,
@@ -39,6 +38,7 @@ from simulation.ownership.adapter import (
     OrchestratorConfig,
     Outcome,
     Server,
+    ServerCommand,
     ServerConfig,
     StartCommand,
 )
@@ -232,8 +232,8 @@ class OwnershipWorld:
             peers={other: Endpoint(f"10.1.0.{n}", RPC_PORT) for other, n in others.items()},
             detours={other: Endpoint(f"10.3.0.{n}", RPC_PORT) for other, n in others.items()},
             tls=NamedTls.of(edge),
-            service=Command(argv=["server"]),
-            standby=Command(argv=["standby"]),
+            service=ServerCommand(argv=["server"]),
+            standby=ServerCommand(argv=["standby"]),
             control=Endpoint("127.0.0.1", CONTROL_PORT),
             service_address=Endpoint(f"10.0.{number}.2", 4433),
             journal=str(self.disks[edge].path("journal.journal")),

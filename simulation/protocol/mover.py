@@ -26,6 +26,7 @@ from simulation.protocol.story import Ending, Move
 from simulation.protocol.world import ProtocolWorld, Room
 
 LINGER_S = 10.0  # late datagrams are handed on this long after the commit
+COMMIT_S = 0.004  # from the destination's word to its hearing that the commit is recorded
 FENCE_S = 0.05  # from the end of the destination to the source's going on
 #: a server that speaks first is heard after half a round trip; twice that and some milliseconds is late
 OVERHEAD_RTTS = 1.0
@@ -73,6 +74,7 @@ class Mover:
         if move.ending is not Ending.ROLLED_BACK:
             destination = self._resume(number, move, image)
             if move.ending is Ending.COMMIT:
+                world.loop.physics(COMMIT_S, self._record_commit, destination)
                 world.loop.call_later(LINGER_S, world.forwards.pop, origin, None)
                 return
             await asyncio.sleep(move.served_s)
@@ -177,7 +179,7 @@ class Mover:
         world.ever_at.add(edge_address(move.to))
         world.forwards.pop(move.to, None)
         world.service = copy.deepcopy(image.service)
-        connection.resume(number, move.strategy, first, now)
+        connection.resume(number, move.strategy, first, now, address=edge_address(move.to))
         world.server = world.serve(move.to, connection)
         world.mark(f"resumed {number}", edge=move.to, first=first)
         world.calm()
@@ -189,6 +191,12 @@ class Mover:
             world.open_room()
         world.server.proceed()
         return world.server
+
+    def _record_commit(self, destination: Endpoint) -> None:
+        """Both agents have written down that the source never goes on."""
+        if self._world.server is destination and not destination.stopped:
+            destination.connection.record_commit()
+            destination.proceed()
 
     def _go_on_at_source(self, number: int) -> None:
         world = self._world

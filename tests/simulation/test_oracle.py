@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from apps.server.server import Server
+from apps.server.server import QuicServer
 from apps.server.service import Session
 from quicferry.migration import control
 from quicferry.migration.agent.destination import DestinationSide
@@ -142,9 +142,9 @@ def test_two_owners_are_caught() -> None:
 
 
 def test_a_server_that_nobody_thaws_is_caught() -> None:
-    abort = Server._abort
+    abort = QuicServer._abort
 
-    def refuses(self: Server, order: control.Abort) -> dict[str, Any]:
+    def refuses(self: QuicServer, order: control.Abort) -> dict[str, Any]:
         if self.frozen_epoch is not None:
             raise OSError("planted")
         return abort(self, order)
@@ -153,7 +153,7 @@ def test_a_server_that_nobody_thaws_is_caught() -> None:
         kind="agent-killed", anchor="edge-2 wrote transfer", at="edge-2", seconds=0.3
     )
     assert not owned(killed).violations
-    with mock.patch.object(Server, "_abort", refuses):
+    with mock.patch.object(QuicServer, "_abort", refuses):
         assert any(kind.startswith("nobody-serves") for kind in owned(killed).kinds())
 
 
