@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from quicferry.errors import StoreError
+from quicferry.errors import UNDECODABLE, InvalidInput, StoreError
 from quicferry.model import LinkReading, Topology
 from quicferry.spec import RunSpec
 
@@ -223,7 +223,7 @@ def read_manifest(root: Path) -> Manifest:
         raise StoreError(f"no run in {root}", hint="`quicferry runs list` shows what there is") from error
     try:
         return msgspec.convert(_current(msgspec.json.decode(raw, type=dict[str, Any]), path), Manifest)
-    except msgspec.DecodeError as error:  # a ValidationError is one
+    except (*UNDECODABLE, InvalidInput) as error:  # a topology that cannot be is refused as a request is
         raise StoreError(
             f"{path} cannot be read: {error}", hint="it was damaged or made by another version"
         ) from error

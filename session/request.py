@@ -6,22 +6,22 @@ raises ``InvalidInput`` with what to give instead. What comes after it only read
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 import baselines
 import topologies
 from apps.client import workloads
-from quicferry.errors import InvalidInput, Unsupported
+from quicferry.errors import UNDECODABLE, InvalidInput, Unsupported
 from quicferry.experiment import faults
 from quicferry.migration.engines import registry
 from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
 
+T = TypeVar("T")
 DEFAULT_ENGINE = RunSpec().engine
 #: why a baseline cannot honour an axis of the extension, where there is more to say than that
 _NOT_WITH_BASELINES = {
@@ -72,16 +72,21 @@ def _read(values: Mapping[str, Any]) -> RunSpec:
     for name, value in chosen.items():
         _check_value(known[name], value)
     if "faults" in chosen:
-        chosen["faults"] = tuple(faults.parse(words) for words in chosen["faults"])
+        chosen["faults"] = tuple(map(faults.parse, _convert(chosen["faults"], list[str])))
     if "baseline" in chosen and "engine" not in chosen:
         chosen["engine"] = (baselines.get(str(chosen["baseline"])).engines or (DEFAULT_ENGINE,))[0]
-    try:
-        spec = msgspec.convert(chosen, RunSpec)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"a value does not fit its axis: {error}", hint="see docs/axes.md") from error
+    spec = _convert(chosen, RunSpec)
     registry.get(spec.engine)
     workloads.get(spec.workload)
     return spec
+
+
+def _convert(value: Any, kind: type[T]) -> T:
+    """A value as the type that an axis has. Raises ``InvalidInput``."""
+    try:
+        return msgspec.convert(value, kind)
+    except UNDECODABLE as error:
+        raise InvalidInput(f"a value does not fit its axis: {error}", hint="see docs/axes.md") from error
 
 
 def _check_value(axis: Axis, value: Any) -> None:
@@ -90,10 +95,9 @@ def _check_value(axis: Axis, value: Any) -> None:
         raise InvalidInput(f"{axis.name} cannot be {value!r}", hint="choose from " + axis.bounds)
     if axis.least is None or axis.most is None or not isinstance(value, int | float):
         return
-    if not (math.isfinite(value) and axis.least <= value <= axis.most):
-        raise InvalidInput(
-            f"{axis.name} cannot be {value:.10g} {axis.unit}".rstrip(), hint=f"give {axis.bounds}"
-        )
+    if not axis.least <= value <= axis.most:  # also refuses NaN
+        number = f"{value:.10g}" if isinstance(value, float) else str(value)[:40]
+        raise InvalidInput(f"{axis.name} cannot be {number} {axis.unit}".rstrip(), hint=f"give {axis.bounds}")
 
 
 def _checked(spec: RunSpec) -> RunSpec:

@@ -14,6 +14,7 @@ values; every combination is run ``repetitions`` times. An axis is a field of ``
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,12 @@ from typing import Any
 
 import msgspec
 
-from quicferry.errors import InvalidInput
+from quicferry.errors import UNDECODABLE, InvalidInput
 from quicferry.spec import RunSpec
 from session.request import to_spec_of_cell
+
+#: Runs of one scenario: at a few seconds each more than a week.
+MOST_RUNS = 100_000
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,13 +90,16 @@ def read_scenario(path: Path) -> Scenario:
             scenario = msgspec.convert(tomllib.load(file), Scenario)
     except OSError as error:
         raise InvalidInput(f"cannot read the scenario {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, *UNDECODABLE) as error:
         raise InvalidInput(f"{path}: {error}", hint="see scenarios/ for examples") from error
     if not 1 <= scenario.repetitions <= 10_000:
         raise InvalidInput(f"{path}: {scenario.repetitions} repetitions", hint="give 1 to 10000")
     for axis, values in scenario.sweep.items():
         if not values:
             raise InvalidInput(f"{path}: the axis {axis} is swept over no value at all")
+    cells = math.prod(len(values) for values in scenario.sweep.values()) * scenario.repetitions
+    if cells > MOST_RUNS:
+        raise InvalidInput(f"{path}: {cells} runs", hint=f"sweep over fewer values: {MOST_RUNS} runs at most")
     try:
         list(scenario.runs())
     except InvalidInput as error:

@@ -14,7 +14,6 @@ from typing import Any
 
 from simulation.clock import PROCESS
 
-
 PRIVATE = "/run/"  # a container has its own
 
 
