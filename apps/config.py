@@ -10,7 +10,7 @@ import msgspec
 
 from quicferry.errors import InvalidInput
 from quicferry.model import Endpoint
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName, strategies
 
 ALPN = "quicferry/1"
 SERVER_NAME = "service.edge.test"
@@ -29,7 +29,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     certificate: str
     key: str
     pool: list[Endpoint] = []  # candidates that clients are told right after the handshake
-    strategies: tuple[Strategy, ...] = tuple(Strategy)
+    strategies: tuple[StrategyName, ...] = msgspec.field(default_factory=lambda: tuple(strategies()))
     extension: bool = True
     tickets: bool = False  # clients may resume their TLS session, and send early data
     standby: bool = False
@@ -61,7 +61,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     upload_bytes: int = 0
     seed: int = 1
     extension: bool = True
-    strategies: tuple[Strategy, ...] = tuple(Strategy)
+    strategies: tuple[StrategyName, ...] = msgspec.field(default_factory=lambda: tuple(strategies()))
     accept_moves: bool = True  # False: every announcement is answered with "refused"
     idle_timeout_s: float = 60.0
     patience_s: float = 15.0  # how long the client waits at the end for what is still open

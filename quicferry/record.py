@@ -198,7 +198,7 @@ def result_of(spec: RunSpec, outcome: str, *, error: str | None = None, hint: st
     """A result that says what was asked and how it ended, with nothing measured."""
     return RunResult(
         outcome=outcome,
-        strategy=spec.baseline or spec.strategy.value,
+        strategy=spec.baseline or str(spec.strategy),
         kind="baseline" if spec.baseline else "strategy",
         engine=spec.engine,
         seed=spec.seed,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from quicferry.strategies import Strategy
+from quicferry.strategies import Strategy, StrategyName
 
 
 class ReadBy(enum.StrEnum):
@@ -113,7 +113,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     topology: Annotated[str, _axis("The emulated network, see `quicferry topo list`.")] = "two_edges"
     strategy: Annotated[
-        Strategy, _axis("How client and server find each other again.", read_by=_EXTENSION)
+        StrategyName, _axis("How client and server find each other again.", read_by=_EXTENSION)
     ] = Strategy.PROACTIVE_EXPLICIT
     baseline: BaselineName | None = None
     engine: Annotated[str, _axis("How the server's process moves.")] = "handoff"

@@ -20,6 +20,7 @@ from quicferry.experiment import faults
 from quicferry.migration.engines import registry
 from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
+from quicferry.strategies import rules_of
 
 T = TypeVar("T")
 DEFAULT_ENGINE = RunSpec().engine
@@ -76,6 +77,7 @@ def _read(values: Mapping[str, Any]) -> RunSpec:
     if "baseline" in chosen and "engine" not in chosen:
         chosen["engine"] = (baselines.get(str(chosen["baseline"])).engines or (DEFAULT_ENGINE,))[0]
     spec = _convert(chosen, RunSpec)
+    rules_of(spec.strategy)
     registry.get(spec.engine)
     workloads.get(spec.workload)
     return spec

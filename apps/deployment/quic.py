@@ -19,7 +19,7 @@ from quicferry.experiment.fault_injector import FaultInjector
 from quicferry.experiment.faults import DESTINATION, SOURCE
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.process import children_of
-from quicferry.strategies import RULES
+from quicferry.strategies import rules_of
 
 
 class Credentials:
@@ -81,7 +81,7 @@ class QuicDeployment:
     def move(self) -> dict[str, Any]:
         """Move the server to the other edge, by the orchestrator or by the host alone."""
         spec = self._context.spec
-        if RULES[spec.strategy].notice:
+        if rules_of(spec.strategy).notice:
             outcome = order_move(
                 self._context,
                 self._orchestrator,

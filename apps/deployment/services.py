@@ -25,7 +25,7 @@ from quicferry.migration.orchestrator import EndCommand, MoveCommand, Orchestrat
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import Files
 from quicferry.model import Endpoint, NodeKind
-from quicferry.strategies import RULES, Strategy
+from quicferry.strategies import StrategyName, rules_of
 
 CONTROL = Endpoint("127.0.0.1", SERVICE_PORT + 1)
 RPC_PORT = SERVICE_PORT + 2
@@ -152,7 +152,7 @@ class AgentService:
 
     def _server(self, kind: str, *, standby: bool) -> ServerCommand:
         context, spec = self._context, self._context.spec
-        pool = (RULES[spec.strategy].pool or spec.mixed_strategies) and not self._plain
+        pool = (rules_of(spec.strategy).pool or spec.mixed_strategies) and not self._plain
         config = ServerConfig(
             edge=self.edge,
             listen=Endpoint(self._address.address if self._address else "0.0.0.0", SERVICE_PORT),
@@ -253,7 +253,7 @@ class OrchestratorService:
 def order_move(
     context: RunContext,
     orchestrator: OrchestratorService,
-    strategy: Strategy,
+    strategy: StrategyName,
     *,
     forwarding: bool,
     source: str | None = None,

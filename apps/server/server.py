@@ -50,7 +50,7 @@ from quicferry.quic.snapshot import (
     unpack_bundle,
 )
 from quicferry.quic.wire import Result
-from quicferry.strategies import RULES, Strategy, speaks_first
+from quicferry.strategies import StrategyName, rules_of, speaks_first, strategies
 from quicferry.units import now_ns, now_s
 
 NOTICE_LEAST_S = 0.2
@@ -66,7 +66,7 @@ class HandedOver(msgspec.Struct, kw_only=True):
 
     service: bytes
     keys: list[str]
-    strategies: list[Strategy | None] = []  # of each: how its client follows this move
+    strategies: list[StrategyName | None] = []  # of each: how its client follows this move
     tickets: list[PlainTicket] = []  # whoever takes over must know the sessions that may be resumed
 
 
@@ -144,7 +144,7 @@ class QuicServer(ServerShell):
                 peer.connection.reset_stream(event.stream_id, 1)
         elif isinstance(event, HandshakeCompleted):
             self.events.emit("server.connected", negotiated=bool(peer.connection.negotiated))
-            if self.config.pool and Strategy.POOL in peer.connection.negotiated:
+            if self.config.pool and any(rules_of(name).pool for name in peer.connection.negotiated):
                 peer.connection.offer_addresses(
                     [(address.host, address.port) for address in self.config.pool], now_s()
                 )
@@ -206,7 +206,7 @@ class QuicServer(ServerShell):
             return False
         target = order.destination or order.service
         strategy = peer.strategy = _strategy_of(peer, order.strategy)
-        rules = RULES[strategy]
+        rules = rules_of(strategy)
         addresses = [(target.host, target.port)] if rules.carries_address and target is not None else []
         if rules.notice:
             # a deadline of its own: whoever is far away is waited for longer, but never for too long
@@ -413,10 +413,10 @@ class QuicServer(ServerShell):
         return {"t_ns": t_ns}
 
 
-def _strategy_of(peer: Peer, wanted: Strategy) -> Strategy:
+def _strategy_of(peer: Peer, wanted: StrategyName) -> StrategyName:
     """The strategy of the order, or if this client has not agreed to it, the first that it has agreed to."""
     agreed = peer.connection.negotiated
-    return wanted if wanted in agreed else next((each for each in Strategy if each in agreed), wanted)
+    return wanted if wanted in agreed else next((each for each in strategies() if each in agreed), wanted)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from quicferry.record import MoveRecord, RunResult
 from quicferry.spec import RunSpec, axes
-from quicferry.strategies import RULES, ProbeOn, speaks_first
+from quicferry.strategies import ProbeOn, rules_of, speaks_first
 
 
 class Bound(NamedTuple):
@@ -41,7 +41,7 @@ def bound_of(spec: RunSpec) -> Bound:
     """The line of the table for the strategy of a run."""
     if speaks_first(spec.strategy, spec.server_first):
         return SERVER_FIRST
-    return KNOWN if RULES[spec.strategy].probe_on is ProbeOn.NOTICE else MUST_ASK
+    return KNOWN if rules_of(spec.strategy).probe_on is ProbeOn.NOTICE else MUST_ASK
 
 
 def judged(spec: RunSpec) -> bool:

@@ -6,7 +6,7 @@ from quicferry.analysis import tables
 from quicferry.analysis.tables import NOTHING
 from quicferry.record import RunResult
 from quicferry.spec import RunSpec
-from quicferry.strategies import Strategy
+from quicferry.strategies import rules_of
 
 #: moments of a run in the order of a successful move -> what they are called in the page
 PHASE_TITLES = {
@@ -118,7 +118,7 @@ def describe_spec(spec: RunSpec) -> list[tuple[str, str]]:
     source_rtt = spec.rtt_ms if spec.source_rtt_ms is None else spec.source_rtt_ms
     rows = [
         ("topology", spec.topology),
-        ("baseline", spec.baseline) if spec.baseline else ("strategy", spec.strategy.value),
+        ("baseline", spec.baseline) if spec.baseline else ("strategy", str(spec.strategy)),
         ("engine", spec.engine),
         ("server first", "yes" if spec.server_first else "no"),
         ("RTT to destination, to source", f"{spec.rtt_ms:g} ms, {source_rtt:g} ms"),
@@ -131,7 +131,7 @@ def describe_spec(spec: RunSpec) -> list[tuple[str, str]]:
         ("sizes of request and response", f"{spec.request_bytes} B, {spec.response_bytes} B"),
         ("seed", str(spec.seed)),
     ]
-    if spec.strategy is Strategy.POOL and not spec.baseline:
+    if rules_of(spec.strategy).pool and not spec.baseline:
         rows.insert(4, ("addresses in the pool", str(spec.pool)))
     if spec.baseline:
         rows += [

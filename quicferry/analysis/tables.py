@@ -13,7 +13,7 @@ from rich.text import Text
 from quicferry.analysis.statistics import summarise
 from quicferry.record import RunResult
 from quicferry.spec import RunSpec
-from quicferry.strategies import RULES
+from quicferry.strategies import rules_of
 
 NOTHING = "–"  # noqa: RUF001 - the sign of a value that is not known
 _COLOURS = {"succeeded": "green", "failed": "bold red", "unsupported": "yellow", "invalid": "yellow"}
@@ -55,7 +55,7 @@ def title(spec: RunSpec) -> str:
     """The heading of a run: its strategy or baseline."""
     if spec.baseline is not None:
         return spec.baseline
-    return RULES[spec.strategy].title + (", server first" if spec.server_first else "")
+    return rules_of(spec.strategy).title + (", server first" if spec.server_first else "")
 
 
 def overhead_in_rtt(result: RunResult) -> float | None:

@@ -17,7 +17,7 @@ from quicferry.experiment.fault_kinds import DESTINATION, KINDS, SOURCE, inter_e
 from quicferry.migration.engines.registry import ahead_engines, behind_engines, criu_engines
 from quicferry.model import Topology
 from quicferry.spec import Fault, FaultKind, FaultPoint, RunSpec
-from quicferry.strategies import RULES
+from quicferry.strategies import rules_of
 
 __all__ = [
     "DESTINATION",
@@ -202,7 +202,7 @@ def check(spec: RunSpec, topology: Topology) -> None:
     if spec.moves > 1 and spec.faults:
         raise InvalidInput("a fault goes with one move only", hint="leave out --moves")
     for fault in spec.faults:
-        if fault.point is FaultPoint.NOTICE and not RULES[spec.strategy].notice:
+        if fault.point is FaultPoint.NOTICE and not rules_of(spec.strategy).notice:
             raise InvalidInput(
                 f"{fault.name} cannot happen: {spec.strategy} tells its clients nothing",
                 hint="choose a strategy with notice, such as proactive-explicit",

@@ -19,7 +19,7 @@ import msgspec
 from quicferry.errors import MigrationError
 from quicferry.migration.memory.userfault_offer import offer
 from quicferry.model import Endpoint
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName
 
 REPEAT_S = 0.005  # a restored server may not hear the first order: its socket may not exist yet
 
@@ -43,7 +43,7 @@ class Prepare(msgspec.Struct, frozen=True, kw_only=True, tag="prepare"):
     """
 
     epoch: int
-    strategy: Strategy
+    strategy: StrategyName
     server_first: bool
     destination: Endpoint | None
     downtime_ms: float
@@ -59,7 +59,7 @@ class Freeze(msgspec.Struct, frozen=True, kw_only=True, tag="freeze"):
     """
 
     epoch: int
-    strategy: Strategy
+    strategy: StrategyName
     server_first: bool
     state_path: str | None = None
 
@@ -69,7 +69,7 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True, tag="resume"):
 
     epoch: int
     edge: str
-    strategy: Strategy
+    strategy: StrategyName
     server_first: bool
     service: Endpoint | None = None  # where clients reach the server from now on
 
@@ -79,7 +79,7 @@ class Import(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
 
     epoch: int
     edge: str
-    strategy: Strategy
+    strategy: StrategyName
     server_first: bool
     state_path: str
     sha256: str

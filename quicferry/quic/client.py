@@ -1,6 +1,6 @@
 """The client: it is told, or notices, that the server moves, and finds it again.
 
-What tells the strategies apart is ``quicferry.strategies.RULES``: whether there is notice, and what makes
+What tells the strategies apart is ``quicferry.strategies``: whether there is notice, and what makes
 the client probe. Everything after the first probe is the same for all of them.
 """
 
@@ -36,7 +36,7 @@ from quicferry.quic.wire import (
     SmPrepare,
     SmReady,
 )
-from quicferry.strategies import RULES, ProbeOn, Strategy
+from quicferry.strategies import ProbeOn, rules_of
 
 _FORMER_PATH_PTOS = 3  # how long stragglers of the old path are read after the switch
 _KEPT_PTOS = 3  # how long a connection ID stays with its address after a race
@@ -53,7 +53,7 @@ class _Announcement:
 
     @property
     def probe_on(self) -> ProbeOn:
-        return RULES[self.prepare.strategy].probe_on
+        return rules_of(self.prepare.strategy).probe_on
 
     @property
     def downtime_s(self) -> float:
@@ -155,9 +155,9 @@ class ClientRole(Role):
             self._consider(prepare, now)
 
     def _on_prepare(self, frame: SmPrepare, now: float) -> None:
-        if frame.strategy not in self.negotiated or not RULES[frame.strategy].notice:
+        if frame.strategy not in self.negotiated or not rules_of(frame.strategy).notice:
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, f"SM_PREPARE for {frame.strategy}")
-        if bool(frame.sequences) is not RULES[frame.strategy].carries_address:
+        if bool(frame.sequences) is not rules_of(frame.strategy).carries_address:
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_PREPARE: addresses do not fit the strategy")
         if self._latest is not None and frame.epoch == self._latest.epoch and frame != self._latest:
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_PREPARE: one epoch, two announcements")
@@ -181,7 +181,7 @@ class ClientRole(Role):
         too_soon = (
             self._latest_at is not None and now - self._latest_at < self._config.timings.epoch_interval_s
         )
-        needs_address = RULES[prepare.strategy].carries_address
+        needs_address = rules_of(prepare.strategy).carries_address
         result = Result.OK
         if not self._config.accept_moves:
             result = Result.REFUSED
@@ -562,14 +562,14 @@ class ClientRole(Role):
 
     @property
     def recovery_suspended(self) -> bool:
-        """Synchronized Symmetric: the server said that it will be silent, so its silence is no loss.
+        """The server said that it will be silent until it speaks first: its silence is no loss.
 
         The first PTO still counts; it repeats what was lost before the move began.
         """
         return (
             self._silence.noticed
             and self._announcement is not None
-            and self._announcement.prepare.strategy is Strategy.SYNCHRONIZED_SYMMETRIC
+            and self._announcement.probe_on is ProbeOn.SERVER_PACKET
         )
 
     def _loss_at(self) -> float | None:
@@ -633,7 +633,7 @@ class ClientRole(Role):
                 self._probe(self._announcement.addresses, ProbeOn.LOSS, now)
             else:
                 self._deadline = now + self._patience_s(self._announcement.downtime_s)
-        elif self._machine.allows(ClientInput.PROBE) and Strategy.POOL in self.negotiated:
+        elif self._machine.allows(ClientInput.PROBE) and self.negotiated_pool:
             pool = self._pool()
             if pool:
                 self._probe(pool, ProbeOn.LOSS, now)

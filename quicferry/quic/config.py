@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from quicferry.errors import InvalidInput
 from quicferry.quic.policy import AddressPolicy
 from quicferry.quic.wire import MAX_ADDRESSES
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName, strategies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Timings:
 class ExtensionConfig:
     """The extension at one endpoint. Raises ``InvalidInput`` for values out of range."""
 
-    strategies: frozenset[Strategy] = field(default_factory=lambda: frozenset(Strategy))
+    strategies: frozenset[StrategyName] = field(default_factory=lambda: frozenset(strategies()))
     max_addresses: int = MAX_ADDRESSES  # 1..7: the candidates of one race
     max_known_addresses: int = 16  # that a server may have named and not retired
     max_probes: int = 512  # per candidate

@@ -14,7 +14,7 @@ from quicferry.quic.errors import LocalError
 from quicferry.quic.server import ServerRole
 from quicferry.quic.tables import ClientState, ServerState
 from quicferry.quic.wire import Address
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName
 
 
 class MigratableConnection(HookedConnection):
@@ -40,7 +40,7 @@ class MigratableConnection(HookedConnection):
             self.attach(self._role)
 
     @property
-    def negotiated(self) -> frozenset[Strategy]:
+    def negotiated(self) -> frozenset[StrategyName]:
         """The strategies both ends can do; empty before the handshake and with a stock peer."""
         return frozenset() if self._role is None else self._role.negotiated
 
@@ -75,7 +75,7 @@ class MigratableConnection(HookedConnection):
     def prepare_migration(
         self,
         epoch: int,
-        strategy: Strategy,
+        strategy: StrategyName,
         addresses: list[Address],
         downtime_ms: float,
         server_first: bool,
@@ -99,7 +99,7 @@ class MigratableConnection(HookedConnection):
     def resume(
         self,
         epoch: int,
-        strategy: Strategy,
+        strategy: StrategyName,
         speak_first: bool,
         now: float,
         clients: int = 1,

@@ -8,7 +8,7 @@ from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.wire import Frame
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName, rules_of
 
 
 class Role:
@@ -18,11 +18,16 @@ class Role:
         self._seam = seam
         self._config = config
         self._control: list[bytes] = []  # encoded frames to send, in order
-        self.negotiated: frozenset[Strategy] = frozenset()
+        self.negotiated: frozenset[StrategyName] = frozenset()
         self.max_addresses = config.max_addresses
         self.held = False
         self.mute = False
         self.passive = False
+
+    @property
+    def negotiated_pool(self) -> bool:
+        """Whether one of the negotiated strategies gives the client possible addresses beforehand."""
+        return any(rules_of(name).pool for name in self.negotiated)
 
     @property
     def recovery_suspended(self) -> bool:

@@ -30,7 +30,7 @@ from quicferry.quic.wire import (
     SmReady,
     decode_frame,
 )
-from quicferry.strategies import RULES, Strategy
+from quicferry.strategies import StrategyName, rules_of
 
 _RESPONSES_PER_DATAGRAM = 100  # 9 bytes each in a datagram of 1200
 _STATE_VERSION = 2
@@ -49,7 +49,7 @@ class ServerRole(Role):
         self._next_sequence = 1
         self._announced = 0  # addresses in the latest SM_PREPARE
         self._answer: Result | None = None
-        self._strategy: Strategy | None = None  # of the latest prepare
+        self._strategy: StrategyName | None = None  # of the latest prepare
         self._challenges: list[tuple[NetworkAddress, bytes]] = []
         self._cid_before_move = b""
         self._here: int | None = None  # the sequence number of the address that it is at, where it knows it
@@ -111,7 +111,7 @@ class ServerRole(Role):
     def prepare(
         self,
         epoch: int,
-        strategy: Strategy,
+        strategy: StrategyName,
         addresses: list[Address],
         downtime_ms: float,
         *,
@@ -129,7 +129,7 @@ class ServerRole(Role):
         if not self._seam.handshake_confirmed:
             self._seam.emit(events.MigrationReady(epoch, Result.NOT_CONFIRMED))
             return
-        rules = RULES[strategy]
+        rules = rules_of(strategy)
         if epoch <= self._epoch:
             raise LocalError(f"epoch {epoch} is not above {self._epoch}", hint="number the moves upwards")
         if rules.carries_address and not addresses:
@@ -272,7 +272,7 @@ class ServerRole(Role):
         if (
             self.state is ServerState.PREPARING
             and self._strategy is not None
-            and not RULES[self._strategy].notice
+            and not rules_of(self._strategy).notice
             and not self._unconfirmed
         ):
             self._machine.feed(ServerInput.ANSWER_OK)
@@ -351,7 +351,7 @@ class ServerRole(Role):
         self._challenges.clear()
         for address, responses in by_address.items():
             datagrams.append(self._seam.probe(address, None, None, responses[:_RESPONSES_PER_DATAGRAM]))
-        if self._offered and Strategy.POOL in self.negotiated:
+        if self._offered and self.negotiated_pool:
             for address in self._offered[: self.max_addresses]:
                 self._name(address, pool=True)
         self._offered = []
@@ -395,7 +395,7 @@ class ServerRole(Role):
         """Takes over what ``dump`` gave. Raises ``LocalError`` for another version's."""
         if values.get("version") != _STATE_VERSION:
             raise LocalError(f"extension state of version {values.get('version')!r}")
-        self.negotiated = frozenset(Strategy(name) for name in values["negotiated"])
+        self.negotiated = frozenset(map(str, values["negotiated"]))
         self.max_addresses = values["max_addresses"]
         self._machine.state = ServerState(values["state"])
         self._epoch = values["epoch"]
@@ -405,7 +405,7 @@ class ServerRole(Role):
         self._unconfirmed = set(values["unconfirmed"])
         self._next_sequence = values["next_sequence"]
         self._control = list(values["control"])
-        self._strategy = None if values["strategy"] is None else Strategy(values["strategy"])
+        self._strategy = None if values["strategy"] is None else str(values["strategy"])
         self._answer = None if values["answer"] is None else Result(values["answer"])
         self._cid_before_move = values["cid_before_move"]
         self._frozen_number = values["frozen_number"]

@@ -28,7 +28,7 @@ from aioquic.quic.rangeset import RangeSet
 
 from quicferry.quic.errors import PeerError
 from quicferry.quic.wire import Frame, FrameType, find_parameter, pull_frame
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName
 
 _CHALLENGE_BYTES = 8  # RFC 9000 §19.17
 _RESET_TOKEN_BYTES = 16  # RFC 9000 §19.15
@@ -61,7 +61,7 @@ class Hooks(Protocol):
     held: bool
     mute: bool
     passive: bool  # a datagram on the active path is upstream's business alone
-    negotiated: frozenset[Strategy]
+    negotiated: frozenset[StrategyName]
 
     @property
     def has_datagrams(self) -> bool:
