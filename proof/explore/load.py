@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from apps.client.multi_client import LEAST_INTERVAL_MS
 from quicferry.spec import RunSpec
 
 MACHINE_MBPS = 40.0  # aioquic, two endpoints, analysis included
@@ -38,13 +39,17 @@ def too_much(spec: RunSpec) -> str | None:
     rate = capacity_mbps(spec)
     shared = min(spec.rate_mbps or MACHINE_MBPS, MACHINE_MBPS)
     largest = max(spec.request_bytes, spec.response_bytes) + ON_THE_WIRE_BYTES
-    if spec.interval_ms:
-        requests_s = spec.clients * 1000 / spec.interval_ms
-        if requests_s > MACHINE_REQUESTS_S:
-            return f"{requests_s:.0f} requests a second"
-        offered = largest * 8e-3 / spec.interval_ms
-        if offered > FULL * rate or offered * spec.clients > FULL * shared:
-            return f"{offered * spec.clients:.2g} Mbit/s of requests on {rate:.2g} Mbit/s"
+    interval_ms = spec.interval_ms
+    if (
+        spec.clients > 1 or spec.plain_clients or spec.mixed_strategies
+    ):  # they share the rate, see multi_client
+        interval_ms = max(interval_ms, LEAST_INTERVAL_MS)
+    if interval_ms:
+        if 1000 / interval_ms > MACHINE_REQUESTS_S:
+            return f"{1000 / interval_ms:.0f} requests a second"
+        offered = largest * 8e-3 / interval_ms
+        if offered > FULL * shared or offered / spec.clients > FULL * rate:
+            return f"{offered:.2g} Mbit/s of requests on {rate:.2g} Mbit/s"
     elif largest * 8e-6 / rate > 1.0:
         return f"a request takes {largest * 8e-6 / rate:.1f} s"
     bulk_s = (spec.download_mib + spec.upload_mib) * 8.4 / (FULL * rate)

@@ -41,7 +41,7 @@ from quicferry.migration.rpc import messages
 from quicferry.migration.rpc.channel import Duplex, Unary
 from quicferry.model import Endpoint
 from quicferry.quic.fence import Fence
-from quicferry.quic.snapshot import restore_snapshot, unpack_bundle
+from quicferry.quic.snapshot import FORMAT_VERSION, restore_snapshot, unpack_bundle
 from quicferry.quic.wire import Parameter, decode_frame, find_parameter
 from quicferry.record import read_manifest
 from session.request import to_spec
@@ -77,7 +77,7 @@ def _parameter(data: bytes, _: Path) -> None:
 
 
 def _sealed(magic: bytes, payload: bytes) -> bytes:
-    header = _HEADER.pack(magic, 1, 0, len(payload))
+    header = _HEADER.pack(magic, FORMAT_VERSION, 0, len(payload))
     return header + hashlib.sha256(header + payload).digest() + payload
 
 

@@ -45,6 +45,25 @@ def test_every_target_has_a_corpus_that_is_small_and_belongs_to_it() -> None:
     assert {name for name, _ in FILES} == set(TARGETS)
 
 
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_every_target_has_an_input_that_is_accepted(target: str, tmp_path) -> None:
+    """Else the format has changed, and nothing behind its first check is reached any more."""
+    for number, path in enumerate(inputs(target)):
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        if (target, path.name) not in OPEN and _accepts(TARGETS[target], path.read_bytes(), scratch):
+            return
+    pytest.fail(f"no input of {target} is accepted: renew its corpus")
+
+
+def _accepts(target: Target, data: bytes, scratch: Path) -> bool:
+    try:
+        target.call(data, scratch)
+    except target.errors:
+        return False
+    return True
+
+
 def test_what_is_open_says_why_and_has_its_input() -> None:
     for each in open_crashes():
         assert (each.target, each.input) in FILES

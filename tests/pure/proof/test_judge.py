@@ -151,8 +151,9 @@ def test_requests_may_be_lost_where_the_link_carries_less_than_was_offered() -> 
     "values",
     [
         {"rate_mbps": 0.1},
-        {"clients": 8},
-        {"clients": 8, "interval_ms": 20.0},
+        {"interval_ms": 2.0},
+        {"clients": 8, "interval_ms": 0.0, "request_bytes": 65_536},
+        {"plain_clients": 1, "interval_ms": 0.0, "response_bytes": 65_536},
         {"download_mib": 100.0},
         {"loss_percent": 5.0, "rtt_ms": 300.0, "response_bytes": 4000},
         {"baseline": "tcp-dns", "rtt_ms": 600.0},
@@ -163,7 +164,7 @@ def test_too_much_is_seen(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"interval_ms": 0.0}, {"download_mib": 10.0}, {"rtt_ms": 600.0}, {"clients": 2}]
+    "values", [{}, {"interval_ms": 0.0}, {"download_mib": 10.0}, {"rtt_ms": 600.0}, {"clients": 8}]
 )
 def test_what_is_carried_is_not_too_much(values: dict[str, Any]) -> None:
     assert too_much(to_spec(values)) is None
