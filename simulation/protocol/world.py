@@ -89,7 +89,7 @@ class ProtocolWorld:
         self.close_thrown_away = False  # closed by a destination that was taken down again
         self.validated: set[Address] = {edge_address(1)}
         self.to_victims_bytes = 0
-        self.from_misuse_bytes = 0
+        self.misuse_at: float | None = None
         self._anchors: dict[str, list[Fault]] = {}
         for fault in story.faults:
             self._anchors.setdefault(fault.anchor, []).append(fault)
@@ -429,6 +429,7 @@ class ProtocolWorld:
     def misuse(self, victims: int, every_s: float) -> Callable[[], None]:
         """A malicious server names strangers to its client, again and again, until the returned call."""
         strangers = [(f"10.9.{number}.2", 53) for number in range(1, victims + 1)]
+        self.misuse_at = self.loop.time()
         going = [True]
 
         def announce(epoch: int) -> None:
