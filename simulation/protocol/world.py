@@ -31,6 +31,7 @@ from quicferry.quic import (
     PathValidated,
 )
 from quicferry.quic.wire import Result
+from simulation import payload
 from simulation.clock import VirtualLoop
 from simulation.determinism import certificate
 from simulation.history import History
@@ -395,8 +396,6 @@ class ProtocolWorld:
 
     def feed(self, size_bytes: int, last: bool) -> None:
         """A piece of the service's feed; the service's state knows how far it is."""
-        from simulation import payload
-
         server, service = self.server, self.service
         assert server is not None
         if service.feed_stream is None:
@@ -501,9 +500,3 @@ def _configurations(story: Story) -> tuple[QuicConfiguration, QuicConfiguration]
 
 def _plain(event: Any) -> dict[str, Any]:
     return {name: str(value) for name, value in vars(event).items() if not isinstance(value, bytes)}
-
-
-def client_address(world: ProtocolWorld) -> Address:
-    """Where the client sends its data."""
-    found: Address = client_view(world.client.connection)["address"]
-    return found
