@@ -14,6 +14,7 @@ from simulation.protocol.endpoint import client_view, server_view
 from simulation.protocol.faults import edge_address
 from simulation.protocol.mover import Mover
 from simulation.protocol.story import Ending, Story, Traffic
+from simulation.protocol.traffic import Load
 from simulation.protocol.world import LIVENESS_S, ProtocolWorld
 
 TAIL_S = 0.3  # traffic goes on this long after the last move
@@ -66,7 +67,7 @@ async def _live(world: ProtocolWorld) -> None:
         return
     world.mark("start")
     end: list[float | None] = [None]
-    world.begin_traffic(lambda: end[0])
+    Load(world).begin(lambda: end[0])
     await asyncio.sleep(story.before_s)
     mover = Mover(world)
     for number, move in enumerate(story.moves, 1):
@@ -89,7 +90,7 @@ async def _settle(world: ProtocolWorld) -> None:
     if not await _all_closed(world):
         return
     if world.server is not None:
-        world.feed(400, last=True)
+        Load(world).feed(400, last=True)
         world.server.proceed()
     await _all_closed(world)
 
