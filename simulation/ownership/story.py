@@ -74,7 +74,7 @@ ANCHORS: tuple[tuple[str, int], ...] = (
 
 def draw(seed: int) -> Story:
     """The story of a seed."""
-    from simulation.ownership.faults import KINDS
+    from simulation.ownership.faults import KINDS  # not at the top: what a fault does knows what a story is
 
     rng = random.Random(f"ownership {seed}")
     edges = rng.choice((2, 2, 3))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simulation import payload
-from simulation.protocol.story import Traffic
 
 BACKLOG_BYTES = 60_000
 
@@ -103,8 +102,3 @@ class ClientLoad:
         """What is still waited for."""
         every = [*self.exchanges.values(), *self.feeds.values()]
         return [exchange for exchange in every if exchange.closed_at is None]
-
-
-def is_feed(traffic: Traffic) -> bool:
-    """Whether the server sends of its own accord."""
-    return traffic is Traffic.PUSH

@@ -218,7 +218,7 @@ def _move(rng: random.Random, to: int, strategy: Strategy, *, first: bool) -> Mo
 
 
 def _fault(rng: random.Random, moves: list[Move], edges: int) -> Fault:
-    from simulation.protocol.faults import KINDS
+    from simulation.protocol.faults import KINDS  # not at the top: what a fault does knows what a story is
 
     kind = rng.choices(list(KINDS), weights=[each.weight for each in KINDS.values()])[0]
     if rng.random() < 0.8:

@@ -35,7 +35,7 @@ from simulation.clock import VirtualLoop
 from simulation.determinism import certificate
 from simulation.history import History
 from simulation.network import DOWN, UP, Address, Datagram, Wire
-from simulation.protocol.applications import BACKLOG_BYTES, ClientLoad, Service
+from simulation.protocol.applications import ClientLoad, Service
 from simulation.protocol.endpoint import Endpoint, client_view
 from simulation.protocol.faults import FOREVER, KINDS, edge_address
 from simulation.protocol.story import Fault, Story, Traffic
@@ -49,7 +49,6 @@ LIVENESS_S = 8.0
 TURNS_MOST = 60_000  # of one end; far above what any story needs
 _PROBING = {0x00, 0x1A, 0x1B, 0x18}
 _SIZED = (0x1A, 0x1B)
-_TRAFFIC_PIECES = 150
 
 
 @dataclass
@@ -89,7 +88,7 @@ class ProtocolWorld:
         self.close_thrown_away = False  # closed by a destination that was taken down again
         self.validated: set[Address] = {edge_address(1)}
         self.to_victims_bytes = 0
-        self.from_misuse_bytes = 0
+        self.misuse_at: float | None = None
         self._anchors: dict[str, list[Fault]] = {}
         for fault in story.faults:
             self._anchors.setdefault(fault.anchor, []).append(fault)
@@ -351,64 +350,6 @@ class ProtocolWorld:
         elif isinstance(event, quic_events.ConnectionTerminated):
             self.history.note("server", "ConnectionTerminated", **_plain(event))
 
-    # ------------------------------------------------------------------ traffic
-
-    def begin_traffic(self, until_s: Callable[[], float | None]) -> None:
-        """Start what the story wants; it goes on until the time that ``until_s`` gives, once it does."""
-        story = self.story
-        expected_s = sum(move.after_s + move.downtime_s + move.served_s for move in story.moves) + 1.0
-        every_s = max(story.interval_s, expected_s / _TRAFFIC_PIECES)
-        connection = self.client.connection
-        if story.traffic is Traffic.DOWNLOAD:
-            self.load.ask(connection, 100, story.size_bytes)
-        elif story.traffic is Traffic.UPLOAD:
-            self.load.ask(connection, story.size_bytes, 100)
-        elif story.traffic is not Traffic.IDLE:
-            self._piece(every_s, until_s)
-        self.client.proceed()
-
-    def _piece(self, every_s: float, until_s: Callable[[], float | None]) -> None:
-        end_s = until_s()
-        over = end_s is not None and self.loop.time() >= end_s
-        if self.story.traffic is Traffic.ECHO:
-            if not over:
-                self.load.ask(self.client.connection, 50, self.story.size_bytes)
-                self.client.proceed()
-        else:
-            over &= self._served_piece(over)
-        if not over:
-            self.loop.call_later(every_s, self._piece, every_s, until_s)
-
-    def _served_piece(self, last: bool) -> bool:
-        """The server sends of its own accord; a service whose process is stopped does nothing."""
-        server = self.server
-        if server is None or server.stopped:
-            return False
-        if self.story.traffic is Traffic.DATAGRAMS:
-            for _ in range(self.story.size_bytes):
-                server.connection.send_datagram_frame(b"tick")
-                server.proceed()
-        elif last or server.connection.unsent_bytes(self.service.feed_stream or 0) < BACKLOG_BYTES:
-            self.feed(self.story.size_bytes, last)
-        server.proceed()
-        return True
-
-    def feed(self, size_bytes: int, last: bool) -> None:
-        """A piece of the service's feed; the service's state knows how far it is."""
-        from simulation import payload
-
-        server, service = self.server, self.service
-        assert server is not None
-        if service.feed_stream is None:
-            service.feed_stream = server.connection.get_next_available_stream_id(is_unidirectional=True)
-        exchange = self.load.expect(service.feed_stream, 0)
-        data = payload.pattern(service.feed_stream, service.feed_sent, size_bytes)
-        server.connection.send_stream_data(service.feed_stream, data, last)
-        service.feed_sent += size_bytes
-        exchange.size_bytes = service.feed_sent
-        if last:
-            service.feed_stream, service.feed_sent = None, 0
-
     # ------------------------------------------------------------------ what faults do
 
     def rebind(self) -> None:
@@ -429,6 +370,7 @@ class ProtocolWorld:
     def misuse(self, victims: int, every_s: float) -> Callable[[], None]:
         """A malicious server names strangers to its client, again and again, until the returned call."""
         strangers = [(f"10.9.{number}.2", 53) for number in range(1, victims + 1)]
+        self.misuse_at = self.loop.time()
         going = [True]
 
         def announce(epoch: int) -> None:
@@ -500,9 +442,3 @@ def _configurations(story: Story) -> tuple[QuicConfiguration, QuicConfiguration]
 
 def _plain(event: Any) -> dict[str, Any]:
     return {name: str(value) for name, value in vars(event).items() if not isinstance(value, bytes)}
-
-
-def client_address(world: ProtocolWorld) -> Address:
-    """Where the client sends its data."""
-    found: Address = client_view(world.client.connection)["address"]
-    return found

@@ -11,7 +11,7 @@ from apps.server.server import QuicServer
 from apps.server.service import Session
 from quicferry.migration import control
 from quicferry.migration.agent.destination import DestinationSide
-from quicferry.quic import snapshot
+from quicferry.quic._aioquic import lease
 from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.client import ClientRole
 from quicferry.quic.server import ServerRole
@@ -67,12 +67,12 @@ def test_a_good_move_of_agents_violates_nothing() -> None:
 
 
 def test_a_nonce_that_is_used_twice_is_caught() -> None:
-    with mock.patch.object(snapshot, "ABORT_GAP", 0):
-        moves = [Move(to=2, strategy=Strategy.SYMMETRIC, ending=Ending.ROLLED_BACK)]
-        assert "nonce-reuse:hand-off" not in lived(moves=moves).kinds()  # nobody had used them
-        with mock.patch.object(snapshot, "PACKET_NUMBER_LEASE", 0):
-            fenced = [Move(to=2, strategy=Strategy.SYMMETRIC, ending=Ending.FENCED, served_s=0.1)]
-            assert "nonce-reuse:hand-off" in lived(moves=fenced).kinds()
+    """Destination and source that both go on where the source was frozen."""
+    with mock.patch.object(lease, "skip_packet_numbers", lambda connection, count: None):
+        back = [Move(to=2, strategy=Strategy.SYMMETRIC, ending=Ending.ROLLED_BACK)]
+        assert "nonce-reuse:hand-off" not in lived(moves=back).kinds()  # the destination never sent
+        fenced = [Move(to=2, strategy=Strategy.SYMMETRIC, ending=Ending.FENCED, served_s=0.1)]
+        assert "nonce-reuse:hand-off" in lived(moves=fenced).kinds()
 
 
 def test_a_server_that_stays_mute_is_caught() -> None:

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -14,7 +16,8 @@ import pytest
 from quicferry.strategies import Strategy
 from simulation.campaign import quiet
 from simulation.minimise import minimised
-from simulation.protocol.story import Ending, Fault, Move, Story
+from simulation.protocol.applications import Service
+from simulation.protocol.story import Ending, Fault, Move, Story, Traffic
 from simulation.worlds import WORLDS
 
 SEEDS = {"protocol": (3, 12, 52), "ownership": (2, 16)}
@@ -72,10 +75,16 @@ def test_a_failing_story_becomes_shorter_and_fails_the_same() -> None:
         rtt_s=0.06,
     )
     world = WORLDS["protocol"]
-    short = minimised(world, long, "nonce-reuse:process")
-    assert not short.faults
-    assert [move.ending for move in short.moves] == [Ending.FENCED]
-    assert short.moves[0].ready_wait_s == 0
+    take = Service.take
+
+    def wrong(self: Service, *args: Any) -> bytes | None:
+        answer = take(self, *args)
+        return None if answer is None else answer[:-1] + b"!"
+
+    with mock.patch.object(Service, "take", wrong):
+        short = minimised(world, long, "bytes:answer")
+        with pytest.raises(ValueError, match="not no-such-kind"):
+            minimised(world, short, "no-such-kind")
+    assert not short.faults and not short.moves
+    assert (short.traffic, short.rtt_s, short.process_moves) == (Traffic.IDLE, 0.018, False)
     assert len(msgspec.json.encode(short)) < len(msgspec.json.encode(long))
-    with pytest.raises(ValueError, match="not no-such-kind"):
-        minimised(world, short, "no-such-kind")
