@@ -12,7 +12,8 @@ import pytest
 
 from quicferry.strategies import RULES, Strategy
 
-from .traffic import KINDS, life
+from .harness import Pair, edge
+from .traffic import KINDS, followed, life
 
 DRAWN = 4  # lost datagrams per combination, besides the life without loss
 
@@ -35,3 +36,40 @@ def test_a_life_loses_nothing(strategy: Strategy, kind: str, server_first: bool,
             hand_off=not hand_off,
             lost=draw.randrange(datagrams),
         )
+
+
+@pytest.mark.parametrize("forwarding", [False, True])
+@pytest.mark.parametrize("gap_s", [0.0, 0.004, 0.012, 0.030])
+@pytest.mark.parametrize("strategy", list(RULES))
+def test_moves_that_follow_each_other_within_a_round_trip(strategy, gap_s, forwarding):
+    """Out, on, back to where the client still is, and on: it ends where the server is."""
+    for kind in KINDS:
+        for server_first in (False, True):
+            hurry(strategy, kind, gap_s, server_first=server_first, forwarding=forwarding)
+
+
+def hurry(strategy: Strategy, kind: str, gap_s: float, *, server_first: bool, forwarding: bool) -> None:
+    pair = Pair(hand_off=True)
+    pair.handshake(settle_s=0.5)
+    if RULES[strategy].pool:
+        pair.server.offer_addresses([edge(2), edge(3), edge(4)], pair.now)
+    pair.drive(limit_s=0.1)
+    traffic = KINDS[kind](pair)
+    traffic.begin(pair.now + 0.5)
+    pair.drive(limit_s=0.05)
+    for epoch, number in enumerate((2, 3, 1, 4), start=1):
+        to = edge(number)
+        pair.server_events.clear()
+        pair.move(
+            strategy,
+            to=to,
+            epoch=epoch,
+            downtime_s=0.003,
+            server_first=server_first,
+            forwarding=forwarding,
+            notice_s=0.1,
+        )
+        assert pair.drive(lambda to=to: pair.server_at == to, limit_s=2.0)
+        pair.drive(limit_s=gap_s)
+    assert pair.drive(lambda: followed(pair, to)() and traffic.complete(), limit_s=4.0), (kind, server_first)
+    pair.assert_open()
