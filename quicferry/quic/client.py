@@ -224,7 +224,7 @@ class ClientRole(Role):
             self._moved, self._moved_at = address, now
         if self._validated is not None and self._validated[0].network_address != address:
             self._validated = None
-            self._machine.feed(ClientInput.PROBE)
+            self._machine.feed(ClientInput.ELSEWHERE)
             self._prober.running = True
 
     def _settle(self, epoch: int, now: float) -> None:
