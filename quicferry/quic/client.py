@@ -81,6 +81,7 @@ class ClientRole(Role):
         self._here: NetworkAddress | None = None  # where the server says that it is, before SM_MIGRATED
         self._moved: NetworkAddress | None = None  # where SM_MIGRATED says that it is; not the active path
         self._moved_at = 0.0
+        self._moved_epoch = 0
         self._visited: dict[Address, None] = {}  # where the server has been, the latest last
         self._validated: tuple[Candidate, float | None] | None = None  # and the RTT, where it is known
         self._checked_at: float | None = None  # when the old path was challenged because of a stranger
@@ -214,19 +215,21 @@ class ClientRole(Role):
                 self._settle(frame.epoch, now)
         elif frame.epoch > self._done_epoch:
             self._latest_epoch = frame.epoch
-            self._lead_to(origin, now)
+            self._lead_to(origin, frame.epoch, now)
 
-    def _lead_to(self, address: NetworkAddress, now: float) -> None:
+    def _lead_to(self, address: NetworkAddress, epoch: int, now: float) -> None:
         """The server is there: no other path is right any more, whichever has answered."""
+        self._moved_epoch = epoch
         if self._moved != address:
             self._moved, self._moved_at = address, now
         if self._validated is not None and self._validated[0].network_address != address:
             self._validated = None
-            self._machine.feed(ClientInput.PROBE)
+            self._machine.feed(ClientInput.ELSEWHERE)
             self._prober.running = True
 
     def _settle(self, epoch: int, now: float) -> None:
-        self._done_epoch = self._latest_epoch = max(epoch, self._latest_epoch)
+        self._done_epoch = max(epoch, self._done_epoch)
+        self._latest_epoch = max(epoch, self._latest_epoch)  # of a later move there may have been notice
         for sent in (ClientInput.SETTLED, ClientInput.FALSE_ALARM):
             if self._machine.allows(sent):
                 self._machine.feed(sent)
@@ -239,7 +242,7 @@ class ClientRole(Role):
         if elsewhere and frame.epoch == self._latest_epoch and plain_address(address) in self._visited:
             # The destination has served, was taken down before the commit, and the source goes on.
             self._aborted_epoch = frame.epoch
-            self._lead_to(address, now)
+            self._lead_to(address, frame.epoch, now)
             return
         if frame.epoch <= self._done_epoch or frame.epoch < self._latest_epoch:
             return
@@ -495,9 +498,9 @@ class ClientRole(Role):
         self._visited[old] = None
         while len(self._visited) > _VISITED:
             del self._visited[next(iter(self._visited))]
-        if self._announcement is not None:
-            self._done_epoch = max(self._done_epoch, self._announcement.prepare.epoch)
         was_told = self._moved is not None
+        if self._announcement is not None and not was_told:
+            self._done_epoch = max(self._done_epoch, self._announcement.prepare.epoch)
         self._forget_race(now)
         self._kept.retire_all()  # the way is open; the server gives others
         self._announcement = None
@@ -505,7 +508,7 @@ class ClientRole(Role):
         self._silence.broken(now)
         self._seam.emit(events.PathSwitched(old, candidate.address))
         if was_told:
-            self._settle(self._latest_epoch, now)
+            self._settle(self._moved_epoch, now)
 
     def _forget_race(self, now: float) -> None:
         """Ends probing. A connection ID stays with its address for a while, and with no other."""

@@ -49,6 +49,7 @@ class ClientInput(enum.StrEnum):
     PROBE = "the strategy's rule says probe"
     RESPONSE = "PATH_RESPONSE"
     SWITCH = "the address was named, SM_MIGRATED came, or the old path is silent"
+    ELSEWHERE = "SM_MIGRATED names another path"
     STAND_BY = "old path alive, move announced"
     FALSE_ALARM = "old path alive, no move announced"
     SETTLED = "SM_MIGRATED, or the old path has drained"
@@ -98,7 +99,7 @@ CLIENT: dict[tuple[ClientState, ClientInput], ClientState] = {
     (_C.PROBING, _CI.ABORT): _C.IDLE,
     (_C.PROBING, _CI.DEADLINE): _C.FALLBACK,
     (_C.VALIDATED, _CI.SWITCH): _C.SWITCHED,
-    (_C.VALIDATED, _CI.PROBE): _C.PROBING,
+    (_C.VALIDATED, _CI.ELSEWHERE): _C.PROBING,
     (_C.VALIDATED, _CI.NOTICE): _C.ANNOUNCED,
     (_C.VALIDATED, _CI.STAND_BY): _C.ANNOUNCED,
     (_C.VALIDATED, _CI.FALSE_ALARM): _C.IDLE,

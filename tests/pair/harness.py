@@ -226,7 +226,10 @@ class Pair:
             self._room.append((data, source))
 
     def _into_server(self, data: bytes, source: Address) -> None:
-        if self.server is None and not self._snapshot:
+        if self.server is None and self._snapshot:  # handed on between two edges while it moved again
+            self._room.append((data, source))
+            return
+        if self.server is None:
             buf = Buffer(data=data)
             cid = pull_quic_header(buf, host_cid_length=8).destination_cid
             self.server = self._make(
