@@ -8,11 +8,19 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 FAULTS_ARGS ?=
+COUNT ?= 100
+SEED ?= 1
+MINUTES ?=
+SECONDS ?= 60
+FUZZ_ARGS ?=
+SEEDS ?= 1000
+WORLD ?= protocol ownership
+SIMULATE_ARGS ?=
 # the programs of root, for those who became root by `su` and kept their own PATH
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream lint bench soak faults lock clean
+.PHONY: help setup demo test test-upstream simulate lint bench soak faults explore fuzz lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +41,11 @@ endif
 test-upstream: setup ## run aioquic's own tests on our connection, extension off
 	@$(PYTHON) tools/test_upstream.py
 
+simulate: setup ## play SEEDS=1000 drawn stories of each WORLD in virtual time, on all cores
+	@status=0; for world in $(WORLD); do \
+	  $(PYTHON) -W ignore -m simulation --world $$world --seeds $(SEEDS) $(SIMULATE_ARGS) || status=1; \
+	done; exit $$status
+
 lint: setup ## check form, types and the direction of imports
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -48,6 +61,12 @@ soak: setup ## move one connection 200 times to and fro and look for leaks (as r
 
 faults: setup ## perform every fault with every engine and strategy (as root, an hour)
 	@$(PYTHON) -m bench.fault_matrix $(FAULTS_ARGS)
+
+explore: setup ## draw COUNT command lines (SEED, MINUTES), run and judge them (as root, 10 s each)
+	@$(PYTHON) -m proof.explore --count $(COUNT) --seed $(SEED) $(if $(MINUTES),--minutes $(MINUTES))
+
+fuzz: setup ## give every decoder bytes that nobody thought of, SECONDS each
+	@$(PYTHON) -m proof.fuzz --seconds $(SECONDS) $(FUZZ_ARGS)
 
 lock: ## make requirements.lock again from pyproject.toml
 	@tools/lock.sh

@@ -14,34 +14,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
-from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from apps.config import read_config
+from apps.reporting import errors_to_stderr, event_log, tell
 from quicferry.errors import FerryError
-from quicferry.events import Event, EventLog
 from quicferry.migration.agent.agent import NodeAgent
 from quicferry.migration.agent.config import AgentConfig
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what we raise
-
-
-def tell(kind: str, value: Any) -> None:
-    """One JSON line on stdout."""
-    sys.stdout.buffer.write(msgspec.json.encode({kind: value}) + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def event_log(vantage: str, path: str | None) -> EventLog:
-    """Events go to the file, or to stdout when there is none."""
-
-    def sink(event: Event) -> None:
-        tell("event", event)
-
-    return EventLog(vantage, Path(path)) if path is not None else EventLog(vantage, None, sink)
 
 
 async def serve(config: AgentConfig) -> None:
@@ -83,12 +63,9 @@ async def serve(config: AgentConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
-    try:
+    """Run a node agent until SIGTERM; errors go to stderr, and their exit code is the process's."""
+    with errors_to_stderr():
         asyncio.run(serve(read_config("apps.agent", AgentConfig)))
-    except FerryError as error:
-        sys.stderr.write(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        raise SystemExit(error.exit_code) from error
 
 
 if __name__ == "__main__":

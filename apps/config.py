@@ -1,4 +1,4 @@
-"""What the processes of a run are told: one JSON file each, given as ``--config FILE``."""
+"""The configurations of the processes of a run: one JSON file each, given as ``--config FILE``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from quicferry.errors import InvalidInput
 from quicferry.model import Endpoint
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName, strategies
 
 ALPN = "quicferry/1"
 SERVER_NAME = "service.edge.test"
@@ -25,16 +25,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     listen: Endpoint
     control: Endpoint
     events: str  # a file on this host
-    fence: str  # a file on this host: says whether the connections were given away
+    fence: str  # a file on this host: says whether the connections were handed over
     certificate: str
     key: str
-    pool: list[Endpoint] = []  # what clients are told right after the handshake
-    strategies: tuple[Strategy, ...] = tuple(Strategy)
+    pool: list[Endpoint] = []  # candidates that clients are told right after the handshake
+    strategies: tuple[StrategyName, ...] = msgspec.field(default_factory=lambda: tuple(strategies()))
     extension: bool = True
     tickets: bool = False  # clients may resume their TLS session, and send early data
     standby: bool = False
-    expected_connections: int = 1  # with ``standby``: that it makes itself ready to take over
-    address_moves: bool = False  # with the server: every client can follow, the extension or not
+    expected_connections: int = 1  # with ``standby``: for so many, objects are made ahead
+    address_moves: bool = False  # with the server: clients without the extension follow, too
     response_bytes: int = 256
     memory_mib: int = 0  # touched, incompressible memory besides what the server needs
     dirty_mib_s: float = 0.0  # how much of it is rewritten, in MiB per second
@@ -54,13 +54,14 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
         False  # of apps.client.multi_client: each of them agrees to one strategy only, in turn
     )
     plain_clients: int = 0  # of apps.client.multi_client: so many of them without the extension
-    interval_ms: float = 10.0  # 0: back to back
+    workload: str = "requests"  # a name in apps.client.workloads
+    interval_ms: float = 10.0  # mean time between two requests; 0: as fast as answers come
     request_bytes: int = 64
     download_bytes: int = 0
     upload_bytes: int = 0
     seed: int = 1
     extension: bool = True
-    strategies: tuple[Strategy, ...] = tuple(Strategy)
+    strategies: tuple[StrategyName, ...] = msgspec.field(default_factory=lambda: tuple(strategies()))
     accept_moves: bool = True  # False: every announcement is answered with "refused"
     idle_timeout_s: float = 60.0
     patience_s: float = 15.0  # how long the client waits at the end for what is still open

@@ -18,8 +18,8 @@ import sys
 
 import msgspec
 
-from apps.agent import event_log, tell
 from apps.config import read_config
+from apps.reporting import errors_to_stderr, event_log, tell
 from quicferry.errors import FerryError
 from quicferry.migration.orchestrator import (
     Command,
@@ -34,7 +34,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what w
 
 
 async def obey(orchestrator: Orchestrator, line: bytes) -> None:
-    """Carry out one line; the outcome goes to stdout, whatever it is."""
+    """Carry out one command, a JSON line; its answer or its error goes to stdout."""
     try:
         match msgspec.json.decode(line, type=Command):
             case MoveCommand() as command:
@@ -50,7 +50,7 @@ async def obey(orchestrator: Orchestrator, line: bytes) -> None:
 
 
 async def serve(config: OrchestratorConfig) -> None:
-    """Obey stdin until its end."""
+    """Carry out the commands on stdin until its end."""
     orchestrator = Orchestrator(config, event_log(config.name, config.events))
     try:
         await orchestrator.connect()
@@ -72,12 +72,9 @@ async def serve(config: OrchestratorConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
-    try:
+    """Carry out the commands on stdin until its end; errors go to stderr, with their exit code."""
+    with errors_to_stderr():
         asyncio.run(serve(read_config("apps.orchestrator", OrchestratorConfig)))
-    except FerryError as error:
-        sys.stderr.write(f"{error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        raise SystemExit(error.exit_code) from error
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ TIMESPEC = struct.Struct("qq")
 
 
 class Datagram(NamedTuple):
-    """What came: ``received_ns`` (CLOCK_MONOTONIC) is when it reached this host, or when it was read."""
+    """A datagram. ``received_ns`` (CLOCK_MONOTONIC) is when it reached this host, or when it was read."""
 
     data: bytes
     sender: tuple[str, int]
@@ -35,10 +35,10 @@ Received = Callable[[list[Datagram]], None]
 
 
 class UdpPort:
-    """A bound, unconnected socket: it hears from any address, as a moving peer needs.
+    """A bound, unconnected socket: it receives from any address, as a peer's address may change.
 
-    With ``stamped`` the kernel says when each datagram reached the host, so that what a busy process
-    notes down is not late.
+    With ``stamped`` the kernel says when each datagram reached the host, so that times do not include how
+    long a busy process took to read it.
     """
 
     def __init__(self, listen: Endpoint, received: Received, *, stamped: bool = False) -> None:
@@ -54,7 +54,7 @@ class UdpPort:
         self._reading = False
 
     def start(self) -> None:
-        """Deliver what comes, and what has been waiting."""
+        """Deliver datagrams as they come, and those that have been waiting."""
         if not self._reading:
             asyncio.get_running_loop().add_reader(self.socket.fileno(), self._readable)
             self._reading = True
@@ -91,7 +91,7 @@ class UdpPort:
         return batch
 
     def send(self, data: bytes, receiver: tuple[str, int]) -> bool:
-        """Send one datagram. False when the kernel took it for lost: QUIC will notice."""
+        """Send one datagram. False when the kernel did not take it; for QUIC that is a lost packet."""
         try:
             self.socket.sendto(data, receiver)
         except OSError:

@@ -21,6 +21,10 @@ import msgspec
 
 BLOCK_BYTES = 32_768
 HEADER_LIMIT_BYTES = 1_024
+#: How much of a body may wait in a stream's send buffer: more is memory, and at the server state to move.
+BACKLOG_BYTES = 96 * 1024
+CHUNK_BYTES = 32 * 1024  # given to the transport at once
+PAD = b"."
 _encode = msgspec.json.Encoder().encode
 
 

@@ -7,28 +7,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from apps.deployment.quic import QuicCast
+from apps.deployment.quic import QuicDeployment
 from baselines.registry import Baseline
-from quicferry.experiment.context import RunContext
 
 
-class StayingCast(QuicCast):
-    """The cast of a strategy that gets no order."""
+class StayingDeployment(QuicDeployment):
+    """The deployment of a run with a strategy, whose server is never ordered to move."""
+
+    server_moves = False
 
     def move(self) -> dict[str, Any]:
-        """Does nothing: the load goes on."""
+        """Do nothing: the load continues."""
         return {}
-
-
-def make_cast(context: RunContext) -> StayingCast:
-    """The cast of a run in which nothing moves."""
-    return StayingCast(context)
 
 
 BASELINE = Baseline(
     name="no-migration",
     title="no migration",
     summary="The server stays; what the client sees then is what a move can at best leave it with.",
-    make_cast=make_cast,
+    deployment=StayingDeployment,
     moves=False,
+    refuses={
+        "inter_edge_mbps": "inter_edge_mbps shapes a link that nothing crosses: the server stays where it is"
+    },
 )

@@ -1,18 +1,21 @@
-"""Which baselines there are, what each needs of the machine, and who plays in it.
+"""Which baselines there are, what each needs of the machine, and what its run is made of.
 
-A baseline module offers one ``BASELINE``. To add a baseline, write a module and list it here.
+A baseline module offers one ``BASELINE``; ours are listed in ``_MODULES``. Others come from outside: entry
+points of the group ``quicferry.baselines``, or plug-in files (``quicferry.plugins``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 
 import msgspec
 
+from quicferry import plugins
 from quicferry.errors import InvalidInput, Unsupported
-from quicferry.experiment.context import Cast, RunContext
+from quicferry.experiment.context import Deployment, RunContext
 
+GROUP = "quicferry.baselines"
 #: baseline name -> the module that has it; loaded when it is asked for
 _MODULES: dict[str, str] = {
     "no-migration": "baselines.no_migration",
@@ -31,12 +34,13 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     title: str
     summary: str  # one sentence: what keeps client and server together, and what it favours
-    make_cast: Callable[[RunContext], Cast]
+    deployment: Callable[[RunContext], Deployment]
     needs: tuple[str, ...] = ()  # probes besides those of every run
     moves: bool = True  # whether the server moves at all
     engines: tuple[str, ...] = ()  # that can move it; none named: all
     why_not: str = ""  # why no other engine can
     reads: frozenset[str] = frozenset()  # of the axes for baselines, those that have an effect in it
+    refuses: Mapping[str, str] = {}  # axes that every run reads but this one cannot honour, and the reason
     borrows_downtime: bool = False  # no engine moves it: it stands still as long as one would take
 
 
@@ -51,14 +55,29 @@ def check_engine(name: str, engine: str) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all baselines."""
-    return tuple(_MODULES)
+    """The names of all baselines, ours first. Raises ``InvalidInput`` for a broken plug-in."""
+    return (*_MODULES, *_from_outside())
 
 
 def get(name: str) -> Baseline:
     """The baseline of that name. Raises ``InvalidInput``."""
-    if name not in _MODULES:
-        raise InvalidInput(f"there is no baseline {name!r}", hint="there are: " + ", ".join(_MODULES))
-    baseline = import_module(_MODULES[name]).BASELINE
-    assert isinstance(baseline, Baseline)
-    return baseline
+    if name in _MODULES:
+        baseline = import_module(_MODULES[name]).BASELINE
+        assert isinstance(baseline, Baseline)
+        return baseline
+    others = _from_outside()
+    if name not in others:
+        known = ", ".join((*_MODULES, *others))
+        raise InvalidInput(f"there is no baseline {name!r}", hint=f"there are: {known}")
+    return others[name]
+
+
+def _from_outside() -> dict[str, Baseline]:
+    found = plugins.table(GROUP, Baseline, (), lambda baseline: baseline.name)
+    for name in found:
+        if name in _MODULES:
+            raise InvalidInput(
+                f"a plug-in offers a baseline {name!r}, and so does quicferry itself",
+                hint="give that of the plug-in another name",
+            )
+    return found

@@ -46,7 +46,7 @@ class OpenExchange:
         return sum(map(len, self._parts[self._taken :]))
 
     def sent(self, data: bytes, end: bool) -> None:
-        """The load sends more of it."""
+        """Add what the load sends of it."""
         self._parts.append(data)
         self._all_sent = end
 
@@ -58,7 +58,7 @@ class OpenExchange:
         return self._parts[self._taken - 1]
 
     def begin(self) -> None:
-        """A connection is about to take it; from the second time on it is a repeat."""
+        """Note that a connection is about to send it; from the second time on it is a repeat."""
         self.attempts += 1
         self.begun_s = now_s()
         if self.attempts == 1:
@@ -71,7 +71,7 @@ class OpenExchange:
             self._parts = [header(msgspec.structs.replace(self._ask, offset=done))]
 
     def answered(self, data: bytes, end: bool, origin: str, t_ns: int | None = None) -> None:
-        """Bytes of the answer; all but a download's are given on only when they are complete.
+        """Take in bytes of the answer; all but a download's are passed on only when complete.
 
         ``origin`` and ``t_ns`` are as in ``Load.received``.
         """
@@ -112,7 +112,7 @@ class Exchanges:
         return exchange
 
     def take(self) -> OpenExchange | None:
-        """The oldest that waits; it is begun."""
+        """Begin the oldest that waits; returns it, or None."""
         if not self._waiting:
             return None
         exchange = self._open[self._waiting.pop(0)]
@@ -120,7 +120,7 @@ class Exchanges:
         return exchange
 
     def wait_again(self, exchange: OpenExchange) -> None:
-        """Its connection is lost: it waits, before all that are younger."""
+        """Put an exchange whose connection is lost back into the queue, before all younger ones."""
         if exchange.stream not in self._waiting:
             self._waiting.append(exchange.stream)
             self._waiting.sort()
@@ -133,7 +133,7 @@ class Exchanges:
         return self._open.get(stream)
 
     def all_open(self) -> list[OpenExchange]:
-        """Everything that is not answered, the oldest first."""
+        """All open exchanges, the oldest first."""
         return [self._open[stream] for stream in sorted(self._open)]
 
     def oldest_begun_s(self) -> float | None:
@@ -147,6 +147,6 @@ class Exchanges:
         return len(self._waiting)
 
     def backlog_bytes(self, stream: int, transport: Callable[[int], int]) -> int:
-        """What of an exchange has not left yet."""
+        """The bytes of an exchange that have not left yet; ``transport`` counts those in its connection."""
         exchange = self._open.get(stream)
         return 0 if exchange is None else exchange.untaken_bytes + transport(stream)

@@ -20,7 +20,8 @@ from pathlib import Path
 from quicferry import process
 from quicferry.emulation.links import calibrate
 from quicferry.emulation.links.layer import LinkLayer, choose_backend
-from quicferry.emulation.sandbox.namespace_threads import in_new_netns
+from quicferry.emulation.links.link_end import TRAIN, LinkEnd
+from quicferry.emulation.sandbox.namespaces import in_new_netns
 from quicferry.model import Link, Shape
 
 
@@ -63,14 +64,14 @@ def chain(shapes: list[Shape], backend: str, seed: int = 1) -> Iterator[tuple[Li
                 made.stdout.close()
 
 
-def of_a(layer: LinkLayer) -> calibrate.LinkEnd:
+def of_a(layer: LinkLayer) -> LinkEnd:
     """The end ``a`` of the first link."""
-    return calibrate.LinkEnd(layer.made[0].a_pid, layer.made[0].a_interface)
+    return LinkEnd(layer.made[0].a_pid, layer.made[0].a_interface)
 
 
-def of_b(layer: LinkLayer) -> calibrate.LinkEnd:
+def of_b(layer: LinkLayer) -> LinkEnd:
     """The end ``b`` of the first link."""
-    return calibrate.LinkEnd(layer.made[0].b_pid, layer.made[0].b_interface)
+    return LinkEnd(layer.made[0].b_pid, layer.made[0].b_interface)
 
 
 def late(layer: LinkLayer) -> str:
@@ -93,7 +94,7 @@ def rtt(delay_ms: float, backend: str, pings: int) -> None:
         a, b = ends.enter_context(of_a(layer)), ends.enter_context(of_b(layer))
         _, _, rtts = calibrate.ping_train(a, b, pings, 2 * delay_ms)
         errors = [value - 2 * delay_ms for value in rtts]
-        mean, p99 = statistics.fmean(errors), calibrate.percentile(errors, 99) or 0.0
+        mean, p99 = statistics.fmean(errors), calibrate.nearest_rank(errors, 99) or 0.0
         seen = f"{statistics.fmean(rtts):.3f} ms"
         row("RTT (mean / p99 error)", f"{2 * delay_ms:g} ms", seen, f"{mean:.3f} / {p99:.3f} ms", layer)
 
@@ -114,7 +115,7 @@ def loss(loss_percent: float, backend: str) -> None:
         contextlib.ExitStack() as ends,
     ):
         a, b = ends.enter_context(of_a(layer)), ends.enter_context(of_b(layer))
-        sent, stamps = calibrate.frame_train(a, b, a.frame(b, calibrate.TRAIN, 0, 60), 8_000, 3.0, 0.5)
+        sent, stamps = calibrate.frame_train(a, b, a.frame(b, TRAIN, 0, 60), 8_000, 3.0, 0.5)
         share = loss_percent / 100
         measured = 1 - len(stamps) / sent
         sigmas = (measured - share) / (share * (1 - share) / sent) ** 0.5
@@ -139,9 +140,7 @@ def small_frames(backend: str, frame_bytes: int, offered_per_s: float) -> None:
     """Frames per second that cross when more are offered."""
     with chain([Shape(delay_ms=1)], backend) as (layer, _), contextlib.ExitStack() as ends:
         a, b = ends.enter_context(of_a(layer)), ends.enter_context(of_b(layer))
-        sent, stamps = calibrate.frame_train(
-            a, b, a.frame(b, calibrate.TRAIN, 0, frame_bytes), offered_per_s, 2.0, 1.0
-        )
+        sent, stamps = calibrate.frame_train(a, b, a.frame(b, TRAIN, 0, frame_bytes), offered_per_s, 2.0, 1.0)
         per_s = (len(stamps) - 1) / ((max(stamps) - min(stamps)) / 1e9)
         missing = f"{100 * (1 - len(stamps) / sent):.2f} % missing"
         row(f"frames of {frame_bytes} bytes", f"{offered_per_s:,.0f}/s", f"{per_s:,.0f}/s", missing, layer)

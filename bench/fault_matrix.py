@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quicferry.analysis.analyse import study
+from quicferry.analysis.analyse import analyse
 from quicferry.errors import FerryError, Unsupported
 from quicferry.events import read_events
 from quicferry.experiment import preflight
@@ -86,7 +86,7 @@ def perform(case: Case, runs: Path) -> RunResult:
     """
     spec = case.spec()
     paths = launch(spec, topology_of(spec), RunStore(runs), "session.play", checked=True)
-    return study(paths.root).result
+    return analyse(paths.root).result
 
 
 def complaints(case: Case, result: RunResult) -> list[str]:
@@ -97,7 +97,7 @@ def complaints(case: Case, result: RunResult) -> list[str]:
         found.append(f"the server is at {result.served_by}")
     if (result.requests_lost, result.requests_duplicated, result.state_ok) != (0, 0, True):
         found.append(
-            f"{result.requests_lost} requests lost, {result.requests_duplicated} obeyed twice, "
+            f"{result.requests_lost} requests lost, {result.requests_duplicated} executed twice, "
             f"state ok: {result.state_ok}"
         )
     if (result.requests_sent or 0) <= 10:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.common.progress import perform_shown
-from quicferry.analysis.repeated_moves import grown
+from quicferry.analysis.repeated_moves import usage_growth
 from quicferry.record import RunResult
 from quicferry.strategies import Strategy
 from session.request import to_spec
@@ -29,12 +29,12 @@ MOST_CONNECTION_IDS = 9
 
 def complaints(result: RunResult, moves: int) -> list[str]:
     """What is wrong with a run; nothing is as it should be."""
-    found = grown(result.usage)
+    found = usage_growth(result.usage)
     if result.outcome != "succeeded":
         found.append(f"the run {result.outcome}: {result.error}")
     if result.requests_lost or result.requests_duplicated or not result.state_ok:
         found.append(
-            f"{result.requests_lost} requests lost, {result.requests_duplicated} obeyed twice, "
+            f"{result.requests_lost} requests lost, {result.requests_duplicated} executed twice, "
             f"state ok: {result.state_ok}"
         )
     if len(result.moves) != moves:

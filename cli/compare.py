@@ -15,7 +15,7 @@ from cli.common.results import show, write
 from quicferry.errors import Unsupported
 from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.registry import engines as known_engines
-from quicferry.strategies import Strategy
+from quicferry.strategies import strategies as known_strategies
 from session.outcomes import raise_for
 from session.scenario import Scenario, read_scenario
 from session.session import failure
@@ -28,7 +28,7 @@ QUICK_ENGINES = ("handoff", "criu-cold")
 @click.option(
     "--strategy",
     "strategies",
-    type=click.Choice([str(strategy) for strategy in Strategy]),
+    type=click.Choice(list(known_strategies())),
     multiple=True,
     help="A strategy to compare; may be given several times.  [default: all, or none beside --baseline]",
 )
@@ -96,7 +96,7 @@ def compare(
         scenario = read_scenario(scenario_file)
     else:
         if not strategies and not baseline_names:
-            strategies = tuple(str(strategy) for strategy in Strategy)
+            strategies = tuple(known_strategies())
         scenario = Scenario(
             title="compare",
             repetitions=repetitions,

@@ -11,7 +11,7 @@ from cli.common.output import ask_for_root, say
 from cli.common.progress import perform_shown
 from cli.common.results import show
 from quicferry.experiment.store import RunStore
-from quicferry.strategies import Strategy
+from quicferry.strategies import strategies
 from session.outcomes import raise_for
 from session.scenario import Scenario
 
@@ -34,7 +34,7 @@ def demo(report: Path | None, runs_root: Path | None) -> None:
     ask_for_root("the demo")
     scenario = Scenario(
         title="demo",
-        sweep={"engine": list(ENGINES), "strategy": [str(strategy) for strategy in Strategy]},
+        sweep={"engine": list(ENGINES), "strategy": list(strategies())},
     )
     results = perform_shown(list(scenario.runs()), runs_root)
     store = RunStore(runs_root)

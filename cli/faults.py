@@ -6,7 +6,8 @@ import click
 import msgspec
 
 from cli.common.output import json_option, print_json, stdout_console
-from quicferry.experiment.faults import MEANS, MOMENTS, ROWS
+from quicferry.experiment.fault_kinds import KINDS
+from quicferry.experiment.faults import ROWS, TRIGGERS
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,9 +30,9 @@ def listed() -> list[Listed]:
             fault=row.name,
             point=row.point,
             kind=row.kind,
-            when=MOMENTS[row.point].meaning,
-            how=MEANS[row.kind][0],
-            seconds=MEANS[row.kind][1],
+            when=TRIGGERS[row.point].meaning,
+            how=KINDS[row.kind].how,
+            seconds=KINDS[row.kind].seconds,
             served_by=row.places,
             why=row.why,
         )

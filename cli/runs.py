@@ -21,7 +21,7 @@ def runs() -> None:
 @json_option
 def list_(runs_root: Path | None, as_json: bool) -> None:
     """List all runs, the oldest first."""
-    from quicferry.analysis.analyse import read_result
+    from quicferry.analysis.derive import read_result
     from quicferry.analysis.tables import result_table
     from quicferry.experiment.store import RunStore
 
@@ -53,21 +53,21 @@ def show(run_id: str, events: bool, packets: bool, runs_root: Path | None, as_js
     The run is read again from its raw data; with --events or --packets, times are milliseconds after
     the server froze.
     """
-    from quicferry.analysis import run_text as words
-    from quicferry.analysis.analyse import study
+    from quicferry.analysis import run_text
+    from quicferry.analysis.analyse import analyse
 
-    analysis = study(_find(run_id, runs_root))
+    analysis = analyse(_find(run_id, runs_root))
     if events or packets:
-        for line in words.lines(analysis, events=events, packets=packets):
+        for line in run_text.lines(analysis, events=events, packets=packets):
             if as_json:
                 print_json(line)
             else:
-                click.echo(words.as_text(line))
+                click.echo(run_text.as_text(line))
     elif as_json:
         print_json(analysis.result)
     else:
         console = stdout_console()
-        for part in words.overview(analysis):
+        for part in run_text.overview(analysis):
             console.print(part)
 
 

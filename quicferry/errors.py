@@ -5,6 +5,19 @@ Exit codes: 0 it worked, 1 it failed, 2 the request was wrong, 127 this machine 
 
 from __future__ import annotations
 
+import msgspec
+
+
+def last_line(text: str, otherwise: str = "no message") -> str:
+    """The last line of what a program has printed; ``otherwise`` when it is blank."""
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else otherwise
+
+
+#: What msgspec raises for bytes that are no document of the type that was asked for: a DecodeError, for a
+#: string that is not UTF-8 a UnicodeDecodeError, and a RecursionError for what is nested too deeply.
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 class FerryError(Exception):
     """Something went wrong that a user can understand.
@@ -39,7 +52,7 @@ class CommandFailed(FerryError):
     """A program that was run ended with a status other than zero."""
 
     def __init__(self, argv: list[str], status: int, stderr: str, *, hint: str | None = None) -> None:
-        last = stderr.strip().splitlines()[-1] if stderr.strip() else "no message"
+        last = last_line(stderr)
         super().__init__(f"{argv[0]} ended with status {status}: {last}", hint=hint)
         self.argv = argv
         self.status = status

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from quicferry.errors import UNDECODABLE
 from quicferry.units import now_ns
 
 #: name -> what it means and what its ``detail`` holds. A phase has .started, .complete and .failed.
@@ -177,7 +178,7 @@ def read_events(path: Path) -> list[Event]:
             continue
         try:
             events.append(decoder.decode(line))
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             continue
     return events
 

@@ -164,7 +164,8 @@ def _package_of(point: EntryPoint) -> str:
 
 
 def _as_tuple(loaded: object) -> tuple[Any, ...]:
-    return loaded if isinstance(loaded, tuple) else (loaded,)
+    # a NamedTuple is one entry
+    return loaded if type(loaded) is tuple else (loaded,)
 
 
 def _broken(origin: str, error: Exception) -> InvalidInput:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from quicferry.errors import StoreError
+from quicferry.errors import UNDECODABLE, InvalidInput, StoreError
 from quicferry.model import LinkReading, Topology
 from quicferry.spec import RunSpec
 
@@ -102,9 +102,9 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     requests_sent: int = 0
     responses: int = 0
     requests_lost: int = 0  # sent and never answered, although the client waited at the end
-    requests_duplicated: int = 0  # the service says that it obeyed a request a second time
+    requests_duplicated: int = 0  # the service says that it executed a request a second time
     requests_repeated: int = 0  # sent again by a client that had lost its connection
-    repeats_recognised: int = 0  # of these, what the service had obeyed before and did not obey again
+    repeats_recognised: int = 0  # of these, what the service had executed before and did not execute again
     bytes_verified: int = 0  # bytes of responses and transfers that were checked and right
     state_ok: bool = False  # the service's counters never went back and never skipped
     state_detail: str = ""
@@ -113,7 +113,7 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     transfers: list[TransferRecord] = []
     connections: int = 1
     reconnected: int = 0  # clients without the extension that were told to, because the server moved
-    closed: str | None = None  # why the connection ended before its time
+    closed: str | None = None  # why the connection closed early
 
 
 class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +146,7 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     engine: str
     seed: int
     kind: str = "strategy"  # or "baseline"
+    spec: RunSpec | None = None  # all that was asked for; None in results of older versions
     topology: str = "two_edges"
     server_first: bool = False
     pool: int = 1
@@ -169,7 +170,8 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     phases_ms: dict[str, float] = {}  # notice, checkpoint, transfer, restore, first_packet, validated, useful
     moments_ms: dict[str, float] = {}  # the same and more as moments, relative to server.frozen
     dns_ttl_s: int | None = None  # of the service's record; None: the client looked no name up
-    parts_ms: dict[str, float] = {}  # what a reconnecting baseline's service-migration time is made of
+    # what a reconnecting baseline's service-migration time is made of
+    breakdown_ms: dict[str, float] = msgspec.field(default_factory=dict, name="parts_ms")
     largest_gap_ms: float | None = None  # between two useful packets at the client, anywhere in the run
     service_time_ms: float | None = None  # median time from a request to the end of its answer
     rtt_method: str | None = None  # how rtt_ms was measured
@@ -193,6 +195,26 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     run_dir: str | None = None
 
 
+def result_of(spec: RunSpec, outcome: str, *, error: str | None = None, hint: str | None = None) -> RunResult:
+    """A result that says what was asked and how it ended, with nothing measured."""
+    return RunResult(
+        outcome=outcome,
+        strategy=spec.baseline or str(spec.strategy),
+        kind="baseline" if spec.baseline else "strategy",
+        engine=spec.engine,
+        seed=spec.seed,
+        topology=spec.topology,
+        server_first=spec.server_first,
+        pool=spec.pool,
+        memory_mib=spec.memory_mib,
+        loss_percent=spec.loss_percent,
+        rtt_asked_ms=spec.rtt_ms,
+        spec=spec,
+        error=error,
+        hint=hint,
+    )
+
+
 def read_manifest(root: Path) -> Manifest:
     """Read ``manifest.json``. Raises ``StoreError`` when it is missing, broken or of another version."""
     path = RunPaths(root).manifest
@@ -202,7 +224,7 @@ def read_manifest(root: Path) -> Manifest:
         raise StoreError(f"no run in {root}", hint="`quicferry runs list` shows what there is") from error
     try:
         return msgspec.convert(_current(msgspec.json.decode(raw, type=dict[str, Any]), path), Manifest)
-    except msgspec.DecodeError as error:  # a ValidationError is one
+    except (*UNDECODABLE, InvalidInput) as error:  # a topology that cannot be is refused as a request is
         raise StoreError(
             f"{path} cannot be read: {error}", hint="it was damaged or made by another version"
         ) from error
@@ -232,6 +254,7 @@ def _fault_of_words(words: str) -> dict[str, Any]:
         "point": point,
         "kind": kind,
         "seconds": msgspec.convert(seconds or None, float | None, strict=False),
+        "words": words,
     }
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from quicferry.strategies import Strategy
+from quicferry.strategies import Strategy, StrategyName
 
 
 class ReadBy(enum.StrEnum):
@@ -80,6 +80,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     point: FaultPoint
     kind: FaultKind
     seconds: float | None  # how long it lasts; None: for good
+    words: str  # as it was asked for: ``<point>:<kind>`` or ``<point>:<kind>=<seconds>``
 
     @property
     def name(self) -> str:
@@ -112,7 +113,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     topology: Annotated[str, _axis("The emulated network, see `quicferry topo list`.")] = "two_edges"
     strategy: Annotated[
-        Strategy, _axis("How client and server find each other again.", read_by=_EXTENSION)
+        StrategyName, _axis("How client and server find each other again.", read_by=_EXTENSION)
     ] = Strategy.PROACTIVE_EXPLICIT
     baseline: BaselineName | None = None
     engine: Annotated[str, _axis("How the server's process moves.")] = "handoff"
@@ -123,7 +124,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int,
         _network(
             "How many addresses the client is given as candidates, the true one among them (strategy pool).",
-            "addresses", least=1, most=7,
+            "addresses", least=1, most=7, read_by=_EXTENSION,
         ),
     ] = 1  # fmt: skip
     rtt_ms: Annotated[
@@ -171,8 +172,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             read_by=_ENGINES,
         ),
     ] = "auto"
+    workload: Annotated[str, _axis("How requests are spread over time, see docs/workload.md.")] = "requests"
     interval_ms: Annotated[
-        float, _axis("Time between two requests; 0 is back to back.", _MS, least=0, most=60_000)
+        float,
+        _axis("Mean time between two requests; 0 is as fast as answers come.", _MS, least=0, most=60_000),
     ] = 10.0
     request_bytes: Annotated[int, _axis("Size of a request.", "bytes", least=0, most=1 << 20)] = 64
     response_bytes: Annotated[int, _axis("Size of a response.", "bytes", least=0, most=1 << 20)] = 256

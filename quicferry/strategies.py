@@ -11,8 +11,11 @@ server must both have the plug-in: what crosses the wire is ``wire_bit``.
 from __future__ import annotations
 
 import enum
+import functools
+import os
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
 from quicferry import plugins
 from quicferry.errors import InvalidInput
@@ -28,6 +31,10 @@ class ProbeOn(enum.StrEnum):
     NOTICE = "notice"  # at once when the server announces the move
     LOSS = "loss"  # when the old address has been silent for one PTO
     SERVER_PACKET = "server-packet"  # when an authentic packet comes from the new address
+
+
+#: Where any strategy may stand, also one from outside: its name.
+StrategyName: TypeAlias = str
 
 
 class StrategyRules(NamedTuple):
@@ -81,13 +88,27 @@ _OWN = (
 RULES: dict[Strategy, StrategyRules] = {Strategy(rules.name): rules for rules in _OWN}
 
 
-def strategies() -> dict[str, StrategyRules]:
+def strategies() -> Mapping[StrategyName, StrategyRules]:
     """All strategies by name, those from outside included.
 
     Raises ``InvalidInput`` for a broken plug-in, a name that cannot be, and a bit that is not free. Plug-ins
     are loaded by the first call, and not when this module is imported: they import it themselves.
     """
-    rows = plugins.table(GROUP, StrategyRules, _OWN, lambda rules: rules.name)
+    return _table_with(os.environ.get(plugins.VARIABLE, ""))
+
+
+def rules_of(name: StrategyName) -> StrategyRules:
+    """The rules of a strategy. Raises ``InvalidInput`` for an unknown one."""
+    known = strategies()
+    if name not in known:
+        raise InvalidInput(f"there is no strategy {name!r}", hint="there are: " + ", ".join(known))
+    return known[name]
+
+
+@functools.cache
+def _table_with(_files: str) -> Mapping[StrategyName, StrategyRules]:
+    """The table while these plug-in files are named: packages do not change while a process runs."""
+    rows = plugins.table(GROUP, StrategyRules, _OWN, lambda rules: str(rules.name))
     bits: dict[int, str] = {rules.wire_bit: rules.name for rules in _OWN}
     for rules in list(rows.values())[len(_OWN) :]:
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", rules.name):
@@ -104,9 +125,9 @@ def strategies() -> dict[str, StrategyRules]:
     return rows
 
 
-def speaks_first(strategy: Strategy, server_first: bool) -> bool:
+def speaks_first(strategy: StrategyName, server_first: bool) -> bool:
     """Whether the restored server sends before it has heard from the client.
 
     ``server_first`` is the variant in which nobody waits for a timer; it is open to every strategy.
     """
-    return server_first or RULES[strategy].server_first
+    return server_first or rules_of(strategy).server_first

@@ -8,7 +8,7 @@ import msgspec
 
 import baselines
 from quicferry.record import RunResult
-from quicferry.spec import RunSpec
+from quicferry.spec import ReadBy, RunSpec, axes
 from quicferry.strategies import Strategy
 
 Perform = Callable[[RunSpec], RunResult]
@@ -22,7 +22,13 @@ def same_conditions(result: RunResult, spec: RunSpec) -> bool:
         and result.container_downtime_ms is not None
         and (result.engine, result.memory_mib, result.topology)
         == (spec.engine, spec.memory_mib, spec.topology)
+        and (result.spec is None or _of_a_downtime(result.spec) == _of_a_downtime(spec))
     )
+
+
+def _of_a_downtime(spec: RunSpec) -> tuple[object, ...]:
+    """What else the downtime of an engine depends on."""
+    return (spec.compression, spec.memory_by, spec.inter_edge_mbps, spec.dirty_mib_s)
 
 
 class Downtimes:
@@ -53,6 +59,8 @@ class Downtimes:
         return result
 
     def _measure(self, spec: RunSpec, perform: Perform) -> RunResult:
-        model = perform(msgspec.structs.replace(spec, baseline=None, strategy=Strategy.PROACTIVE_EXPLICIT))
+        usual = {axis.name: axis.default for axis in axes().values() if axis.read_by is ReadBy.BASELINES}
+        alike = msgspec.structs.replace(spec, baseline=None, strategy=Strategy.PROACTIVE_EXPLICIT, **usual)
+        model = perform(alike)
         self._measured.append(model)
         return model

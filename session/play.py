@@ -14,10 +14,10 @@ from pathlib import Path
 import msgspec
 
 import baselines
-from apps.deployment.quic import make_cast
+from apps.deployment.quic import QuicDeployment
 from quicferry.emulation.mininet.emulator import MininetEmulator
 from quicferry.events import Event
-from quicferry.experiment.run import MakeCast, perform
+from quicferry.experiment.run import MakeDeployment, perform
 from quicferry.process import run
 from quicferry.record import RunPaths, read_manifest
 
@@ -40,7 +40,7 @@ def keep_in_memory(directory: Path) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Perform the run whose directory is the first argument."""
     paths = RunPaths(Path(sys.argv[1]))
     keep_in_memory(paths.credentials)  # private keys
     manifest = read_manifest(paths.root)
@@ -51,9 +51,9 @@ def main() -> None:
         backend=None if backend == "auto" else backend,
     )
     name = manifest.spec.baseline
-    cast: MakeCast = baselines.get(name).make_cast if name is not None else make_cast
+    deployment: MakeDeployment = baselines.get(name).deployment if name is not None else QuicDeployment
     os.nice(PRIORITY)
-    perform(manifest, paths, emulator, cast, show)
+    perform(manifest, paths, emulator, deployment, show)
 
 
 if __name__ == "__main__":

@@ -6,36 +6,65 @@ raises ``InvalidInput`` with what to give instead. What comes after it only read
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 import baselines
 import topologies
-from quicferry.errors import InvalidInput, Unsupported
+from apps.client import workloads
+from quicferry.errors import UNDECODABLE, InvalidInput, Unsupported
 from quicferry.experiment import faults
 from quicferry.migration.engines import registry
 from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
+from quicferry.strategies import rules_of
 
+T = TypeVar("T")
 DEFAULT_ENGINE = RunSpec().engine
 #: why a baseline cannot honour an axis of the extension, where there is more to say than that
 _NOT_WITH_BASELINES = {
-    "clients": "a baseline has one client: many clients send requests to our own server",
-    "faults": "a baseline takes no faults: they are aimed at the agents of a strategy's run",
-    "moves": "a baseline makes one move only",
+    "clients": "clients is for runs with a strategy: a baseline has one client",
+    "faults": "faults is for runs with a strategy: a baseline takes no faults",
+    "moves": "moves is for runs with a strategy: a baseline makes one move only",
+    "pool": "pool is for the strategy pool: a baseline's client is given no candidates",
 }
+#: what, besides the engine and the server, a downtime depends on that a baseline borrows
+_OF_A_DOWNTIME = ("compression", "memory_by", "inter_edge_mbps")
 
 
 def to_spec(values: Mapping[str, Any]) -> RunSpec:
     """The run that these values ask for; an axis that is left out has its default.
 
     ``engine`` left out or None is the default engine, or the first that can move the baseline's server.
-    Raises ``InvalidInput`` for an unknown axis, a value out of its bounds, and axes that do not go together.
+    Raises ``InvalidInput`` for an unknown axis, a value out of its bounds, an axis that nobody reads in this
+    run, and axes that do not go together.
     """
+    spec = _read(values)
+    for name, reason in unread(spec).items():
+        if getattr(spec, name) != axes()[name].default:
+            raise InvalidInput(reason, hint=f"leave out {axes()[name].option}")
+    return _checked(spec)
+
+
+def to_spec_of_cell(values: Mapping[str, Any]) -> tuple[RunSpec, dict[str, str]]:
+    """One cell of a sweep: as ``to_spec``, but what nobody reads in it has its default.
+
+    Returns the run, and the axes whose given value was left out with the reason. Raises ``InvalidInput``.
+    """
+    spec = _read(values)
+    left_out: dict[str, str] = {}
+    # what is left out may be what gave another axis its meaning: until nothing more falls
+    while reasons := {n: why for n, why in unread(spec).items() if getattr(spec, n) != axes()[n].default}:
+        left_out |= reasons
+        spec = msgspec.structs.replace(spec, **{name: axes()[name].default for name in reasons})
+    return _checked(spec), left_out
+
+
+def _read(values: Mapping[str, Any]) -> RunSpec:
+    """Plain values as a spec, each within its own bounds. Raises ``InvalidInput``."""
     known = axes()
     for name in values:
         if name not in known:
@@ -44,15 +73,22 @@ def to_spec(values: Mapping[str, Any]) -> RunSpec:
     for name, value in chosen.items():
         _check_value(known[name], value)
     if "faults" in chosen:
-        chosen["faults"] = tuple(faults.parse(words) for words in chosen["faults"])
+        chosen["faults"] = tuple(map(faults.parse, _convert(chosen["faults"], list[str])))
     if "baseline" in chosen and "engine" not in chosen:
         chosen["engine"] = (baselines.get(str(chosen["baseline"])).engines or (DEFAULT_ENGINE,))[0]
-    try:
-        spec = msgspec.convert(chosen, RunSpec)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"a value does not fit its axis: {error}", hint="see docs/axes.md") from error
-    _check_together(spec)
+    spec = _convert(chosen, RunSpec)
+    rules_of(spec.strategy)
+    registry.get(spec.engine)
+    workloads.get(spec.workload)
     return spec
+
+
+def _convert(value: Any, kind: type[T]) -> T:
+    """A value as the type that an axis has. Raises ``InvalidInput``."""
+    try:
+        return msgspec.convert(value, kind)
+    except UNDECODABLE as error:
+        raise InvalidInput(f"a value does not fit its axis: {error}", hint="see docs/axes.md") from error
 
 
 def _check_value(axis: Axis, value: Any) -> None:
@@ -61,18 +97,13 @@ def _check_value(axis: Axis, value: Any) -> None:
         raise InvalidInput(f"{axis.name} cannot be {value!r}", hint="choose from " + axis.bounds)
     if axis.least is None or axis.most is None or not isinstance(value, int | float):
         return
-    if not (math.isfinite(value) and axis.least <= value <= axis.most):
-        raise InvalidInput(
-            f"{axis.name} cannot be {value:.10g} {axis.unit}".rstrip(), hint=f"give {axis.bounds}"
-        )
+    if not axis.least <= value <= axis.most:  # also refuses NaN
+        number = f"{value:.10g}" if isinstance(value, float) else str(value)[:40]
+        raise InvalidInput(f"{axis.name} cannot be {number} {axis.unit}".rstrip(), hint=f"give {axis.bounds}")
 
 
-def _check_together(spec: RunSpec) -> None:
-    """Raise ``InvalidInput`` when values make no sense beside each other."""
-    registry.get(spec.engine)
-    for name, reason in unread(spec).items():
-        if getattr(spec, name) != axes()[name].default:
-            raise InvalidInput(reason, hint=f"leave out {axes()[name].option}")
+def _checked(spec: RunSpec) -> RunSpec:
+    """The spec, if its values make sense beside each other. Raises ``InvalidInput``."""
     if spec.plain_clients > spec.clients:
         raise InvalidInput(
             f"{spec.plain_clients} of {spec.clients} clients cannot be plain", hint="give more --clients"
@@ -81,30 +112,43 @@ def _check_together(spec: RunSpec) -> None:
         raise InvalidInput(
             "many clients send requests only", hint="leave out --download-mib and --upload-mib"
         )
-    if spec.memory_by == "criu" and spec.engine not in registry.criu_variant_engines():
-        raise InvalidInput(
-            f"with the engine {spec.engine} no memory moves before or after the downtime",
-            hint="--memory-by criu goes with " + ", ".join(sorted(registry.criu_variant_engines())),
-        )
-    topology = topology_of(spec)
-    faults.check(spec, topology)
+    faults.check(spec, topology_of(spec))
+    return spec
 
 
 def unread(spec: RunSpec) -> dict[str, str]:
     """The axes that nobody reads who takes part in this run, each with a sentence that says why.
 
-    Raises ``InvalidInput`` for an unknown baseline.
+    Raises ``InvalidInput`` for an unknown engine or baseline.
     """
-    known = axes().values()
-    if spec.baseline is None:
-        return {
-            axis.name: f"{axis.name} is for baselines: no strategy reads it"
-            for axis in known
-            if axis.read_by is ReadBy.BASELINES
-        }
-    baseline = baselines.get(spec.baseline)
+    reasons = _unread_by_server(spec)
+    if spec.baseline is not None:
+        return reasons | _unread_by_baseline(spec, baselines.get(spec.baseline))
+    for axis in axes().values():
+        if axis.read_by is ReadBy.BASELINES:
+            reasons[axis.name] = f"{axis.name} is for baselines: no strategy reads it"
+    return reasons
+
+
+def _unread_by_server(spec: RunSpec) -> dict[str, str]:
+    """What neither the engine nor the server reads."""
+    entry = registry.get(spec.engine)
     reasons: dict[str, str] = {}
-    for axis in known:
+    if not entry.packs_images:
+        reasons["compression"] = f"compression packs images of memory: the engine {spec.engine} sends none"
+    if not entry.is_long:
+        reasons["memory_by"] = f"with the engine {spec.engine} no memory moves before or after the downtime"
+    elif entry.by_criu is None:
+        reasons["memory_by"] = f"the engine {spec.engine} moves its memory in one way only"
+    if not spec.memory_mib:
+        reasons["dirty_mib_s"] = "dirty_mib_s rewrites the memory that memory_mib adds, and that is none"
+    return reasons
+
+
+def _unread_by_baseline(spec: RunSpec, baseline: baselines.Baseline) -> dict[str, str]:
+    """What is for strategies, for servers that move, or for other baselines."""
+    reasons: dict[str, str] = {}
+    for axis in axes().values():
         if axis.read_by is ReadBy.EXTENSION:
             other = f"{axis.name} is for runs with a strategy: {baseline.name} cannot honour it"
             reasons[axis.name] = _NOT_WITH_BASELINES.get(axis.name, other)
@@ -112,6 +156,10 @@ def unread(spec: RunSpec) -> dict[str, str]:
             reasons[axis.name] = f"{axis.name} is for servers that move: that of {baseline.name} does not"
         elif axis.read_by is ReadBy.BASELINES and axis.name not in baseline.reads:
             reasons[axis.name] = f"{baseline.name} does not read {axis.name}"
+        elif axis.name in baseline.refuses:
+            reasons[axis.name] = baseline.refuses[axis.name]
+        elif spec.downtime_ms is not None and baseline.borrows_downtime and axis.name in _OF_A_DOWNTIME:
+            reasons[axis.name] = f"{axis.name} shapes the downtime of an engine, and downtime_ms gives one"
     return reasons
 
 

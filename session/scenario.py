@@ -14,6 +14,7 @@ values; every combination is run ``repetitions`` times. An axis is a field of ``
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,12 @@ from typing import Any
 
 import msgspec
 
-from quicferry.errors import InvalidInput
-from quicferry.spec import RunSpec, axes
-from session.request import to_spec, unread
+from quicferry.errors import UNDECODABLE, InvalidInput
+from quicferry.spec import RunSpec
+from session.request import to_spec_of_cell
+
+#: Runs of one scenario: at a few seconds each more than a week.
+MOST_RUNS = 100_000
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,35 +54,21 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def _cells(self) -> list[RunSpec]:
         cells: dict[RunSpec, None] = {}
         read: set[str] = set()
-        why: dict[str, str] = {}
+        unread: dict[str, str] = {}
         for chosen in itertools.product(*self._axes()):
             values = self.run.copy()
             for of_axis in chosen:
                 values |= of_axis
-            contender = to_spec({name: values[name] for name in ("strategy", "baseline") if name in values})
-            reasons = unread(contender)
-            if contender.baseline is not None:
-                values.pop("strategy", None)
-            why |= reasons
-            read |= set(values) - set(reasons)
-            cells[to_spec({name: value for name, value in values.items() if name not in reasons})] = None
-        for name in self._given():
-            if name not in read and name in why:
-                raise InvalidInput(why[name], hint=f"leave out {name}")
+            if values.get("baseline") is not None:
+                values.pop("strategy", None)  # alternatives: a swept baseline replaces the usual strategy
+            spec, left_out = to_spec_of_cell(values)
+            unread |= left_out
+            read |= set(values) - set(left_out)
+            cells[spec] = None
+        for name, reason in unread.items():
+            if name not in read:
+                raise InvalidInput(reason, hint=f"leave out {name}")
         return list(cells)
-
-    def _given(self) -> list[str]:
-        """The axes that were given another value than their default somewhere."""
-        known = axes()
-        swept = [
-            name for name, values in self.sweep.items() if name not in ("strategy", "baseline") and values
-        ]
-        chosen = [
-            name
-            for name, value in self.run.items()
-            if name in known and value is not None and value not in (known[name].default, [])
-        ]
-        return [*swept, *chosen]
 
     def _axes(self) -> list[list[dict[str, Any]]]:
         """For each swept axis its values. Strategies and baselines are alternatives: one axis together."""
@@ -100,13 +90,16 @@ def read_scenario(path: Path) -> Scenario:
             scenario = msgspec.convert(tomllib.load(file), Scenario)
     except OSError as error:
         raise InvalidInput(f"cannot read the scenario {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, *UNDECODABLE) as error:
         raise InvalidInput(f"{path}: {error}", hint="see scenarios/ for examples") from error
     if not 1 <= scenario.repetitions <= 10_000:
         raise InvalidInput(f"{path}: {scenario.repetitions} repetitions", hint="give 1 to 10000")
     for axis, values in scenario.sweep.items():
         if not values:
             raise InvalidInput(f"{path}: the axis {axis} is swept over no value at all")
+    cells = math.prod(len(values) for values in scenario.sweep.values()) * scenario.repetitions
+    if cells > MOST_RUNS:
+        raise InvalidInput(f"{path}: {cells} runs", hint=f"sweep over fewer values: {MOST_RUNS} runs at most")
     try:
         list(scenario.runs())
     except InvalidInput as error:

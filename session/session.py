@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 import baselines
-from quicferry.analysis.analyse import analyse
+from quicferry.analysis.derive import derive
 from quicferry.errors import FerryError
 from quicferry.events import Event
 from quicferry.experiment.launch import launch, needed_probes
 from quicferry.experiment.preflight import check as ask_machine
 from quicferry.experiment.store import RunStore
 from quicferry.model import Topology
-from quicferry.record import RunResult
+from quicferry.record import RunResult, result_of
 from quicferry.spec import RunSpec
 from session.downtimes import Downtimes
 from session.request import check_engine, topology_of
@@ -38,21 +38,7 @@ def needs(spec: RunSpec) -> list[str]:
 
 def failure(spec: RunSpec, error: FerryError) -> RunResult:
     """The result of a run that could not even begin."""
-    return RunResult(
-        outcome=error.outcome,
-        strategy=spec.baseline or str(spec.strategy),
-        kind="strategy" if spec.baseline is None else "baseline",
-        engine=spec.engine,
-        seed=spec.seed,
-        topology=spec.topology,
-        server_first=spec.server_first,
-        pool=spec.pool,
-        memory_mib=spec.memory_mib,
-        loss_percent=spec.loss_percent,
-        rtt_asked_ms=spec.rtt_ms,
-        error=str(error),
-        hint=error.hint,
-    )
+    return result_of(spec, error.outcome, error=str(error), hint=error.hint)
 
 
 def refusal(spec: RunSpec, refusals: Mapping[str, FerryError]) -> FerryError | None:
@@ -104,7 +90,7 @@ def perform_all(
             watch(spec, done, None)
             on_event = functools.partial(watch, spec, done)
             paths = launch(spec, topology, store, "session.play", on_event, checked=True)
-            return analyse(paths.root)
+            return derive(paths.root)
 
         why_not = refused[done]
         result = failure(spec, why_not) if why_not is not None else downtimes.perform(spec, perform)

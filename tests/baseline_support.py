@@ -77,7 +77,7 @@ class SteeredNames(asyncio.DatagramProtocol):
             self._transport.close()
 
 
-class Stage:
+class LoopbackRun:
     """Two servers, a name server, a client, and what they wrote."""
 
     def __init__(self, folder: Path, names: SteeredNames) -> None:
@@ -124,13 +124,14 @@ class Stage:
         return [event.name for event in read_events(self.folder / f"edge-{edge}.jsonl")]
 
     async def client(self, module: str, kind: type[msgspec.Struct], **settings: object) -> None:
+        if "resolver" in kind.__struct_fields__:
+            settings["resolver"] = ResolverConfig(server=self.names.endpoint)
         config = kind(
             server=self.addresses[0],
             authority=self.tls.authority,
             keys=str(self.folder / "keys.log"),
             summary=str(self.folder / "summary.json"),
             patience_s=DEADLINE_S,
-            resolver=ResolverConfig(server=self.names.endpoint),
             **settings,
         )
         self.client_process = await self.spawn(module, "client", config)
@@ -183,10 +184,10 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(folder: Path, ttl_s: int = 1) -> AsyncIterator[Stage]:
-    """A stage whose name points to the first edge; all processes end with it."""
+async def loopback_run(folder: Path, ttl_s: int = 1) -> AsyncIterator[LoopbackRun]:
+    """A run on loopback whose name points to the first edge; all processes end with it."""
     names = await SteeredNames(EDGES[0], ttl_s).open()
-    made = Stage(folder, names)
+    made = LoopbackRun(folder, names)
     try:
         yield made
     finally:

@@ -22,6 +22,7 @@ LAYERS = {
     "contract": "what we rely on in aioquic, CRIU and other programs",
     "fake": "whole flows on stand-ins for the network and the engines",
     "pair": "two endpoints of the protocol core in virtual time",
+    "simulation": "whole worlds in virtual time, drawn from a seed, and models explored exhaustively",
     "loopback": "real sockets and processes on this machine, no emulation",
     "e2e": "real runs in an emulated network, as root",
 }

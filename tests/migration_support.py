@@ -196,7 +196,7 @@ class World:
 
     async def _obey(self, edge: str, order: control.Order) -> dict[str, Any]:
         self.service.log.append(type(order).__name__)
-        if isinstance(order, control.Keep):
+        if isinstance(order, control.Commit):
             self.service.leases[edge].keep(order.epoch)
         if isinstance(order, control.Prepare):
             result = self.trouble("notice")

@@ -12,6 +12,7 @@ from pathlib import Path
 import baselines
 from quicferry import events
 from quicferry.experiment import faults
+from quicferry.experiment.fault_kinds import KINDS
 from quicferry.paths import CHECKOUT
 from quicferry.spec import Axis, ReadBy, axes
 
@@ -61,6 +62,8 @@ def axes_page() -> str:
             else f"`{str(axis.default).lower() if axis.kind is bool else axis.default}`"
         )
         readers = ", ".join(names_of_readers(axis)) if axis.read_by is ReadBy.BASELINES else str(axis.read_by)
+        refusing = [name for name in baselines.names() if axis.name in baselines.get(name).refuses]
+        readers += " but " + ", ".join(refusing) if refusing else ""
         lines.append(f"| `{axis.name}` | {kind} | {axis.bounds} | {default} | {readers} | {axis.text} |")
     return "\n".join(lines) + "\n"
 
@@ -79,11 +82,12 @@ def faults_page() -> str:
     }
     rows = [f"| `{row.name}` | {places[row.places]} | {row.why} |" for row in faults.ROWS]
     kinds = []
-    for kind, (how, seconds) in faults.MEANS.items():
-        kinds.append(f"| `{kind}` | {how} | {'for good' if seconds is None else f'{seconds:g} s'} |")
+    for kind, means in KINDS.items():
+        lasts = "for good" if means.seconds is None else f"{means.seconds:g} s"
+        kinds.append(f"| `{kind}` | {means.how} | {lasts} |")
     points = [
-        f"| `{point}` | `{moment.event}` | the {moment.part}'s agent | {moment.meaning} |"
-        for point, moment in faults.MOMENTS.items()
+        f"| `{point}` | `{trigger.event}` | the {trigger.part}'s agent | {trigger.meaning} |"
+        for point, trigger in faults.TRIGGERS.items()
     ]
     prose = (Path(__file__).parent / "faults.md.in").read_text()
     return prose.format(

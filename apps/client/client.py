@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 from pathlib import Path
 
-import msgspec
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent, StreamDataReceived
 
 from apps.client.load import Load
-from apps.client.load_schedule import Pace, first
+from apps.client.load_schedule import LoadSchedule, first
 from apps.config import ALPN, SERVER_NAME, ClientConfig, read_config
+from apps.reporting import print_event
 from apps.udp import Datagram, UdpPort
-from quicferry.events import Event, EventLog
+from quicferry.events import EventLog
 from quicferry.model import Endpoint
 from quicferry.quic import (
     ExtensionConfig,
@@ -57,7 +56,7 @@ class Client:
         self.load = Load(config, events, self._send, self.connection.unsent_bytes)
         self.connected = asyncio.Event()
         self.closed = asyncio.Event()
-        self.pace = Pace(config, self.load, self._request)
+        self.schedule = LoadSchedule(config, self.load, self._request)
         self._timer: asyncio.TimerHandle | None = None
         self._origin = ""
         self._received_ns = 0
@@ -86,17 +85,17 @@ class Client:
 
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""
-        self.pace.listen()
+        self.schedule.listen()
         self.port.start()
         self.connection.connect((self.config.server.host, self.config.server.port), now_s())
         self._proceed()
-        await first(self.connected, self.pace.stopping, self.closed)
+        await first(self.connected, self.schedule.stopping, self.closed)
         gc.freeze()
         self.load.start_transfers(self.connection.get_next_available_stream_id)
         self._proceed()
-        await self.pace.run(self.closed)
+        await self.schedule.run(self.closed)
         negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
-        self.pace.conclude(self.events, negotiated)
+        self.schedule.conclude(self.events, negotiated)
         self.connection.close()
         self._proceed()
         self.port.close()
@@ -186,14 +185,8 @@ class Client:
                 pass
 
 
-def print_event(event: Event) -> None:
-    """One event as a line on stdout."""
-    sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
-    sys.stdout.buffer.flush()
-
-
 def main() -> None:
-    """The process's entry."""
+    """Run one client and its load until told to stop."""
     config = read_config("apps.client.client", ClientConfig)
     asyncio.run(Client(config, EventLog("client", sink=print_event)).run())
 

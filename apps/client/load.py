@@ -1,4 +1,4 @@
-"""The client's load and its bookkeeping: what was asked, what came back, from where, and was it right?
+"""The client's load and its account: what was sent, what came back from which address, and if it was right.
 
 No socket and no QUIC: it is given a way to send and told what arrives.
 """
@@ -11,8 +11,18 @@ from collections.abc import Callable
 import msgspec
 
 from apps.config import ClientConfig
-from apps.server.service import BACKLOG_BYTES, CHUNK_BYTES, PAD
-from apps.workload import Ask, Chain, HeaderReader, Reply, chain_of, content, header
+from apps.workload import (
+    BACKLOG_BYTES,
+    CHUNK_BYTES,
+    PAD,
+    Ask,
+    Chain,
+    HeaderReader,
+    Reply,
+    chain_of,
+    content,
+    header,
+)
 from quicferry.events import EventLog
 from quicferry.record import ClientSummary, RequestRecord, TransferRecord
 from quicferry.units import now_ns, ns_to_ms
@@ -21,7 +31,7 @@ NextStream = Callable[[], int]
 
 
 class Pending(msgspec.Struct, kw_only=True):
-    """A get on its way."""
+    """A get without a complete answer."""
 
     number: int
     sent_ns: int
@@ -31,7 +41,7 @@ class Pending(msgspec.Struct, kw_only=True):
 
 
 class Transfer(msgspec.Struct, kw_only=True):
-    """A download or an upload on its way."""
+    """A download or an upload, with how far it is."""
 
     ask: Ask
     reader: HeaderReader = msgspec.field(default_factory=HeaderReader)
@@ -66,15 +76,15 @@ class Load:
         self._recognised = 0
         self._wrong: list[str] = []
         self._verified_bytes = 0
-        self._data_origin = ""  # whom download bytes came from last, and when
+        self._data_origin = ""  # the address that download bytes came from last, and when
         self._data_ns = 0
-        self.answered = asyncio.Event()  # set with each answer; back-to-back load waits for it
+        self.answered = asyncio.Event()  # set with each answer, for workloads that wait for one
         self.complete = asyncio.Event()  # set after ``finish`` when nothing is open any more
         self._finishing = False
         self.closed: str | None = None
 
     def finish(self) -> None:
-        """No more will be asked: ``complete`` is set as soon as all answers are there."""
+        """No more requests will follow: set ``complete`` as soon as all answers have come."""
         self._finishing = True
         self._check_complete()
 
@@ -98,7 +108,7 @@ class Load:
         self._send(stream, data, True)
 
     def repeated(self, stream: int) -> None:
-        """An open exchange is sent again from its beginning; what came of its answer is forgotten.
+        """Note that an open exchange is sent again from its beginning; drop what came of its answer.
 
         Of a download, the answer goes on after what came: whoever sends it asks for the rest only.
         """
@@ -110,6 +120,11 @@ class Load:
             self._events.emit("client.request.repeated", number=pending.number, stream=stream)
         elif stream in self._transfers:
             self._transfers[stream].reader = HeaderReader()
+
+    @property
+    def open_requests(self) -> int:
+        """How many gets have no complete answer yet."""
+        return len(self._pending)
 
     def received_bytes(self, stream: int) -> int:
         """How much of a download's body has come."""
@@ -170,7 +185,7 @@ class Load:
         if pending.reply is None:
             self._wrong.append(f"the answer to {pending.number} has no header")
         elif pending.reply.repeated and stream in self._again:
-            self._recognised += 1  # its first answer was lost, and the service did not obey it again
+            self._recognised += 1  # its first answer was lost, and the service did not count it again
             self._verified_bytes += pending.body_bytes
         elif pending.reply.repeated:
             self._duplicated += 1

@@ -1,4 +1,4 @@
-"""When a client asks, when it stops, and what it says at the end: the same for every transport."""
+"""When a client sends requests, when it stops, and its account at the end: the same for every transport."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from apps.client import workloads
 from apps.client.load import Load
 from apps.config import ClientConfig
 from quicferry.events import EventLog
@@ -15,24 +16,30 @@ from quicferry.record import write_json
 
 
 async def first(*events: asyncio.Event) -> None:
-    """Wait until one of them is set."""
+    """Wait until one of the events is set."""
     tasks = [asyncio.create_task(event.wait()) for event in events]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
 
 
-class Pace:
-    """Calls ``request`` at the pace asked for, until a line ``stop`` on stdin, its end, or SIGTERM."""
+class LoadSchedule:
+    """Calls ``request`` when the workload says so, until a line ``stop`` on stdin, its end, or SIGTERM.
+
+    It is the ``LoadDriver`` of its workload. Raises ``InvalidInput`` for an unknown workload.
+    """
 
     def __init__(self, config: ClientConfig, load: Load, request: Callable[[], None]) -> None:
         self._config = config
         self._load = load
-        self._request = request
+        self.request = request
+        self.interval_s = config.interval_ms / 1e3
+        self.seed = f"{config.seed} {config.session}"
+        self._workload = workloads.get(config.workload)
         self.stopping = asyncio.Event()
 
     def listen(self) -> None:
-        """Hear when to stop."""
+        """Watch stdin and SIGTERM for the word to stop."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
         loop.add_reader(sys.stdin.fileno(), self._stdin)
@@ -46,18 +53,18 @@ class Pace:
     async def run(
         self, closed: asyncio.Event, delay_s: float = 0.0, last_delay_s: float | None = None
     ) -> None:
-        """Ask until told to stop, then wait for what is open as long as the client's patience lasts.
+        """Send requests until told to stop, then wait for open ones as long as the client's patience lasts.
 
         ``closed`` ends it early: nothing will be answered any more. The first request leaves after
-        ``delay_s``: many clients that ask at the same pace must not do so at the same moment. With
+        ``delay_s``: many clients with the same workload must not send at the same moment. With
         ``last_delay_s`` one more leaves so long after the word to stop.
         """
-        ticker = asyncio.create_task(self._tick(delay_s))
+        driving = asyncio.create_task(self._drive(delay_s))
         await first(self.stopping, closed)
-        ticker.cancel()
+        driving.cancel()
         if last_delay_s is not None and not closed.is_set():
             await asyncio.sleep(last_delay_s)
-            self._request()
+            self.request()
         self._load.finish()
         try:
             async with asyncio.timeout(self._config.patience_s):
@@ -65,24 +72,22 @@ class Pace:
         except TimeoutError:
             pass  # what is still open counts as lost
 
-    async def _tick(self, delay_s: float) -> None:
-        """Requests at a fixed pace, whatever happens to their answers; 0 is back to back."""
-        loop = asyncio.get_running_loop()
-        interval = self._config.interval_ms / 1e3
+    async def _drive(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
-        due = loop.time()
-        while True:
-            if interval > 0:
-                self._request()
-                due += interval
-                await asyncio.sleep(max(0.0, due - loop.time()))
-            else:
-                self._load.answered.clear()
-                self._request()
-                await self._load.answered.wait()
+        await self._workload.drive(self)
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests have no answer yet."""
+        return self._load.open_requests
+
+    async def next_answer(self) -> None:
+        """Wait until an answer comes."""
+        self._load.answered.clear()
+        await self._load.answered.wait()
 
     def conclude(self, events: EventLog, negotiated: Sequence[str] = ()) -> None:
-        """Write the summary and say how the load ended."""
+        """Write the summary, and tell how the load ended."""
         summary = self._load.summary()
         summary.negotiated = list(negotiated)
         events.emit(

@@ -6,9 +6,9 @@ The first ``plain_clients`` of them do without the extension: such a client cann
 that moves. When its connection is closed with ``MOVED_ERROR``, it connects to the address in the
 reason and sends again what was not answered; the service recognises what it had obeyed before.
 
-They ask in turn, all together as often as one alone would, as far as that makes sense. At the end each
-asks once more, so that of every connection it is known whether it still works. The events of the first
-client are told in full, of the others only what concerns the move.
+They send requests in turn, all together at the rate of one client alone, but no faster than one request
+every LEAST_INTERVAL_MS. At the end each sends one more, which shows whether its connection still works. All
+events of the first client are printed, of the others only those in TOLD.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from pathlib import Path
 import msgspec
 from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataReceived
 
-from apps.client.client import Client, print_event
+from apps.client.client import Client
 from apps.client.load_schedule import first
 from apps.config import MOVED_ERROR, ClientConfig, read_config
+from apps.reporting import print_event
 from quicferry.events import Event, EventLog, Sink
 from quicferry.record import ClientSummary, write_json
-from quicferry.strategies import Strategy
+from quicferry.strategies import strategies
 from quicferry.units import now_s
 
 CONNECTING_AT_ONCE = 10  # handshakes cost both ends some milliseconds each
 CONNECT_S = 25.0
-STRATEGIES = tuple(Strategy)
+STRATEGIES = tuple(strategies())
 LEAST_INTERVAL_MS = 5.0  # between two requests of all clients together, when there are many
-#: what the clients after the first tell of
+#: the events that clients after the first print
 TOLD = frozenset(
     {
         *("client.connected", "client.migration.announced", "client.migration.aborted", "client.switched"),
@@ -42,7 +43,7 @@ TOLD = frozenset(
 
 
 class Member(Client):
-    """One of them. Its load knows exchanges by numbers that outlive a connection."""
+    """One of the clients. Its load knows exchanges by numbers that outlive a connection."""
 
     def __init__(self, config: ClientConfig, events: EventLog) -> None:
         super().__init__(config, events)
@@ -60,14 +61,14 @@ class Member(Client):
         await first(self.connected, self.closed)
 
     async def load_until_told(self, delay_s: float, last_delay_s: float) -> None:
-        """Send requests until told to stop, one more, and wait for the answers.
+        """Send requests until told to stop, then one more, and wait for the answers.
 
         The first one leaves after ``delay_s``, the last one ``last_delay_s`` after the word to stop.
         """
-        await self.pace.run(self.closed, delay_s=delay_s, last_delay_s=last_delay_s)
+        await self.schedule.run(self.closed, delay_s=delay_s, last_delay_s=last_delay_s)
 
     def leave(self) -> ClientSummary:
-        """Close the connection; returns the account of the load."""
+        """Close the connection; returns the summary of the load."""
         summary = self.load.summary()
         summary.negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
         self.connection.close()
@@ -122,14 +123,14 @@ class Member(Client):
         self._proceed()
 
     def _repeat(self) -> None:
-        """The new connection stands: send again what was not answered."""
+        """Send again, on the new connection, what was not answered."""
         for exchange in list(self._open):
             self.load.repeated(exchange)
             self._carry(exchange)
 
 
-class Crowd:
-    """All of them."""
+class MultiClient:
+    """The process: its clients, and one summary of all their loads."""
 
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
@@ -155,8 +156,8 @@ class Crowd:
 
     async def run(self) -> None:
         """Connect all, load until told to stop, write one summary."""
-        pace = self.members[0].pace
-        pace.listen()
+        schedule = self.members[0].schedule
+        schedule.listen()
         for start in range(0, len(self.members), CONNECTING_AT_ONCE):
             group = self.members[start : start + CONNECTING_AT_ONCE]
             async with asyncio.timeout(CONNECT_S):
@@ -168,9 +169,9 @@ class Crowd:
             )
             for number, member in enumerate(self.members)
         ]
-        await pace.stopping.wait()
+        await schedule.stopping.wait()
         for member in self.members:
-            member.pace.stopping.set()
+            member.schedule.stopping.set()
         await asyncio.gather(*loads)
         summary = sum_up([member.leave() for member in self.members])
         summary.reconnected = sum(member.reconnected for member in self.members)
@@ -179,7 +180,7 @@ class Crowd:
 
 
 def told_by(number: int) -> Sink:
-    """Where the events of one client go: to stdout with its number, or nowhere."""
+    """The sink of one client's events: stdout, with its number; of later clients only those in ``TOLD``."""
 
     def sink(event: Event) -> None:
         if number == 1 or event.name in TOLD:
@@ -189,7 +190,7 @@ def told_by(number: int) -> Sink:
 
 
 def sum_up(summaries: list[ClientSummary]) -> ClientSummary:
-    """One account of the loads of all clients."""
+    """One summary of the loads of all clients."""
     wrong = [each.state_detail for each in summaries if not each.state_ok]
     return ClientSummary(
         connections=len(summaries),
@@ -209,8 +210,8 @@ def sum_up(summaries: list[ClientSummary]) -> ClientSummary:
 
 
 def main() -> None:
-    """The process's entry."""
-    asyncio.run(Crowd(read_config("apps.client.multi_client", ClientConfig)).run())
+    """Run all clients and their loads until told to stop."""
+    asyncio.run(MultiClient(read_config("apps.client.multi_client", ClientConfig)).run())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The client of a run, as a cast plays it: its configuration, its start and its end in good order."""
+"""The client of a run, as a service of a deployment: its configuration, its start and its orderly end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIENT_END_S = 25.0  # longer than the client's own patience
 
 
 def client_config(context: RunContext, authority: str) -> ClientConfig:
-    """What every client of a run is told; the file for its secrets is made."""
+    """The configuration of every client of a run; the file for its TLS secrets is made."""
     spec = context.spec
     context.paths.keys.touch(mode=0o600)
     return ClientConfig(
@@ -23,6 +23,7 @@ def client_config(context: RunContext, authority: str) -> ClientConfig:
         authority=authority,
         keys=str(context.paths.keys),
         summary=str(context.paths.client),
+        workload=spec.workload,
         interval_ms=spec.interval_ms,
         request_bytes=spec.request_bytes,
         download_bytes=round(spec.download_mib * BYTES_PER_MIB),
@@ -82,7 +83,7 @@ class LoadClient:
             ) from None
 
     def stop(self) -> None:
-        """Let it wait for what is open and write its summary."""
+        """Tell it to stop; it waits for open requests and writes its summary."""
         if self.program is None:
             return
         self.program.tell(b"stop")

@@ -1,24 +1,25 @@
-"""The cast of a QUIC run: agents on the edges, the orchestrator, the server, the client.
+"""The deployment of a run with a strategy: agents on the edges, the orchestrator, the server, the client.
 
-Says who plays and in which order they start, moves the server, and is the stage for faults.
+Says which services there are and in which order they start, orders the moves, and shows the fault
+injector the processes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from apps.config import SERVER_NAME
 from apps.deployment.client_service import LoadClient, client_config
-from apps.deployment.services import ASK_S, Agent, Orchestra, moved, order_move
+from apps.deployment.services import ASK_S, AgentService, OrchestratorService, moved, order_move
 from quicferry.errors import FerryError
 from quicferry.experiment.context import Program, RunContext, Service
 from quicferry.experiment.fault_injector import FaultInjector
 from quicferry.experiment.faults import DESTINATION, SOURCE
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.process import children_of
-from quicferry.strategies import RULES
+from quicferry.strategies import rules_of
 
 
 class Credentials:
@@ -36,8 +37,10 @@ class Credentials:
         return self._agents.issue(name).save(self._folder, name)
 
 
-class QuicCast:
-    """See ``quicferry.experiment.context.Cast``; also the ``Stage`` on which faults happen."""
+class QuicDeployment:
+    """A ``quicferry.experiment.context.Deployment``, and the ``RunProcesses`` of its fault injector."""
+
+    server_moves: ClassVar[bool] = True
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
@@ -46,10 +49,20 @@ class QuicCast:
         server = issue(SERVER_NAME)
         faults = FaultInjector(context, self)
         self._agents = {
-            edge: Agent(context, edge, peer, issue(edge), server, failpoints=faults.failpoints(edge))
+            edge: AgentService(
+                context,
+                edge,
+                peer,
+                issue(edge),
+                server,
+                moves_alone=self.server_moves,
+                failpoints=faults.failpoints(edge),
+            )
             for edge, peer in ((source, destination), (destination, source))
         }
-        self._orchestra = Orchestra(context, [source, destination], issue(context.part("orchestrator")))
+        self._orchestrator = OrchestratorService(
+            context, [source, destination], issue(context.part("orchestrator"))
+        )
         config = client_config(context, server.authority)
         if faults.client_refuses:
             config = msgspec.structs.replace(config, accept_moves=False)
@@ -60,7 +73,7 @@ class QuicCast:
             module="apps.client.multi_client" if crowd else "apps.client.client",
             connections=context.spec.clients,
         )
-        self.services: list[Service] = [*self._agents.values(), self._orchestra, faults, self._client]
+        self.services: list[Service] = [*self._agents.values(), self._orchestrator, faults, self._client]
         self._at, self._next = source, destination
         context.watched["server"] = self._server_pid
 
@@ -71,10 +84,10 @@ class QuicCast:
     def move(self) -> dict[str, Any]:
         """Move the server to the other edge, by the orchestrator or by the host alone."""
         spec = self._context.spec
-        if RULES[spec.strategy].notice:
+        if rules_of(spec.strategy).notice:
             outcome = order_move(
                 self._context,
-                self._orchestra,
+                self._orchestrator,
                 spec.strategy,
                 forwarding=spec.forwarding,
                 source=self._at,
@@ -86,37 +99,32 @@ class QuicCast:
             detail = moved(outcome)
             self._at, self._next = self._next, self._at
             return detail
-        # where the server is then is for the captures to tell
+        # where the server is after a fault is read from the captures, not from who was told what
         return {key: outcome.get(key) for key in ("outcome", "error", "transferred_bytes")}
 
     # --- faults ------------------------------------------------------------------------------
 
-    def _player(self, part: str) -> Agent | Orchestra:
-        return self._orchestra if part == "orchestrator" else self._agents[self._context.part(part)]
+    def _service_of(self, part: str) -> AgentService | OrchestratorService:
+        return self._orchestrator if part == "orchestrator" else self._agents[self._context.part(part)]
 
     def program(self, part: str) -> Program:
-        """See ``quicferry.experiment.fault_injector.Stage``."""
-        program = self._client.program if part == "client" else self._player(part).program
+        """See ``quicferry.experiment.fault_kinds.RunProcesses``."""
+        program = self._client.program if part == "client" else self._service_of(part).program
         if program is None:
             raise FerryError(f"the {part} does not run")
         return program
 
     def expect_end(self, part: str) -> None:
-        """See ``Stage``."""
-        self._player(part).life.end()
+        """See ``RunProcesses``."""
+        self._service_of(part).restarts.end()
 
     def start_again(self, part: str) -> None:
-        """See ``Stage``."""
-        player = self._player(part)
-        player.life.begin()
-        player.start()
-        player.wait_ready(ASK_S)
+        """See ``RunProcesses``."""
+        service = self._service_of(part)
+        service.restarts.begin()
+        service.start()
+        service.wait_ready(ASK_S)
 
     def container_pid(self, part: str) -> int:
-        """See ``Stage``."""
+        """See ``RunProcesses``."""
         return self._agents[self._context.part(part)].container_pid
-
-
-def make_cast(context: RunContext) -> QuicCast:
-    """The cast of a QUIC run."""
-    return QuicCast(context)

@@ -1,4 +1,4 @@
-"""What the long-lived programs of a cast answer, and how often each of them was started.
+"""What the long-lived programs of a deployment answer, and how often each of them was started.
 
 Agents and orchestrator print lines: events, and answers to what they were told.
 """
@@ -29,7 +29,7 @@ class Replies:
         try:
             (kind, value), *_ = msgspec.json.decode(line, type=dict[str, Any]).items()
         except (msgspec.DecodeError, ValueError):
-            return  # a library's print
+            return  # not an answer: something that a library printed
         if kind == "event":
             self._context.collect(msgspec.convert(value, Event))
             return
@@ -38,7 +38,7 @@ class Replies:
             self._come.notify_all()
 
     def forget(self) -> None:
-        """What has come and nobody has waited for does not matter any more."""
+        """Drop answers that nobody has waited for."""
         with self._come:
             self._answers.clear()
 
@@ -50,7 +50,7 @@ class Replies:
         *,
         replaced: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
-        """The next answer of one of these kinds; others are left for those who wait for them.
+        """Wait for the next answer of one of these kinds; others are left for those who wait for them.
 
         Raises ``MigrationError`` when the program ends, refuses, or is silent for too long. Its end
         is no failure while ``replaced`` says that another process takes or has taken its place.
@@ -75,26 +75,26 @@ class Replies:
         raise MigrationError(f"{program.name} was silent for {timeout_s:g} s", hint=f"see {program.log.name}")
 
 
-class Life:
-    """How often a process of the cast was started; more than once when a fault has killed it."""
+class Restarts:
+    """How often a process was started: more than once when a fault has killed it."""
 
     def __init__(self) -> None:
         self.number = 0
         self._ending = False
 
     def name(self, name: str) -> str:
-        """The name of the present process: each has its own log."""
+        """The name of the present process; each has a log of its own."""
         return f"{name}-{self.number + 1}" if self.number else name
 
     def end(self) -> None:
-        """The present process is about to be killed."""
+        """Note that the present process is about to be killed."""
         self._ending = True
 
     def begin(self) -> None:
-        """The next one is about to start."""
+        """Note that the next process is about to start."""
         self.number += 1
 
     @property
     def is_replaced(self) -> bool:
-        """Whether the end of a process is nothing to worry about."""
+        """Whether the end of a process is part of a fault, and no failure."""
         return self._ending or self.number > 0

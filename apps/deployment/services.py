@@ -1,4 +1,4 @@
-"""Who moves the server: the node agents on the edges and the orchestrator, as a cast plays them.
+"""The node agents on the edges and the orchestrator, as services of a deployment.
 
 Writes their configurations, starts them, and gives them their commands.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from apps.config import ServerConfig
-from apps.deployment.replies import Life, Replies
+from apps.deployment.replies import Replies, Restarts
 from quicferry.errors import MigrationError
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext
 from quicferry.experiment.faults import DESTINATION, SOURCE
@@ -25,7 +25,7 @@ from quicferry.migration.orchestrator import EndCommand, MoveCommand, Orchestrat
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import Files
 from quicferry.model import Endpoint, NodeKind
-from quicferry.strategies import RULES, Strategy
+from quicferry.strategies import StrategyName, rules_of
 
 CONTROL = Endpoint("127.0.0.1", SERVICE_PORT + 1)
 RPC_PORT = SERVICE_PORT + 2
@@ -40,12 +40,13 @@ ASK_S = 40.0
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 
 
-class Agent:
+class AgentService:
     """The node agent of one edge, with the commands for a server and a standby there.
 
-    ``module`` is the server's. With ``plain`` the server offers no pool, and no
-    datagram is forwarded or kept waiting: what a move is without us. ``address`` moves with the
-    server, which then listens only there; with ``keep_tcp`` its TCP connections move too.
+    ``module`` is the server's. With ``plain`` the server offers no pool, and no datagram is forwarded or
+    kept waiting, as in a move without the extension. With ``moves_alone`` it can move the server to ``peer``
+    without an orchestrator, by ``move``. ``address`` moves with the server, which then listens only there;
+    with ``keep_tcp`` its TCP connections move too.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Agent:
         *,
         module: str = "apps.server.server",
         plain: bool = False,
+        moves_alone: bool = False,
         tickets: bool = False,
         failpoints: Failpoints | None = None,
         address: MovingAddressConfig | None = None,
@@ -71,6 +73,7 @@ class Agent:
         self._server_tls = server_tls
         self._module = module
         self._plain = plain
+        self._moves_alone = moves_alone
         self._tickets = tickets
         self._failpoints = failpoints
         self._address = address
@@ -78,10 +81,10 @@ class Agent:
         self.replies = Replies(context)
         self.program: Program | None = None
         self.container_pid = 0
-        self.life = Life()
+        self.restarts = Restarts()
 
     def start(self) -> None:
-        name = self.life.name(self.name)
+        name = self.restarts.name(self.name)
         argv = self._context.module("apps.agent", self._context.write_config(name, self._config()))
         env = {**os.environ, **ONE_HEAP}
         self.program = self._context.start(name, self.edge, argv, self.replies.line, env)
@@ -92,13 +95,13 @@ class Agent:
         self.container_pid = int(ready["init_pid"])
 
     def move(self) -> dict[str, Any]:
-        """Have it move the server away by its own decision; returns how that ended."""
+        """Have the agent move the server away without an orchestrator; returns the outcome."""
         program = self.program
         assert program is not None
         self.replies.forget()
         program.process.send_signal(signal.SIGUSR1)
         kinds = {"outcome", "recovered"}
-        return self.replies.wait(program, kinds, MOVE_S, replaced=lambda: self.life.is_replaced)
+        return self.replies.wait(program, kinds, MOVE_S, replaced=lambda: self.restarts.is_replaced)
 
     def stop(self) -> None:
         if self.program is not None:
@@ -137,7 +140,7 @@ class Agent:
             client_interfaces=[] if self._plain else facing_clients,
             waiting_room=Endpoint(between_edges(context, self.edge, self._peer), WAITING_ROOM_PORT),
             collect=[SERVER_EVENTS, SERVER_LOGS],
-            on_signal=local_move,
+            on_signal=local_move if self._moves_alone else None,
             journal=str(state / f"{self.edge}.journal"),
             container_record=str(state / f"{self.edge}.container"),
             oci_readable=(
@@ -145,15 +148,15 @@ class Agent:
                 if runs_in_oci(context.spec.engine)
                 else None
             ),
-            # what an agent does wrong, it does once: not again when it was started again
-            failpoints=self._failpoints if self._failpoints and not self.life.number else Failpoints(),
+            # an agent that was started again does not fail once more
+            failpoints=self._failpoints if self._failpoints and not self.restarts.number else Failpoints(),
             moving_address=self._address,
             keep_tcp=self._keep_tcp,
         )
 
     def _server(self, kind: str, *, standby: bool) -> ServerCommand:
         context, spec = self._context, self._context.spec
-        pool = (RULES[spec.strategy].pool or spec.mixed_strategies) and not self._plain
+        pool = (rules_of(spec.strategy).pool or spec.mixed_strategies) and not self._plain
         config = ServerConfig(
             edge=self.edge,
             listen=Endpoint(self._address.address if self._address else "0.0.0.0", SERVICE_PORT),
@@ -192,13 +195,13 @@ def longest_rtt_ms(context: RunContext) -> float:
 
 
 def journals(context: RunContext) -> Path:
-    """Where agents and orchestrator keep their journals; each reads its own alone."""
+    """The folder of the journals of agents and orchestrator; each reads its own only."""
     folder = context.paths.root / "journals"
     folder.mkdir(exist_ok=True)
     return folder
 
 
-class Orchestra:
+class OrchestratorService:
     """The orchestrator, and through it the server's start and end."""
 
     name = "orchestrator"
@@ -209,7 +212,7 @@ class Orchestra:
         self._tls = tls
         self.replies = Replies(context)
         self.program: Program | None = None
-        self.life = Life()
+        self.restarts = Restarts()
 
     def start(self) -> None:
         context = self._context
@@ -219,15 +222,15 @@ class Orchestra:
         config = OrchestratorConfig(
             name=host, agents=agents, tls=self._tls, journal=journal, rtt_ms=longest_rtt_ms(context)
         )
-        name = self.life.name(self.name)
+        name = self.restarts.name(self.name)
         argv = context.module("apps.orchestrator", context.write_config(name, config))
         self.program = context.start(name, host, argv, self.replies.line)
 
     def wait_ready(self, timeout_s: float) -> None:
         assert self.program is not None
         self.replies.wait(self.program, {"ready"}, timeout_s)
-        if self.life.number:
-            return  # the server was started by the one before
+        if self.restarts.number:
+            return  # the orchestrator before this one has started the server
         self.command(StartCommand(edge=self._context.part("source")), "started", timeout_s)
 
     def command(self, command: msgspec.Struct, answer: str, timeout_s: float) -> dict[str, Any]:
@@ -235,7 +238,9 @@ class Orchestra:
         assert self.program is not None
         self.replies.forget()
         self.program.tell(msgspec.json.encode(command))
-        return self.replies.wait(self.program, {answer}, timeout_s, replaced=lambda: self.life.is_replaced)
+        return self.replies.wait(
+            self.program, {answer}, timeout_s, replaced=lambda: self.restarts.is_replaced
+        )
 
     def stop(self) -> None:
         if self.program is None:
@@ -259,8 +264,8 @@ class Orchestra:
 
 def order_move(
     context: RunContext,
-    orchestra: Orchestra,
-    strategy: Strategy,
+    orchestrator: OrchestratorService,
+    strategy: StrategyName,
     *,
     forwarding: bool,
     source: str | None = None,
@@ -282,7 +287,7 @@ def order_move(
         compression=context.spec.compression,
         memory_by=context.spec.memory_by,
     )
-    return orchestra.command(command, "outcome", MOVE_S)
+    return orchestrator.command(command, "outcome", MOVE_S)
 
 
 def moved(outcome: dict[str, Any]) -> dict[str, Any]:

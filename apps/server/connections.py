@@ -22,7 +22,7 @@ from aioquic.tls import SessionTicket
 
 from apps.udp import Datagram, UdpPort
 from quicferry.quic import ExtensionConfig, MigratableConnection
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName
 from quicferry.units import now_s
 
 
@@ -33,7 +33,7 @@ class Peer:
         self.key = key
         self.connection = connection
         self.connection_ids: set[bytes] = set()
-        self.strategy: Strategy | None = None  # how this client follows the present move
+        self.strategy: StrategyName | None = None  # how this client follows the present move
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at: float | None = None
 

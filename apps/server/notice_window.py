@@ -1,9 +1,9 @@
-"""Whose turn it is when a server has something to say to all its clients at once.
+"""A window for what a server has to send to all its clients at once: a notice, or the first flight.
 
-Told all at once, hundreds of clients answer at once. Their answers wait in line, the server takes them
-for lost and repeats itself, and what was repeated has to be read as well: with 500 clients each was told
-everything a dozen times. So only a few are told at a time, and the next one when one of them has
-answered. Whoever does not answer soon holds nobody up.
+Hundreds of clients that are told at once answer at once. Their answers wait in the socket, the server
+takes them for lost and retransmits, and the retransmissions have to be read as well: with 500 clients each
+was sent everything a dozen times. So only AT_ONCE clients are told at a time, and the next one when one of
+them has answered. A client that does not answer within TURN_S leaves its place to the next.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from apps.server.connections import Peer
 from quicferry.units import now_s
 
 AT_ONCE = 32
-#: after which a turn counts no more: a server that nobody answers still reaches a thousand clients a second
+#: a place is given on after so long without an answer: a thousand clients a second even if none answers
 TURN_S = 0.032
 
 
-class Turns:
+class NoticeWindow:
     """Calls ``take`` for each peer, in order, a few ahead of the answers.
 
     ``take`` returns whether an answer is to be expected. With ``holding`` nothing may leave for a peer
-    before its turn, and those who ask meanwhile come first.
+    before its turn, and peers that have sent something meanwhile come first.
     """
 
     def __init__(self, peers: Iterable[Peer], take: Callable[[Peer], bool], *, holding: bool = False) -> None:
         self._take = take
         self._holding = holding
         self._waiting = {peer.key: peer for peer in peers}
-        self._asking: dict[str, Peer] = {}  # of these, who has asked for it
+        self._asking: dict[str, Peer] = {}  # of these, those that have sent something: they are next
         self._open: dict[str, float] = {}  # key -> until when its answer is waited for
         self._timer: asyncio.TimerHandle | None = None
-        self.over = asyncio.Event()  # everybody has had a turn; not all need have answered
+        self.over = asyncio.Event()  # set when every client has been told; not all need have answered
 
     def heard(self, peer: Peer) -> bool:
-        """A peer has said something. Returns whether it has to wait for its turn before it is answered."""
+        """Note that a peer has sent something. Returns whether nothing may leave for it before its turn."""
         self._open.pop(peer.key, None)
         if not self._holding or peer.key not in self._waiting:
             return False
@@ -44,7 +44,7 @@ class Turns:
         return True
 
     def go_on(self) -> None:
-        """Give turns to as many as may have one now."""
+        """Call ``take`` for as many peers as the window allows now."""
         if self.over.is_set():
             return
         now = now_s()
@@ -64,13 +64,13 @@ class Turns:
             self._timer = asyncio.get_running_loop().call_at(due, self.go_on)
 
     def finish(self) -> None:
-        """Give everybody who is left a turn at once."""
+        """Call ``take`` for all who are left, at once."""
         while self._waiting:
             self._turn(next(iter(self._waiting.values())))
         self._end()
 
     def drop(self) -> None:
-        """Whoever is left gets none."""
+        """Call ``take`` for nobody else."""
         self._waiting.clear()
         self._end()
 

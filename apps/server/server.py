@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
-import hashlib
-import os
-import signal
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -29,16 +25,15 @@ from aioquic.quic.events import (
     StreamDataReceived,
 )
 
-from apps.config import ALPN, MOVED_ERROR, ServerConfig, read_config
-from apps.server.ballast import Ballast
+from apps.config import ALPN, MOVED_ERROR, ServerConfig
 from apps.server.connections import ConnectionTable, Peer
-from apps.server.notice_window import Turns
-from apps.server.service import Service
+from apps.server.notice_window import NoticeWindow
+from apps.server.service import ApplicationService
+from apps.server.shell import ServerShell, read_state, run_server, write_state
 from apps.server.tickets import PlainTicket, from_plain, to_plain
 from apps.server.warm_up import rehearse
 from apps.udp import BATCH, Datagram, UdpPort
 from quicferry.errors import MigrationError
-from quicferry.events import EventLog
 from quicferry.migration import control
 from quicferry.quic import ExtensionConfig, MigratableConnection, MigrationCommitted, MigrationReady
 from quicferry.quic.fence import Fence
@@ -48,13 +43,14 @@ from quicferry.quic.snapshot import (
     freeze,
     is_frozen,
     pack_bundle,
+    record_commit,
     restore_snapshot,
     take_snapshot,
     thaw,
     unpack_bundle,
 )
 from quicferry.quic.wire import Result
-from quicferry.strategies import RULES, Strategy, speaks_first
+from quicferry.strategies import StrategyName, rules_of, speaks_first, strategies
 from quicferry.units import now_ns, now_s
 
 NOTICE_LEAST_S = 0.2
@@ -70,17 +66,15 @@ class HandedOver(msgspec.Struct, kw_only=True):
 
     service: bytes
     keys: list[str]
-    strategies: list[Strategy | None] = []  # of each: how its client follows this move
+    strategies: list[StrategyName | None] = []  # of each: how its client follows this move
     tickets: list[PlainTicket] = []  # whoever takes over must know the sessions that may be resumed
 
 
-class Server(control.ControlHandler):
-    """One server process. Orders come one at a time through ``obey``."""
+class QuicServer(ServerShell):
+    """A server whose QUIC connections can move. See ``ServerShell``."""
 
     def __init__(self, config: ServerConfig) -> None:
-        self.config = config
-        self.events = EventLog(config.edge, Path(config.events))
-        self.service = Service(config.edge, config.response_bytes)
+        super().__init__(config)
         self.fence = Fence(Path(config.fence))
         quic = QuicConfiguration(is_client=False, alpn_protocols=[ALPN], idle_timeout=config.idle_timeout_s)
         quic.load_cert_chain(config.certificate, config.key)
@@ -91,73 +85,52 @@ class Server(control.ControlHandler):
         )
         if config.tickets:
             self.table.tickets = {}
-        self.standby = config.standby
         self.table.accepting = not config.standby
-        self.frozen_epoch: int | None = None
-        self.committed_epoch = 0
         self._answers: dict[str, Result] = {}  # connection key -> SM_READY's result, in the notice phase
         self._answered = asyncio.Event()  # set when nobody is waited for any more
         self._awaited: dict[str, float] = {}  # connection key -> until when it is waited for
         self._new_address = ""  # where the clients are to be told to go
-        self.stopped = asyncio.Event()
         self._build = functools.partial(MigratableConnection, extension=extension)
-        self._turns: Turns | None = None  # whom something is said to that is said to all
+        self._window: NoticeWindow | None = None  # while something is told to all clients
         self._blanks: list[QuicConnection] = []  # for connections that are to be taken over
-        self._ballast = Ballast(config.memory_mib)
 
-    async def run(self) -> None:
-        """Serve until the order to stop, or SIGTERM."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.stopped.set)
-        endpoint = (self.config.control.host, self.config.control.port)
-        transport, _ = await loop.create_datagram_endpoint(
-            lambda: control.ControlServer(self.obey), local_addr=endpoint
-        )
-        if self.standby:
-            rehearse(self.table.configuration, self.table.extension)
-            self._make_blanks()
-        else:
-            self.port.start()
-        self.events.emit("server.started", pid=os.getpid(), standby=self.standby)
-        rewriting = loop.create_task(self._ballast.rewrite(self.config.dirty_mib_s))
-        gc.freeze()  # what lives now lives on: a collection in mid-migration would be paid in downtime
-        await self.stopped.wait()
-        rewriting.cancel()
-        if self._turns is not None:
-            self._turns.drop()
-        self.events.emit("server.stopped", **self._summary())
-        self.port.close()
-        transport.close()
+    @property
+    def connections(self) -> int:
+        return len(self.table.peers)
 
-    def _make_blanks(self) -> None:
-        """Do ahead what most of the time of an import would go to: it need not know the connections."""
+    def _start_serving(self) -> None:
+        self.port.start()
+
+    def _make_ready(self) -> None:
+        rehearse(self.table.configuration, self.table.extension)
+        # most of the time of an import would go to making connections, which need not know whose they are
         for _ in range(self.config.expected_connections):
             self._blanks.append(blank(configuration=self.table.configuration, build=self._build))
 
     # --- the service -------------------------------------------------------------------------
 
     def _received(self, batch: list[Datagram]) -> None:
-        turns = self._turns
-        if turns is None or turns.over.is_set():
+        window = self._window
+        if window is None or window.over.is_set():
             self.table.received(batch)
             return
         for peer in self.table.deliver(batch):
-            if not turns.heard(peer):
+            if not window.heard(peer):
                 self.table.proceed(peer)
-        turns.go_on()
+        window.go_on()
 
     def _first_flight(self, peer: Peer) -> bool:
         return peer.key in self.table.peers and self.table.proceed(peer)
 
-    def _end_turns(self, order: control.Order) -> None:
+    def _end_window(self, order: control.Order) -> None:
         """What comes next finds that everybody was told; who was not yet, need not hear that it is off."""
-        if self._turns is None or isinstance(order, control.Status):
+        if self._window is None or isinstance(order, control.Status | control.Commit):
             return
         if isinstance(order, control.Abort):
-            self._turns.drop()
+            self._window.drop()
         else:
-            self._turns.finish()
-        self._turns = None
+            self._window.finish()
+        self._window = None
 
     def _on_event(self, peer: Peer, event: QuicEvent) -> None:
         if isinstance(event, StreamDataReceived):
@@ -173,7 +146,7 @@ class Server(control.ControlHandler):
                 peer.connection.reset_stream(event.stream_id, 1)
         elif isinstance(event, HandshakeCompleted):
             self.events.emit("server.connected", negotiated=bool(peer.connection.negotiated))
-            if self.config.pool and Strategy.POOL in peer.connection.negotiated:
+            if self.config.pool and any(rules_of(name).pool for name in peer.connection.negotiated):
                 peer.connection.offer_addresses(
                     [(address.host, address.port) for address in self.config.pool], now_s()
                 )
@@ -195,9 +168,12 @@ class Server(control.ControlHandler):
     def _pump(self, peer: Peer) -> None:
         self.service.pump(peer.key, peer.connection.unsent_bytes, peer.connection.send_stream_data)
 
-    def _summary(self) -> dict[str, Any]:
-        state = self.service.state
-        return {"total": state.total, "repeated": state.repeated, "sessions": len(state.sessions)}
+    def _before_end(self) -> None:
+        if self._window is not None:
+            self._window.drop()
+
+    def _end(self) -> None:
+        self.port.close()
 
     # --- the lease (quicferry.migration.serving_lease) -----------------------------------------
 
@@ -215,24 +191,9 @@ class Server(control.ControlHandler):
     # --- orders ------------------------------------------------------------------------------
 
     async def obey(self, order: control.Order) -> dict[str, Any]:
-        """Carry out one order; whoever waits for his turn is told before."""
-        self._end_turns(order)
+        """Carry out one order; clients that wait to be told are told before."""
+        self._end_window(order)
         return await super().obey(order)
-
-    def _status(self) -> dict[str, Any]:
-        return {
-            "pid": os.getpid(),
-            "edge": self.service.edge,
-            "standby": self.standby,
-            "frozen": self.frozen_epoch is not None,
-            "connections": len(self.table.peers),
-            "committed_epoch": self.committed_epoch,
-            **self._summary(),
-        }
-
-    def _stop(self) -> dict[str, Any]:
-        self.stopped.set()
-        return self._summary()
 
     async def _prepare(self, order: control.Prepare) -> dict[str, Any]:
         self._answers.clear()
@@ -241,9 +202,9 @@ class Server(control.ControlHandler):
         self._new_address = str(order.service or "")
         # whoever takes longest to answer is told first: then the last answer comes as early as it can
         peers = sorted(self.table.peers.values(), key=lambda each: -each.connection.pto_s)
-        turns = self._turns = Turns(peers, functools.partial(self._tell, order, len(peers)))
-        turns.go_on()
-        await turns.over.wait()
+        window = self._window = NoticeWindow(peers, functools.partial(self._tell, order, len(peers)))
+        window.go_on()
+        await window.over.wait()
         silent = await self._await_answers()
         results = list(self._answers.values())
         ready, unable = results.count(Result.OK), results.count(Result.NOT_NEGOTIATED)
@@ -260,7 +221,7 @@ class Server(control.ControlHandler):
             return False
         target = order.destination or order.service
         strategy = peer.strategy = _strategy_of(peer, order.strategy)
-        rules = RULES[strategy]
+        rules = rules_of(strategy)
         addresses = [(target.host, target.port)] if rules.carries_address and target is not None else []
         if rules.notice:
             # a deadline of its own: whoever is far away is waited for longer, but never for too long
@@ -303,19 +264,25 @@ class Server(control.ControlHandler):
 
     def _dismiss(self) -> int:
         """Close what was not given away: those clients are to connect again, elsewhere."""
+        if self.fence.frozen_epoch is not None:
+            self.fence.give(self.fence.frozen_epoch)
         left = [peer for peer in self.table.peers.values() if not is_frozen(peer.connection)]
         for peer in left:
             peer.connection.close(MOVED_ERROR, reason_phrase=self._new_address)
             self.table.proceed(peer)
         return len(left)
 
-    def _freeze(self, order: control.Freeze) -> dict[str, Any]:
-        if self.frozen_epoch is not None:
-            raise MigrationError(f"already frozen for epoch {self.frozen_epoch}")
+    def _commit(self) -> dict[str, Any]:
+        """The source never goes on: the packet numbers are all ours."""
+        for peer in list(self.table.peers.values()):
+            record_commit(peer.connection)
+            self.table.proceed(peer)
+        return {}
+
+    def _hold(self) -> None:
         self.port.mute()
-        frozen = self.events.emit("server.frozen", epoch=order.epoch)
-        detail: dict[str, Any] = {"t_ns": frozen.t_ns}
-        self.frozen_epoch = order.epoch
+
+    def _after_freeze(self, order: control.Freeze) -> dict[str, Any]:
         if order.state_path is not None:
             while batch := self.port.drain():
                 self.table.deliver(batch)
@@ -331,11 +298,9 @@ class Server(control.ControlHandler):
             if not self._cannot_follow(peer):
                 peer.connection.hold()
         self.table.hold_back()
-        if order.state_path is not None:
-            detail |= self._write_state(order.epoch, Path(order.state_path))
-        return detail
+        return {} if order.state_path is None else self._write_state(order.epoch, order.state_path)
 
-    def _write_state(self, epoch: int, path: Path) -> dict[str, Any]:
+    def _write_state(self, epoch: int, path: str) -> dict[str, Any]:
         now = now_s()
         self.fence.close(epoch)
         peers: list[Peer] = []
@@ -356,21 +321,14 @@ class Server(control.ControlHandler):
         if self.table.tickets:
             handed.tickets = [to_plain(ticket) for ticket in self.table.tickets.values()]
         bundle = pack_bundle(epoch, snapshots, msgspec.msgpack.encode(handed))
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(bundle)
         return {
-            "bytes": len(bundle),
-            "sha256": hashlib.sha256(bundle).hexdigest(),
+            **write_state(path, bundle),
             "connections": len(snapshots),
             "left": len(self.table.peers) - len(snapshots),
         }
 
     def _import(self, order: control.Import) -> dict[str, Any]:
-        bundle = Path(order.state_path).read_bytes()
-        if hashlib.sha256(bundle).hexdigest() != order.sha256:
-            raise MigrationError("the state was damaged on its way")
-        content = unpack_bundle(bundle)
+        content = unpack_bundle(read_state(order))
         self.fence.take_over(order.epoch)
         handed = msgspec.msgpack.decode(content.service, type=HandedOver)
         connections = [
@@ -385,7 +343,7 @@ class Server(control.ControlHandler):
             for data in content.snapshots
         ]
         self._blanks.clear()
-        self.service = Service.load(handed.service, order.edge, self.config.response_bytes)
+        self.service = ApplicationService.load(handed.service, order.edge, self.config.response_bytes)
         self.table.remove_all()
         if self.table.tickets is not None:
             self.table.tickets |= {ticket.ticket: from_plain(ticket) for ticket in handed.tickets}
@@ -393,38 +351,41 @@ class Server(control.ControlHandler):
             assert isinstance(connection, MigratableConnection)
             self.table.adopt(connection, set(connection_ids(connection)), key).strategy = strategy
         self.standby = False
-        return self._go_on(order.epoch, order.strategy, order.server_first, order.edge)
+        return self._go_on(order)
 
-    def _resume(self, order: control.Resume) -> dict[str, Any]:
-        if self.frozen_epoch is None:
-            raise MigrationError("the server was not frozen")
-        self.service.edge = order.edge
-        self.events.vantage = order.edge
-        return self._go_on(order.epoch, order.strategy, order.server_first, order.edge)
+    def _serve_again(self, order: control.Resume) -> dict[str, Any]:
+        return self._go_on(order)
 
-    def _go_on(self, epoch: int, strategy: Strategy, server_first: bool, edge: str) -> dict[str, Any]:
+    def _go_on(self, order: control.Import | control.Resume) -> dict[str, Any]:
         t_ns = now_ns()
+        epoch, strategy, server_first = order.epoch, order.strategy, order.server_first
+        address = None if order.service is None else (order.service.host, order.service.port)
         self.frozen_epoch = None
         self.table.accepting = True
         for peer in self.table.peers.values():
             its = peer.strategy or strategy
             peer.connection.resume(
-                epoch, its, speaks_first(its, server_first), now_s(), clients=len(self.table.peers)
+                epoch,
+                its,
+                speaks_first(its, server_first),
+                now_s(),
+                clients=len(self.table.peers),
+                address=address,
             )
-        turns = self._turns = Turns(self.table.peers.values(), self._first_flight, holding=True)
+        window = self._window = NoticeWindow(self.table.peers.values(), self._first_flight, holding=True)
         # what waits in the socket is handled before anything leaves, as the first flight can answer it
         waiting = self._waiting_for(len(self.table.peers))
         for start in range(0, len(waiting), BATCH):
             for peer in self.table.deliver(waiting[start : start + BATCH]):
-                turns.heard(peer)
-            turns.go_on()
-        turns.go_on()
+                window.heard(peer)
+            window.go_on()
+        window.go_on()
         self.port.start()
         self.events.emit(
             "server.resumed",
             t_ns=t_ns,
             epoch=epoch,
-            edge=edge,
+            edge=order.edge,
             server_first=speaks_first(strategy, server_first),
             connection_ids=sum(len(peer.connection_ids) for peer in self.table.peers.values()),
         )
@@ -470,22 +431,15 @@ class Server(control.ControlHandler):
         return {"t_ns": t_ns}
 
 
-def _strategy_of(peer: Peer, wanted: Strategy) -> Strategy:
+def _strategy_of(peer: Peer, wanted: StrategyName) -> StrategyName:
     """The strategy of the order, or if this client has not agreed to it, the first that it has agreed to."""
     agreed = peer.connection.negotiated
-    return wanted if wanted in agreed else next((each for each in Strategy if each in agreed), wanted)
-
-
-async def serve(config: ServerConfig) -> None:
-    """Run a server to its end."""
-    server = Server(config)
-    server.lease.by_kernel = True
-    await server.run()
+    return wanted if wanted in agreed else next((each for each in strategies() if each in agreed), wanted)
 
 
 def main() -> None:
-    """The process's entry."""
-    asyncio.run(serve(read_config("apps.server.server", ServerConfig)))
+    """Run a QUIC server until ordered to stop."""
+    run_server(QuicServer, "apps.server.server")
 
 
 if __name__ == "__main__":

@@ -10,27 +10,32 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from apps.workload import Ask, Chain, HeaderReader, Reply, content, header
-
-#: How much of a download may wait in a stream's send buffer: more is memory, and state to move.
-BACKLOG_BYTES = 96 * 1024
-CHUNK_BYTES = 32 * 1024
-PAD = b"."
+from apps.workload import (
+    BACKLOG_BYTES,
+    CHUNK_BYTES,
+    PAD,
+    Ask,
+    Chain,
+    HeaderReader,
+    Reply,
+    content,
+    header,
+)
 
 Send = Callable[[int, bytes, bool], None]  # stream, data, end of stream
 
 
 class Session(msgspec.Struct, kw_only=True):
-    """What the service remembers of one client: which numbers it has obeyed.
+    """What the service remembers of one client: the numbers of the requests that it has counted.
 
-    All numbers up to ``contiguous`` are obeyed, and those in ``beyond`` besides.
+    These are all up to ``contiguous``, and those in ``beyond``.
     """
 
     contiguous: int = 0
     beyond: set[int] = set()
 
     def obey(self, number: int) -> bool:
-        """Note a request; False when it was obeyed before."""
+        """Count a request; False for a duplicate, which is not counted again."""
         if number <= self.contiguous or number in self.beyond:
             return False
         self.beyond.add(number)
@@ -41,7 +46,7 @@ class Session(msgspec.Struct, kw_only=True):
 
     @property
     def count(self) -> int:
-        """How many different requests were obeyed."""
+        """How many different requests were counted."""
         return self.contiguous + len(self.beyond)
 
 
@@ -63,7 +68,7 @@ class ServiceState(msgspec.Struct, kw_only=True):
     connections: dict[str, dict[int, Exchange]] = {}
 
 
-class Service:
+class ApplicationService:
     """Answers exchanges. ``edge`` is the name of the host that serves now, told to the client."""
 
     def __init__(self, edge: str, response_bytes: int, state: ServiceState | None = None) -> None:
@@ -76,7 +81,7 @@ class Service:
         return msgspec.msgpack.encode(self.state)
 
     @classmethod
-    def load(cls, data: bytes, edge: str, response_bytes: int) -> Service:
+    def load(cls, data: bytes, edge: str, response_bytes: int) -> ApplicationService:
         """A service that goes on where ``dump`` was called. Raises ``msgspec.DecodeError``."""
         return cls(edge, response_bytes, msgspec.msgpack.decode(data, type=ServiceState))
 
@@ -144,5 +149,5 @@ class Service:
                 del self.state.connections[key][stream]
 
     def forget(self, key: str) -> None:
-        """A connection is gone: so are its exchanges. Sessions stay: the client may come back."""
+        """Drop the exchanges of a closed connection. Sessions stay, as the client may come back."""
         self.state.connections.pop(key, None)

@@ -9,7 +9,9 @@ from aioquic.tls import CipherSuite, SessionTicket
 
 
 class PlainTicket(msgspec.Struct, frozen=True, kw_only=True):
-    """The server's half of a ticket. aioquic's own class declares a name that a server does not know."""
+    """The server's half of a ticket. aioquic's own class has no None for a missing server name, so msgspec
+    would not decode one.
+    """
 
     age_add: int
     cipher_suite: int

@@ -11,7 +11,7 @@ import msgspec
 from apps.config import SERVER_NAME
 from apps.deployment.client_service import LoadClient, client_config
 from apps.deployment.quic import Credentials
-from apps.deployment.services import Agent, Orchestra
+from apps.deployment.services import AgentService, OrchestratorService
 from baselines.addresses import free_address
 from baselines.client_migration.client import MovingClientConfig
 from baselines.registry import Baseline
@@ -39,7 +39,7 @@ class MovingLoadClient(LoadClient):
         emulator.execute(client, ["ip", "address", "add", self._address, "dev", interface])
         shown = emulator.execute(client, ["ip", "-json", "link", "show", "dev", interface]).stdout
         mac = msgspec.json.decode(shown)[0]["address"]
-        # as for all addresses of a topology: no packet is to wait for ARP
+        # as for all addresses of a topology, so that the first packet does not wait for ARP
         neighbour = link.b if link.a == client else link.a
         if context.topology.addresses_of(neighbour):
             host, _, _ = self._address.partition("/")
@@ -54,7 +54,7 @@ class MovingLoadClient(LoadClient):
             self._changed.put(None)
 
     def change_address(self) -> None:
-        """Let it go on from its second address. Raises ``MigrationError`` when it does not."""
+        """Make the client continue from its second address. Raises ``MigrationError`` when it does not."""
         assert self.program is not None
         self.program.process.send_signal(signal.SIGUSR1)
         try:
@@ -63,8 +63,8 @@ class MovingLoadClient(LoadClient):
             raise MigrationError("the client did not change its address", hint="see client.log") from None
 
 
-class ClientMigrationCast:
-    """See ``quicferry.experiment.context.Cast``."""
+class ClientMigrationDeployment:
+    """One edge with a server that stays, and a client with two addresses."""
 
     def __init__(self, context: RunContext) -> None:
         source, destination = context.part("source"), context.part("destination")
@@ -80,8 +80,8 @@ class ClientMigrationCast:
         )
         self._client = MovingLoadClient(context, config, address)
         self.services: list[Service] = [
-            Agent(context, source, destination, issue(source), tls, plain=True),
-            Orchestra(context, [source], issue(context.part("orchestrator"))),
+            AgentService(context, source, destination, issue(source), tls, plain=True),
+            OrchestratorService(context, [source], issue(context.part("orchestrator"))),
             self._client,
         ]
 
@@ -91,15 +91,13 @@ class ClientMigrationCast:
         return {}
 
 
-def make_cast(context: RunContext) -> ClientMigrationCast:
-    """The cast of a run in which the client moves."""
-    return ClientMigrationCast(context)
-
-
 BASELINE = Baseline(
     name="client-migration",
     title="client migration",
     summary="Stock QUIC; the client changes its address and the server stays: what RFC 9000 has already.",
-    make_cast=make_cast,
+    deployment=ClientMigrationDeployment,
     moves=False,
+    refuses={
+        "inter_edge_mbps": "inter_edge_mbps shapes a link that nothing crosses: the server stays where it is"
+    },
 )

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from apps.client.client import Client, address_text, print_event
+from apps.client.client import Client, address_text
 from apps.config import ClientConfig, read_config
+from apps.reporting import print_event
 from apps.udp import Datagram, UdpPort
 from quicferry.events import EventLog
 from quicferry.model import Endpoint
@@ -74,7 +75,7 @@ async def serve(config: MovingClientConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Run the client and its load until told to stop."""
     asyncio.run(serve(read_config("baselines.client_migration.client", MovingClientConfig)))
 
 

@@ -20,8 +20,8 @@ import dns.message
 import dns.query
 import dns.rdatatype
 
-from apps.client.client import print_event
 from apps.config import read_config
+from apps.reporting import print_event
 from baselines.dns.config import DNS_PORT, KEY_ALGORITHM, KEY_NAME, LABEL, NAME, ZONE, NameServerConfig
 from quicferry import process
 from quicferry.errors import FerryError, Unsupported
@@ -102,7 +102,7 @@ def serve(config: NameServerConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Run BIND's named until SIGTERM; errors go to stderr, with their exit code."""
     try:
         serve(read_config("baselines.dns.nameserver", NameServerConfig))
     except FerryError as error:

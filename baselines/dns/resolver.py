@@ -47,7 +47,7 @@ def read_answer(answer: dns.message.Message) -> tuple[str, int]:
     raise NameNotFound("the name has no address")
 
 
-class _Exchange(asyncio.DatagramProtocol):
+class _Query(asyncio.DatagramProtocol):
     """One question over UDP from a port of its own."""
 
     def __init__(self, question: dns.message.Message) -> None:
@@ -105,7 +105,7 @@ class Resolver:
         return max(0.0, self._record.expires_s - asyncio.get_running_loop().time())
 
     async def close(self) -> None:
-        """End what runs in the background."""
+        """Stop fetching the record in the background."""
         tasks = [task for task in (self._keeping_warm, self._asking) if task is not None]
         for task in tasks:
             task.cancel()
@@ -124,7 +124,7 @@ class Resolver:
             self._events.emit("client.dns.query", record=self._config.name, attempt=attempt)
             server = self._config.server
             transport, exchange = await loop.create_datagram_endpoint(
-                lambda question=question: _Exchange(question),  # type: ignore[misc] # the loop's variable
+                lambda question=question: _Query(question),  # type: ignore[misc] # the loop's variable
                 remote_addr=(server.host, server.port),
             )
             try:

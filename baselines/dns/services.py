@@ -1,4 +1,4 @@
-"""The name server and the updater as parts of a cast, and what the client's resolver is told."""
+"""The name server and the updater as services of a deployment, and what the client's resolver is told."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UPDATE_S = 10.0
 
 
 def make_key(context: RunContext) -> Path:
-    """A fresh TSIG secret in a file that goes with the run's other credentials."""
+    """A fresh TSIG secret, in a file among the run's credentials, which are deleted at its end."""
     context.credentials.mkdir(mode=0o700, exist_ok=True)
     path = context.credentials / "tsig.key"
     path.touch(mode=0o600)
@@ -82,7 +82,7 @@ class NameServer:
             return
         raise FerryError(
             f"the name server did not start: {self.program.last_words()}",
-            hint="see nameserver.log in the run directory; `quicferry doctor dns` tries it out",
+            hint="see nameserver.log in the run directory; `quicferry doctor --only dns` tries it out",
         )
 
     def stop(self) -> None:

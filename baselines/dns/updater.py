@@ -19,8 +19,8 @@ import dns.tsig
 import dns.update
 import msgspec
 
-from apps.agent import event_log, tell
 from apps.config import read_config
+from apps.reporting import event_log, tell
 from baselines.dns.config import KEY_ALGORITHM, KEY_NAME, LABEL, NAME, ZONE, UpdaterConfig
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog
@@ -75,7 +75,7 @@ class Updater:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Send an update for each line on stdin, until its end."""
     config = read_config("baselines.dns.updater", UpdaterConfig)
     updater = Updater(config, event_log(config.vantage, None))
     updater.message("192.0.2.1").to_wire()  # what is loaded at first use is loaded now

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from apps.config import ClientConfig
-from baselines.ip_move.cast import IpMoveCast
+from baselines.ip_move.deployment import IpMoveDeployment
 from baselines.registry import Baseline
 from quicferry.experiment.context import RunContext
 
@@ -15,14 +15,14 @@ def client(_context: RunContext, config: ClientConfig) -> ClientConfig:
     return msgspec.structs.replace(config, extension=False)
 
 
-def make_cast(context: RunContext) -> IpMoveCast:
-    """The cast of a run in which a QUIC server's address moves with it."""
-    return IpMoveCast(context, server="apps.server.server", client="apps.client.client", config=client)
+def deploy(context: RunContext) -> IpMoveDeployment:
+    """The deployment of a run in which a QUIC server's address moves with it."""
+    return IpMoveDeployment(context, server="apps.server.server", client="apps.client.client", config=client)
 
 
 BASELINE = Baseline(
     name="ip-move-quic",
     title="address moves, QUIC",
     summary="Stock QUIC; the routers send what is for the service's address to its new place.",
-    make_cast=make_cast,
+    deployment=deploy,
 )

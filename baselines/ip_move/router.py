@@ -18,8 +18,8 @@ from types import FrameType
 import msgspec
 from pyroute2 import IPRoute
 
-from apps.agent import event_log, tell
 from apps.config import read_config
+from apps.reporting import event_log, tell
 from quicferry.migration.datagrams.moving_address import RouteUpdate
 from quicferry.model import Endpoint
 from quicferry.units import now_ns
@@ -52,7 +52,7 @@ class Router:
         self._netlink.route("replace", dst=f"{self._config.address}/32", gateway=self._config.gateways[edge])
 
     def obey(self, data: bytes) -> bytes | None:
-        """One datagram; returns the answer, None for what is no update for this address."""
+        """Handle one datagram; returns the answer, None for what is no update for this address."""
         begun_ns = now_ns()
         try:
             update = msgspec.json.decode(data, type=RouteUpdate)
@@ -60,7 +60,7 @@ class Router:
             return None
         if update.address != self._config.address or update.edge not in self._config.gateways:
             return None
-        if update.number > self._latest:  # a repeated or an old one is only answered
+        if update.number > self._latest:  # a duplicate or an older one is answered only
             self._latest = update.number
             self._set(update.edge)
             self._events.emit(
@@ -73,7 +73,7 @@ class Router:
 
 
 def serve(config: RouterConfig) -> None:
-    """Obey until SIGTERM."""
+    """Change the route as ``RouteUpdate`` datagrams say, until SIGTERM."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
         sys.exit(0)
@@ -95,7 +95,7 @@ def serve(config: RouterConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Set the router's route, and change it as told, until SIGTERM."""
     serve(read_config("baselines.ip_move.router", RouterConfig))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from apps.config import ClientConfig
-from baselines.ip_move.cast import IpMoveCast
+from baselines.ip_move.deployment import IpMoveDeployment
 from baselines.mptcp.baseline import REQUEST_TIMEOUT_MS
 from baselines.registry import Baseline
 from baselines.tcp_dns.config import TcpClientConfig
@@ -14,7 +14,7 @@ from quicferry.migration.engines.registry import kernel_state_engines
 
 
 def client(_context: RunContext, config: ClientConfig) -> TcpClientConfig:
-    """As that of TCP with DNS, but it relies on its connections, as their server takes them along."""
+    """The client of TCP with DNS, without time-outs: its connections move with the server."""
     return TcpClientConfig(
         **msgspec.structs.asdict(config),
         warm=True,
@@ -23,9 +23,9 @@ def client(_context: RunContext, config: ClientConfig) -> TcpClientConfig:
     )
 
 
-def make_cast(context: RunContext) -> IpMoveCast:
-    """The cast of a run in which a TCP server's address moves with it."""
-    return IpMoveCast(
+def deploy(context: RunContext) -> IpMoveDeployment:
+    """The deployment of a run in which a TCP server's address moves with it."""
+    return IpMoveDeployment(
         context,
         server="baselines.ip_move.tcp_server",
         client="baselines.tcp_dns.client",
@@ -38,7 +38,7 @@ BASELINE = Baseline(
     name="ip-move-tcp",
     title="address moves, TCP",
     summary="TLS 1.3 over TCP; CRIU takes the connections along, the routers follow the address.",
-    make_cast=make_cast,
+    deployment=deploy,
     engines=tuple(sorted(kernel_state_engines())),
     why_not="only a dump with --tcp-established takes the kernel's TCP connections along",
 )

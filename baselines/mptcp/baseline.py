@@ -1,4 +1,4 @@
-"""``mptcp`` for the registry: who plays, and how the server's namespace moves.
+"""``mptcp`` for the registry: which services there are, and how the server's namespace moves.
 
 CRIU cannot move an MPTCP socket. So the server has a network namespace of its own, and that moves,
 process, sockets and all: it is unplugged at the source, stands still for as long as an engine would
@@ -60,6 +60,7 @@ class PodServer:
         self._context = context
         self._plugs = plugs
         self._config = config
+        self._config_file = context.write_config(self.name, config)
         self._holder: Popen[bytes] | None = None
         self._opened = contextlib.ExitStack()
         self.program: Program | None = None
@@ -82,18 +83,17 @@ class PodServer:
         self.orders = Orders(self._holder.pid, CONTROL)
         for opened in (self.pod, self.manager, self.subflows, self.orders):
             self._opened.callback(opened.close)
-        config = context.write_config(self.name, self._config)
         enter = ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", "--"]
-        argv = [*enter, *context.module("baselines.mptcp.server", config)]
+        argv = [*enter, *context.module("baselines.mptcp.server", self._config_file)]
         self.program = context.start(self.name, source, argv, lambda _: None)
 
     def _route(self, edge: str, plug: Plug) -> None:
-        """Whoever is next to an edge hands what is for the server's address there to the edge."""
+        """Make the neighbours of an edge forward what is for the server's address there to the edge."""
         context = self._context
         address = context.topology.service_addresses[edge]
         for node, ways in first_hops(context.topology, [edge]).items():
             if ways[edge] != address:
-                continue  # further away: the address is in the edge's network, to which it knows the way
+                continue  # further away: it has a route to the edge's network, in which the address is
             netlink: IPRoute = netlink_in(context.emulator.pid(node))
             try:
                 netlink.route("replace", dst=f"{plug.address}/32", gateway=address)
@@ -118,7 +118,7 @@ class PodServer:
         return frozen_ns
 
     def resume(self, edge: str) -> None:
-        """The process goes on, and serves."""
+        """Let the process run again, and serve."""
         assert self.program is not None
         self.program.process.send_signal(signal.SIGCONT)
         self.orders.ask(
@@ -132,7 +132,7 @@ class PodServer:
                 self.orders.ask(control.Stop(), ORDER_S)
                 self.program.wait(ORDER_S)
             self.program.end()
-        with contextlib.suppress(OSError):  # it may never have come to its first event
+        with contextlib.suppress(OSError):  # a server that failed early has written no event
             for event in read_events(Path(self._config.events)):
                 self._context.collect(event)
         self._opened.close()
@@ -141,8 +141,8 @@ class PodServer:
             self._holder.wait()
 
 
-class MptcpCast:
-    """See ``quicferry.experiment.context.Cast``."""
+class MptcpDeployment:
+    """A server in a namespace that moves, and a client. There are no agents and no orchestrator."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
@@ -155,7 +155,7 @@ class MptcpCast:
         source, destination = context.part("source"), context.part("destination")
         plugs: dict[str, Plug] = {}
         for number, edge in enumerate((source, destination), 1):
-            # in the edge's own network, so that only who is next to it must know
+            # in the edge's own network, so that only the edge's neighbours need a route
             taken = [plug.address for plug in plugs.values()]
             address = free_address(context.topology, edge, taken).partition("/")[0]
             plugs[edge] = Plug(edge, number, address)
@@ -173,6 +173,7 @@ class MptcpCast:
             key=tls.key,
             response_bytes=spec.response_bytes,
             memory_mib=spec.memory_mib,
+            dirty_mib_s=spec.dirty_mib_s,
         )
         self._server = PodServer(context, plugs, config)
         load = msgspec.structs.asdict(client_config(context, tls.authority))
@@ -257,11 +258,6 @@ class MptcpCast:
         self._emit(self._new, "address.joined", address=self._new.address, subflows=found)
 
 
-def make_cast(context: RunContext) -> MptcpCast:
-    """The cast of a run of MPTCP."""
-    return MptcpCast(context)
-
-
 BASELINE = Baseline(
     name="mptcp",
     title="Multipath TCP",
@@ -270,7 +266,7 @@ BASELINE = Baseline(
         "so no state crosses the network."
     ),
     reads=frozenset({"mptcp_make_before_break", "downtime_ms"}),
-    make_cast=make_cast,
+    deployment=MptcpDeployment,
     needs=("mptcp",),
     borrows_downtime=True,
 )

@@ -55,14 +55,17 @@ class Plug(NamedTuple):
 
 
 def start_argv() -> Sequence[str]:
-    """What holds the namespace open while nobody is in it."""
+    """The argument vector of a process that holds the namespace open."""
     return ["unshare", "--net", "sleep", "infinity"]
 
 
 def wait_for_namespace(holder: Popen[bytes], outside_pid: int) -> None:
     """Wait until the holder is in a namespace of its own. Raises ``EmulationError``."""
     deadline = time.monotonic() + READY_S
-    passed = {network_id(os.getpid()), network_id(outside_pid)}  # on its way: ours, then the edge's
+    passed = {
+        network_id(os.getpid()),
+        network_id(outside_pid),
+    }  # spawned in ours, then it enters the edge's, then it makes its own
     while network_id(holder.pid) in passed:
         if holder.poll() is not None or time.monotonic() > deadline:
             raise EmulationError("the server's network namespace did not come up")
@@ -104,12 +107,12 @@ class Pod:
         outer, inner = _index(outside, plug.outer), _index(self._inside, plug.inner)
         self._ends[plug.edge] = (outer, inner)
         self._inside.rule("add", src=plug.address, src_len=32, table=plug.table, priority=plug.table)
-        # before it is needed: it takes the kernel longer than all the rest
+        # ahead of ``attach``: it takes the kernel longer than all the rest of it
         self._inside.link("set", index=inner, state="up")
         outside.link("set", index=outer, state="up")
 
     def attach(self, plug: Plug) -> None:
-        """Plug it in: the address can be reached there."""
+        """Plug it in: the server's address is reachable there."""
         outside = self._outside[plug.edge]
         outer, inner = self._ends[plug.edge]
         permanent = {"state": "permanent", "family": socket.AF_INET}
@@ -129,7 +132,7 @@ class Pod:
         outside.route("replace", dst=f"{plug.address}/32", oif=outer, scope="link")
 
     def detach(self, plug: Plug) -> None:
-        """Unplug it: nothing comes or goes there any more."""
+        """Unplug it: no packet passes there any more."""
         outer, inner = self._ends[plug.edge]
         # with the interfaces go their routes and neighbours, but not the address
         self._outside[plug.edge].link("set", index=outer, state="down")
@@ -141,7 +144,7 @@ class Pod:
         self._inside.addr("add", index=self._loopback, address=plug.address, prefixlen=32)
 
     def drop(self, plug: Plug) -> None:
-        """The end of an address kept so."""
+        """Remove an address that ``keep`` has kept."""
         self._inside.addr("del", index=self._loopback, address=plug.address, prefixlen=32)
 
     def close(self) -> None:

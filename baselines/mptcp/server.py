@@ -5,30 +5,21 @@ python -m baselines.mptcp.server --config FILE
 
 from __future__ import annotations
 
-import asyncio
-
-from apps.config import ServerConfig, read_config
+from apps.server.shell import run_server
 from baselines.tcp_dns.server import TcpServer
 from quicferry.experiment.service_probes import IPPROTO_MPTCP
 
 
 class MptcpServer(TcpServer):
-    """Its connections live on: the kernel gives them new subflows."""
+    """A ``TcpServer`` whose connections stay open: the kernel opens new subflows for them."""
 
     protocol = IPPROTO_MPTCP
     keeps_connections = True
 
 
-async def serve(config: ServerConfig) -> None:
-    """Run a server to its end."""
-    server = MptcpServer(config)
-    server.lease.by_kernel = True
-    await server.run()
-
-
 def main() -> None:
-    """The process's entry."""
-    asyncio.run(serve(read_config("baselines.mptcp.server", ServerConfig)))
+    """Run an MPTCP server until ordered to stop."""
+    run_server(MptcpServer, "baselines.mptcp.server")
 
 
 if __name__ == "__main__":

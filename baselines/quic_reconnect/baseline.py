@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from apps.config import ClientConfig
-from baselines.cast import NameCast, patience_s
+from baselines.dns.deployment import DnsDeployment, patience_s
 from baselines.dns.services import resolver_config
 from baselines.quic_reconnect.config import ReconnectConfig
 from baselines.registry import Baseline
@@ -24,9 +24,9 @@ def client(context: RunContext, config: ClientConfig) -> ReconnectConfig:
     )
 
 
-def make_cast(context: RunContext) -> NameCast:
-    """The cast of a run of stock QUIC with DNS."""
-    return NameCast(
+def deploy(context: RunContext) -> DnsDeployment:
+    """The deployment of a run of stock QUIC with DNS."""
+    return DnsDeployment(
         context,
         server="apps.server.server",
         client="baselines.quic_reconnect.client",
@@ -40,6 +40,6 @@ BASELINE = Baseline(
     title="QUIC, reconnecting",
     summary="Stock QUIC; the connection is left behind, the client resolves the name and makes a new one.",
     reads=frozenset({"dns_ttl_s", "dns_cache", "request_timeout_ms", "tls_resumption"}),
-    make_cast=make_cast,
+    deployment=deploy,
     needs=("dns",),
 )

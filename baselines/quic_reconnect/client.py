@@ -19,10 +19,10 @@ from pathlib import Path
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.tls import SessionTicket
 
-from apps.client.client import print_event
 from apps.client.load import Load
-from apps.client.load_schedule import Pace, first
+from apps.client.load_schedule import LoadSchedule, first
 from apps.config import ALPN, SERVER_NAME, read_config
+from apps.reporting import print_event
 from baselines.dns.resolver import NameNotFound, Resolver
 from baselines.quic_reconnect.attempt import Attempt
 from baselines.quic_reconnect.config import SILENT_PTOS, ReconnectConfig
@@ -32,9 +32,9 @@ from quicferry.model import Endpoint
 from quicferry.units import now_s
 
 BACKOFF_S = (0.02, 0.04, 0.08, 0.16, 0.25)
-#: How long the server is silent while it answers is told by the PTO; this is only how often it is looked at.
+#: How often the silence of the server is compared with the PTO.
 LOOK_S = 0.005
-ASK_AGAIN_S = 0.1  # an attempt without an answer for so long: is the name still this address's?
+ASK_AGAIN_S = 0.1  # after so long without an answer the name is resolved again during an attempt
 
 
 class ReconnectingClient:
@@ -47,7 +47,7 @@ class ReconnectingClient:
         self._ticket: SessionTicket | None = None
         self._exchanges = Exchanges()
         self.load = self._exchanges.load = Load(config, events, self._send, self._backlog_bytes)
-        self.pace = Pace(config, self.load, self._request)
+        self.schedule = LoadSchedule(config, self.load, self._request)
         self.connected = asyncio.Event()
         self._ended = asyncio.Event()  # never set: this client does not give up before its patience is over
         self._changed = asyncio.Event()  # the address, or the state of an attempt
@@ -57,13 +57,13 @@ class ReconnectingClient:
 
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""
-        self.pace.listen()
+        self.schedule.listen()
         keeping = asyncio.get_running_loop().create_task(self._keep_connected())
-        await first(self.connected, self.pace.stopping)
+        await first(self.connected, self.schedule.stopping)
         gc.freeze()
         self.load.start_transfers(self._exchanges.next_stream)
-        await self.pace.run(self._ended)
-        self.pace.conclude(self.events)
+        await self.schedule.run(self._ended)
+        self.schedule.conclude(self.events)
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
         await self.resolver.close()
@@ -113,7 +113,7 @@ class ReconnectingClient:
             await self._connect(anywhere=self._current.ended)
 
     async def _until_dead(self) -> str:
-        """Returns why the connection cannot be counted on any more."""
+        """Wait until the connection is held for dead; returns the reason."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
@@ -135,7 +135,7 @@ class ReconnectingClient:
                 return "request-timeout"
 
     async def _connect(self, *, anywhere: bool) -> None:
-        """Until there is a connection that can be counted on: a new one, or the old one that speaks again.
+        """Connect until there is a live connection: a new one, or the old one if it is heard from again.
 
         ``anywhere``: the address of the old connection is worth an attempt as well.
         """
@@ -159,14 +159,14 @@ class ReconnectingClient:
             ):
                 return
             if address is not None and self.resolver.address != address:
-                continue  # it has moved meanwhile: no reason to wait
+                continue  # the name has a new address: no reason to wait
             if old is not None and not old.ended and (old.heard_s or 0.0) > begun_s:
                 return
             await self._wait(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
             failures += 1
 
     async def _dial(self, server: Endpoint, limit_s: float) -> bool:
-        """One attempt; True when it stands and has taken over what is open."""
+        """Make one attempt; True when it is established and has taken over the open exchanges."""
         old = self._current
         ticket = self._ticket if self.config.early_data else None
         attempt = Attempt(server, self._configuration(ticket), self._ready, self._lost, self._keep_ticket)
@@ -187,7 +187,7 @@ class ReconnectingClient:
                     await self.resolver.resolve()
             self._changed.clear()
             if self.resolver.address != server.host:
-                break  # the server is elsewhere by now: no use in waiting for this one
+                break  # the name has a new address: no answer will come from this one
         if not attempt.ready:
             self.events.emit(
                 "client.connect.failed",
@@ -214,7 +214,7 @@ class ReconnectingClient:
         self._ticket = ticket
 
     def _take_over(self, attempt: Attempt, old: Attempt | None) -> None:
-        """From now on all goes there; what is open goes there again."""
+        """Make it the current connection, and send the open exchanges again on it."""
         if old is not None and not old.ended:
             old.finish()
         self._current = attempt
@@ -242,7 +242,7 @@ class ReconnectingClient:
             self._over.set()
 
     async def _wait(self, backoff_s: float) -> None:
-        """Before the name is looked up again: until the cache's record runs out or changes, or so long."""
+        """Wait before the next look-up: ``backoff_s``, or until the cached record expires or changes."""
         left_s = self.resolver.seconds_left()
         try:
             async with asyncio.timeout(min(backoff_s, left_s + 0.001) if left_s else backoff_s):
@@ -257,7 +257,7 @@ async def serve(config: ReconnectConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Run the reconnecting QUIC client and its load until told to stop."""
     asyncio.run(serve(read_config("baselines.quic_reconnect.client", ReconnectConfig)))
 
 

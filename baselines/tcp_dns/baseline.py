@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from apps.config import ClientConfig
-from baselines.cast import NameCast, patience_s
+from baselines.dns.deployment import DnsDeployment, patience_s
 from baselines.dns.services import resolver_config
 from baselines.registry import Baseline
 from baselines.tcp_dns.config import TcpClientConfig
@@ -25,9 +25,9 @@ def client(context: RunContext, config: ClientConfig) -> TcpClientConfig:
     )
 
 
-def make_cast(context: RunContext) -> NameCast:
-    """The cast of a run of TCP with DNS."""
-    return NameCast(
+def deploy(context: RunContext) -> DnsDeployment:
+    """The deployment of a run of TCP with DNS."""
+    return DnsDeployment(
         context, server="baselines.tcp_dns.server", client="baselines.tcp_dns.client", config=client
     )
 
@@ -39,6 +39,6 @@ BASELINE = Baseline(
     reads=frozenset(
         {"dns_ttl_s", "dns_cache", "tcp_user_timeout_ms", "request_timeout_ms", "tls_resumption"}
     ),
-    make_cast=make_cast,
+    deployment=deploy,
     needs=("dns",),
 )

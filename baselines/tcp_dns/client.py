@@ -13,10 +13,10 @@ import contextlib
 import gc
 import ssl
 
-from apps.client.client import print_event
 from apps.client.load import Load
-from apps.client.load_schedule import Pace, first
+from apps.client.load_schedule import LoadSchedule, first
 from apps.config import read_config
+from apps.reporting import print_event
 from baselines.dns.resolver import FixedAddress, NameNotFound, Resolver
 from baselines.repeating import Exchanges, OpenExchange
 from baselines.tcp_dns.config import TcpClientConfig
@@ -25,7 +25,7 @@ from quicferry.events import EventLog
 
 #: A server that is away for a moment is asked again soon, one that stays away more and more rarely.
 BACKOFF_S = (0.02, 0.04, 0.08, 0.16, 0.25)
-ASK_AGAIN_S = 0.1  # an attempt without an answer for so long: is the name still this address's?
+ASK_AGAIN_S = 0.1  # after so long without an answer the name is resolved again during an attempt
 
 
 class TcpClient:
@@ -38,7 +38,7 @@ class TcpClient:
         self._session: ssl.SSLSession | None = None
         self._exchanges = Exchanges()
         self.load = self._exchanges.load = Load(config, events, self._send, self._backlog_bytes)
-        self.pace = Pace(config, self.load, self._request)
+        self.schedule = LoadSchedule(config, self.load, self._request)
         self.connected = asyncio.Event()
         self._ended = asyncio.Event()  # never set: this client does not give up before its patience is over
         self._moved = asyncio.Event()
@@ -53,16 +53,16 @@ class TcpClient:
 
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""
-        self.pace.listen()
+        self.schedule.listen()
         self._dial()
-        await first(self.connected, self.pace.stopping)
+        await first(self.connected, self.schedule.stopping)
         if self.config.warm:
             for _ in range(self.config.most_connections - 1):
                 self._dial()
         gc.freeze()
         self.load.start_transfers(self._exchanges.next_stream)
-        await self.pace.run(self._ended)
-        self.pace.conclude(self.events)
+        await self.schedule.run(self._ended)
+        self.schedule.conclude(self.events)
         for dial in list(self._dials):
             dial.cancel()
         await asyncio.gather(*self._dials, return_exceptions=True)
@@ -94,14 +94,14 @@ class TcpClient:
     # --- the pool --------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        """Give what waits to connections that are free; open more as long as there may be more."""
+        """Give waiting exchanges to free connections; open further connections up to the limit."""
         for connection in list(self._connections):
             if connection.usable and connection.exchange is None:
                 exchange = self._exchanges.take()
                 if exchange is None:
                     break
                 connection.carry(exchange)
-        # one finds out whether the server is there; only when it is do others follow
+        # one attempt finds out whether the server is reachable; only then do others follow
         most = self.config.most_connections if self._reached else 1
         while (
             self._exchanges.waiting > len(self._dials)
@@ -136,7 +136,7 @@ class TcpClient:
                 self._reached = False
                 self.events.emit("client.connect.failed", address=connection.origin, reason=str(error))
                 if len(self._dials) > 1:
-                    return  # another one goes on trying
+                    return  # another attempt is under way
                 await self._wait(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
                 failures += 1
                 continue
@@ -170,7 +170,7 @@ class TcpClient:
                 connection.abort()
 
     async def _wait(self, backoff_s: float) -> None:
-        """Before the next attempt: until the cache's record runs out or changes, but no longer than that."""
+        """Wait before the next attempt: ``backoff_s``, or until the cached record expires or changes."""
         left_s = self.resolver.seconds_left()
         wait_s = min(backoff_s, left_s + 0.001) if left_s else backoff_s
         try:
@@ -180,7 +180,7 @@ class TcpClient:
             pass
 
     def _idle(self, connection: HttpConnection) -> None:
-        """An exchange is over: the connection takes the next."""
+        """Give the next exchange to a connection whose exchange is over."""
         self._session = connection.session or self._session
         self._dispatch()
 
@@ -205,7 +205,7 @@ async def serve(config: TcpClientConfig) -> None:
 
 
 def main() -> None:
-    """The process's entry."""
+    """Run the TCP client and its load until told to stop."""
     asyncio.run(serve(read_config("baselines.tcp_dns.client", TcpClientConfig)))
 
 

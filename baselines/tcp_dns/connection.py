@@ -28,10 +28,10 @@ WRITE_HIGH_BYTES = 64 * 1024
 
 
 class ConnectFailed(FerryError):
-    """No connection came about."""
+    """The connection could not be established."""
 
 
-class Exchange(Protocol):
+class CarriedExchange(Protocol):
     """What a connection carries: a request with a body in parts, and its answer."""
 
     @property
@@ -101,7 +101,7 @@ class HttpConnection(asyncio.Protocol):
         self._http = h11.Connection(h11.CLIENT)
         self._timer: asyncio.TimerHandle | None = None
         self._writable = True
-        self.exchange: Exchange | None = None
+        self.exchange: CarriedExchange | None = None
         self.address = ""
         self.origin = ""
         self.usable = False
@@ -161,7 +161,7 @@ class HttpConnection(asyncio.Protocol):
             self._end(reason_of(error))
 
     def eof_received(self) -> bool:
-        return False  # half-closed connections are of no use here
+        return False  # close: a half-closed connection carries no further exchange
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if not self._handshake.done():
@@ -220,7 +220,7 @@ class HttpConnection(asyncio.Protocol):
 
     # --- exchanges -----------------------------------------------------------------------------
 
-    def carry(self, exchange: Exchange) -> None:
+    def carry(self, exchange: CarriedExchange) -> None:
         """Send a request; the answer goes to the exchange."""
         self.exchange = exchange
         first = exchange.next_part() or b""
@@ -281,7 +281,7 @@ class HttpConnection(asyncio.Protocol):
                 self._end("eof")
                 return
 
-    def _over(self, exchange: Exchange) -> None:
+    def _over(self, exchange: CarriedExchange) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -9,26 +9,20 @@ move: CRIU closes them (``--tcp-close``), and a hand-off takes the service's sta
 from __future__ import annotations
 
 import asyncio
-import gc
-import hashlib
-import os
-import signal
 import socket
 import ssl
 import struct
-from pathlib import Path
 from typing import Any, cast
 
 import h11
 import msgspec
 
-from apps.config import ServerConfig, read_config
-from apps.server.service import BACKLOG_BYTES, Service
+from apps.config import ServerConfig
+from apps.server.service import ApplicationService
+from apps.server.shell import ServerShell, read_state, run_server, write_state
+from apps.workload import BACKLOG_BYTES
 from baselines.tcp_dns.config import ALPN_HTTP
-from quicferry.errors import MigrationError
-from quicferry.events import EventLog
 from quicferry.migration import control
-from quicferry.units import BYTES_PER_MIB
 
 LISTEN_BACKLOG = 128
 #: SO_LINGER values (``struct linger``): reset at the end, and the kernel's usual end in good order.
@@ -150,8 +144,8 @@ class HttpPeer(asyncio.Protocol):
             self._transport.close()
 
 
-class TcpServer(control.ControlHandler):
-    """One server process. Orders come one at a time through ``obey``.
+class TcpServer(ServerShell):
+    """A server that speaks HTTP/1.1 over TLS 1.3. See ``ServerShell``.
 
     With ``keeps_connections`` a resumed server goes on with the connections it had.
     """
@@ -160,44 +154,27 @@ class TcpServer(control.ControlHandler):
     keeps_connections = False
 
     def __init__(self, config: ServerConfig) -> None:
-        self.config = config
-        self.events = EventLog(config.edge, Path(config.events))
-        self.service = Service(config.edge, config.response_bytes)
+        super().__init__(config)
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_3
         self._tls.load_cert_chain(config.certificate, config.key)
         self._tls.set_alpn_protocols([ALPN_HTTP])
-        self.standby = config.standby
-        self.frozen_epoch: int | None = None
-        self.stopped = asyncio.Event()
         self._peers: set[HttpPeer] = set()
         self._accepted = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
-        self._ballast = [os.urandom(BYTES_PER_MIB) for _ in range(config.memory_mib)]
 
-    async def run(self) -> None:
-        """Serve until the order to stop, or SIGTERM."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.stopped.set)
-        endpoint = (self.config.control.host, self.config.control.port)
-        transport, _ = await loop.create_datagram_endpoint(
-            lambda: control.ControlServer(self.obey), local_addr=endpoint
-        )
-        if not self.standby:
-            self._listen()
-        self.events.emit("server.started", pid=os.getpid(), standby=self.standby)
-        gc.freeze()  # what lives now lives on: a collection in mid-migration would be paid in downtime
-        await self.stopped.wait()
-        self.events.emit("server.stopped", **self._summary())
+    @property
+    def connections(self) -> int:
+        return len(self._peers)
+
+    def _start_serving(self) -> None:
+        self._listen()
+
+    def _end(self) -> None:
         self._accept_no_more()
         for peer in list(self._peers):
             peer.close()
-        transport.close()
-
-    def _summary(self) -> dict[str, Any]:
-        state = self.service.state
-        return {"total": state.total, "repeated": state.repeated, "sessions": len(state.sessions)}
 
     # --- connections -------------------------------------------------------------------------
 
@@ -242,7 +219,7 @@ class TcpServer(control.ControlHandler):
                 lambda: HttpPeer(self, key), connection, ssl=self._tls
             )
         except (OSError, ssl.SSLError):
-            return  # a client that went away, or spoke no TLS
+            return  # the client has left, or speaks no TLS
         self.events.emit("server.connected", negotiated=False)
 
     def joined(self, peer: HttpPeer) -> None:
@@ -272,56 +249,30 @@ class TcpServer(control.ControlHandler):
 
     # --- orders ------------------------------------------------------------------------------
 
-    def _status(self) -> dict[str, Any]:
-        return {
-            "pid": os.getpid(),
-            "edge": self.service.edge,
-            "standby": self.standby,
-            "frozen": self.frozen_epoch is not None,
-            "connections": len(self._peers),
-            "committed_epoch": 0,
-            **self._summary(),
-        }
-
     async def _prepare(self, order: control.Prepare) -> dict[str, Any]:
-        return {"ready": 0, "refused": 0, "unable": 0, "silent": 0}  # HTTP has no word for it
-
-    def _stop(self) -> dict[str, Any]:
-        self.stopped.set()
-        return self._summary()
+        return {"ready": 0, "refused": 0, "unable": 0, "silent": 0}  # HTTP has no message to announce a move
 
     def _dismiss(self) -> int:
-        """The destination serves: reset what is open, as the end of this process would."""
+        """Reset all connections, as the end of this process would: the destination serves."""
         peers = list(self._peers)
         for peer in peers:
             peer.abort()
         return len(peers)
 
-    def _freeze(self, order: control.Freeze) -> dict[str, Any]:
-        if self.frozen_epoch is not None:
-            raise MigrationError(f"already frozen for epoch {self.frozen_epoch}")
+    def _hold(self) -> None:
         self._accept_no_more()
         for peer in self._peers:
             peer.hold()
-        frozen = self.events.emit("server.frozen", epoch=order.epoch)
-        self.frozen_epoch = order.epoch
-        detail: dict[str, Any] = {"t_ns": frozen.t_ns}
-        if order.state_path is not None:
-            state = self.service.dump()
-            descriptor = os.open(order.state_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(state)
-            detail |= {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest(), "connections": 0}
-        return detail
 
-    def _resume(self, order: control.Resume) -> dict[str, Any]:
-        if self.frozen_epoch is None:
-            raise MigrationError("the server was not frozen")
-        self.service.edge = order.edge
-        self.events.vantage = order.edge
+    def _after_freeze(self, order: control.Freeze) -> dict[str, Any]:
+        if order.state_path is None:
+            return {}
+        return {**write_state(order.state_path, self.service.dump()), "connections": 0}
+
+    def _serve_again(self, order: control.Resume) -> dict[str, Any]:
         peers = list(self._peers)
         if not self.keeps_connections:
-            # CRIU has closed them; not to wait until each of them is found out
+            # CRIU has closed them (--tcp-close): drop them at once instead of at the next write to each
             for peer in peers:
                 peer.abort()
         answer = self._go_on(order.epoch, order.edge)
@@ -331,11 +282,8 @@ class TcpServer(control.ControlHandler):
         return answer
 
     def _import(self, order: control.Import) -> dict[str, Any]:
-        state = Path(order.state_path).read_bytes()
-        if hashlib.sha256(state).hexdigest() != order.sha256:
-            raise MigrationError("the state was damaged on its way")
-        self.service = Service.load(state, order.edge, self.config.response_bytes)
-        self.service.state.connections.clear()  # they stay behind and end there
+        self.service = ApplicationService.load(read_state(order), order.edge, self.config.response_bytes)
+        self.service.state.connections.clear()  # connections stay at the source and end there
         self.standby = False
         return self._go_on(order.epoch, order.edge)
 
@@ -354,16 +302,9 @@ class TcpServer(control.ControlHandler):
         return {"t_ns": aborted.t_ns}
 
 
-async def serve(config: ServerConfig) -> None:
-    """Run a server to its end."""
-    server = TcpServer(config)
-    server.lease.by_kernel = True
-    await server.run()
-
-
 def main() -> None:
-    """The process's entry."""
-    asyncio.run(serve(read_config("baselines.tcp_dns.server", ServerConfig)))
+    """Run a TCP server until ordered to stop."""
+    run_server(TcpServer, "baselines.tcp_dns.server")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import click
 import baselines
 from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.spec import Axis, axes
-from quicferry.strategies import Strategy
+from quicferry.strategies import strategies
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: axes whose words come from a registry
 _NAMES: dict[str, Callable[[], Collection[str]]] = {
-    "strategy": lambda: [str(strategy) for strategy in Strategy],
+    "strategy": lambda: list(strategies()),
     "baseline": baselines.names,
     "engine": lambda: list(known_engines()),
 }

@@ -1,6 +1,6 @@
-"""From a run directory to its result: reads what is raw, writes only to ``derived/``.
+"""Analyses a run directory: reads the raw files, computes the result, writes nothing.
 
-``derived/`` can be thrown away and made again at any time, years later and without root.
+It needs neither root nor a network and works years later. ``derive`` writes what is computed here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import msgspec
 import polars as pl
 
-from quicferry.analysis.breakdown import TOLERANCE_MS, parts_ms, unexplained_ms
-from quicferry.analysis.endpoint_split import Places
-from quicferry.analysis.move import Metrics, measure
+from quicferry.analysis.breakdown import TOLERANCE_MS, breakdown_ms, unexplained_ms
+from quicferry.analysis.endpoint_split import EndpointSplit
+from quicferry.analysis.metrics import Metrics, measure
 from quicferry.analysis.repeated_moves import add_moves, measure_all
 from quicferry.analysis.statistics import summarise
 from quicferry.analysis.verdict import check_edges, fail, judge_faults, node_of, served_by, service_port
@@ -33,13 +33,13 @@ from quicferry.record import (
     RunPaths,
     RunResult,
     read_manifest,
-    write_json,
+    result_of,
 )
 from quicferry.units import ns_to_ms
 
 
 class Analysis(NamedTuple):
-    """A result with what it was made of, for pictures and reports."""
+    """The result of a run with the measurements, events and packets behind it."""
 
     manifest: Manifest
     result: RunResult
@@ -58,47 +58,15 @@ class Analysis(NamedTuple):
         return self.events[0].t_ns if self.events else 0
 
 
-def analyse(run_dir: Path) -> RunResult:
-    """Analyse a run and write ``derived/``: result.json, timeline.parquet, timeline.svg and .png.
+def analyse(run_dir: Path) -> Analysis:
+    """Compute the result of a run from its raw files.
 
     A run that failed gives a result that says so. Raises ``StoreError`` only when there is no
     readable manifest.
     """
-    analysis = study(run_dir)
-    paths = RunPaths(run_dir)
-    paths.derived.mkdir(exist_ok=True)
-    write_json(paths.result, analysis.result)
-    if analysis.metrics is not None:
-        from quicferry.analysis.figures.timeline import (
-            save_timeline,  # matplotlib takes half a second to load
-        )
-
-        moments = analysis.metrics.moments()
-        table = timeline.as_table(moments, analysis.events, analysis.packets, analysis.zero_ns)
-        table.write_parquet(paths.derived / "timeline.parquet")
-        save_timeline(analysis, paths.derived)
-    return analysis.result
-
-
-def read_result(run_dir: Path) -> RunResult:
-    """The result of a run as it was written, or made now when there is none yet.
-
-    Raises ``StoreError`` for a result of another version that cannot be made again.
-    """
-    path = RunPaths(run_dir).result
-    try:
-        result = msgspec.json.decode(path.read_bytes(), type=RunResult)
-    except (OSError, msgspec.DecodeError):
-        return analyse(run_dir)
-    result.run_dir = str(run_dir)
-    return result
-
-
-def study(run_dir: Path) -> Analysis:
-    """As ``analyse``, but writes nothing."""
     manifest = read_manifest(run_dir)
     paths = RunPaths(run_dir)
-    result = _empty_result(run_dir, manifest)
+    result = _result_of_manifest(run_dir, manifest)
     events = _events(paths, result)
     if any(event.name == "dns.started" for event in events):
         result.dns_ttl_s = manifest.spec.dns_ttl_s
@@ -109,7 +77,7 @@ def study(run_dir: Path) -> Analysis:
         convert = _clock(manifest, events, result)
         traffic = _client_traffic(paths, manifest, convert)
         if manifest.spec.baseline is not None:
-            traffic = traffic._replace(frame=timeline.without_strangers(traffic.frame))
+            traffic = traffic._replace(frame=timeline.without_unknown_servers(traffic.frame))
         packets = timeline.packets(traffic.frame)
         moves: list[MoveRecord] = []
         if manifest.spec.moves > 1:
@@ -121,14 +89,14 @@ def study(run_dir: Path) -> Analysis:
                 events if manifest.spec.clients == 1 else [e for e in events if not _is_service(e)],
                 manifest.source_endpoint,
                 manifest.destination_endpoint,
-                Places.of(manifest, events),
+                EndpointSplit.of_run(manifest, events),
             )
         _add_metrics(result, metrics, manifest)
         if manifest.spec.clients > 1 and not moves:
             result.clients_validated_ms = _clients_validated_ms(traffic.frame, metrics, manifest)
         if moves:
             add_moves(result, moves, events)
-        _add_parts(result, traffic.frame, events, metrics, manifest.destination_endpoint)
+        _add_breakdown(result, traffic.frame, events, metrics, manifest.destination_endpoint)
         _add_service(result, traffic.frame, events)
         result.packets_undecrypted = traffic.undecrypted
         if traffic.undecrypted:
@@ -147,29 +115,14 @@ def _is_service(event: Event) -> bool:
     return event.name in ("client.response.received", "client.download.data")
 
 
-def _empty_result(run_dir: Path, manifest: Manifest) -> RunResult:
-    spec = manifest.spec
-    outcome = manifest.outcome
-    result = RunResult(
-        outcome=outcome,
-        strategy=spec.baseline or spec.strategy.value,
-        kind="baseline" if spec.baseline else "strategy",
-        engine=spec.engine,
-        seed=spec.seed,
-        topology=spec.topology,
-        server_first=spec.server_first,
-        pool=spec.pool,
-        memory_mib=spec.memory_mib,
-        loss_percent=spec.loss_percent,
-        link_backend=manifest.link_backend or None,
-        rtt_asked_ms=spec.rtt_ms,
-        fault=", ".join(fault.name for fault in spec.faults) or None,
-        warnings=list(manifest.warnings),
-        error=manifest.error,
-        run_dir=str(run_dir),
-        run_id=manifest.id,
-    )
-    if outcome == "running":
+def _result_of_manifest(run_dir: Path, manifest: Manifest) -> RunResult:
+    """What is known before anything is measured."""
+    result = result_of(manifest.spec, manifest.outcome, error=manifest.error)
+    result.link_backend = manifest.link_backend or None
+    result.fault = ", ".join(fault.words for fault in manifest.spec.faults) or None
+    result.warnings = list(manifest.warnings)
+    result.run_dir, result.run_id = str(run_dir), manifest.id
+    if result.outcome == "running":
         fail(result, "the run was interrupted", "`quicferry clean` removes what it left behind")
     return result
 
@@ -198,11 +151,11 @@ def _add_client_summary(paths: RunPaths, result: RunResult) -> None:
     if summary.requests_lost:
         result.warnings.append(f"{summary.requests_lost} requests were never answered")
     if summary.requests_duplicated:
-        result.warnings.append(f"{summary.requests_duplicated} requests were obeyed twice")
+        result.warnings.append(f"{summary.requests_duplicated} requests were executed twice")
     if not summary.state_ok:
         result.warnings.append(f"the service's state did not survive: {summary.state_detail or 'no detail'}")
     if summary.closed is not None:
-        result.warnings.append(f"the connection ended before its time: {summary.closed}")
+        result.warnings.append(f"the connection closed early: {summary.closed}")
     for transfer in summary.transfers:
         if not transfer.verified:
             result.warnings.append(
@@ -282,20 +235,20 @@ def _clients_validated_ms(traffic: pl.DataFrame, metrics: Metrics, manifest: Man
     }
 
 
-def _add_parts(
+def _add_breakdown(
     result: RunResult, traffic: pl.DataFrame, events: list[Event], metrics: Metrics, new: str
 ) -> None:
-    """What a client that came back by itself spent its time on."""
-    result.parts_ms = parts_ms(traffic, events, metrics, new)
-    if not result.parts_ms or result.service_migration_time_ms is None:
+    """What the service-migration time of a client that reconnected by itself is made of."""
+    result.breakdown_ms = breakdown_ms(traffic, events, metrics, new)
+    if not result.breakdown_ms or result.service_migration_time_ms is None:
         return
-    left = unexplained_ms(result.parts_ms, result.service_migration_time_ms)
+    left = unexplained_ms(result.breakdown_ms, result.service_migration_time_ms)
     if abs(left) > TOLERANCE_MS:
         result.warnings.append(f"the parts of the service-migration time leave {left:.1f} ms unexplained")
 
 
 def _add_service(result: RunResult, traffic: pl.DataFrame, events: list[Event]) -> None:
-    """How long the client waited, whatever moved."""
+    """The client's longest wait for useful data, and its median service time, whatever moved."""
     gaps = timeline.arrivals(traffic)["t_ns"].diff().drop_nulls()
     if len(gaps):
         result.largest_gap_ms = round(int(gaps.max()) / 1e6, 6)  # type: ignore[arg-type] # Int64 column

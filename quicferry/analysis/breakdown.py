@@ -1,9 +1,9 @@
-"""What the service-migration time of a client that comes back by itself is made of.
+"""Breaks down the service-migration time of a client that reconnects by itself.
 
-Some ends are events of the processes, others packets in the client's capture. The parts are measured
-one by one, so their sum is a check: what is left over is the client's own work between them.
+Each part ends at an event of a process or at a packet in the client's capture. The parts are measured
+independently, so their sum is a check: the remainder is the client's own work between them.
 
-    in-flight   from the last useful byte from the old place to the freeze; negative when answers were
+    in-flight   from the last useful byte from the old endpoint to the freeze; negative when answers were
                 still on their way
     downtime    from server.frozen to server.resumed
     detection   from then until the client gives its first connection up; none when it did before
@@ -22,9 +22,10 @@ from collections.abc import Iterable, Sequence
 
 import polars as pl
 
-from quicferry.analysis.move import Metrics
-from quicferry.capture.quic.decrypt import Direction
-from quicferry.capture.timeline import USEFUL_FRAMES, host_of
+from quicferry.analysis.event_queries import last_event
+from quicferry.analysis.metrics import Metrics
+from quicferry.capture.quic.packets import Direction
+from quicferry.capture.timeline import USEFUL_FRAMES, earliest_ns, host_of
 from quicferry.events import Event
 from quicferry.units import ns_to_ms
 
@@ -33,8 +34,10 @@ TOLERANCE_MS = 5.0
 ORDER = ("in-flight", "downtime", "detection", "dns", "tcp", "tls", "quic", "request")
 
 
-def parts_ms(traffic: pl.DataFrame, events: Sequence[Event], metrics: Metrics, new: str) -> dict[str, float]:
-    """The parts in order of time, in milliseconds; empty when the client did not come back by itself."""
+def breakdown_ms(
+    traffic: pl.DataFrame, events: Sequence[Event], metrics: Metrics, new: str
+) -> dict[str, float]:
+    """The parts in order of time, in milliseconds; empty when the client did not reconnect by itself."""
     gap, frozen, resumed = metrics.gap, metrics.frozen_ns, metrics.resumed_ns
     if gap is None or frozen is None or resumed is None:
         return {}
@@ -42,7 +45,7 @@ def parts_ms(traffic: pl.DataFrame, events: Sequence[Event], metrics: Metrics, n
     carrier = _carrier(traffic, new, gap.first_new_ns)
     if noticed is None or carrier is None:
         return {}
-    begun = _first(carrier.filter(pl.col("direction") == Direction.TO_SERVER.value))
+    begun = earliest_ns(carrier.filter(pl.col("direction") == Direction.TO_SERVER.value))
     resolved = max((t for t in _resolved(events, host_of(new)) if begun is None or t <= begun), default=None)
     if begun is None or resolved is None:
         return {}
@@ -51,14 +54,14 @@ def parts_ms(traffic: pl.DataFrame, events: Sequence[Event], metrics: Metrics, n
         "downtime": resumed - frozen,
         "detection": max(0, noticed - resumed),
         "dns": resolved - max(noticed, resumed),
-        **_connection(carrier, gap.first_new_ns, _latest(events, "client.quic.connecting", begun)),
+        **_connection(carrier, gap.first_new_ns, last_event(events, "client.quic.connecting", begun)),
     }
     return {name: round(ns_to_ms(found[name]), 6) for name in ORDER if name in found}
 
 
-def unexplained_ms(parts: dict[str, float], service_migration_time_ms: float) -> float:
-    """What the parts leave over."""
-    return service_migration_time_ms - sum(parts.values())
+def unexplained_ms(breakdown: dict[str, float], service_migration_time_ms: float) -> float:
+    """The part of the service-migration time that the breakdown does not cover."""
+    return service_migration_time_ms - sum(breakdown.values())
 
 
 def _times(events: Iterable[Event], name: str) -> list[int]:
@@ -70,7 +73,7 @@ def _resolved(events: Iterable[Event], address: str) -> list[int]:
 
 
 def _carrier(traffic: pl.DataFrame, new: str, first_new_ns: int) -> pl.DataFrame | None:
-    """The packets of the connection that carried the first useful byte from the new place."""
+    """The packets of the connection that carried the first useful byte from the new endpoint."""
     useful = traffic.filter(
         (pl.col("source") == new)
         & (pl.col("t_ns") == first_new_ns)
@@ -83,30 +86,22 @@ def _carrier(traffic: pl.DataFrame, new: str, first_new_ns: int) -> pl.DataFrame
     return traffic.filter((pl.col("connection") == row["connection"]) & (pl.col("space") != "retry"))
 
 
-def _latest(events: Iterable[Event], name: str, before_ns: int) -> int | None:
-    return max((t for t in _times(events, name) if t <= before_ns), default=None)
-
-
-def _connection(carrier: pl.DataFrame, first_new_ns: int, connecting_ns: int | None) -> dict[str, int]:
+def _connection(carrier: pl.DataFrame, first_new_ns: int, connecting: Event | None) -> dict[str, int]:
     """The parts of the new connection, for TCP from the capture alone."""
     to_server = carrier.filter(pl.col("direction") == Direction.TO_SERVER.value)
-    spec = _first(to_server.filter(pl.col("frame").is_in(USEFUL_FRAMES)))
-    if spec is None:
+    requested = earliest_ns(to_server.filter(pl.col("frame").is_in(USEFUL_FRAMES)))
+    if requested is None:
         return {}
-    found = {"request": first_new_ns - spec}
-    begun = _first(to_server)
+    found = {"request": first_new_ns - requested}
+    begun = earliest_ns(to_server)
     assert begun is not None
     if carrier["space"][0] != "tcp":
-        return {"quic": spec - (begun if connecting_ns is None else connecting_ns), **found}
-    accepted = _first(carrier.filter(pl.col("frame") == "SYN-ACK"))
-    finished = _first(to_server.filter(pl.col("frame") == "FINISHED"))
+        return {"quic": requested - (begun if connecting is None else connecting.t_ns), **found}
+    accepted = earliest_ns(carrier.filter(pl.col("frame") == "SYN-ACK"))
+    finished = earliest_ns(to_server.filter(pl.col("frame") == "FINISHED"))
     if accepted is not None:
         found["tcp"] = accepted - begun
     if accepted is not None and finished is not None:
         found["tls"] = finished - accepted
         found["request"] = first_new_ns - finished
     return found
-
-
-def _first(rows: pl.DataFrame) -> int | None:
-    return int(rows["t_ns"].min()) if not rows.is_empty() else None  # type: ignore[arg-type] # Int64 column

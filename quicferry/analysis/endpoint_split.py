@@ -1,10 +1,10 @@
-"""Telling the old place of the service from the new one in the client's capture and in its log.
+"""Splits the client's capture and log into service from the old and from the new endpoint.
 
-For the extension and for clients that reconnect, the server's address tells them apart. Where it does
-not change, or where both addresses serve for a while (an address that moves, MPTCP), a moment does:
-the middle of the server's downtime, later by the time a packet takes to the client. What the old place
-has sent is there by then, and nothing of the new place can be. Where the client moves and the server
-stays, the client's address does.
+For the extension and for clients that reconnect, the server's address decides. Where it does not
+change, or where both addresses serve for a while (an address that moves, MPTCP), the time decides: the
+boundary is the middle of the server's downtime, later by half a round trip. Packets of the old endpoint
+have arrived by then, and none of the new endpoint can have. Where the client moves and the server stays,
+the client's address decides.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from quicferry.analysis.event_queries import first_event, last_event
 from quicferry.capture import timeline
-from quicferry.capture.quic.decrypt import Direction
+from quicferry.capture.quic.packets import Direction
 from quicferry.events import Event
 from quicferry.record import PLACE_BY_CLIENT, PLACE_BY_SERVER, PLACE_BY_TIME, Manifest
 from quicferry.units import NS_PER_MS
@@ -22,11 +23,11 @@ from quicferry.units import NS_PER_MS
 OLD, NEW = "old", "new"
 
 
-class Places:
-    """What tells the places of one run apart.
+class EndpointSplit:
+    """Labels packets and arrivals of one run OLD or NEW.
 
-    ``old`` and ``new`` are the server's endpoints, ``round_trip_ns`` the round-trip time as asked, of
-    both places the mean.
+    ``old`` and ``new`` are the server's endpoints, ``round_trip_ns`` the mean of the round-trip times to
+    both as asked for.
     """
 
     def __init__(
@@ -44,15 +45,15 @@ class Places:
         if place_by == PLACE_BY_TIME:
             self._boundary_ns = _downtime_seen_ns(events, round_trip_ns)
         elif place_by == PLACE_BY_CLIENT:
-            answered = next((event for event in events if event.name == "client.address.answered"), None)
+            answered = first_event(events, "client.address.answered")
             if answered is not None:
                 self._client = str(answered.detail.get("address", ""))
                 # for the log, which does not know addresses: what was sent to the old one came before
                 self._boundary_ns = answered.t_ns
 
     @classmethod
-    def of(cls, manifest: Manifest, events: Sequence[Event]) -> Places:
-        """The places of a run."""
+    def of_run(cls, manifest: Manifest, events: Sequence[Event]) -> EndpointSplit:
+        """The split of the run with that manifest."""
         spec = manifest.spec
         # both ways to the client count by half: from the source the last, from the destination the first
         source_rtt_ms = spec.rtt_ms if spec.source_rtt_ms is None else spec.source_rtt_ms
@@ -61,8 +62,8 @@ class Places:
             events, manifest.source_endpoint, manifest.destination_endpoint, manifest.place_by, round_trip_ns
         )
 
-    def placed(self, packets: pl.DataFrame) -> pl.DataFrame:
-        """Packets with a column ``place``, OLD, NEW or null: by the address, else by the moment."""
+    def labelled(self, packets: pl.DataFrame) -> pl.DataFrame:
+        """Packets with a column ``side``: OLD, NEW or null, by the address, else by the time."""
         address = (
             pl.when(pl.col("direction") == Direction.TO_CLIENT.value)
             .then(pl.col("destination" if self._by == PLACE_BY_CLIENT else "source"))
@@ -76,14 +77,14 @@ class Places:
             boundary_ns = self._boundary_ns
             is_new = pl.lit(False) if boundary_ns is None else pl.col("t_ns") >= boundary_ns
             is_old = ~is_new
-        place = pl.when(is_new).then(pl.lit(NEW)).when(is_old).then(pl.lit(OLD)).otherwise(None)
-        return packets.with_columns(place=place)
+        side = pl.when(is_new).then(pl.lit(NEW)).when(is_old).then(pl.lit(OLD)).otherwise(None)
+        return packets.with_columns(side=side)
 
     def arrivals(self, traffic: pl.DataFrame) -> pl.DataFrame:
         """As ``timeline.arrivals``; ``server`` is OLD, NEW, or another endpoint."""
         useful = timeline.arrivals(traffic)
         if self._by != PLACE_BY_CLIENT:
-            return self._told_apart(useful)
+            return self._label_servers(useful)
         on_new = timeline.arrivals(traffic.filter(pl.col("destination") == self._client))
         on_old = timeline.arrivals(traffic.filter(pl.col("destination") != self._client))
         return pl.concat(
@@ -91,17 +92,17 @@ class Places:
         ).sort("t_ns")
 
     def logged_arrivals(self, events: Sequence[Event]) -> pl.DataFrame:
-        """As ``timeline.logged_arrivals``, in the same way."""
-        return self._told_apart(timeline.logged_arrivals(events))
+        """As ``timeline.logged_arrivals``, labelled in the same way."""
+        return self._label_servers(timeline.logged_arrivals(events))
 
-    def _told_apart(self, useful: pl.DataFrame) -> pl.DataFrame:
+    def _label_servers(self, useful: pl.DataFrame) -> pl.DataFrame:
         if self._by == PLACE_BY_SERVER:
             return useful.with_columns(pl.col("server").replace({self._old: OLD, self._new: NEW}))
         later = pl.lit(False) if self._boundary_ns is None else pl.col("t_ns") >= self._boundary_ns
         return useful.with_columns(server=pl.when(later).then(pl.lit(NEW)).otherwise(pl.lit(OLD)))
 
     def first_packet_ns(self, traffic: pl.DataFrame) -> int | None:
-        """When the first authentic packet from the new place came to the client."""
+        """When the first authentic packet from the new endpoint came to the client."""
         if self._by == PLACE_BY_SERVER:
             return timeline.first_packet_from(traffic, self._new)
         if self._boundary_ns is None:
@@ -115,15 +116,12 @@ class Places:
                 else pl.col("t_ns") >= self._boundary_ns
             )
         )
-        return int(found["t_ns"].min()) if not found.is_empty() else None  # type: ignore[arg-type] # Int64 column
+        return timeline.earliest_ns(found)
 
 
 def _downtime_seen_ns(events: Sequence[Event], round_trip_ns: int) -> int | None:
-    resumed = min((event.t_ns for event in events if event.name == "server.resumed"), default=None)
+    resumed = first_event(events, "server.resumed")
     if resumed is None:
         return None
-    frozen = max(
-        (event.t_ns for event in events if event.name == "server.frozen" and event.t_ns <= resumed),
-        default=resumed,
-    )
-    return (frozen + resumed + round_trip_ns) // 2
+    frozen = last_event(events, "server.frozen", resumed.t_ns) or resumed
+    return (frozen.t_ns + resumed.t_ns + round_trip_ns) // 2

@@ -1,4 +1,4 @@
-"""Several moves in one run: each measured by itself, and what the processes held on to meanwhile."""
+"""Measures several moves of one run, each by itself, and what its processes held on to meanwhile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from quicferry.analysis.move import Metrics, measure
+from quicferry.analysis.metrics import Metrics, measure
 from quicferry.events import Event
 from quicferry.record import Manifest, MoveRecord, RunResult, Usage
 
@@ -19,7 +19,7 @@ RSS_NOISE_KIB = 6 * 1024
 RSS_NOISE_SHARE = 0.15
 
 
-class Window(NamedTuple):
+class MoveWindow(NamedTuple):
     """One move with the time before and after it that belongs to no other."""
 
     number: int  # from 1
@@ -27,17 +27,17 @@ class Window(NamedTuple):
     events: list[Event]
 
 
-def windows(traffic: pl.DataFrame, events: Sequence[Event]) -> list[Window]:
+def windows(traffic: pl.DataFrame, events: Sequence[Event]) -> list[MoveWindow]:
     """The moves of a run: from the end of the one before to the beginning of the one after."""
     begun = [event.t_ns for event in events if event.name == "run.migrate.started"]
     ended = [e.t_ns for e in events if e.name in ("run.migrate.complete", "run.migrate.failed")]
     found = []
-    for place in range(len(begun)):
-        since = ended[place - 1] if place else 0
-        until = begun[place + 1] if place + 1 < len(begun) else max((e.t_ns for e in events), default=0) + 1
+    for index in range(len(begun)):
+        since = ended[index - 1] if index else 0
+        until = begun[index + 1] if index + 1 < len(begun) else max((e.t_ns for e in events), default=0) + 1
         found.append(
-            Window(
-                place + 1,
+            MoveWindow(
+                index + 1,
                 traffic.filter((pl.col("t_ns") >= since) & (pl.col("t_ns") < until)),
                 [event for event in events if since <= event.t_ns < until],
             )
@@ -77,13 +77,13 @@ def add_moves(result: RunResult, records: list[MoveRecord], events: Sequence[Eve
         values = [value for record in records if (value := getattr(record, name)) is not None]
         setattr(result, name, round(median(values), 6) if values else None)
     result.usage = usage(events)
-    result.warnings += grown(result.usage)
+    result.warnings += usage_growth(result.usage)
     ids = [e.detail.get("connection_ids") for e in events if e.name == "server.resumed"]
     result.connection_ids = next((count for count in reversed(ids) if isinstance(count, int)), None)
 
 
-def grown(readings: Sequence[Usage]) -> list[str]:
-    """What processes hold more of than after the second move, in words; nothing is as it should be."""
+def usage_growth(readings: Sequence[Usage]) -> list[str]:
+    """A sentence for each process that holds more than after the second move; empty is as it should be."""
     found = []
     for each in readings:
         if each.fds_after > each.fds_before:

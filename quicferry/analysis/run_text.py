@@ -1,4 +1,4 @@
-"""One run in words, for the terminal: its numbers, its phases, its events and packets line by line."""
+"""Prints one run on the terminal: its numbers, its phases, its events and packets line by line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.text import Text
 
 from quicferry.analysis import tables
 from quicferry.analysis.analyse import Analysis
-from quicferry.analysis.report import describe_measured, describe_phases, describe_spec
+from quicferry.analysis.describe import describe_measured, describe_phases, describe_spec
 from quicferry.units import ns_to_ms
 
 
 def overview(analysis: Analysis) -> Iterator[Table | Text]:
-    """What was asked, what was measured, what happened when, and every warning."""
+    """The numbers of a run, its phases, what was asked for, and every warning, ready to print."""
     result, manifest = analysis.result, analysis.manifest
     title = Text(manifest.id, style="bold")
     title.append(f"\n{tables.title(manifest.spec)} · {manifest.spec.engine} · ", style="not bold")

@@ -2,8 +2,8 @@
 
 Migration times are skewed and have outliers that matter, so the median and its exact confidence
 interval are used: for any continuous distribution, the number of values below the median follows
-the binomial distribution with p = 1/2, and order statistics bound it (e.g. Conover, *Practical
-Nonparametric Statistics*, §3.2).
+the binomial distribution with p = 1/2, and order statistics bound it (Conover, *Practical
+Nonparametric Statistics*, §3.2; ``scipy.stats.quantile_test``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import quantile_test
 
 
 class Summary(NamedTuple):
@@ -41,17 +41,11 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
     """
     if not 0 < level < 1:
         raise ValueError(f"a confidence level of {level}")
-    ordered = sorted(values)
-    count = len(ordered)
-    if count == 0:
+    if not values:
         return None
-    # the largest number of values that may be cut off at each end
-    cut = int(binom.ppf((1 - level) / 2, count, 0.5))
-    while cut > 0 and binom.cdf(cut - 1, count, 0.5) > (1 - level) / 2:
-        cut -= 1
-    if cut == 0:
-        return None
-    return ordered[cut - 1], ordered[count - cut]
+    interval = quantile_test(values, p=0.5).confidence_interval(level)
+    low, high = float(interval.low), float(interval.high)
+    return None if math.isnan(low) or math.isnan(high) else (low, high)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

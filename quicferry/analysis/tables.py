@@ -1,4 +1,4 @@
-"""Tables for people: results of single runs, and medians over many. Every heading names its unit."""
+"""Tables for the terminal: results of single runs, medians over many. Every heading names its unit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from quicferry.analysis.statistics import summarise
 from quicferry.record import RunResult
 from quicferry.spec import RunSpec
-from quicferry.strategies import RULES
+from quicferry.strategies import rules_of
 
 NOTHING = "–"  # noqa: RUF001 - the sign of a value that is not known
 _COLOURS = {"succeeded": "green", "failed": "bold red", "unsupported": "yellow", "invalid": "yellow"}
@@ -35,7 +35,7 @@ def size(value: int | None) -> str:
 
 
 def cell_name(result: RunResult) -> str:
-    """What tells the cells of an experiment apart: strategy, variant, pool."""
+    """The name of a run's cell of the experiment: strategy, variant, pool."""
     name = result.strategy
     if result.pool > 1:
         name += f" of {result.pool}" if name == "pool" else f", pool of {result.pool}"
@@ -52,10 +52,10 @@ def engine_name(result: RunResult) -> str:
 
 
 def title(spec: RunSpec) -> str:
-    """What a run is called in headings."""
+    """The heading of a run: its strategy or baseline."""
     if spec.baseline is not None:
         return spec.baseline
-    return RULES[spec.strategy].title + (", server first" if spec.server_first else "")
+    return rules_of(spec.strategy).title + (", server first" if spec.server_first else "")
 
 
 def overhead_in_rtt(result: RunResult) -> float | None:
@@ -66,13 +66,13 @@ def overhead_in_rtt(result: RunResult) -> float | None:
 
 
 def short_id(run_id: str) -> str:
-    """The date and time an ID begins with: enough to find the run, and the rest stands beside it."""
+    """The date and time that an ID begins with: enough to find the run."""
     stamp = re.match(r"\d{8}-\d{6}(?=-)", run_id)
     return stamp[0] if stamp else run_id
 
 
 def lost_requests(result: RunResult) -> str:
-    """``0 of 290``."""
+    """Requests lost of those sent: ``0 of 290``."""
     if result.requests_lost is None:
         return NOTHING
     return f"{result.requests_lost} of {result.requests_sent if result.requests_sent is not None else '?'}"
@@ -145,7 +145,7 @@ class ResultTable:
         return table
 
     def _narrow(self) -> Table:
-        """Who and how it ended in one column, and the numbers that matter most."""
+        """Name and outcome in one column, and the most important numbers."""
         table = self._empty()
         table.add_column("run", overflow="fold")
         numbers = [column for column in self._columns() if column[0] not in _ONLY_WIDE]
@@ -175,7 +175,7 @@ Cell = tuple[str, str]
 
 
 def cells(results: Iterable[RunResult]) -> dict[Cell, list[RunResult]]:
-    """Runs of one kind together, in the order in which the kinds first appear."""
+    """Runs grouped by strategy and engine, in the order in which the groups first appear."""
     found: dict[Cell, list[RunResult]] = {}
     for result in results:
         found.setdefault((cell_name(result), engine_name(result)), []).append(result)

@@ -1,4 +1,4 @@
-"""Whether a run may be called a success: where the server was, what the edges saw, what must never happen."""
+"""Judges whether a run succeeded: where the server ended, what the edges saw, what must never happen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from quicferry.analysis.move import inter_edge_bytes
+from quicferry.analysis.metrics import inter_edge_bytes
 from quicferry.capture.capture import read_counts
 from quicferry.capture.clock import ClockConversion
 from quicferry.capture.pcap import read_datagrams
@@ -19,12 +19,12 @@ from quicferry.units import NS_PER_MS
 
 
 def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manifest) -> str | None:
-    """Who served at the end: new packets to the client after the last move had ended.
+    """Which edge served at the end: ``source``, ``destination``, ``both`` or ``none``.
 
-    By the captures of client and edges, so that a server counts whose packets get lost on the way.
-
-    Packets that had been on their way before are left out: one round-trip time, as asked. None when
-    the run never came to a move, and where the server's address does not tell its place.
+    It is the edge that sent new packets to the client after the last move had ended, by the captures of
+    client and edges, so that a server whose packets are lost on the way counts too. Packets already in
+    flight are left out: one round-trip time, as asked. None when the run never came to a move, and where
+    the server's address does not tell its edge.
     """
     if manifest.place_by != PLACE_BY_SERVER:
         return None
@@ -45,13 +45,13 @@ def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manif
         )["source"]
         .unique()
     )
-    places = {manifest.source_endpoint: "source", manifest.destination_endpoint: "destination"}
-    found = sorted(places[sender] for sender in senders if sender in places)
+    edges = {manifest.source_endpoint: "source", manifest.destination_endpoint: "destination"}
+    found = sorted(edges[sender] for sender in senders if sender in edges)
     return "both" if len(found) > 1 else (found or ["none"])[0]
 
 
 def judge_faults(result: RunResult, manifest: Manifest, events: list[Event]) -> None:
-    """After a fault: the server at one place of the table, nothing lost, and the fault really injected."""
+    """Fail a run in which two servers sent, or whose fault did not end as its row of the table says."""
     if result.served_by == "both":
         fail(result, "two servers sent new packets after the move had ended", "see the captures of the edges")
     if not manifest.spec.faults:
@@ -74,7 +74,7 @@ def judge_faults(result: RunResult, manifest: Manifest, events: list[Event]) -> 
 def check_edges(
     paths: RunPaths, manifest: Manifest, traffic: TrafficTable, convert: ClockConversion, result: RunResult
 ) -> list[pl.DataFrame]:
-    """What only the edges saw: packets that never arrived, and the image on its way.
+    """Check what only the edges saw: packets that never arrived, and the image in transit.
 
     Returns the captures of the edges, decrypted.
     """
@@ -118,13 +118,13 @@ def check_edges(
 
 
 def _dropped(log: Path) -> int:
-    """How many packets a capture lost, by its own account."""
+    """How many packets a capture dropped, as dumpcap says."""
     counts = read_counts(log.read_text(errors="replace"))
     return counts.dropped if counts is not None else 0
 
 
 def _reused_nonces(frame: pl.DataFrame) -> int:
-    """How many packets were sealed with a key and number that another packet had."""
+    """How many packets were protected with a key and packet number that another packet had used."""
     wrong = frame.filter(pl.col("nonce_reused"))
     return wrong.select("connection", "direction", "space", "generation", "packet_number").n_unique()
 

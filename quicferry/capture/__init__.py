@@ -1,1 +1,15 @@
-"""Recording what crosses the interfaces, and reading it again: captures, decryption, timeline."""
+"""Records what crosses the interfaces, and reads it again. Reading needs no root and no network.
+
+============= ==========================================================================
+``capture``   dumpcap on the hosts of a run: ``CaptureSession``
+``pcap``      capture files to UDP and TCP payloads: ``read_datagrams``
+``clock``     the stamps of captures on the clock of the run
+``quic/``     QUIC decrypted with the run's key log, as a data frame: ``Decryptor``, ``tabulate``
+``tls``       TLS 1.3 over TCP, ``mptcp`` the data order of several subflows
+``tcp_table`` both as the same data frame
+``timeline``  what a data frame says: useful service, gaps, round trips, packets
+``layers``    the extension's frames for scapy
+``merge``     captures with their keys for Wireshark
+``probes``    can this machine capture?
+============= ==========================================================================
+"""

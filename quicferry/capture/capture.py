@@ -1,4 +1,4 @@
-"""Capturing on the hosts of an emulation: one dumpcap per host, over all interfaces that matter.
+"""Captures on the hosts of an emulation: one dumpcap per host, on all interfaces that matter.
 
 Why dumpcap, measured with 4,000 packets in 0.1 s on a veth pair (Wireshark 4.0, libpcap 1.10,
 kernel 6.18):
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
-from quicferry.errors import CaptureError
+from quicferry.errors import CaptureError, last_line
 from quicferry.model import NodeKind, Topology
 from quicferry.process import Popen, TimeoutExpired, children_of
 
@@ -68,14 +68,14 @@ class Interface(NamedTuple):
 
 
 class CaptureCounts(NamedTuple):
-    """What dumpcap said at its end."""
+    """The packet counts that dumpcap prints at its end."""
 
     captured: int
     dropped: int
 
 
 class Capture:
-    """One capturing process in one host. ``start``, ``wait_ready``, and later ``stop``."""
+    """The dumpcap process of one host: ``start``, ``wait_ready``, later ``stop``."""
 
     def __init__(self, spawn: Spawn, host: str, interfaces: Sequence[Interface], path: Path) -> None:
         self.host = host
@@ -100,11 +100,12 @@ class Capture:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
-            words = self._words()
-            if "File:" in words and running_packet_sockets(self._process.pid) >= len(self.interfaces):
+            if "File:" in self._printed() and running_packet_sockets(self._process.pid) >= len(
+                self.interfaces
+            ):
                 return
             time.sleep(POLL_S)
-        last = (self._words().strip().splitlines() or ["no message"])[-1]
+        last = last_line(self._printed())
         self._end(signal.SIGKILL)
         names = ", ".join(interface.name for interface in self.interfaces)
         raise CaptureError(
@@ -113,7 +114,7 @@ class Capture:
         )
 
     def stop(self) -> list[str]:
-        """End it and return warnings: it had ended before, or packets were dropped.
+        """End the capture; returns warnings when it had ended early or dropped packets.
 
         All packets older than ``LINGER_S`` are in the file; wait that long before, once for all captures.
         """
@@ -121,11 +122,11 @@ class Capture:
             return []
         warnings = []
         if self._process.poll() is not None:
-            warnings.append(f"the capture of {self.host} ended early: {self._words().strip()[-200:]}")
+            warnings.append(f"the capture of {self.host} ended early: {self._printed().strip()[-200:]}")
         else:
             self._end(signal.SIGINT)
         self._process = None
-        counts = read_counts(self._words())
+        counts = read_counts(self._printed())
         if counts is None:
             warnings.append(f"the capture of {self.host} did not say how many packets it lost")
         elif counts.dropped:
@@ -143,7 +144,7 @@ class Capture:
             process.kill()
             process.wait()
 
-    def _words(self) -> str:
+    def _printed(self) -> str:
         with contextlib.suppress(OSError):
             return self.log.read_text(errors="replace")
         return ""
@@ -206,7 +207,7 @@ class CaptureSession:
 
 
 def read_counts(words: str) -> CaptureCounts | None:
-    """The counts in what dumpcap printed at its end; None when it did not come to that."""
+    """Read the counts that dumpcap prints at its end; None when they are not there."""
     lines = re.findall(r"Packets received/dropped on interface '[^']*': (\d+)/(\d+)", words)
     if not lines:
         return None

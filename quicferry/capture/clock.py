@@ -1,4 +1,4 @@
-"""From the stamps of a capture to the one clock of a run.
+"""Converts the stamps of a capture to the clock of its run.
 
 Captures are stamped with CLOCK_REALTIME, everything else with CLOCK_MONOTONIC. The difference of
 the two is sampled at both ends of a run and interpolated in between; a difference that jumped says

@@ -14,14 +14,13 @@ from typing import Any
 
 from scapy.fields import (
     ConditionalField,
-    Field,
-    FieldLenField,
     FieldListField,
     FlagsField,
     IP6Field,
     IPField,
     ShortField,
 )
+from scapy.layers.quic import QuicVarIntField, QuicVarLenField
 from scapy.packet import Packet
 
 from quicferry.capture.quic.frames import (
@@ -32,65 +31,29 @@ from quicferry.capture.quic.frames import (
     SM_READY,
     parse_frames,
 )
-
-
-def encode_varint(value: int) -> bytes:
-    """A variable-length integer in its shortest form (RFC 9000 §16). Raises ``ValueError`` above 2^62-1."""
-    for power in range(4):
-        length = 1 << power
-        if value < 1 << (8 * length - 2):
-            return (value | power << (8 * length - 2)).to_bytes(length, "big")
-    raise ValueError(f"{value} does not fit into 62 bits")
-
-
-def decode_varint(data: bytes) -> tuple[bytes, int]:
-    """What follows, and the value. Raises ``ValueError`` when it is cut off."""
-    length = 1 << (data[0] >> 6) if data else 1
-    if len(data) < length:
-        raise ValueError("a variable-length integer is cut off")
-    return data[length:], int.from_bytes(data[:length], "big") & ((1 << (8 * length - 2)) - 1)
-
-
-class VarIntField(Field[int, int]):
-    """A variable-length integer of RFC 9000 §16."""
-
-    def addfield(self, pkt: Packet, s: bytes, val: int | None) -> bytes:
-        return s + encode_varint(0 if val is None else val)
-
-    def getfield(self, pkt: Packet, s: bytes) -> tuple[bytes, int]:
-        return decode_varint(s)
-
-
-class VarIntLenField(FieldLenField):
-    """The number of items of a list as a variable-length integer."""
-
-    def addfield(self, pkt: Packet, s: bytes, val: int | None) -> bytes:
-        return s + encode_varint(self.i2m(pkt, val))
-
-    def getfield(self, pkt: Packet, s: bytes) -> tuple[bytes, int]:
-        return decode_varint(s)
+from quicferry.capture.quic.varint import read_varint
 
 
 class _Frame(Packet):
-    """One frame with its type in front."""
+    """A frame of the extension: checks the type that it begins with."""
 
     frame_type = 0
 
     def pre_dissect(self, s: bytes) -> bytes:
-        kind = decode_varint(s)[1]
-        if kind != self.frame_type:
-            raise ValueError(f"frame type 0x{kind:x}, not 0x{self.frame_type:x}")
+        frame_type, _ = read_varint(s, 0)
+        if frame_type != self.frame_type:
+            raise ValueError(f"frame type 0x{frame_type:x}, not 0x{self.frame_type:x}")
         return s
 
 
 class SMAddress(_Frame):
-    """A place the server may move to."""
+    """An address that the server may move to."""
 
     name = "SM_ADDRESS"
     frame_type = SM_ADDRESS
     fields_desc = [  # noqa: RUF012 - scapy's way of declaring fields
-        VarIntField("type", SM_ADDRESS),
-        VarIntField("sequence", 0),
+        QuicVarIntField("type", SM_ADDRESS),
+        QuicVarIntField("sequence", 0),
         FlagsField("flags", 1, 8, ["v4", "v6", "pool", "retire"]),
         ConditionalField(IPField("ipv4", "0.0.0.0"), lambda frame: bool(frame.flags.v4)),
         ConditionalField(ShortField("ipv4_port", 0), lambda frame: bool(frame.flags.v4)),
@@ -100,18 +63,18 @@ class SMAddress(_Frame):
 
 
 class SMPrepare(_Frame):
-    """The server is about to move."""
+    """Announces that the server is about to move."""
 
     name = "SM_PREPARE"
     frame_type = SM_PREPARE
     fields_desc = [  # noqa: RUF012 - scapy's way of declaring fields
-        VarIntField("type", SM_PREPARE),
-        VarIntField("epoch", 0),
-        VarIntField("strategy", 0),
-        VarIntLenField("count", None, count_of="sequences"),
-        FieldListField("sequences", [], VarIntField("", 0), count_from=lambda frame: frame.count),
-        VarIntField("downtime_ms", 0),
-        VarIntField("probe_interval_ms", 0),
+        QuicVarIntField("type", SM_PREPARE),
+        QuicVarIntField("epoch", 0),
+        QuicVarIntField("strategy", 0),
+        QuicVarLenField("count", None, count_of="sequences"),
+        FieldListField("sequences", [], QuicVarIntField("", 0), count_from=lambda frame: frame.count),
+        QuicVarIntField("downtime_ms", 0),
+        QuicVarIntField("probe_interval_ms", 0),
         FlagsField("flags", 0, 8, ["server_first"]),
     ]
 
@@ -121,23 +84,31 @@ class SMReady(_Frame):
 
     name = "SM_READY"
     frame_type = SM_READY
-    fields_desc = [VarIntField("type", SM_READY), VarIntField("epoch", 0), VarIntField("result", 0)]  # noqa: RUF012 - scapy's way
+    fields_desc = [  # noqa: RUF012 - scapy's way of declaring fields
+        QuicVarIntField("type", SM_READY),
+        QuicVarIntField("epoch", 0),
+        QuicVarIntField("result", 0),
+    ]
 
 
 class SMMigrated(_Frame):
-    """The server has moved."""
+    """Says that the server has moved."""
 
     name = "SM_MIGRATED"
     frame_type = SM_MIGRATED
-    fields_desc = [VarIntField("type", SM_MIGRATED), VarIntField("epoch", 0)]  # noqa: RUF012 - scapy's way
+    fields_desc = [QuicVarIntField("type", SM_MIGRATED), QuicVarIntField("epoch", 0)]  # noqa: RUF012 - scapy's way
 
 
 class SMAbort(_Frame):
-    """The server stays."""
+    """Says that the server stays: the move is called off."""
 
     name = "SM_ABORT"
     frame_type = SM_ABORT
-    fields_desc = [VarIntField("type", SM_ABORT), VarIntField("epoch", 0), VarIntField("reason", 0)]  # noqa: RUF012 - scapy's way
+    fields_desc = [  # noqa: RUF012 - scapy's way of declaring fields
+        QuicVarIntField("type", SM_ABORT),
+        QuicVarIntField("epoch", 0),
+        QuicVarIntField("reason", 0),
+    ]
 
 
 LAYERS: dict[int, type[_Frame]] = {
@@ -153,6 +124,6 @@ def dissect_frames(payload: bytes) -> list[Any]:
     found = []
     for frame in parse_frames(payload):
         if frame.name.startswith("SM_"):
-            kind = decode_varint(frame.data)[1]
-            found.append(LAYERS[kind](frame.data))
+            frame_type, _ = read_varint(frame.data, 0)
+            found.append(LAYERS[frame_type](frame.data))
     return found

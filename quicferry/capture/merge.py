@@ -1,4 +1,4 @@
-"""Captures with their secrets inside, for Wireshark.
+"""Merges the captures of a run and embeds their keys, for Wireshark.
 
 ``derived/merged.pcapng`` holds all captures of a run and opens decrypted with a double click. It holds
 traffic secrets, as the run's ``secrets/`` does; they are worth nothing outside the run, whose

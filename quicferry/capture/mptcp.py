@@ -1,4 +1,4 @@
-"""Multipath TCP in a capture (RFC 8684): which subflows belong together, and where their bytes belong.
+"""Reads Multipath TCP in a capture (RFC 8684): which subflows form a connection, and in which order.
 
 A connection is known by the keys of its first handshake (MP_CAPABLE), a further subflow by the token
 in its MP_JOIN. Each payload byte has a place in the connection's data stream by a mapping (DSS). What
@@ -19,8 +19,8 @@ _ECHO = 0x01
 _MAPPINGS_KEPT = 256  # of one subflow and direction: a sender maps at most its window ahead
 
 
-class Signal(NamedTuple):
-    """A word of the path managers in a segment: MP_CAPABLE, MP_JOIN, ADD_ADDR, REMOVE_ADDR, MP_FASTCLOSE.
+class PathSignal(NamedTuple):
+    """An option of the path managers in a segment, such as MP_CAPABLE, MP_JOIN, ADD_ADDR, REMOVE_ADDR.
 
     ``about`` is an address, or the number of one. The echo of an ADD_ADDR is ``ADD_ADDR-ECHO``.
     """
@@ -29,19 +29,19 @@ class Signal(NamedTuple):
     about: str = ""
 
 
-class Piece(NamedTuple):
+class DataPiece(NamedTuple):
     """Payload bytes and the 32-bit data sequence number of the first."""
 
     sequence: int
     data: bytes
 
 
-class Placed(NamedTuple):
-    """What a segment of a subflow means for its connection."""
+class SubflowSegment(NamedTuple):
+    """The data and options that a segment of a subflow brings to its connection."""
 
     owner: int  # the first subflow of the connection
-    pieces: list[Piece]
-    signals: list[Signal]
+    pieces: list[DataPiece]
+    signals: list[PathSignal]
 
 
 def options(segment: bytes) -> Iterator[bytes]:
@@ -64,12 +64,12 @@ def options(segment: bytes) -> Iterator[bytes]:
 
 
 def token_of(key: bytes) -> bytes:
-    """What names a connection in an MP_JOIN: RFC 8684 §3.2."""
+    """The token of a connection in an MP_JOIN (RFC 8684 §3.2)."""
     return hashlib.sha256(key).digest()[:4]
 
 
 def first_data_sequence(key: bytes) -> int:
-    """The data sequence number, 32 bits of it, of the first byte that the key's owner sends."""
+    """The low 32 bits of the data sequence number of the first byte that the key's owner sends."""
     return (int.from_bytes(hashlib.sha256(key).digest()[-8:], "big") + 1) & 0xFFFFFFFF
 
 
@@ -80,15 +80,15 @@ class _Mapping(NamedTuple):
 
 
 class _Subflow:
-    """One TCP connection that is a subflow."""
+    """One subflow: its initial sequence numbers and its mappings."""
 
     def __init__(self, owner: int) -> None:
         self.owner = owner
         self.initial: dict[bool, int] = {}  # direction -> initial sequence number
         self.mappings: dict[bool, list[_Mapping]] = {True: [], False: []}
 
-    def pieces(self, to_server: bool, sequence: int, payload: bytes) -> list[Piece]:
-        """The parts of a payload that mappings have a place for."""
+    def pieces(self, to_server: bool, sequence: int, payload: bytes) -> list[DataPiece]:
+        """The parts of a payload that a mapping covers, with their data sequence numbers."""
         if to_server not in self.initial:
             return []
         begin = (sequence - self.initial[to_server]) & 0xFFFFFFFF
@@ -99,7 +99,7 @@ class _Subflow:
             if first < last:
                 data = payload[first - begin : last - begin]
                 at = (mapping.data_sequence + first - mapping.subflow_sequence) & 0xFFFFFFFF
-                found.append(Piece(at, data))
+                found.append(DataPiece(at, data))
         return found
 
 
@@ -112,9 +112,9 @@ class Multipath:
         #: (first subflow, direction) -> the data sequence number of the first byte
         self.begins: dict[tuple[int, bool], int] = {}
 
-    def feed(self, number: int, to_server: bool, segment: bytes, payload: bytes) -> Placed | None:
+    def feed(self, number: int, to_server: bool, segment: bytes, payload: bytes) -> SubflowSegment | None:
         """Take in a segment of a TCP connection; None when that is no subflow, as far as is known."""
-        signals: list[Signal] = []
+        signals: list[PathSignal] = []
         sequence, is_syn = int.from_bytes(segment[4:8], "big"), bool(segment[13] & 0x02)
         for option in options(segment):
             self._read(number, to_server, option, is_syn=is_syn, size=len(payload), signals=signals)
@@ -123,20 +123,27 @@ class Multipath:
             return None
         if is_syn:
             subflow.initial[to_server] = sequence
-        return Placed(subflow.owner, subflow.pieces(to_server, sequence, payload), signals)
+        return SubflowSegment(subflow.owner, subflow.pieces(to_server, sequence, payload), signals)
 
     def _read(
-        self, number: int, to_server: bool, option: bytes, *, is_syn: bool, size: int, signals: list[Signal]
+        self,
+        number: int,
+        to_server: bool,
+        option: bytes,
+        *,
+        is_syn: bool,
+        size: int,
+        signals: list[PathSignal],
     ) -> None:
         kind = option[2] >> 4
         if kind == _CAPABLE:
             self._capable(number, to_server, option, size)
             if is_syn:
-                signals.append(Signal("MP_CAPABLE"))
+                signals.append(PathSignal("MP_CAPABLE"))
         elif kind == _JOIN and is_syn:
             if to_server and len(option) >= 12 and option[4:8] in self._owners:
                 self._subflows.setdefault(number, _Subflow(self._owners[option[4:8]]))
-            signals.append(Signal("MP_JOIN"))
+            signals.append(PathSignal("MP_JOIN"))
         elif kind == _DSS and number in self._subflows:
             mapping = read_mapping(option)
             if mapping is not None:
@@ -144,9 +151,9 @@ class Multipath:
         elif kind == _ADD_ADDR:
             signals.append(read_add_addr(option))
         elif kind == _REMOVE_ADDR:
-            signals += [Signal("REMOVE_ADDR", str(each)) for each in option[3:]]
+            signals += [PathSignal("REMOVE_ADDR", str(each)) for each in option[3:]]
         elif kind == _FASTCLOSE:
-            signals.append(Signal("MP_FASTCLOSE"))
+            signals.append(PathSignal("MP_FASTCLOSE"))
 
     def _map(self, number: int, to_server: bool, mapping: _Mapping) -> None:
         mappings = self._subflows[number].mappings[to_server]
@@ -187,10 +194,10 @@ def read_mapping(option: bytes) -> _Mapping | None:
     return _Mapping(subflow_sequence, data_sequence, length)
 
 
-def read_add_addr(option: bytes) -> Signal:
+def read_add_addr(option: bytes) -> PathSignal:
     """ADD_ADDR or its echo (§3.4.1) with the address in it."""
     echo = bool(option[2] & _ECHO)
     rest = len(option) - 4 - (0 if echo else 8)  # without the HMAC
     size = 16 if rest >= 16 else 4
     address = str(ip_address(option[4 : 4 + size])) if len(option) >= 4 + size else ""
-    return Signal("ADD_ADDR-ECHO" if echo else "ADD_ADDR", address)
+    return PathSignal("ADD_ADDR-ECHO" if echo else "ADD_ADDR", address)

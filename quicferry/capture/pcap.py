@@ -1,4 +1,4 @@
-"""Reading captures: pcapng files to transport payloads with stamps and addresses.
+"""Reads capture files: UDP and TCP payloads with stamps and addresses.
 
 The fast way: scapy's raw reader takes the blocks apart (it knows interfaces and stamp resolutions),
 the few header fields that are needed are read here. Dissecting each packet with scapy would be a
@@ -33,14 +33,6 @@ class Datagram(NamedTuple):
     payload: bytes  # of UDP; of TCP the segment with its header
     wire_bytes: int  # of the frame, as it was on the wire
     interface: str
-
-
-class Counts(NamedTuple):
-    """How many frames a capture holds and what crossed it."""
-
-    frames: int
-    first_ns: int
-    last_ns: int
 
 
 def read_datagrams(path: Path, to_monotonic_ns: Callable[[int], int] | None = None) -> list[Datagram]:

@@ -1,4 +1,4 @@
-"""What capturing and reading captures needs of the machine, found out by doing it."""
+"""Probes whether this machine can capture and read captures, by doing it."""
 
 from __future__ import annotations
 

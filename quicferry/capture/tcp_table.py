@@ -1,4 +1,4 @@
-"""A capture of TLS over TCP as the same data frame as QUIC's: one row per thing a segment brought.
+"""Makes the same data frame of TLS over TCP as of QUIC: one row per item that a segment brought.
 
 ``space`` is ``tcp``, ``packet_number`` the relative sequence number. ``frame`` names TCP flags, TLS
 handshake messages and ``APPLICATION_DATA``, whose ``new_bytes`` are the plaintext's.
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from quicferry.capture.pcap import TCP, Datagram
-from quicferry.capture.quic.decrypt import Direction
 from quicferry.capture.quic.keys import KeyLog
+from quicferry.capture.quic.packets import Direction
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.capture.tls import APPLICATION_DATA, TcpTraffic
 
@@ -21,7 +21,7 @@ SPACE = "tcp"
 
 
 class TcpTable(NamedTuple):
-    """What a capture says of TCP."""
+    """The TCP traffic of a capture."""
 
     frame: pl.DataFrame  # columns as in quic.table.SCHEMA
     segments: int

@@ -1,4 +1,4 @@
-"""The timeline of a run: what the captures and the events say, on one clock.
+"""Derives the timeline of a run from its captures and events, on one clock.
 
 **Useful service** is stream data that the client had not received before: a STREAM frame in a
 packet to the client of which at least one byte (stream ID, offset range) is new in the client's
@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from quicferry.capture.quic.decrypt import Direction
 from quicferry.capture.quic.frames import NOT_ACK_ELICITING
+from quicferry.capture.quic.packets import Direction
 from quicferry.events import Event
 from quicferry.units import NS_PER_MS, NS_PER_US
 
@@ -46,7 +46,7 @@ MULTIPATH_SIGNALS = {
 
 
 class ServiceGap(NamedTuple):
-    """The time without useful service."""
+    """The interval in which the client got no useful service."""
 
     last_old_ns: int
     first_new_ns: int
@@ -67,7 +67,7 @@ class RoundTrip(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Something that happened; ``origin`` is ``capture`` or ``event``."""
+    """A named point in time; ``origin`` is ``capture`` or ``event``."""
 
     t_ns: int
     vantage: str
@@ -95,8 +95,8 @@ def arrivals(traffic: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def without_strangers(traffic: pl.DataFrame) -> pl.DataFrame:
-    """A decrypted capture of a stock client: what it must discard brings nothing.
+def without_unknown_servers(traffic: pl.DataFrame) -> pl.DataFrame:
+    """Clear the new bytes of packets that a stock client must discard.
 
     RFC 9000 §9: a client discards packets from a server address that it has not sent to on that
     connection. A server that was moved goes on sending to its old connections from its new address.
@@ -141,6 +141,11 @@ def service_gap(useful: pl.DataFrame, old: str, new: str) -> ServiceGap | None:
     return ServiceGap(int(before["t_ns"][-1]), first_new, int(late["new_bytes"].sum()))
 
 
+def earliest_ns(rows: pl.DataFrame) -> int | None:
+    """The earliest ``t_ns`` of a table; None without rows."""
+    return int(rows["t_ns"].min()) if not rows.is_empty() else None  # type: ignore[arg-type] # Int64 column
+
+
 def first_packet_from(traffic: pl.DataFrame, server: str) -> int | None:
     """When the first authentic packet from that address came to the client."""
     found = traffic.filter(
@@ -148,7 +153,7 @@ def first_packet_from(traffic: pl.DataFrame, server: str) -> int | None:
         & (pl.col("direction") == Direction.TO_CLIENT.value)
         & pl.col("packet_number").is_not_null()
     )
-    return int(found["t_ns"].min()) if not found.is_empty() else None  # type: ignore[arg-type] # Int64 column
+    return earliest_ns(found)
 
 
 class _Challenge(NamedTuple):

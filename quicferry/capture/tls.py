@@ -1,4 +1,4 @@
-"""TLS 1.3 over TCP in a capture: segments put in order, records opened with the key log (RFC 8446).
+"""Reads TLS 1.3 over TCP in a capture: reassembles segments, opens records with the key log (RFC 8446).
 
 ``TcpTraffic`` takes TCP segments as they were captured and says what each brought: handshake
 messages, application data, alerts. A byte counts when the application could have it: a record's at
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from quicferry.capture.mptcp import Multipath, Piece
+from quicferry.capture.mptcp import DataPiece, Multipath
 from quicferry.capture.quic.keys import SUITES, KeyLog, expand_label
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
@@ -34,8 +34,8 @@ MESSAGES = {
 APPLICATION_DATA = "APPLICATION_DATA"
 
 
-class Item(NamedTuple):
-    """Something that a segment brought. ``size_bytes`` is that of its plaintext."""
+class RecordItem(NamedTuple):
+    """A message, data or a flag that a segment brought. ``size_bytes`` is that of its plaintext."""
 
     name: str
     size_bytes: int = 0
@@ -49,7 +49,7 @@ class Segment(NamedTuple):
     connection: int
     to_server: bool
     sequence: int  # relative to the SYN's
-    items: tuple[Item, ...]
+    items: tuple[RecordItem, ...]
     undecrypted: bool  # it completed a record that no secret opens
 
 
@@ -62,7 +62,7 @@ class TcpHeader(NamedTuple):
 
 
 def read_header(segment: bytes) -> TcpHeader | None:
-    """Take a segment apart; None when it is cut off."""
+    """Parse a segment; None when it is cut off."""
     if len(segment) < 20:
         return None
     offset = (segment[12] >> 4) * 4
@@ -71,8 +71,8 @@ def read_header(segment: bytes) -> TcpHeader | None:
     return TcpHeader(int.from_bytes(segment[4:8], "big"), segment[13], segment[offset:])
 
 
-class ByteOrder:
-    """Puts the payloads of one direction in order."""
+class StreamReassembly:
+    """Reassembles the payloads of one direction in order."""
 
     def __init__(self) -> None:
         self._first: int | None = None
@@ -136,7 +136,7 @@ class _RecordKeys:
         return _RecordKeys(self._suite, secret)
 
 
-class Secrets:
+class TlsSecrets:
     """What both directions of a connection share: the suite, and the secrets of the client's random."""
 
     def __init__(self, keylog: KeyLog) -> None:
@@ -155,7 +155,7 @@ class Secrets:
 class TlsStream:
     """One direction of a TLS connection: bytes in order go in, items come out."""
 
-    def __init__(self, who: str, secrets: Secrets) -> None:
+    def __init__(self, who: str, secrets: TlsSecrets) -> None:
         self._who = who
         self._secrets = secrets
         self._buffer = b""
@@ -165,10 +165,10 @@ class TlsStream:
         self._received = 0
         self.undecrypted = 0
 
-    def feed(self, data: bytes) -> list[Item]:
+    def feed(self, data: bytes) -> list[RecordItem]:
         """The items of all records that are complete now."""
         self._buffer += data
-        items: list[Item] = []
+        items: list[RecordItem] = []
         while len(self._buffer) >= RECORD_HEADER:
             size = RECORD_HEADER + int.from_bytes(self._buffer[3:5], "big")
             if len(self._buffer) < size:
@@ -177,7 +177,7 @@ class TlsStream:
             items += self._record(record)
         return items
 
-    def _record(self, record: bytes) -> list[Item]:
+    def _record(self, record: bytes) -> list[RecordItem]:
         kind, content = record[0], record[RECORD_HEADER:]
         if kind == _APPLICATION:
             if self._keys is None:
@@ -190,20 +190,20 @@ class TlsStream:
         if kind == _HANDSHAKE:
             return self._handshake(content)
         if kind == _APPLICATION:
-            item = Item(APPLICATION_DATA, len(content), self._received)
+            item = RecordItem(APPLICATION_DATA, len(content), self._received)
             self._received += len(content)
             return [item]
-        return [Item("ALERT", len(content))] if kind == _ALERT else []
+        return [RecordItem("ALERT", len(content))] if kind == _ALERT else []
 
-    def _handshake(self, content: bytes) -> list[Item]:
+    def _handshake(self, content: bytes) -> list[RecordItem]:
         self._messages += content
-        items: list[Item] = []
+        items: list[RecordItem] = []
         while len(self._messages) >= 4:
             size = 4 + int.from_bytes(self._messages[1:4], "big")
             if len(self._messages) < size:
                 break
             message, self._messages = self._messages[:size], self._messages[size:]
-            items.append(Item(MESSAGES.get(message[0], f"HANDSHAKE_{message[0]}"), size))
+            items.append(RecordItem(MESSAGES.get(message[0], f"HANDSHAKE_{message[0]}"), size))
             self._learn(message)
         return items
 
@@ -220,14 +220,14 @@ class TlsStream:
             self._keys = self._keys.updated()
 
 
-class _Connection:
+class _TcpConnection:
     """Both directions of one TCP connection."""
 
     def __init__(self, number: int, keylog: KeyLog) -> None:
         self.number = number
-        secrets = Secrets(keylog)
-        self.order = {True: ByteOrder(), False: ByteOrder()}
-        self.data = {True: ByteOrder(), False: ByteOrder()}  # of MPTCP: across all subflows
+        secrets = TlsSecrets(keylog)
+        self.order = {True: StreamReassembly(), False: StreamReassembly()}
+        self.data = {True: StreamReassembly(), False: StreamReassembly()}  # of MPTCP: across all subflows
         self.tls = {True: TlsStream("CLIENT", secrets), False: TlsStream("SERVER", secrets)}
         self.client_sequence: int | None = None
 
@@ -238,8 +238,8 @@ class TcpTraffic:
     def __init__(self, keylog: KeyLog, port: int) -> None:
         self._keylog = keylog
         self._suffix = f":{port}"
-        self._connections: dict[tuple[str, str], _Connection] = {}
-        self._numbered: list[_Connection] = []
+        self._connections: dict[tuple[str, str], _TcpConnection] = {}
+        self._numbered: list[_TcpConnection] = []
         self._multipath = Multipath()
         self.undecrypted = 0
 
@@ -254,17 +254,17 @@ class TcpTraffic:
         ends = (source, destination) if to_server else (destination, source)
         connection = self._connection(ends, header, to_server)
         order = connection.order[to_server]
-        items: list[Item] = []
+        items: list[RecordItem] = []
         if header.flags & SYN:
             order.begin((header.sequence + 1) & 0xFFFFFFFF)
-            items.append(Item("SYN-ACK" if header.flags & ACK else "SYN"))
+            items.append(RecordItem("SYN-ACK" if header.flags & ACK else "SYN"))
         offset = order.relative(header.sequence)
         placed = self._multipath.feed(connection.number, to_server, segment, header.payload)
         if placed is None:
             released = order.add(offset, header.payload)
         else:
             connection = self._numbered[placed.owner]
-            items += [Item(signal.name, address=signal.about or None) for signal in placed.signals]
+            items += [RecordItem(signal.name, address=signal.about or None) for signal in placed.signals]
             released = self._in_data_order(connection, to_server, placed.pieces)
         tls = connection.tls[to_server]
         before = tls.undecrypted
@@ -272,27 +272,27 @@ class TcpTraffic:
             items += tls.feed(released)
         for flag, name in ((FIN, "FIN"), (RST, "RST")):
             if header.flags & flag:
-                items.append(Item(name))
+                items.append(RecordItem(name))
         if not items:
-            items.append(Item("SEGMENT" if header.payload else "ACK"))
+            items.append(RecordItem("SEGMENT" if header.payload else "ACK"))
         undecrypted = tls.undecrypted > before
         self.undecrypted += undecrypted
         return Segment(connection.number, to_server, offset, tuple(items), undecrypted)
 
-    def _in_data_order(self, connection: _Connection, to_server: bool, pieces: list[Piece]) -> bytes:
-        """What the pieces of a subflow add to the data of their MPTCP connection."""
+    def _in_data_order(self, connection: _TcpConnection, to_server: bool, pieces: list[DataPiece]) -> bytes:
+        """The data of an MPTCP connection that is in order once these pieces of a subflow are added."""
         order = connection.data[to_server]
         begin = self._multipath.begins.get((connection.number, to_server))
         if begin is not None:
             order.begin(begin)
         return b"".join(order.add(order.relative(piece.sequence), piece.data) for piece in pieces)
 
-    def _connection(self, ends: tuple[str, str], header: TcpHeader, to_server: bool) -> _Connection:
+    def _connection(self, ends: tuple[str, str], header: TcpHeader, to_server: bool) -> _TcpConnection:
         found = self._connections.get(ends)
         begins = to_server and bool(header.flags & SYN)
         # a SYN with another number on the same ports is another connection, not a repeat
         if found is None or (begins and found.client_sequence not in (None, header.sequence)):
-            found = self._connections[ends] = _Connection(len(self._numbered), self._keylog)
+            found = self._connections[ends] = _TcpConnection(len(self._numbered), self._keylog)
             self._numbered.append(found)
         if begins:
             found.client_sequence = header.sequence

@@ -1,13 +1,19 @@
-"""Pictures of a topology: as text for a terminal, as SVG or PNG by matplotlib."""
+"""Draws a topology: as a tree of text for a terminal, as SVG, PNG or PDF by matplotlib."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+from rich.tree import Tree
 
 from quicferry.errors import InvalidInput
 from quicferry.model import Link, Node, NodeKind, Shape, Topology
 
+_UNWRAPPED = 10_000
 PICTURE_SUFFIXES = (".svg", ".png", ".pdf")
 
 _COLOURS = {
@@ -49,29 +55,34 @@ def roles(topology: Topology, node: Node) -> str:
     return ", ".join(words)
 
 
-def text(topology: Topology) -> str:
-    """The topology as a tree from the client outwards, and the links that close a circle below it."""
-    lines: list[str] = []
+def text(topology: Topology, width: int = _UNWRAPPED) -> str:
+    """The topology as a tree from the client outwards, and below it the links that close a circle.
+
+    Lines longer than ``width`` characters are wrapped within the tree.
+    """
     used: set[str] = set()
     seen: set[str] = set()
 
-    def walk(name: str, before: str, branch: str, link: Link | None) -> None:
-        seen.add(name)
-        lines.append(before + branch + _line(topology, name, link))
-        below = before + {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
+    def grow(tree: Tree, name: str) -> None:
         following = [(other, via) for other, via in _next(topology, name) if other not in seen]
         seen.update(other for other, _ in following)  # a nearer place is the better one
-        for number, (other, via) in enumerate(following, 1):
+        for other, via in following:
             used.add(via.name)
-            walk(other, below, "└─ " if number == len(following) else "├─ ", via)
+            grow(tree.add(Text(_line(topology, other, via))), other)
 
-    for start in (topology.parts.get("client"), *(node.name for node in topology.nodes)):
-        if start is not None and start not in seen:
-            walk(start, "", "", None)
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as drawn:
+        for start in (topology.parts.get("client"), *(node.name for node in topology.nodes)):
+            if start is not None and start not in seen:
+                seen.add(start)
+                tree = Tree(Text(_line(topology, start, None)))
+                grow(tree, start)
+                console.print(tree)
+    lines = [line.rstrip() for line in drawn.get().splitlines()]
     closing = [link for link in topology.links if link.name not in used]
     if closing:
         lines.append("also linked:")
-        lines += [f"   {link.a} ── {link.b}" + _bracket(describe_link(link)) for link in closing]
+        lines += [f"    {link.a} ── {link.b}" + _bracket(describe_link(link)) for link in closing]
     return "\n".join(lines)
 
 
@@ -86,16 +97,16 @@ def picture(topology: Topology, target: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    places = _places(topology)
-    width = 2.9 * (1 + max(x for x, _ in places.values()))
-    rows = 1 + max(y for _, y in places.values()) - min(y for _, y in places.values())
+    positions = _positions(topology)
+    width = 2.9 * (1 + max(x for x, _ in positions.values()))
+    rows = 1 + max(y for _, y in positions.values()) - min(y for _, y in positions.values())
     figure = Figure(figsize=(width + 0.9, max(2.2, 1.1 * rows + 0.9)))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.9))
     axes.set_axis_off()
     axes.set_title(f"{topology.name}: {topology.summary}", fontsize=10, loc="left")
     for link in topology.links:
-        (x1, y1), (x2, y2) = places[link.a], places[link.b]
+        (x1, y1), (x2, y2) = positions[link.a], positions[link.b]
         bend = 0.35 if x1 == x2 else 0.0
         style = f"arc3,rad={-bend}"
         axes.annotate(
@@ -114,14 +125,14 @@ def picture(topology: Topology, target: Path) -> None:
                 bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"},
             )  # fmt: skip
     for node in topology.nodes:
-        x, y = places[node.name]
+        x, y = positions[node.name]
         words = "\n".join(filter(None, (node.name, roles(topology, node), *_short(topology, node.name))))
         axes.text(
             x, y, words, fontsize=7.5, ha="center", va="center", zorder=3,
             bbox={"boxstyle": "round,pad=0.4", "fc": _COLOURS[node.kind], "ec": "#555555"},
         )  # fmt: skip
-    axes.set_xlim(-0.45, max(x for x, _ in places.values()) + 0.6)
-    axes.set_ylim(min(y for _, y in places.values()) - 0.6, max(y for _, y in places.values()) + 0.6)
+    axes.set_xlim(-0.45, max(x for x, _ in positions.values()) + 0.6)
+    axes.set_ylim(min(y for _, y in positions.values()) - 0.6, max(y for _, y in positions.values()) + 0.6)
     with mpl.rc_context({"svg.hashsalt": "quicferry"}):  # the same topology, the same file
         figure.savefig(target, dpi=150, metadata={"Date": None} if target.suffix.lower() == ".svg" else None)
 
@@ -148,13 +159,13 @@ def _next(topology: Topology, name: str) -> Iterator[tuple[str, Link]]:
 
 
 def _short(topology: Topology, name: str) -> tuple[str, ...]:
-    """A node's addresses, where they are few enough to be read in a box."""
+    """A node's addresses; none when there are more than two, as a box has no room for them."""
     addresses = topology.addresses_of(name)
     return addresses if len(addresses) <= 2 else ()
 
 
-def _places(topology: Topology) -> dict[str, tuple[float, float]]:
-    """x: hops from the client; y: the nodes of one distance, spread around zero."""
+def _positions(topology: Topology) -> dict[str, tuple[float, float]]:
+    """The position of each node: x is hops from the client, y spreads nodes of one distance around zero."""
     start = topology.parts.get("client", topology.nodes[0].name)
     depth = {start: 0}
     waiting = [start]

@@ -1,6 +1,6 @@
 """The interface of an emulation: deploy a topology, run programs in its hosts, end it.
 
-``MininetEmulator`` (``mininet_backend.py``) is the real one; ``FakeEmulator`` (``fake.py``) has the
+``MininetEmulator`` (``mininet.emulator``) is the real one; ``FakeEmulator`` (``fake``) has the
 same interface for tests and fails where it is told to.
 """
 
@@ -38,7 +38,7 @@ class Emulator(Protocol):
 
     @property
     def topology(self) -> Topology:
-        """What is deployed. Raises ``EmulationError`` when nothing is."""
+        """The deployed topology. Raises ``EmulationError`` when there is none."""
 
     def deploy(self, topology: Topology) -> None:
         """Build the network. When it raises, nothing of the network is left."""
@@ -81,16 +81,16 @@ class Emulator(Protocol):
         """The host's first address, without prefix length."""
 
     def link_readings(self) -> list[LinkReading]:
-        """For each direction of each link: what was asked and what is there."""
+        """The readings of each direction of each link: the shape asked for and the one read back."""
 
     def calibrate(self) -> list[LinkReading]:
-        """Measure every link; the readings, with the measured values."""
+        """Measure every link; returns the readings with the measured values."""
 
     def set_link(self, link_name: str, *, up: bool) -> None:
         """Cut a link, or mend it. A mended link is as it was, routes and neighbours too."""
 
     def destroy(self) -> None:
-        """End everything. May be called at any time and more than once."""
+        """End every process and remove the network. May be called at any time and more than once."""
 
     def __enter__(self) -> Self: ...
 

@@ -1,4 +1,4 @@
-"""An emulation without a network: the same interface, for tests of what uses it.
+"""A fake emulator for tests: the interface of an emulator without a network.
 
 It records what it was asked, answers as it was told to, and fails where it was told to.
 """
@@ -66,7 +66,7 @@ class FakeProcess:
 
 
 class FakeEmulator:
-    """An ``Emulator`` that only pretends.
+    """An ``Emulator`` that deploys nothing.
 
     ``failures`` maps a phase of the deployment or the name of a method (``spawn``, ``execute``,
     ``calibrate``, ``set_link``, ``destroy``) to the exception that it raises. ``answers`` maps (host,
@@ -159,11 +159,7 @@ class FakeEmulator:
         raise InvalidInput(f"{host} is not at link {link_name}")
 
     def address(self, host: str) -> str:
-        self.topology.node(host)
-        addresses = self.topology.addresses_of(host)
-        if not addresses:
-            raise InvalidInput(f"{host} has no address")
-        return addresses[0].partition("/")[0]
+        return routing.first_address(self.topology, host)
 
     def link_readings(self) -> list[LinkReading]:
         return [

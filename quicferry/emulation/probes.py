@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from quicferry.emulation.sandbox import private_root
-from quicferry.errors import EmulationError, Unsupported
+from quicferry.errors import EmulationError, Unsupported, last_line
 from quicferry.model import Link, Node, NodeKind, Topology
 from quicferry.probe import Probe
 from quicferry.process import DEVNULL, TimeoutExpired
@@ -40,16 +40,16 @@ SMALLEST = Topology(
 def ask_root() -> str:
     """Whether a private root can be made, and how long one takes."""
     begun = time.perf_counter()
-    _inside(["true"])
+    _in_private_root(["true"])
     return f"a private root was made and ended in {(time.perf_counter() - begun) * 1e3:.0f} ms"
 
 
 def ask_mininet() -> str:
     """Whether Mininet builds a network whose first packet arrives."""
-    return _inside([sys.executable, "-m", "quicferry.emulation.probes"])
+    return _in_private_root([sys.executable, "-m", "quicferry.emulation.probes"])
 
 
-def _inside(argv: list[str]) -> str:
+def _in_private_root(argv: list[str]) -> str:
     """Run a program in a private root; its last line. Raises ``Unsupported`` when it fails."""
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         with private_root.start(argv, stdin=DEVNULL, stdout=stdout, stderr=stderr) as root:
@@ -69,8 +69,7 @@ def _inside(argv: list[str]) -> str:
 
 def _last_line(descriptor: int) -> str:
     size = os.fstat(descriptor).st_size
-    lines = os.pread(descriptor, size, 0).decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else ""
+    return last_line(os.pread(descriptor, size, 0).decode("utf-8", "replace"), "")
 
 
 def main() -> str:

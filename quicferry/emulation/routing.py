@@ -180,6 +180,15 @@ def connected_pairs(topology: Topology) -> Iterator[tuple[str, str]]:
             yield start, end
 
 
+def first_address(topology: Topology, host: str) -> str:
+    """The host's first address without its prefix length. Raises ``InvalidInput`` for one without any."""
+    topology.node(host)
+    addresses = topology.addresses_of(host)
+    if not addresses:
+        raise InvalidInput(f"{host} has no address")
+    return addresses[0].partition("/")[0]
+
+
 def link_between(topology: Topology, name: str) -> Link:
     """The link of that name (``a--b``). Raises ``InvalidInput``."""
     for link in topology.links:

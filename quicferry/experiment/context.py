@@ -1,7 +1,7 @@
 """What every part of one run is given, and the interfaces of the parts.
 
-A run knows nothing of QUIC, DNS or MPTCP. It plays a *cast*: services that are started in order,
-the client last, and a way to move the server. Applications and baselines make casts.
+A run knows nothing of QUIC, DNS or MPTCP. It is given a *deployment*: services that are started in
+order, the client last, and a way to move the server. ``apps.deployment`` and baselines have them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import IO, Any, Protocol
 import msgspec
 
 from quicferry.emulation.emulator import Emulator
-from quicferry.errors import FerryError
+from quicferry.errors import FerryError, last_line
 from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint, Topology
 from quicferry.process import PIPE, Popen, stop
@@ -27,7 +27,7 @@ OnLine = Callable[[bytes], None]
 
 
 class Service(Protocol):
-    """A part of the cast: one process or several that belong together."""
+    """A part of a deployment: one process or several that belong together."""
 
     name: str
 
@@ -41,12 +41,12 @@ class Service(Protocol):
         """End it in good order and gather what it knows. Called also after a failure."""
 
 
-class Cast(Protocol):
-    """Who plays in a run. ``services`` are started in order; the last one is the client."""
+class Deployment(Protocol):
+    """What takes part in a run besides the network. ``services`` are started in order, the client last."""
 
     @property
     def services(self) -> Sequence[Service]:
-        """All parts, in the order of their start."""
+        """All services, in the order of their start."""
 
     def move(self) -> dict[str, Any]:
         """Move the server once; returns when it serves at the destination or again at the source.
@@ -88,10 +88,10 @@ class Program:
     def last_words(self) -> str:
         """The last line of its log."""
         try:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
+            printed = self.log.read_text(errors="replace")
         except OSError:
-            lines = []
-        return lines[-1] if lines else "it left no message"
+            printed = ""
+        return last_line(printed, "it left no message")
 
     def wait(self, timeout_s: float) -> int:
         """Wait for its end and for its last line. Raises ``TimeoutExpired``."""
@@ -125,7 +125,7 @@ class RunContext:
         #: called with every event, in the thread that has read it; whoever listens must not wait long
         self.listeners: list[Callable[[Event], None]] = []
         self.warnings: list[str] = []
-        #: where clients reach the server at an edge, if not at the edge's own address; a cast may say so
+        #: where clients reach the server, where that is not the edge's own address; deployments set it
         self.endpoints: dict[str, Endpoint] = {}
         self.place_by = PLACE_BY_SERVER
         #: whose file descriptors and memory are noted between moves: name -> PID, None while there is none

@@ -1,8 +1,9 @@
-"""Faults: what can be made to go wrong in a move, when, and where the server must be afterwards.
+"""Defines the faults: what can be made to go wrong in a move, when, and where the server must be then.
 
 A fault is a *point* of the move and a *kind*. ``ROWS`` is the whole table. Whatever happens, the
-server must run at one place of the row, nothing may be lost, and the connections go on: the analysis
-judges that from the captures. How it is made to happen: ``fault_injector``.
+server must run at one place of the row, no request may be lost, and the connections go on: the analysis
+judges that from the captures. ``fault_kinds`` says what each kind does, ``fault_injector`` does it at
+its point.
 """
 
 from __future__ import annotations
@@ -12,19 +13,29 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from quicferry.errors import InvalidInput
+from quicferry.experiment.fault_kinds import DESTINATION, KINDS, SOURCE, inter_edge_link
 from quicferry.migration.engines.registry import ahead_engines, behind_engines, criu_engines
 from quicferry.model import Topology
-from quicferry.spec import Fault, RunSpec
-from quicferry.spec import FaultKind as Kind
-from quicferry.spec import FaultPoint as Point
-from quicferry.strategies import RULES
+from quicferry.spec import Fault, FaultKind, FaultPoint, RunSpec
+from quicferry.strategies import rules_of
 
-SOURCE, DESTINATION = "source", "destination"
-RESTART_S = 0.3  # after this long a killed agent or orchestrator is started again
+__all__ = [
+    "DESTINATION",
+    "ROWS",
+    "SOURCE",
+    "TRIGGERS",
+    "FaultRow",
+    "Trigger",
+    "allowed_places",
+    "check",
+    "engines_of",
+    "parse",
+    "row_of",
+]
 
 
-class Moment(NamedTuple):
-    """When a point is reached: this event, told by the agent of that part."""
+class Trigger(NamedTuple):
+    """What tells that a point is reached: this event of the agent of that part."""
 
     event: str
     part: str
@@ -32,56 +43,45 @@ class Moment(NamedTuple):
     engines: Callable[[], frozenset[str]] | None = None  # that have such a point; None: all
 
 
-MOMENTS: dict[Point, Moment] = {
-    Point.PREPARE: Moment("migration.prepare.started", DESTINATION, "the destination begins to get ready"),
-    Point.COPY: Moment(
+TRIGGERS: dict[FaultPoint, Trigger] = {
+    FaultPoint.PREPARE: Trigger(
+        "migration.prepare.started", DESTINATION, "the destination begins to get ready"
+    ),
+    FaultPoint.COPY: Trigger(
         "migration.precopy.round.complete", SOURCE,
         "the first round of memory was sent ahead, the server serves on", ahead_engines,
     ),
-    Point.NOTICE: Moment("migration.notice.started", SOURCE, "both are ready, the clients are about to hear"),
-    Point.CHECKPOINT: Moment("migration.checkpoint.started", SOURCE, "the server is about to be frozen"),
-    Point.DUMP: Moment(
+    FaultPoint.NOTICE: Trigger(
+        "migration.notice.started", SOURCE, "both are ready, the clients are about to hear"
+    ),
+    FaultPoint.CHECKPOINT: Trigger(
+        "migration.checkpoint.started", SOURCE, "the server is about to be frozen"
+    ),
+    FaultPoint.DUMP: Trigger(
         "migration.checkpoint.started", SOURCE,
         "CRIU has the server in its hands: a moment within 60 ms, drawn by the run's seed", criu_engines,
     ),
-    Point.TRANSFER: Moment(
+    FaultPoint.TRANSFER: Trigger(
         "migration.transfer.started", SOURCE, "the server is frozen, nothing was sent yet"
     ),
-    Point.RESTORE: Moment(
+    FaultPoint.RESTORE: Trigger(
         "migration.restore.started", DESTINATION, "all of the state is there, the server is about to resume"
     ),
-    Point.COMMIT: Moment("migration.commit.started", SOURCE, "the source knows that the destination serves"),
-    Point.PAGES: Moment(
+    FaultPoint.COMMIT: Trigger(
+        "migration.commit.started", SOURCE, "the source knows that the destination serves"
+    ),
+    FaultPoint.PAGES: Trigger(
         "migration.pages.started", SOURCE,
         "the destination serves for good, the rest of its memory is on its way", behind_engines,
     ),
 }  # fmt: skip
 
-#: kind -> how it is done, and the seconds it lasts unless told otherwise (None: for good)
-MEANS: dict[Kind, tuple[str, float | None]] = {
-    Kind.DESTINATION_FULL: (
-        "the file system of the destination's container is made as small as what is in it", None,
-    ),
-    Kind.RESTORE_FAILS: ("the state that the destination has received is removed under its hands", None),
-    Kind.IMAGE_CORRUPTED: (
-        "one byte is changed: where the destination keeps it at `restore`, else on its way", None,
-    ),
-    Kind.LINK_CUT: ("both ends of the link between the edges go down, and up again later", 1.0),
-    Kind.LINK_LOST: ("both ends of the link between the edges go down", None),
-    Kind.SOURCE_AGENT_KILLED: ("SIGKILL; started again later", RESTART_S),
-    Kind.DESTINATION_AGENT_KILLED: ("SIGKILL; started again later", RESTART_S),
-    Kind.ORCHESTRATOR_KILLED: ("SIGKILL; started again later", RESTART_S),
-    Kind.CRIU_KILLED: ("SIGKILL for CRIU, which the agent has started", None),
-    Kind.CLIENT_SILENT: ("SIGSTOP for the client; it goes on later", 1.5),
-    Kind.CLIENT_REFUSING: ("the client is configured to refuse every move", None),
-}  # fmt: skip
 
+class FaultRow(NamedTuple):
+    """One row of the table: where the server may be afterwards, and why."""
 
-class Row(NamedTuple):
-    """One line of the table: where the server may be afterwards, and why there."""
-
-    point: Point
-    kind: Kind
+    point: FaultPoint
+    kind: FaultKind
     places: tuple[str, ...]
     why: str
 
@@ -91,7 +91,7 @@ class Row(NamedTuple):
         return f"{self.point}:{self.kind}"
 
 
-_P, _K = Point, Kind
+_P, _K = FaultPoint, FaultKind
 _HERE, _THERE, _EITHER = (SOURCE,), (DESTINATION,), (SOURCE, DESTINATION)
 _NO_DIGEST = "without the end of the state and its digest the destination cannot resume"
 _FOUND = f"it finds its container and its journal; {_NO_DIGEST}"
@@ -102,56 +102,66 @@ _BEFORE = (_P.PREPARE, _P.COPY, _P.NOTICE, _P.CHECKPOINT, _P.TRANSFER)  # before
 _ANYWHERE = (*_BEFORE, _P.RESTORE, _P.COMMIT, _P.PAGES)
 
 
-def _rows(kind: Kind, points: Sequence[Point], places: tuple[str, ...], why: str) -> list[Row]:
-    return [Row(point, kind, places, why) for point in points]
+def _rows(kind: FaultKind, points: Sequence[FaultPoint], places: tuple[str, ...], why: str) -> list[FaultRow]:
+    return [FaultRow(point, kind, places, why) for point in points]
 
 
-ROWS: tuple[Row, ...] = (
+ROWS: tuple[FaultRow, ...] = (
     *_rows(_K.DESTINATION_FULL, _BEFORE, _HERE, "what cannot be kept cannot be resumed"),
-    Row(_P.RESTORE, _K.DESTINATION_FULL, _EITHER, "the state is there already; an engine may need more room"),
-    Row(_P.PAGES, _K.DESTINATION_FULL, _THERE, "pages go into the process, not into files"),
-    Row(_P.COPY, _K.RESTORE_FAILS, _HERE, "what was copied ahead is missed at the latest by the restore"),
-    Row(_P.RESTORE, _K.RESTORE_FAILS, _HERE, "the destination says: never in this epoch"),
-    Row(_P.PAGES, _K.RESTORE_FAILS, _THERE, "what it still needs of it, it has open"),
-    Row(_P.COPY, _K.IMAGE_CORRUPTED, _HERE, "the digest at the end of the copy does not match"),
-    Row(_P.TRANSFER, _K.IMAGE_CORRUPTED, _HERE, "the digest at the end of the transfer does not match"),
-    Row(_P.RESTORE, _K.IMAGE_CORRUPTED, _HERE, "whoever reads the state checks it once more"),
-    Row(_P.PAGES, _K.IMAGE_CORRUPTED, _THERE, "each run of pages has its digest, and is asked for again"),
+    FaultRow(
+        _P.RESTORE, _K.DESTINATION_FULL, _EITHER, "the state is there already; an engine may need more room",
+    ),
+    FaultRow(_P.PAGES, _K.DESTINATION_FULL, _THERE, "pages go into the process, not into files"),
+    FaultRow(
+        _P.COPY, _K.RESTORE_FAILS, _HERE, "what was copied ahead is missed at the latest by the restore",
+    ),
+    FaultRow(_P.RESTORE, _K.RESTORE_FAILS, _HERE, "the destination says: never in this epoch"),
+    FaultRow(_P.PAGES, _K.RESTORE_FAILS, _THERE, "what it still needs of it, it has open"),
+    FaultRow(_P.COPY, _K.IMAGE_CORRUPTED, _HERE, "the digest at the end of the copy does not match"),
+    FaultRow(_P.TRANSFER, _K.IMAGE_CORRUPTED, _HERE, "the digest at the end of the transfer does not match"),
+    FaultRow(_P.RESTORE, _K.IMAGE_CORRUPTED, _HERE, "whoever reads the state checks it once more"),
+    FaultRow(
+        _P.PAGES, _K.IMAGE_CORRUPTED, _THERE, "each run of pages has its digest, and is asked for again",
+    ),
     *_rows(_K.LINK_CUT, _BEFORE, _EITHER, _IN_TIME),
-    Row(_P.RESTORE, _K.LINK_CUT, _THERE, "the source asks by the detour and hears that it serves"),
-    Row(_P.COMMIT, _K.LINK_CUT, _THERE, "the commit takes the detour"),
-    Row(_P.PAGES, _K.LINK_CUT, _THERE, "pages without which a server is lost take the detour"),
+    FaultRow(_P.RESTORE, _K.LINK_CUT, _THERE, "the source asks by the detour and hears that it serves"),
+    FaultRow(_P.COMMIT, _K.LINK_CUT, _THERE, "the commit takes the detour"),
+    FaultRow(_P.PAGES, _K.LINK_CUT, _THERE, "pages without which a server is lost take the detour"),
     *_rows(_K.LINK_LOST, _BEFORE, _HERE, _NO_WAY),
-    Row(_P.RESTORE, _K.LINK_LOST, _THERE, "the source asks by the detour and hears that it serves"),
-    Row(_P.COMMIT, _K.LINK_LOST, _THERE, "the commit takes the detour"),
-    Row(_P.PAGES, _K.LINK_LOST, _THERE, "pages without which a server is lost take the detour"),
-    Row(_P.PREPARE, _K.SOURCE_AGENT_KILLED, _EITHER, "the order is repeated, or nothing has happened"),
+    FaultRow(_P.RESTORE, _K.LINK_LOST, _THERE, "the source asks by the detour and hears that it serves"),
+    FaultRow(_P.COMMIT, _K.LINK_LOST, _THERE, "the commit takes the detour"),
+    FaultRow(_P.PAGES, _K.LINK_LOST, _THERE, "pages without which a server is lost take the detour"),
+    FaultRow(_P.PREPARE, _K.SOURCE_AGENT_KILLED, _EITHER, "the order is repeated, or nothing has happened"),
     *_rows(_K.SOURCE_AGENT_KILLED, (_P.COPY, _P.NOTICE, _P.CHECKPOINT), _HERE, _FOUND),
-    Row(_P.DUMP, _K.SOURCE_AGENT_KILLED, _HERE, "CRIU goes on without it; the next agent waits for that"),
-    Row(_P.TRANSFER, _K.SOURCE_AGENT_KILLED, _HERE, _FOUND),
+    FaultRow(
+        _P.DUMP, _K.SOURCE_AGENT_KILLED, _HERE, "CRIU goes on without it; the next agent waits for that",
+    ),
+    FaultRow(_P.TRANSFER, _K.SOURCE_AGENT_KILLED, _HERE, _FOUND),
     *_rows(
         _K.SOURCE_AGENT_KILLED, (_P.RESTORE, _P.COMMIT), _THERE,
         "it asks the destination before it does anything",
     ),
-    Row(_P.PAGES, _K.SOURCE_AGENT_KILLED, _THERE, "it finds the stopped process and serves its memory on"),
+    FaultRow(
+        _P.PAGES, _K.SOURCE_AGENT_KILLED, _THERE, "it finds the stopped process and serves its memory on",
+    ),
     *_rows(
         _K.DESTINATION_AGENT_KILLED, (*_BEFORE, _P.RESTORE), _HERE, "what had not resumed is thrown away"
     ),
-    Row(
+    FaultRow(
         _P.COMMIT, _K.DESTINATION_AGENT_KILLED, _THERE,
         "its container serves on; the source asks until the agent is back",
     ),
-    Row(
+    FaultRow(
         _P.PAGES, _K.DESTINATION_AGENT_KILLED, _THERE,
         "the container keeps the userfaultfd; the next agent goes on with it",
     ),
-    Row(_P.PREPARE, _K.ORCHESTRATOR_KILLED, _EITHER, "it calls off what it had not ordered yet"),
+    FaultRow(_P.PREPARE, _K.ORCHESTRATOR_KILLED, _EITHER, "it calls off what it had not ordered yet"),
     *_rows(_K.ORCHESTRATOR_KILLED, _ANYWHERE[1:], _THERE, _NOT_ON_THE_PATH),
-    Row(_P.RESTORE, _K.CRIU_KILLED, _HERE, "what it has half made is thrown away"),
+    FaultRow(_P.RESTORE, _K.CRIU_KILLED, _HERE, "what it has half made is thrown away"),
     *_rows(
         _K.CLIENT_SILENT, _ANYWHERE, _THERE, "no client holds a move up; it follows when it is back"
     ),
-    Row(_P.NOTICE, _K.CLIENT_REFUSING, _HERE, "when no client will follow, the move is called off"),
+    FaultRow(_P.NOTICE, _K.CLIENT_REFUSING, _HERE, "when no client will follow, the move is called off"),
 )  # fmt: skip
 
 _BY_NAME = {row.name: row for row in ROWS}
@@ -165,7 +175,7 @@ def parse(words: str) -> Fault:
         point = name.partition(":")[0]
         near = [known for known in _BY_NAME if known.startswith(f"{point}:")] or list(_BY_NAME)
         raise InvalidInput(f"there is no fault {words!r}", hint="there are " + ", ".join(near))
-    seconds = MEANS[row.kind][1]
+    seconds = KINDS[row.kind].seconds
     if given:
         if seconds is None or not re.fullmatch(r"\d+(\.\d+)?", duration) or not 0 < float(duration) <= 60:
             raise InvalidInput(
@@ -173,17 +183,17 @@ def parse(words: str) -> Fault:
                 hint="it lasts for good" if seconds is None else "give more than 0, at most 60",
             )
         seconds = float(duration)
-    return Fault(point=row.point, kind=row.kind, seconds=seconds)
+    return Fault(point=row.point, kind=row.kind, seconds=seconds, words=words)
 
 
-def engines_of(row: Row) -> frozenset[str] | None:
+def engines_of(row: FaultRow) -> frozenset[str] | None:
     """The engines with which a fault can happen; None: all."""
-    having = criu_engines if row.kind is Kind.CRIU_KILLED else MOMENTS[row.point].engines
+    having = KINDS[row.kind].engines or TRIGGERS[row.point].engines
     return having() if having is not None else None
 
 
-def row_of(fault: Fault) -> Row:
-    """The line of the table that a fault is about."""
+def row_of(fault: Fault) -> FaultRow:
+    """The row of the table for a fault."""
     return _BY_NAME[fault.name]
 
 
@@ -192,7 +202,7 @@ def check(spec: RunSpec, topology: Topology) -> None:
     if spec.moves > 1 and spec.faults:
         raise InvalidInput("a fault goes with one move only", hint="leave out --moves")
     for fault in spec.faults:
-        if fault.point is Point.NOTICE and not RULES[spec.strategy].notice:
+        if fault.point is FaultPoint.NOTICE and not rules_of(spec.strategy).notice:
             raise InvalidInput(
                 f"{fault.name} cannot happen: {spec.strategy} tells its clients nothing",
                 hint="choose a strategy with notice, such as proactive-explicit",
@@ -203,20 +213,14 @@ def check(spec: RunSpec, topology: Topology) -> None:
                 f"{fault.name} cannot happen: the engine {spec.engine} has no such point",
                 hint="choose --engine " + " or ".join(sorted(engines)),
             )
-        if fault.kind in (Kind.LINK_CUT, Kind.LINK_LOST) and inter_edge_link(topology) is None:
+        if KINDS[fault.kind].on_the_link and inter_edge_link(topology) is None:
             raise InvalidInput(
                 f"{fault.name} cannot happen: in {topology.name} the edges have no link of their own",
                 hint="choose the topology two_edges",
             )
 
 
-def inter_edge_link(topology: Topology) -> str | None:
-    """The name of the link between source and destination; None where they have none of their own."""
-    ends = {topology.parts.get(SOURCE), topology.parts.get(DESTINATION)}
-    return next((link.name for link in topology.links if {link.a, link.b} == ends), None)
-
-
-def places(faults: Sequence[Fault]) -> list[str]:
+def allowed_places(faults: Sequence[Fault]) -> list[str]:
     """Where the server may be after all of these faults; empty without any."""
     allowed = [set(row_of(fault).places) for fault in faults]
     if not allowed:

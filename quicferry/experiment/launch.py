@@ -1,4 +1,4 @@
-"""Starting a run from outside: validate, preflight, private root, and the directory it leaves.
+"""Starts a run from outside its private root: preflight, private root, complete run directory.
 
 The run itself happens in another process, in namespaces of its own; this side watches its events,
 and whatever becomes of it, a complete run directory with an outcome is left.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 import msgspec
 
 from quicferry.emulation.sandbox import private_root
+from quicferry.errors import last_line
 from quicferry.events import Event
 from quicferry.experiment import faults, preflight
 from quicferry.experiment.store import RunStore
@@ -28,7 +29,7 @@ OnEvent = Callable[[Event], None]
 
 
 def needed_probes(spec: RunSpec) -> list[str]:
-    """What this run needs of the machine: first what fewer machines have."""
+    """The names of the probes that this run needs, those that fewer machines pass first."""
     needed = ["root", *needs(spec.engine, spec.memory_by)]
     if spec.link_backend == "netem":
         needed.append("netem")
@@ -39,14 +40,14 @@ def launch(
     spec: RunSpec,
     topology: Topology,
     store: RunStore,
-    inside: str,
+    player: str,
     on_event: OnEvent | None = None,
     *,
     checked: bool = False,
 ) -> RunPaths:
     """Perform one run and return its complete directory; the outcome is in the manifest.
 
-    ``inside`` is the module that plays the run within the private root. With ``checked`` the
+    ``player`` is the module that plays the run within the private root. With ``checked`` the
     machine is not asked again whether it can.
 
     ``spec`` was checked by whoever made it. Raises ``Unsupported`` before anything is built.
@@ -59,10 +60,10 @@ def launch(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         spec=spec,
         topology=topology,
-        fault_places=faults.places(spec.faults),
+        fault_places=faults.allowed_places(spec.faults),
     )
     write_json(paths.manifest, manifest)
-    argv = [sys.executable, "-m", inside, str(paths.root)]
+    argv = [sys.executable, "-m", player, str(paths.root)]
     log = paths.logs / "run.log"
     with log.open("wb") as stderr:
         root = private_root.start(argv, run_id=run_id, stdout=PIPE, stderr=stderr, cwd=CHECKOUT)
@@ -79,8 +80,8 @@ def launch(
     shutil.rmtree(paths.credentials, ignore_errors=True)
     ended = read_manifest(paths.root)
     if ended.outcome == "running":
-        words = log.read_text(errors="replace").strip().splitlines()
+        last = last_line(log.read_text(errors="replace"))
         ended.outcome = "failed"
-        ended.error = f"the run ended early with status {status}: {words[-1] if words else 'no message'}"
+        ended.error = f"the run ended early with status {status}: {last}"
         write_json(paths.manifest, ended)
     return store.complete(paths)

@@ -1,6 +1,6 @@
-"""All probes of this machine in one list, and the check that comes before a run.
+"""Collects all probes of the machine, and checks those that a run needs before it starts.
 
-The probes live beside what they are about; here they are only collected.
+The probes themselves are defined beside what they are about.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from quicferry.emulation.emulator import Emulator
 from quicferry.emulation.links.layer import warnings_about
 from quicferry.errors import FerryError, MigrationError
 from quicferry.events import Event, write_events
-from quicferry.experiment.context import Cast, RunContext, Service
+from quicferry.experiment.context import Deployment, RunContext, Service
 from quicferry.experiment.usage import note_usage
 from quicferry.migration.criu.versions import versions_of
 from quicferry.migration.engines import registry
@@ -29,7 +29,7 @@ READY_S = 60.0
 BETWEEN_MOVES_S = 1.1  # a client takes no two announcements within a second
 PACKAGES = ("aioquic", "mininet", "cryptography", "grpcio", "pyroute2", "scapy", "polars", "msgspec")
 
-MakeCast = Callable[[RunContext], Cast]
+MakeDeployment = Callable[[RunContext], Deployment]
 
 
 def package_versions() -> dict[str, str]:
@@ -41,7 +41,7 @@ def perform(
     manifest: Manifest,
     paths: RunPaths,
     emulator: Emulator,
-    make_cast: MakeCast,
+    make_deployment: MakeDeployment,
     on_event: Callable[[Event], None] | None = None,
 ) -> Manifest:
     """Play one run and write all raw data; returns the manifest with the outcome.
@@ -56,7 +56,7 @@ def perform(
     try:
         manifest.versions |= versions_of(registry.get(manifest.spec.engine).programs)
         with emulator:
-            _play(manifest, context, make_cast)
+            _play(manifest, context, make_deployment)
         manifest.outcome = "succeeded"
     except FerryError as error:
         manifest.outcome = error.outcome if error.outcome != "invalid" else "failed"
@@ -75,7 +75,7 @@ def perform(
     return manifest
 
 
-def _play(manifest: Manifest, context: RunContext, make_cast: MakeCast) -> None:
+def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployment) -> None:
     events, emulator, spec = context.events, context.emulator, context.spec
     with events.phase("run.deploy"):
         emulator.deploy(manifest.topology)
@@ -89,11 +89,11 @@ def _play(manifest: Manifest, context: RunContext, make_cast: MakeCast) -> None:
     try:
         with events.phase("run.start"):
             manifest.interfaces = captures.start([client, source, destination])
-            cast = make_cast(context)
+            deployment = make_deployment(context)
             manifest.source_endpoint = str(context.service_endpoint(source))
             manifest.destination_endpoint = str(context.service_endpoint(destination))
             manifest.place_by = context.place_by
-            for service in cast.services:
+            for service in deployment.services:
                 started.append(service)
                 service.start()
                 service.wait_ready(READY_S)
@@ -103,7 +103,7 @@ def _play(manifest: Manifest, context: RunContext, make_cast: MakeCast) -> None:
             if number > 1:
                 time.sleep(BETWEEN_MOVES_S)
             with events.phase("run.migrate", number=number) as outcome:
-                outcome |= cast.move()
+                outcome |= deployment.move()
             if spec.moves > 1:
                 note_usage(events, ((name, pid) for name, of in context.watched.items() if (pid := of())))
         time.sleep(spec.after_s)

@@ -1,7 +1,7 @@
-"""Probes of what the baselines stand on: Multipath TCP, and a DNS server that takes signed updates.
+"""Probes for what the baselines need: Multipath TCP, and a DNS server that takes signed updates.
 
 Each does the real thing in network and mount namespaces of its own, so that no port, file or daemon
-of the host is touched. ``python -m quicferry.experiment.service_probes mptcp|dns`` is the inside.
+of the host is touched: ``python -m quicferry.experiment.service_probes mptcp|dns`` runs in there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import dns.tsig
 import dns.update
 
 from quicferry import process
-from quicferry.errors import FerryError, Unsupported
+from quicferry.errors import FerryError, Unsupported, last_line
 from quicferry.probe import Probe
 
 IPPROTO_MPTCP = 262  # include/uapi/linux/in.h; socket.IPPROTO_MPTCP came with Python 3.10 on new libcs only
@@ -44,8 +44,8 @@ _KEY = "probe."
 _NAMED_READY_S = 30.0
 
 
-def _inside(name: str) -> str:
-    """Run one of the two below in private namespaces and return what it saw."""
+def _in_private_namespaces(name: str) -> str:
+    """Run one of ``_PROBE_BODIES`` in private namespaces; the sentence it prints."""
     if os.geteuid() != 0:
         raise Unsupported("a private network namespace needs root", hint="run it as root")
     argv = [
@@ -146,10 +146,8 @@ zone "{_ZONE}" {{ type primary; file "zone"; allow-update {{ key "{_KEY}"; }}; }
     try:
         while _address_of_server(0.2) != "10.0.1.2":
             if named.poll() is not None or time.monotonic() - begun > _NAMED_READY_S:
-                last = [line for line in log.read_text(errors="replace").splitlines() if line] or [
-                    "no message"
-                ]
-                raise Unsupported(f"named does not answer: {last[-1]}", hint="reinstall bind9")
+                last = last_line(log.read_text(errors="replace"))
+                raise Unsupported(f"named does not answer: {last}", hint="reinstall bind9")
             time.sleep(0.02)
         ready_ms = (time.monotonic() - begun) * 1e3
         if _update("10.0.9.9", None) == dns.rcode.NOERROR:
@@ -187,17 +185,17 @@ def _update(address: str, key: dns.tsig.Key | None) -> dns.rcode.Rcode:
 
 
 PROBES = [
-    Probe(name="mptcp", needed_for="the MPTCP baseline", ask=lambda: _inside("mptcp")),
-    Probe(name="dns", needed_for="the TCP+DNS baseline", ask=lambda: _inside("dns")),
+    Probe(name="mptcp", needed_for="the MPTCP baseline", ask=lambda: _in_private_namespaces("mptcp")),
+    Probe(name="dns", needed_for="the TCP+DNS baseline", ask=lambda: _in_private_namespaces("dns")),
 ]
 
-_INSIDE = {"mptcp": talk_mptcp, "dns": update_dns}
+_PROBE_BODIES = {"mptcp": talk_mptcp, "dns": update_dns}
 
 
 def main() -> int:
-    """The inside of a probe: one line on stdout, or a reason and a hint on stderr and status 1."""
+    """Run the body of a probe: one line on stdout, or a reason and a hint on stderr and status 1."""
     try:
-        seen = _INSIDE[sys.argv[1]]()
+        seen = _PROBE_BODIES[sys.argv[1]]()
     except FerryError as error:
         reason, hint = str(error), error.hint
     except (OSError, dns.exception.DNSException) as error:

@@ -1,4 +1,4 @@
-"""Where runs are kept: one directory each, written under ``<id>.partial`` and renamed when complete."""
+"""Keeps runs: one directory each, written under ``<id>.partial`` and renamed when complete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunStore:
         self.root = (root or Path(os.environ.get(ROOT_VARIABLE) or RUNS)).resolve()
 
     def begin(self, spec: RunSpec) -> tuple[str, RunPaths]:
-        """A new, empty, partial run directory and its id. Raises ``StoreError``."""
+        """Make a new, partial run directory; returns its id and paths. Raises ``StoreError``."""
         stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
         name = f"{stamp}-{spec.baseline or spec.strategy}-{spec.engine}-{secrets.token_hex(3)}"
         paths = RunPaths(self.root / f"{name}{PARTIAL_SUFFIX}")

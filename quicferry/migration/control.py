@@ -23,7 +23,7 @@ from quicferry.migration.memory.userfault_offer import offer
 from quicferry.migration.order import Lease
 from quicferry.migration.serving_lease import ServingLease
 from quicferry.model import Endpoint
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName
 
 REPEAT_S = 0.005  # a restored server may not hear the first order: its socket may not exist yet
 
@@ -50,7 +50,7 @@ class Prepare(msgspec.Struct, frozen=True, kw_only=True, tag="prepare"):
     """
 
     epoch: int
-    strategy: Strategy
+    strategy: StrategyName
     server_first: bool
     destination: Endpoint | None
     downtime_ms: float
@@ -66,7 +66,7 @@ class Freeze(msgspec.Struct, frozen=True, kw_only=True, tag="freeze"):
     """
 
     epoch: int
-    strategy: Strategy
+    strategy: StrategyName
     server_first: bool
     state_path: str | None = None
 
@@ -74,13 +74,14 @@ class Freeze(msgspec.Struct, frozen=True, kw_only=True, tag="freeze"):
 class Resume(msgspec.Struct, frozen=True, kw_only=True, tag="resume"):
     """Serve again at ``edge``, where the checkpointed process was restored. Answer: t_ns, when it serves.
 
-    With a ``lease`` only within it, until ``Keep``; refused when it is over. None: for good.
+    With a ``lease`` only within it, until ``Commit``; refused when it is over. None: for good.
     """
 
     epoch: int
     edge: str
-    strategy: Strategy
+    strategy: StrategyName
     server_first: bool
+    service: Endpoint | None = None  # where clients reach the server from now on
     lease: Lease | None = None
 
 
@@ -89,23 +90,28 @@ class Import(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
 
     epoch: int
     edge: str
-    strategy: Strategy
+    strategy: StrategyName
     server_first: bool
     state_path: str
     sha256: str
+    service: Endpoint | None = None  # where clients reach the server from now on
     lease: Lease | None = None
-
-
-class Keep(msgspec.Struct, frozen=True, kw_only=True, tag="keep"):
-    """The move was committed: serve for good, also where the lease is over. Answer: lease, as in Status."""
-
-    epoch: int
 
 
 class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag="dismiss"):
     """Close the connections that the destination did not get: it serves now. Answer: dismissed.
 
     Their clients are told to connect again, there.
+    """
+
+    epoch: int
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
+    """At the destination: the source will not serve again. Answer: nothing.
+
+    The server serves for good, also where its lease is over. One that has taken over live connections may
+    use all packet numbers from now on.
     """
 
     epoch: int
@@ -122,7 +128,7 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
     """Write the closing event and end. Answer: the summary of the service."""
 
 
-Order = Status | Track | Prepare | Freeze | Resume | Import | Keep | Dismiss | Abort | Stop
+Order = Status | Track | Prepare | Freeze | Resume | Import | Dismiss | Commit | Abort | Stop
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -173,11 +179,11 @@ class ControlHandler(ABC):
                 except BaseException:
                     self.lease.forget()
                     raise
-            case Keep():
-                self.lease.keep(order.epoch)
-                return {"lease": self.lease.described()}
             case Dismiss():
                 return {"dismissed": self._dismiss()}
+            case Commit():
+                self.lease.keep(order.epoch)
+                return self._commit()
             case Abort():
                 return self._abort(order)
             case Stop():
@@ -220,6 +226,10 @@ class ControlHandler(ABC):
     def _dismiss(self) -> int:
         """Carry out ``Dismiss``; returns the number of connections that were closed."""
 
+    def _commit(self) -> dict[str, Any]:
+        """Nothing, for a server whose connections do not move."""
+        return {}
+
     @abstractmethod
     def _abort(self, order: Abort) -> dict[str, Any]:
         """Carry out ``Abort``."""
@@ -241,6 +251,7 @@ class ControlServer(asyncio.DatagramProtocol):
         self._offered: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
         # a cast: asyncio's own class is no subclass of DatagramTransport before Python 3.12
         self._transport = cast(asyncio.DatagramTransport, transport)
 
@@ -297,6 +308,7 @@ class ControlClient(asyncio.DatagramProtocol):
         return protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
         # a cast: asyncio's own class is no subclass of DatagramTransport before Python 3.12
         self._transport = cast(asyncio.DatagramTransport, transport)
 

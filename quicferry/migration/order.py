@@ -10,7 +10,7 @@ import msgspec
 
 from quicferry.errors import MigrationError
 from quicferry.model import Endpoint
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName
 from quicferry.units import NS_PER_MS, NS_PER_S, now_ns
 
 #: How memory images are compressed for the transfer. ``auto`` is what measurements favour (docs/adr/0004).
@@ -38,7 +38,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
 class PlannedMove(msgspec.Struct, frozen=True, kw_only=True):
     """All of a move that can be said before it is known from where and as which epoch it begins."""
 
-    strategy: Strategy
+    strategy: StrategyName
     engine: str
     destination: str  # name of the edge host
     service: Endpoint  # where clients reach the server at the destination

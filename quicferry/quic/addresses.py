@@ -51,18 +51,19 @@ class AddressBook:
         frames = [self.known.get(sequence) for sequence in sequences]
         if any(frame is None for frame in frames):
             return None
-        return tuple(a for frame in frames if frame and (a := _of_family(frame, like)) is not None)
+        return tuple(a for frame in frames if frame and (a := self.of_family(frame, like)) is not None)
 
     def names(self, address: Address, like: Address) -> bool:
         """Whether the server has named it."""
-        return any(_of_family(frame, like) == address for frame in self.known.values())
+        return any(self.of_family(frame, like) == address for frame in self.known.values())
 
     def pool(self, like: Address) -> Iterator[Address]:
         """Where the server may be when it is silent."""
         for frame in self.known.values():
-            if frame.pool and (address := _of_family(frame, like)) is not None:
+            if frame.pool and (address := self.of_family(frame, like)) is not None:
                 yield address
 
-
-def _of_family(frame: SmAddress, like: Address) -> Address | None:
-    return frame.ipv6 if ":" in like[0] else frame.ipv4
+    @staticmethod
+    def of_family(frame: SmAddress, like: Address) -> Address | None:
+        """The address of a frame in the connection's family; None if it has none."""
+        return frame.ipv6 if ":" in like[0] else frame.ipv4

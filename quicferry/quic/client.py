@@ -1,12 +1,14 @@
 """The client: it is told, or notices, that the server moves, and finds it again.
 
-What tells the strategies apart is ``quicferry.strategies.RULES``: whether there is notice, and what makes
+What tells the strategies apart is ``quicferry.strategies``: whether there is notice, and what makes
 the client probe. Everything after the first probe is the same for all of them.
 """
 
 from __future__ import annotations
 
+import os
 import random
+from collections import deque
 from dataclasses import dataclass
 
 from aioquic.quic.connection import NetworkAddress
@@ -17,11 +19,12 @@ from quicferry.quic._aioquic.seam import Seam, plain_address
 from quicferry.quic.addresses import AddressBook
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.errors import ErrorCode, PeerError
-from quicferry.quic.probing import Candidate, Prober
+from quicferry.quic.probing import Allowance, Candidate, KeptIds, Prober
 from quicferry.quic.role import Role
 from quicferry.quic.silence import Silence
 from quicferry.quic.tables import CLIENT, ClientInput, ClientState, Machine
 from quicferry.quic.wire import (
+    CIDS_BESIDE_A_RACE,
     VERSION,
     Address,
     Frame,
@@ -33,10 +36,13 @@ from quicferry.quic.wire import (
     SmPrepare,
     SmReady,
 )
-from quicferry.strategies import RULES, ProbeOn, Strategy
+from quicferry.strategies import ProbeOn, rules_of
 
 _FORMER_PATH_PTOS = 3  # how long stragglers of the old path are read after the switch
-_SYMMETRIC = frozenset({Strategy.SYMMETRIC, Strategy.SYNCHRONIZED_SYMMETRIC})
+_KEPT_PTOS = 3  # how long a connection ID stays with its address after a race
+_MISLED_PTOS = 2  # how long the path that SM_MIGRATED came on is waited for, when another answers
+_REMEMBERED = 256
+_VISITED = 16
 
 
 @dataclass
@@ -47,7 +53,7 @@ class _Announcement:
 
     @property
     def probe_on(self) -> ProbeOn:
-        return RULES[self.prepare.strategy].probe_on
+        return rules_of(self.prepare.strategy).probe_on
 
     @property
     def downtime_s(self) -> float:
@@ -70,13 +76,25 @@ class ClientRole(Role):
         self._latest_at: float | None = None
         self._latest_epoch = 0  # the highest epoch this client has heard of
         self._done_epoch = 0  # no frame of this epoch or an older one means anything
+        self._aborted_epoch = 0  # SM_ABORT has the last word: the destination was gone when it was sent
         self._cause: ProbeOn | None = None  # why it probes
-        self._moved = False  # SM_MIGRATED came from an address that is not the active path's
-        self._validated: tuple[Candidate, float] | None = None
+        self._here: NetworkAddress | None = None  # where the server says that it is, before SM_MIGRATED
+        self._moved: NetworkAddress | None = None  # where SM_MIGRATED says that it is; not the active path
+        self._moved_at = 0.0
+        self._moved_epoch = 0
+        self._visited: dict[Address, None] = {}  # where the server has been, the latest last
+        self._validated: tuple[Candidate, float | None] | None = None  # and the RTT, where it is known
+        self._checked_at: float | None = None  # when the old path was challenged because of a stranger
+        self._check: bytes | None = None  # the challenge for it, until it leaves
+        self._elsewhere: deque[int] = deque(maxlen=_REMEMBERED)  # numbers that came first from elsewhere
+        self._owed: dict[NetworkAddress, list[bytes]] = {}  # answers to challenges of paths not yet probed
+        self._kept = KeptIds(seam)
+        self._allowance = Allowance(config.timings)
         self._responses: list[bytes] = []
         self._deadline: float | None = None
         self._next_stranger_at = 0.0
         self._answerable: dict[bytes, float] = {}  # challenges of the path that was switched to
+        self._answer_interval_s = 0.0  # between them
         self._former: dict[NetworkAddress, float] = {}  # address -> until when stragglers are read
 
     @property
@@ -107,6 +125,11 @@ class ClientRole(Role):
         self.max_addresses = answer.max_addresses
         return bool(self.negotiated)
 
+    @property
+    def connection_ids(self) -> int:
+        """The active_connection_id_limit of an offer (RFC 9000 §5.1.1)."""
+        return self._config.max_addresses + CIDS_BESIDE_A_RACE
+
     # ------------------------------------------------------------------ frames
 
     def frame(self, frame: Frame, address: NetworkAddress, now: float) -> None:
@@ -117,21 +140,25 @@ class ClientRole(Role):
         elif isinstance(frame, SmPrepare):
             self._on_prepare(frame, now)
         elif isinstance(frame, SmMigrated):
-            self._on_migrated(frame, address)
+            self._on_migrated(frame, address, now)
         elif isinstance(frame, SmAbort):
-            self._on_abort(frame)
+            self._on_abort(frame, address, now)
         else:
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_READY from a server")
 
     def _on_address(self, frame: SmAddress, now: float) -> None:
+        if frame.here:
+            here = self._book.of_family(frame, self._seam.address)
+            if here is not None and self._policy.denies(here, self._seam.address) is None:
+                self._here = self._seam.socket_form(here)
         if self._book.enter(frame) and self._waiting is not None and self._resolve(self._waiting) is not None:
             prepare, self._waiting = self._waiting, None
             self._consider(prepare, now)
 
     def _on_prepare(self, frame: SmPrepare, now: float) -> None:
-        if frame.strategy not in self.negotiated or not RULES[frame.strategy].notice:
+        if frame.strategy not in self.negotiated or not rules_of(frame.strategy).notice:
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, f"SM_PREPARE for {frame.strategy}")
-        if bool(frame.sequences) is not RULES[frame.strategy].carries_address:
+        if bool(frame.sequences) is not rules_of(frame.strategy).carries_address:
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_PREPARE: addresses do not fit the strategy")
         if self._latest is not None and frame.epoch == self._latest.epoch and frame != self._latest:
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_PREPARE: one epoch, two announcements")
@@ -155,7 +182,7 @@ class ClientRole(Role):
         too_soon = (
             self._latest_at is not None and now - self._latest_at < self._config.timings.epoch_interval_s
         )
-        needs_address = RULES[prepare.strategy].carries_address
+        needs_address = rules_of(prepare.strategy).carries_address
         result = Result.OK
         if not self._config.accept_moves:
             result = Result.REFUSED
@@ -164,8 +191,8 @@ class ClientRole(Role):
         elif needs_address and not addresses:
             result = Result.ADDRESS_FILTERED
         else:
-            self._forget_race()
-            if needs_address and not self._seam.free_cids:
+            self._forget_race(now)
+            if needs_address and not any(map(self._has_cid, addresses)):
                 result = Result.NO_CID
         self._latest_at = now
         self.send_control(SmReady(epoch=prepare.epoch, result=result))
@@ -173,41 +200,58 @@ class ClientRole(Role):
             return
         self._machine.feed(ClientInput.NOTICE)
         self._announcement = _Announcement(prepare, addresses, now)
-        self._moved = False
         self._seam.emit(events.MigrationAnnounced(prepare.epoch, prepare.strategy, addresses))
         if self._announcement.probe_on is ProbeOn.NOTICE:
             self._probe(addresses, ProbeOn.NOTICE, now)
 
-    def _on_migrated(self, frame: SmMigrated, address: NetworkAddress) -> None:
-        if self.state is ClientState.SWITCHED and frame.epoch >= self._latest_epoch:
-            self._settle(frame.epoch)
+    def _on_migrated(self, frame: SmMigrated, address: NetworkAddress, now: float) -> None:
+        """It counts for one path: that to where the server says it is, else the one that it came on."""
+        here, self._here = self._here, None
+        origin = address if here is None else here
+        if frame.epoch < self._latest_epoch or frame.epoch == self._aborted_epoch:
             return
-        if frame.epoch <= self._done_epoch or frame.epoch < self._latest_epoch:
-            return
-        self._latest_epoch = frame.epoch
-        if address != self._seam.network_address:
-            self._moved = True
-        else:  # it is where we think it is
-            self._settle(frame.epoch)
+        if origin == self._seam.network_address:  # it is where we think it is
+            if self.state is ClientState.SWITCHED or frame.epoch > self._done_epoch:
+                self._settle(frame.epoch, now)
+        elif frame.epoch > self._done_epoch:
+            self._latest_epoch = frame.epoch
+            self._lead_to(origin, frame.epoch, now)
 
-    def _settle(self, epoch: int) -> None:
-        self._done_epoch = self._latest_epoch = max(epoch, self._latest_epoch)
+    def _lead_to(self, address: NetworkAddress, epoch: int, now: float) -> None:
+        """The server is there: no other path is right any more, whichever has answered."""
+        self._moved_epoch = epoch
+        if self._moved != address:
+            self._moved, self._moved_at = address, now
+        if self._validated is not None and self._validated[0].network_address != address:
+            self._validated = None
+            self._machine.feed(ClientInput.ELSEWHERE)
+            self._prober.running = True
+
+    def _settle(self, epoch: int, now: float) -> None:
+        self._done_epoch = max(epoch, self._done_epoch)
+        self._latest_epoch = max(epoch, self._latest_epoch)  # of a later move there may have been notice
         for sent in (ClientInput.SETTLED, ClientInput.FALSE_ALARM):
             if self._machine.allows(sent):
                 self._machine.feed(sent)
                 break
-        self._forget_race()
+        self._forget_race(now)
         self._announcement = None
 
-    def _on_abort(self, frame: SmAbort) -> None:
+    def _on_abort(self, frame: SmAbort, address: NetworkAddress, now: float) -> None:
+        elsewhere = address != self._seam.network_address
+        if elsewhere and frame.epoch == self._latest_epoch and plain_address(address) in self._visited:
+            # The destination has served, was taken down before the commit, and the source goes on.
+            self._aborted_epoch = frame.epoch
+            self._lead_to(address, frame.epoch, now)
+            return
         if frame.epoch <= self._done_epoch or frame.epoch < self._latest_epoch:
             return
-        self._done_epoch = self._latest_epoch = frame.epoch
+        self._done_epoch = self._latest_epoch = self._aborted_epoch = frame.epoch
         self._latest_at = None  # a second attempt may follow at once
         self._waiting = None
         if self._machine.allows(ClientInput.ABORT):
             self._machine.feed(ClientInput.ABORT)
-            self._forget_race()
+            self._forget_race(now)
             self._announcement = None
         self._seam.emit(events.MigrationAborted(frame.epoch, frame.reason))
 
@@ -219,25 +263,28 @@ class ClientRole(Role):
             return False
         if address in self._prober.candidates or address in self._former:
             return True
-        plain = plain_address(address)
-        if self._book.names(plain, self._seam.address):
-            return self._policy.denies(plain, self._seam.address) is None
-        return bool(self.negotiated & _SYMMETRIC) and (self._policy.denies(plain, self._seam.address) is None)
+        return self._policy.denies(plain_address(address), self._seam.address) is None
 
     def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
-        """The server validates our address from a new one of its own: answered from that candidate."""
+        """The server validates our address from a new one of its own: answered on the path it came on."""
         if address == self._seam.network_address:
             return False
         candidate = self._prober.candidates.get(address)
-        if candidate is not None:
-            candidate.responses.append(data)
+        owed = self._owed.setdefault(address, []) if candidate is None else candidate.responses
+        owed.append(data)
         return True
 
-    def response(self, data: bytes) -> bool:
-        """Kept until the packet it came in is done with: the switch changes what upstream is looking at."""
-        if self._prober.answered(data) is None and data not in self._answerable:
+    def response(self, data: bytes, address: NetworkAddress) -> bool:
+        """Kept until the packet it came in is done with: the switch changes what upstream is looking at.
+
+        It counts only on the path of its challenge: a challenge that was handed on to another host is
+        answered from there, and says nothing of the address it was sent to.
+        """
+        found = self._prober.answered(data)
+        if found is None and data not in self._answerable:
             return False
-        self._responses.append(data)
+        if address == (self._seam.network_address if found is None else found[0].network_address):
+            self._responses.append(data)
         return True
 
     def retire_prior_to(self, sequence_number: int) -> None:
@@ -247,6 +294,7 @@ class ClientRole(Role):
                 self._seam.retire_cid(candidate.cid)
                 candidate.cid = None
                 candidate.challenges.clear()
+        self._kept.retire_prior_to(sequence_number)
 
     def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
         """News from the server."""
@@ -256,27 +304,55 @@ class ClientRole(Role):
                 if self._machine.state is ClientState.ANNOUNCED:
                     self._deadline = None
                 if newest:
-                    self._on_old_path_alive()
+                    self._on_old_path_alive(now)
         else:
             self._silence.elsewhere(now)
-            if newest or address in self._prober.candidates:
+            if newest:
+                self._elsewhere.append(self._seam.largest_received)
+            if newest or address in self._prober.candidates or address in self._owed:
                 self._on_packet_from_elsewhere(address, now)
+        if self._moved is not None and self._moved != address:
+            self._on_packet_from_elsewhere(self._moved, now)
+        self._owed.clear()
+        self._here = None  # it is said in the same packet as SM_MIGRATED, or not at all
+        self._take_responses(now)
+        self._settle_down(now)
+
+    def _take_responses(self, now: float) -> None:
         if self._responses:
             responses, self._responses = self._responses, []
             for data in responses:
                 self._on_response(data, now)
         if self._validated is not None:
             self._switch_if_allowed(now)
-        self._settle_down()
 
-    def _settle_down(self) -> None:
+    def repeated(self, address: NetworkAddress, number: int, responses: list[bytes], now: float) -> None:
+        """A packet came that had come from elsewhere before: somebody relays, and is faster.
+
+        On the active path, the server is where it was. A response counts on its own path only, so the
+        relay's copy of it did not.
+        """
+        if address == self._seam.network_address:
+            if number in self._elsewhere:
+                self._silence.broken(now)
+                self._on_old_path_alive(now)
+        elif address in self._prober.candidates:
+            for data in responses:
+                self.response(data, address)
+        self._take_responses(now)
+        self._settle_down(now)
+
+    def _settle_down(self, now: float) -> None:
         """While nothing goes on, datagrams of the active path need not be shown to us."""
         self.passive = (
-            self._machine.state is ClientState.IDLE and not self._responses and not self._answerable
+            self._machine.state is ClientState.IDLE
+            and not self._responses
+            and not self._answerable
+            and now >= self._next_stranger_at
         )
 
-    def _on_old_path_alive(self) -> None:
-        if self._moved or self._cause is ProbeOn.NOTICE:
+    def _on_old_path_alive(self, now: float) -> None:
+        if self._moved is not None or self._cause is ProbeOn.NOTICE:
             return
         if self._announcement is not None and self._machine.allows(ClientInput.STAND_BY):
             self._machine.feed(ClientInput.STAND_BY)
@@ -285,7 +361,7 @@ class ClientRole(Role):
             self._deadline = None
         elif self._machine.allows(ClientInput.FALSE_ALARM):
             self._machine.feed(ClientInput.FALSE_ALARM)
-            self._forget_race()
+            self._forget_race(now)
 
     def _on_packet_from_elsewhere(self, address: NetworkAddress, now: float) -> None:
         if not self.admits(address):
@@ -295,11 +371,13 @@ class ClientRole(Role):
             return
         plain = plain_address(address)
         named = self._book.names(plain, self._seam.address)
-        if not named and not self._moved:
+        if not named and address != self._moved:
             # Anyone can relay a packet to us; that must not cost a probe and a connection ID each time.
             if now < self._next_stranger_at:
                 return
             self._next_stranger_at = now + self._config.timings.epoch_interval_s
+            # RFC 9000 §9.3.3: the previous path is validated before it is given up
+            self._check, self._checked_at = os.urandom(8), now
         if self.state not in (ClientState.PROBING, ClientState.VALIDATED):
             self._probe((plain,), ProbeOn.SERVER_PACKET, now, named=named)
         elif candidate is None:
@@ -332,15 +410,23 @@ class ClientRole(Role):
         wanted_s = 0.0
         if self._announcement is not None:
             wanted_s = self._announcement.prepare.probe_interval_ms / 1000
-        self._prober.add(
+        network_address = self._seam.socket_form(address)
+        candidate = self._prober.add(
             address,
-            self._seam.socket_form(address),
+            network_address,
             named=named,
             start_at=start_at,
             downtime_s=downtime_s,
             slack_s=self._seam.pto_s,  # the server freezes when our answer has reached it
             wanted_s=wanted_s,
         )
+        candidate.responses += self._owed.pop(network_address, [])
+        if candidate.cid is None:
+            candidate.cid = self._kept.take(network_address)
+
+    def _has_cid(self, address: Address) -> bool:
+        """Whether an address that nothing has come from could be probed: one ID is always held back."""
+        return self._seam.free_cids > 1 or self._kept.has(self._seam.socket_form(address))
 
     def _expected_downtime_s(self) -> float:
         if self._announcement is not None:
@@ -353,26 +439,49 @@ class ClientRole(Role):
     def _on_response(self, data: bytes, now: float) -> None:
         if data in self._answerable:
             # A waiting room gives the server our early challenges first; later ones tell the RTT better.
-            self._seam.lower_rtt(now - self._answerable.pop(data), now)
+            age_s = now - self._answerable.pop(data)
+            if self._tells_rtt(age_s, self._answer_interval_s):
+                self._seam.lower_rtt(age_s, now)
             return
         found = self._prober.answered(data)
         if found is None or self._validated is not None:
             return
         candidate, sent_at = found
+        age_s = now - sent_at
         if self._machine.allows(ClientInput.PROBE):
             self._machine.feed(ClientInput.PROBE)
         if not self._machine.allows(ClientInput.RESPONSE):
             return
         self._machine.feed(ClientInput.RESPONSE)
-        self._validated = (candidate, now - sent_at)
+        self._validated = (candidate, age_s if self._tells_rtt(age_s, candidate.interval_s) else None)
         self._prober.running = False
-        self._seam.emit(events.PathValidated(candidate.address, now - sent_at))
+        self._seam.emit(events.PathValidated(candidate.address, age_s))
+
+    def _tells_rtt(self, age_s: float, interval_s: float) -> bool:
+        """Whether the age of an answered challenge is a sample of the RTT.
+
+        The challenge may have waited for the server to run, for as long as a probe interval. Where that
+        could be most of the age, it is only believed when it is less than what is taken without a sample.
+        """
+        return age_s >= 2 * interval_s or age_s <= self._seam.rtt_without_sample_s
+
+    def _may_switch_to(self, candidate: Candidate, now: float) -> bool:
+        """Whether the server is known to be there, or not to be where it was."""
+        if candidate.network_address == self._moved:
+            return True
+        if self._moved is not None:  # who said so may have been a relay, and have gone
+            return self._silence.noticed and now - self._moved_at >= _MISLED_PTOS * self._seam.pto_s
+        if candidate.named:
+            return True
+        if not self._silence.noticed:
+            return False
+        return self._checked_at is None or now - self._checked_at >= self._seam.pto_s
 
     def _switch_if_allowed(self, now: float) -> None:
         if self._validated is None:
             return
         candidate, rtt_s = self._validated
-        if not (candidate.named or self._moved or self._silence.noticed):
+        if not self._may_switch_to(candidate, now):
             return
         if candidate.cid is None:  # the peer has retired the one it was challenged on
             candidate.cid = self._seam.take_cid()
@@ -384,40 +493,51 @@ class ClientRole(Role):
         self._seam.adopt(candidate.network_address, candidate.cid, candidate.responses, rtt_s, now)
         candidate.cid = None  # it is the connection's now
         self._answerable = dict(candidate.challenges)
-        if self._announcement is not None:
+        self._answer_interval_s = candidate.interval_s
+        self._visited.pop(old, None)
+        self._visited[old] = None
+        while len(self._visited) > _VISITED:
+            del self._visited[next(iter(self._visited))]
+        was_told = self._moved is not None
+        if self._announcement is not None and not was_told:
             self._done_epoch = max(self._done_epoch, self._announcement.prepare.epoch)
-        was_told = self._moved
-        self._forget_race()
+        self._forget_race(now)
+        self._kept.retire_all()  # the way is open; the server gives others
         self._announcement = None
         self._former = {old_network_address: drain_until}
         self._silence.broken(now)
         self._seam.emit(events.PathSwitched(old, candidate.address))
         if was_told:
-            self._settle(self._latest_epoch)
+            self._settle(self._moved_epoch, now)
 
-    def _forget_race(self) -> None:
-        """Ends probing; connection IDs of candidates are not used again (RFC 9000 §9.5)."""
+    def _forget_race(self, now: float) -> None:
+        """Ends probing. A connection ID stays with its address for a while, and with no other."""
         for candidate in self._prober.candidates.values():
             if candidate.cid is not None:
-                self._seam.retire_cid(candidate.cid)
+                until = now + _KEPT_PTOS * self._seam.pto_s
+                self._kept.put(candidate.network_address, candidate.cid, until)
         self._prober.candidates.clear()
         self._prober.running = False
         self._responses.clear()
         self._validated = None
         self._cause = None
         self._deadline = None
-        self._moved = False
+        self._moved = None
+        self._check = self._checked_at = None
 
     # ------------------------------------------------------------------ sending and time
 
     @property
     def has_datagrams(self) -> bool:
         """Frames or candidates."""
-        return bool(self._control or self._prober.candidates)
+        return bool(self._control or self._prober.candidates or self._check)
 
     def before_send(self, now: float) -> Datagrams:
         """The answer to the announcement first, then the probes."""
         datagrams = self._control_datagrams(now)
+        if self._check is not None:
+            datagrams.append(self._seam.probe(self._seam.network_address, None, self._check, ()))
+            self._check = None
         for candidate in self._prober.candidates.values():
             if candidate.responses and candidate.cid is not None:
                 datagrams.append(
@@ -426,10 +546,14 @@ class ClientRole(Role):
                 candidate.responses.clear()
         for candidate in self._prober.due(now):
             if candidate.cid is None:
-                candidate.cid = self._seam.take_cid()
+                if candidate.heard or self._seam.free_cids > 1:  # the last one is for who is heard
+                    candidate.cid = self._seam.take_cid()
                 if candidate.cid is None:
                     self._prober.postpone(candidate, now)  # the server may send more
                     continue
+            if not (candidate.heard or candidate.address in self._visited or self._allowance.take(now)):
+                self._allowance.postpone(candidate, now)
+                continue
             if candidate.tries == 0:
                 self._seam.emit(events.ProbeStarted(candidate.address))
             challenge = self._prober.challenge(candidate, now)
@@ -441,14 +565,14 @@ class ClientRole(Role):
 
     @property
     def recovery_suspended(self) -> bool:
-        """Synchronized Symmetric: the server said that it will be silent, so its silence is no loss.
+        """The server said that it will be silent until it speaks first: its silence is no loss.
 
         The first PTO still counts; it repeats what was lost before the move began.
         """
         return (
             self._silence.noticed
             and self._announcement is not None
-            and self._announcement.prepare.strategy is Strategy.SYNCHRONIZED_SYMMETRIC
+            and self._announcement.probe_on is ProbeOn.SERVER_PACKET
         )
 
     def _loss_at(self) -> float | None:
@@ -457,11 +581,31 @@ class ClientRole(Role):
 
     def timer(self) -> float | None:
         """The earliest of: silence, the next probe, the end of patience, the end of the former path."""
-        if self._deadline is None and not self._former and not self._prober.running:
+        if (
+            self._deadline is None
+            and not self._former
+            and not self._prober.running
+            and self._kept.due_at is None
+        ):
             return self._loss_at()
-        times = [self._loss_at(), self._prober.next_at(), self._deadline, *self._former.values()]
+        times = [
+            self._loss_at(),
+            self._prober.next_at(),
+            self._deadline,
+            self._kept.due_at,
+            self._switch_at(),
+            *self._former.values(),
+        ]
         known = [time for time in times if time is not None]
         return min(known) if known else None
+
+    def _switch_at(self) -> float | None:
+        """When a path that has answered is believed without a word of the server."""
+        if self._validated is None or not self._silence.noticed:
+            return None
+        if self._moved is not None:
+            return self._moved_at + _MISLED_PTOS * self._seam.pto_s
+        return None if self._checked_at is None else self._checked_at + self._seam.pto_s
 
     def on_timer(self, now: float) -> None:
         """Whatever of these is due; the probes themselves leave with ``before_send``."""
@@ -472,8 +616,11 @@ class ClientRole(Role):
         silent_s = self._silence.look(now) if self.negotiated else None
         if silent_s is not None:
             self._on_silence(silent_s, now)
+        elif self._validated is not None:
+            self._switch_if_allowed(now)
+        self._kept.retire_old(now)
         if self._deadline is not None and now >= self._deadline:
-            self._fall_back()
+            self._fall_back(now)
         for address, until in list(self._former.items()):
             if now >= until:
                 del self._former[address]
@@ -489,18 +636,24 @@ class ClientRole(Role):
                 self._probe(self._announcement.addresses, ProbeOn.LOSS, now)
             else:
                 self._deadline = now + self._patience_s(self._announcement.downtime_s)
-        elif self._machine.allows(ClientInput.PROBE) and Strategy.POOL in self.negotiated:
+        elif self._machine.allows(ClientInput.PROBE) and self.negotiated_pool:
             pool = self._pool()
             if pool:
                 self._probe(pool, ProbeOn.LOSS, now)
         self._switch_if_allowed(now)
 
     def _pool(self) -> tuple[Address, ...]:
+        """Where a server with a pool may be: in its pool, and wherever it has been; the last place first."""
         here = self._seam.address
-        usable = [a for a in self._book.pool(here) if a != here and self._policy.denies(a, here) is None]
+        pool = list(self._book.pool(here))
+        if not pool:
+            return ()
+        been = list(reversed(self._visited))
+        places = dict.fromkeys([*been[:1], *pool, *been[1:]])
+        usable = [a for a in places if a != here and self._policy.denies(a, here) is None]
         return tuple(usable[: self.max_addresses])
 
-    def _fall_back(self) -> None:
+    def _fall_back(self, now: float) -> None:
         reason = (
             "no answer from the new address" if self._prober.candidates else "the server has not come back"
         )
@@ -508,6 +661,6 @@ class ClientRole(Role):
         if not self._machine.allows(ClientInput.DEADLINE):
             return
         self._machine.feed(ClientInput.DEADLINE)
-        self._forget_race()
+        self._forget_race(now)
         self._announcement = None
         self._seam.emit(events.MigrationFellBack(reason))

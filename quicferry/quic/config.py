@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from quicferry.errors import InvalidInput
 from quicferry.quic.policy import AddressPolicy
 from quicferry.quic.wire import MAX_ADDRESSES
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName, strategies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,11 @@ class Timings:
     #: afterwards each interval is this many times the one before, up to ``probe_interval_max_s``
     probe_backoff: float = 1.25
     probe_interval_max_s: float = 0.250
+    #: challenges of 1200 bytes to addresses that have never been heard: so many at once, over all
+    #: announcements of a connection, and then so many a second. It bounds what a server can have its
+    #: client send to third parties
+    probe_allowance: int = 256
+    probe_allowance_per_second: float = 40.0
     #: the downtime that is expected when nothing was announced
     unannounced_downtime_s: float = 2.0
     #: patience beyond the downtime; half the idle timeout when that is sooner
@@ -50,7 +55,7 @@ class Timings:
 class ExtensionConfig:
     """The extension at one endpoint. Raises ``InvalidInput`` for values out of range."""
 
-    strategies: frozenset[Strategy] = field(default_factory=lambda: frozenset(Strategy))
+    strategies: frozenset[StrategyName] = field(default_factory=lambda: frozenset(strategies()))
     max_addresses: int = MAX_ADDRESSES  # 1..7: the candidates of one race
     max_known_addresses: int = 16  # that a server may have named and not retired
     max_probes: int = 512  # per candidate

@@ -14,7 +14,7 @@ from quicferry.quic.errors import LocalError
 from quicferry.quic.server import ServerRole
 from quicferry.quic.tables import ClientState, ServerState
 from quicferry.quic.wire import Address
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName
 
 
 class MigratableConnection(HookedConnection):
@@ -40,7 +40,7 @@ class MigratableConnection(HookedConnection):
             self.attach(self._role)
 
     @property
-    def negotiated(self) -> frozenset[Strategy]:
+    def negotiated(self) -> frozenset[StrategyName]:
         """The strategies both ends can do; empty before the handshake and with a stock peer."""
         return frozenset() if self._role is None else self._role.negotiated
 
@@ -75,7 +75,7 @@ class MigratableConnection(HookedConnection):
     def prepare_migration(
         self,
         epoch: int,
-        strategy: Strategy,
+        strategy: StrategyName,
         addresses: list[Address],
         downtime_ms: float,
         server_first: bool,
@@ -96,21 +96,39 @@ class MigratableConnection(HookedConnection):
         """From now on nothing is sent, read or timed. Raises ``LocalError`` at a client."""
         self._server().hold()
 
-    def resume(self, epoch: int, strategy: Strategy, speak_first: bool, now: float, clients: int = 1) -> None:
+    def resume(
+        self,
+        epoch: int,
+        strategy: StrategyName,
+        speak_first: bool,
+        now: float,
+        clients: int = 1,
+        address: Address | None = None,
+    ) -> None:
         """At the destination, after ``hold``. Raises ``LocalError``.
 
-        The more ``clients`` resume together, the later is the first answer taken for lost.
+        The more ``clients`` resume together, the later is the first answer taken for lost. ``address`` is
+        where the client reaches this server; None where the server cannot know it, as behind a NAT.
 
         With ``speak_first`` the next ``datagrams_to_send`` has SM_MIGRATED and all that was pending or on
-        its way; else the connection is mute until an authentic packet of the client has come.
+        its way; else the connection is mute until an authentic packet of the client has come, or for one
+        PTO. CONNECTION_CLOSE leaves at once.
         """
-        self._server().resume(epoch, speak_first=speak_first, now=now, clients=clients)
+        self._server().resume(epoch, speak_first=speak_first, now=now, clients=clients, address=address)
+
+    def record_commit(self) -> None:
+        """At the destination: it is recorded that the source never goes on. Raises ``LocalError``.
+
+        Until then the connection has the packet numbers of the lease and no others, however much there is
+        to send: a source that goes on begins behind them.
+        """
+        self._server().record_commit()
 
     def abort_migration(self, epoch: int, reason: str, now: float) -> None:
         """At the source: goes on where ``hold`` stopped and tells the client (SM_ABORT).
 
-        ``reason`` is the name of a ``wire.AbortReason``; another text counts as unspecified. Whoever has
-        exported this connection's keys must have raised its packet number above the lease before.
+        ``reason`` is the name of a ``wire.AbortReason``; another text counts as unspecified. A connection
+        that was held goes on behind the packet numbers that were the destination's.
         """
         self._server().abort(epoch, reason, now)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from aioquic.quic.events import QuicEvent
 
 from quicferry.quic.wire import Address, Result
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MigrationAnnounced(QuicEvent):
     """Client: SM_PREPARE has come and was accepted."""
 
     epoch: int
-    strategy: Strategy
+    strategy: StrategyName
     addresses: tuple[Address, ...]
 
 

@@ -24,7 +24,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     version: Literal[1] = 1
     epoch: int
-    state: Literal["frozen", "open"]
+    state: Literal["frozen", "given", "open"]
 
 
 class Fence:
@@ -45,7 +45,7 @@ class Fence:
 
         An unreadable record has no epoch: see :attr:`closed`.
         """
-        if self._record is not None and self._record.state == "frozen":
+        if self._record is not None and self._record.state != "open":
             return self._record.epoch
         return None
 
@@ -93,6 +93,18 @@ class Fence:
         self._refuse_stale(epoch)
         self._write(Record(epoch=epoch, state="open"))
 
+    def give(self, epoch: int) -> None:
+        """The move is committed: no abort of it leads back to this host, only a later move does.
+
+        To give twice does nothing. Raises ``MigrationError`` when the host is not frozen for that move.
+        """
+        if self._damage is not None:
+            self.check()
+        if self.frozen_epoch != epoch:
+            raise MigrationError(f"this host is not frozen for move {epoch}")
+        if self._record is not None and self._record.state != "given":
+            self._write(Record(epoch=epoch, state="given"))
+
     def lift(self, epoch: int) -> None:
         """Take the fence away after a proven abort of move ``epoch``.
 
@@ -102,6 +114,11 @@ class Fence:
             self.check()
         if self.frozen_epoch != epoch:
             raise MigrationError(f"this host is not frozen for move {epoch}")
+        if self._record is not None and self._record.state == "given":
+            raise MigrationError(
+                f"move {epoch} is committed: no way leads back to this host",
+                hint="move the server again to bring it back",
+            )
         self._write(Record(epoch=epoch, state="open"))
 
     def _refuse_stale(self, epoch: int) -> None:

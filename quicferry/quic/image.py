@@ -58,7 +58,7 @@ class KeysImage(Image, frozen=True):
 
 
 class SpaceImage(Image, frozen=True):
-    """The packet number space of the application (RFC 9000 §12.3). Nothing is in flight in an image."""
+    """The packet number space of the application (RFC 9000 §12.3)."""
 
     ack_in_s: float | None
     ack_queue: Ranges
@@ -68,6 +68,27 @@ class SpaceImage(Image, frozen=True):
     largest_received_packet: int
     received_lower: int
     received: Ranges
+
+
+class DataInDoubtImage(Image, frozen=True, array_like=True):
+    """Stream data of a packet in doubt."""
+
+    stream_id: int
+    start: int
+    stop: int
+    fin: bool
+
+
+class PacketInDoubtImage(Image, frozen=True, array_like=True):
+    """A packet that was in flight: neither acknowledged nor lost. Other frames of it are sent again.
+
+    ``acknowledges``: up to which numbers its ACK frames went.
+    """
+
+    number: int
+    sent_age_s: float
+    data: list[DataInDoubtImage]
+    acknowledges: list[int]
 
 
 class ReceiverImage(Image, frozen=True, array_like=True):
@@ -239,6 +260,7 @@ class ConnectionImage(Image, frozen=True):
     version: int
 
     # keys and packets
+    in_doubt: list[PacketInDoubtImage]
     keys: KeysImage
     max_datagram_size: int
     packet_number: int

@@ -7,11 +7,12 @@ application; a probe must not be late because the last ones went to a host that 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from aioquic.quic.connection import NetworkAddress, QuicConnectionId
 
+from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.config import Timings
 from quicferry.quic.wire import Address
 
@@ -31,6 +32,79 @@ class Candidate:
     heard: bool = False  # an authentic packet came from there
     challenges: dict[bytes, float] = field(default_factory=dict)  # data -> when it was sent
     responses: list[bytes] = field(default_factory=list)  # to the server's challenges, newest last
+
+
+class KeptIds:
+    """Connection IDs of candidates of races that are over.
+
+    An ID belongs to one address (RFC 9000 §9.5). A race that is called off and begun again takes none
+    from the few there are: RETIRE_CONNECTION_ID may go to a path that is dead, and bring no other back.
+    """
+
+    def __init__(self, seam: Seam) -> None:
+        self._seam = seam
+        self._ids: dict[NetworkAddress, tuple[QuicConnectionId, float]] = {}
+
+    def put(self, address: NetworkAddress, cid: QuicConnectionId, until: float) -> None:
+        """Keep the ID of an address up to a time."""
+        self._ids[address] = (cid, until)
+
+    def has(self, address: NetworkAddress) -> bool:
+        """Whether there is one for the address."""
+        return address in self._ids
+
+    def take(self, address: NetworkAddress) -> QuicConnectionId | None:
+        """The ID of an address, if it has one."""
+        kept = self._ids.pop(address, None)
+        return None if kept is None else kept[0]
+
+    @property
+    def due_at(self) -> float | None:
+        """When ``retire_old`` has something to do."""
+        return min((until for _, until in self._ids.values()), default=None)
+
+    def retire_old(self, now: float) -> None:
+        """Retire those whose time is over."""
+        self._retire(address for address, (_, until) in self._ids.items() if until <= now)
+
+    def retire_all(self) -> None:
+        """Retire them: a path is open on which the peer hears it."""
+        self._retire(self._ids)
+
+    def retire_prior_to(self, sequence_number: int) -> None:
+        """The peer wants them retired (RFC 9000 §5.1.2)."""
+        self._retire(a for a, (cid, _) in self._ids.items() if (cid.sequence_number or 0) < sequence_number)
+
+    def _retire(self, addresses: Iterable[NetworkAddress]) -> None:
+        for address in list(addresses):
+            self._seam.retire_cid(self._ids.pop(address)[0])
+
+
+class Allowance:
+    """What a client sends to addresses that it has only been told of (RFC 9000 §21.5).
+
+    A bucket of datagrams that fills slowly, for all candidates and all announcements of a connection.
+    """
+
+    def __init__(self, timings: Timings) -> None:
+        self._most = float(timings.probe_allowance)
+        self._per_second = timings.probe_allowance_per_second
+        self._left = self._most
+        self._at = 0.0
+
+    def take(self, now: float) -> bool:
+        """One datagram; False when none is left."""
+        if now > self._at:
+            self._left = min(self._most, self._left + (now - self._at) * self._per_second)
+            self._at = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+    def postpone(self, candidate: Candidate, now: float) -> None:
+        """The candidate waits for the next one."""
+        candidate.next_at = now + max((1.0 - self._left) / self._per_second, 0.001)
 
 
 @dataclass
@@ -80,7 +154,8 @@ class Prober:
     def due(self, now: float) -> Iterator[Candidate]:
         """The candidates that want a probe now."""
         if self.running:
-            for candidate in list(self.candidates.values()):
+            # who was probed least comes first: an allowance that is used up must starve nobody
+            for candidate in sorted(self.candidates.values(), key=lambda each: each.tries):
                 if candidate.next_at <= now and candidate.tries < self.max_probes:
                     yield candidate
 

@@ -8,7 +8,7 @@ from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.wire import Frame
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName, rules_of
 
 
 class Role:
@@ -18,16 +18,26 @@ class Role:
         self._seam = seam
         self._config = config
         self._control: list[bytes] = []  # encoded frames to send, in order
-        self.negotiated: frozenset[Strategy] = frozenset()
+        self.negotiated: frozenset[StrategyName] = frozenset()
         self.max_addresses = config.max_addresses
         self.held = False
         self.mute = False
         self.passive = False
 
     @property
+    def negotiated_pool(self) -> bool:
+        """Whether one of the negotiated strategies gives the client possible addresses beforehand."""
+        return any(rules_of(name).pool for name in self.negotiated)
+
+    @property
     def recovery_suspended(self) -> bool:
         """Whether the loss detection timer is off."""
         return False
+
+    @property
+    def connection_ids(self) -> int:
+        """As many as upstream deals in, if there is no need for more."""
+        return 0
 
     def admits(self, address: NetworkAddress) -> bool:
         """A server takes packets from everywhere: upstream's business."""
@@ -36,7 +46,10 @@ class Role:
     def retire_prior_to(self, sequence_number: int) -> None:
         """Only connection IDs that upstream does not know of are ours to retire."""
 
-    def response(self, data: bytes) -> bool:
+    def repeated(self, address: NetworkAddress, number: int, responses: list[bytes], now: float) -> None:
+        """Relays are the client's business."""
+
+    def response(self, data: bytes, address: NetworkAddress) -> bool:
         """Only a client challenges."""
         return False
 

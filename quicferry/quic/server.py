@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from aioquic.quic.connection import NetworkAddress
@@ -15,6 +16,7 @@ from quicferry.quic.errors import ErrorCode, LocalError, PeerError
 from quicferry.quic.role import Role
 from quicferry.quic.tables import SERVER, Machine, ServerInput, ServerState
 from quicferry.quic.wire import (
+    CIDS_BESIDE_A_RACE,
     VERSION,
     AbortReason,
     Address,
@@ -28,10 +30,10 @@ from quicferry.quic.wire import (
     SmReady,
     decode_frame,
 )
-from quicferry.strategies import RULES, Strategy
+from quicferry.strategies import StrategyName, rules_of
 
 _RESPONSES_PER_DATAGRAM = 100  # 9 bytes each in a datagram of 1200
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 class ServerRole(Role):
@@ -45,10 +47,14 @@ class ServerRole(Role):
         self._named: dict[int, SmAddress] = {}  # what the client was told, by sequence number
         self._unconfirmed: set[int] = set()  # named, but not acknowledged
         self._next_sequence = 1
+        self._announced = 0  # addresses in the latest SM_PREPARE
         self._answer: Result | None = None
-        self._strategy: Strategy | None = None  # of the latest prepare
+        self._strategy: StrategyName | None = None  # of the latest prepare
         self._challenges: list[tuple[NetworkAddress, bytes]] = []
         self._cid_before_move = b""
+        self._here: int | None = None  # the sequence number of the address that it is at, where it knows it
+        self._frozen_number = 0  # the next packet number at the freeze
+        self._speaks_at: float | None = None  # when a mute server has waited long enough
 
     @property
     def state(self) -> ServerState:
@@ -70,9 +76,23 @@ class ServerRole(Role):
         offer = Parameter.decode(value)
         if offer.version != VERSION:
             return False
+        # a client that holds fewer connection IDs than its race would take races fewer addresses
+        can_hold = self._seam.peer_cid_limit - CIDS_BESIDE_A_RACE
+        if can_hold < 1:
+            return False
         self.negotiated = offer.strategies & self._config.strategies
-        self.max_addresses = min(offer.max_addresses, self._config.max_addresses)
+        self.max_addresses = min(offer.max_addresses, self._config.max_addresses, can_hold)
         return bool(self.negotiated)
+
+    @property
+    def connection_ids(self) -> int:
+        """One for each candidate of a race, and those beside it.
+
+        The candidates are what was announced, or the pool and the address that is left.
+        """
+        pool = sum(frame.pool for frame in self._named.values())
+        candidates = max(self._announced, pool + 1)
+        return min(candidates, self.max_addresses) + CIDS_BESIDE_A_RACE
 
     # ------------------------------------------------------------------ the application's orders
 
@@ -91,7 +111,7 @@ class ServerRole(Role):
     def prepare(
         self,
         epoch: int,
-        strategy: Strategy,
+        strategy: StrategyName,
         addresses: list[Address],
         downtime_ms: float,
         *,
@@ -109,7 +129,7 @@ class ServerRole(Role):
         if not self._seam.handshake_confirmed:
             self._seam.emit(events.MigrationReady(epoch, Result.NOT_CONFIRMED))
             return
-        rules = RULES[strategy]
+        rules = rules_of(strategy)
         if epoch <= self._epoch:
             raise LocalError(f"epoch {epoch} is not above {self._epoch}", hint="number the moves upwards")
         if rules.carries_address and not addresses:
@@ -128,6 +148,7 @@ class ServerRole(Role):
             return
         sequences: tuple[int, ...] = ()
         if rules.carries_address:
+            self._announced = len(addresses)
             sequences = tuple(self._name(a, pool=False) for a in addresses[: self.max_addresses])
         self.send_control(
             SmPrepare(
@@ -145,11 +166,25 @@ class ServerRole(Role):
         if self._machine.allows(ServerInput.HOLD):
             self._machine.feed(ServerInput.HOLD)
             self._cid_before_move = self._seam.host_cid
+        if not self.held:
+            self._seam.release_lease()  # what is held for a move is this host's own
+            self._frozen_number = self._seam.packet_number
         self.held = True
         self.passive = False
 
-    def resume(self, epoch: int, *, speak_first: bool, now: float, clients: int = 1) -> None:
-        """At the destination. Everything in flight is sent again; the path is new (RFC 9000 §9.4)."""
+    def resume(
+        self,
+        epoch: int,
+        *,
+        speak_first: bool,
+        now: float,
+        clients: int = 1,
+        address: Address | None = None,
+    ) -> None:
+        """At the destination. What was in flight is in doubt; the path is new (RFC 9000 §9.4).
+
+        A server that does not speak first waits for its client for one PTO of the old path.
+        """
         if not self.held:
             raise LocalError("resume without hold")
         self._machine.feed(ServerInput.RESUME)
@@ -158,13 +193,23 @@ class ServerRole(Role):
         self._challenges.clear()
         if self._seam.has_ended:
             return
+        self._seam.keep_to_lease(self._frozen_number)
+        patience_s = self._seam.pto_s
         self._seam.restart_idle_timer(now)
+        self._seam.doubt_flight(now)
         self._seam.restart_recovery(None, now, least_rtt_s=clients / self._config.timings.answers_per_second)
         if not self.negotiated:
+            self._seam.ask_for_acknowledgement()
             return
+        self._say_here(address)
         self.send_control(SmMigrated(epoch=self._epoch))
         self._seam.change_cid()  # RFC 9000 §9.5: not the same one from two addresses
         self.mute = not speak_first
+        self._speaks_at = now + patience_s if self.mute else None
+
+    def record_commit(self) -> None:
+        """At the destination: the source never goes on. All packet numbers are this host's."""
+        self._seam.release_lease()
 
     def abort(self, epoch: int, reason: str, now: float) -> None:
         """At the source: the move is off. Everything in flight is sent again."""
@@ -174,13 +219,35 @@ class ServerRole(Role):
         elif self.state is not ServerState.IDLE:
             raise LocalError(f"abort in the state {self.state}", hint="the move is over already")
         self._epoch = max(epoch, self._epoch)
+        if was_held:
+            self._seam.leave_lease(self._frozen_number)
         if was_held and not self._seam.has_ended:
+            self._seam.take_newest_cid()
             self._seam.restart_idle_timer(now)
             self._seam.expire_in_flight(now)
         if self.negotiated and self._seam.handshake_confirmed:
             self.send_control(SmAbort(epoch=self._epoch, reason=AbortReason.named(reason)))
 
-    def _name(self, address: Address, *, pool: bool) -> int:
+    def _say_here(self, address: Address | None) -> None:
+        """Names the address that the server is at, so that SM_MIGRATED counts for no other path."""
+        self._here = None
+        self._control = [self._up_to_date(encoded) for encoded in self._control]
+        if address is None:
+            return
+        self._here = next((s for s, f in self._named.items() if address in (f.ipv4, f.ipv6)), None)
+        if self._here is None:
+            self._here = self._name(address, pool=False, here=True)
+        else:
+            self.send_control(dataclasses.replace(self._named[self._here], here=True))
+
+    def _up_to_date(self, encoded: bytes) -> bytes:
+        """A frame that is to be sent again; one that named a former place still names an address."""
+        frame = decode_frame(encoded)
+        if isinstance(frame, SmAddress) and frame.here and frame.sequence != self._here:
+            return dataclasses.replace(frame, here=False).encode()
+        return encoded
+
+    def _name(self, address: Address, *, pool: bool, here: bool = False) -> int:
         """The sequence number of an address the client knows, or is told now."""
         for sequence, frame in self._named.items():
             if address in (frame.ipv4, frame.ipv6) and (frame.pool or not pool):
@@ -191,12 +258,13 @@ class ServerRole(Role):
         frame = SmAddress.of(sequence, address, pool=pool)
         self._named[sequence] = frame
         self._unconfirmed.add(sequence)
-        self.send_control(frame)
+        self._seam.replenish_cids()
+        self.send_control(dataclasses.replace(frame, here=here))
         return sequence
 
     def control_delivered(self, encoded: bytes, acknowledged: bool) -> None:
         """Besides repeating: a pool is ready when the client is known to have all of it."""
-        super().control_delivered(encoded, acknowledged)
+        super().control_delivered(self._up_to_date(encoded), acknowledged)
         frame = decode_frame(encoded)
         if not acknowledged or not isinstance(frame, SmAddress):
             return
@@ -204,7 +272,7 @@ class ServerRole(Role):
         if (
             self.state is ServerState.PREPARING
             and self._strategy is not None
-            and not RULES[self._strategy].notice
+            and not rules_of(self._strategy).notice
             and not self._unconfirmed
         ):
             self._machine.feed(ServerInput.ANSWER_OK)
@@ -248,6 +316,7 @@ class ServerRole(Role):
     def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
         """An authentic packet of the client ends muteness; one that is no probe commits the move."""
         self.mute = False
+        self._speaks_at = None
         # aioquic follows the client to the connection ID of a packet, unless it is a probing packet. A late
         # packet to the old address, handed on by the source, is on the old one.
         if self.state is ServerState.RESTORED and self._seam.host_cid != self._cid_before_move:
@@ -255,7 +324,17 @@ class ServerRole(Role):
             self._seam.emit(events.MigrationCommitted(self._epoch))
         self.passive = self.state is not ServerState.RESTORED
 
-    # ------------------------------------------------------------------ sending
+    # ------------------------------------------------------------------ sending and time
+
+    def timer(self) -> float | None:
+        """When a server that waits for its client speaks all the same."""
+        return self._speaks_at
+
+    def on_timer(self, now: float) -> None:
+        """Nobody waits for ever: a client may have nothing to ask, or may not know that it is to ask."""
+        if self._speaks_at is not None and now >= self._speaks_at:
+            self.mute = False
+            self._speaks_at = None
 
     @property
     def has_datagrams(self) -> bool:
@@ -272,7 +351,7 @@ class ServerRole(Role):
         self._challenges.clear()
         for address, responses in by_address.items():
             datagrams.append(self._seam.probe(address, None, None, responses[:_RESPONSES_PER_DATAGRAM]))
-        if self._offered and Strategy.POOL in self.negotiated:
+        if self._offered and self.negotiated_pool:
             for address in self._offered[: self.max_addresses]:
                 self._name(address, pool=True)
         self._offered = []
@@ -307,6 +386,7 @@ class ServerRole(Role):
             "strategy": None if self._strategy is None else str(self._strategy),
             "answer": None if self._answer is None else str(self._answer),
             "cid_before_move": self._cid_before_move,
+            "frozen_number": self._frozen_number,
             "held": self.held,
             "mute": self.mute,
         }
@@ -315,7 +395,7 @@ class ServerRole(Role):
         """Takes over what ``dump`` gave. Raises ``LocalError`` for another version's."""
         if values.get("version") != _STATE_VERSION:
             raise LocalError(f"extension state of version {values.get('version')!r}")
-        self.negotiated = frozenset(Strategy(name) for name in values["negotiated"])
+        self.negotiated = frozenset(map(str, values["negotiated"]))
         self.max_addresses = values["max_addresses"]
         self._machine.state = ServerState(values["state"])
         self._epoch = values["epoch"]
@@ -325,8 +405,9 @@ class ServerRole(Role):
         self._unconfirmed = set(values["unconfirmed"])
         self._next_sequence = values["next_sequence"]
         self._control = list(values["control"])
-        self._strategy = None if values["strategy"] is None else Strategy(values["strategy"])
+        self._strategy = None if values["strategy"] is None else str(values["strategy"])
         self._answer = None if values["answer"] is None else Result(values["answer"])
         self._cid_before_move = values["cid_before_move"]
+        self._frozen_number = values["frozen_number"]
         self.held = values["held"]
         self.mute = values["mute"]

@@ -8,9 +8,10 @@
 The danger is one AEAD nonce used for two packets (RFC 9001 §5.3): it gives away plaintext and the
 authentication key. Nonces come from packet numbers, so the packet numbers are shared out. With P the
 source's next number at the freeze, the destination begins at P + :data:`PACKET_NUMBER_LEASE`, the
-thawed source at P + :data:`ABORT_GAP`, and the congestion window of a restored connection is bounded
-so that a destination that nobody answers cannot reach the latter. A snapshot may be restored once: a
-second attempt takes a thaw, and a new freeze with a new epoch.
+thawed source at P + :data:`ABORT_GAP`, and the destination sends nothing from there on until it is told
+that the commit is recorded (:func:`record_commit`). A snapshot may be restored once: a second attempt
+takes a thaw, and a new freeze with a new epoch. A connection that is frozen again is its host's own: to
+move what is not committed is for nobody.
 
 A snapshot holds traffic secrets. It is never to be logged, and to be written with mode 0600 only.
 The format is described in docs/adr/0005-hand-off-format.md.
@@ -29,7 +30,8 @@ from aioquic.quic.connection import QuicConnection
 
 from quicferry.errors import MigrationError
 from quicferry.quic import image
-from quicferry.quic._aioquic import state
+from quicferry.quic._aioquic import lease, state
+from quicferry.quic._aioquic.lease import ABORT_GAP, PACKET_NUMBER_LEASE
 from quicferry.quic._aioquic.state import Build, Extended
 from quicferry.quic._aioquic.state_capture import capture
 from quicferry.quic._aioquic.state_restore import blank, reconstruct
@@ -46,17 +48,14 @@ __all__ = [
     "freeze",
     "is_frozen",
     "pack_bundle",
+    "record_commit",
     "restore_snapshot",
     "take_snapshot",
     "thaw",
     "unpack_bundle",
 ]
 
-FORMAT_VERSION = 1
-#: packet numbers that the destination leaves out, for whatever the source may still have sent
-PACKET_NUMBER_LEASE = 512
-#: packet numbers that a thawed source leaves out: those before it are the silent destination's
-ABORT_GAP = 8 * PACKET_NUMBER_LEASE
+FORMAT_VERSION = 2
 #: aioquic writes packet numbers in two bytes; the peer must not be further behind (RFC 9000 §17.1)
 _MAX_AHEAD = 1 << 15
 #: packets that may be sent and lost in a row besides: a window of ours, and acknowledgements of a window
@@ -89,7 +88,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def freeze(connection: QuicConnection, now: float) -> None:
-    """Stop the connection: what is in flight goes back to the send buffers, and nothing is sent any more.
+    """Stop the connection: what is in flight is in doubt, and nothing is sent any more.
 
     From now on all methods that send or change state raise ``FencedError``. ``now`` is in seconds, on
     the connection's clock. Raises ``MigrationError`` when the connection cannot be moved (not open, not
@@ -100,14 +99,15 @@ def freeze(connection: QuicConnection, now: float) -> None:
     reason = state.why_not_movable(connection)
     if reason is not None:
         raise MigrationError(f"cannot freeze: {reason}")
-    skipped = state.unacknowledged_skips(connection)
+    skipped = lease.unacknowledged_skips(connection)
     if skipped + ABORT_GAP + PACKET_NUMBER_LEASE + _FLIGHT_MARGIN >= _MAX_AHEAD:
         raise MigrationError(
             f"cannot freeze: {skipped} packet numbers were left out since the peer last acknowledged one, "
             "so that it could not decode those of the destination",
             hint="let the peer acknowledge something between two moves",
         )
-    state.call_back_flight(connection, now)
+    lease.release_lease(connection)
+    state.stop_flight(connection, now)
     state.seal(connection, now)
 
 
@@ -148,23 +148,27 @@ def restore_snapshot(
         raise MigrationError(f"the snapshot belongs to move {snapshot.epoch}, not to move {epoch}")
     empty = blank(configuration=configuration, build=build) if into is None else into
     connection = reconstruct(snapshot.connection, configuration=configuration, connection=empty, now=now)
-    state.skip_packet_numbers(connection, PACKET_NUMBER_LEASE)
-    # Half of the numbers for data, which the window bounds; the other half for acknowledgements and
-    # probes, of which a peer that hears nothing cannot provoke more than its own window has packets.
-    state.bound_congestion_window(connection, packets=(ABORT_GAP - PACKET_NUMBER_LEASE) // 2)
+    lease.skip_packet_numbers(connection, PACKET_NUMBER_LEASE)
+    lease.bind_lease(connection, snapshot.connection.packet_number + ABORT_GAP)
     return connection
+
+
+def record_commit(connection: QuicConnection) -> None:
+    """At the destination: it is recorded that the source never goes on. All packet numbers are free."""
+    lease.release_lease(connection)
 
 
 def thaw(connection: QuicConnection, now: float) -> None:
     """Let a frozen connection go on where it is: the move is off.
 
-    Only after a *proven* abort: the destination has not got the snapshot, or has ended without an
-    answer from the peer. Raises ``MigrationError`` when the connection is not frozen.
+    Only after a *proven* abort: the destination has not got the snapshot, or was ended before it heard of
+    the commit. Raises ``MigrationError`` when the connection is not frozen.
     """
     if not state.is_sealed(connection):
         raise MigrationError("the connection is not frozen")
     state.unseal(connection, now)
-    state.skip_packet_numbers(connection, ABORT_GAP)
+    state.call_back_flight(connection, now)
+    lease.skip_packet_numbers(connection, ABORT_GAP)
 
 
 def connection_ids(connection: QuicConnection) -> list[bytes]:

@@ -5,16 +5,17 @@ Theory of operation
 The *server* decides to move. It tells its client (PREPARING) if the strategy has notice, and counts the
 answer (READY, REFUSED); a strategy without notice is READY at once. Then the process is stopped (FROZEN)
 and its state crosses to another host. There the connection is RESTORED: it speaks at once, or stays mute
-until an authentic packet of the client has come, as the strategy says. The first non-probing packet that
-the client sends over its new path makes the move final (COMMITTED). When the move fails, the source takes
-up where it was frozen and says so (SM_ABORT); a machine is IDLE again.
+until an authentic packet of the client has come, as the strategy says, but for one PTO at the most. The
+first non-probing packet that the client sends over its new path makes the move final (COMMITTED). When the
+move fails, the source takes up where it was frozen and says so (SM_ABORT); a machine is IDLE again.
 
 The *client* knows of a move by notice (ANNOUNCED), by the silence of the old address, or by an authentic
 packet from another address. What makes it probe is the strategy's rule. While it is PROBING all other
 traffic goes to the old address. The first PATH_RESPONSE makes a path VALIDATED. Where the server has named
 the address the client switches at once; where it has not (the symmetric strategies) the switch needs
 SM_MIGRATED or a silent old path besides, so that somebody who merely relays packets of a server that never
-moved cannot draw the client to himself. SWITCHED lasts until SM_MIGRATED has come or the old path's last
+moved cannot draw the client to himself; when SM_MIGRATED names another path than the one that has answered,
+the client probes again. SWITCHED lasts until SM_MIGRATED has come or the old path's last
 stragglers must have. A client that gets no answer in time goes to FALLBACK: it keeps the old path and the
 connection stays open.
 
@@ -48,6 +49,7 @@ class ClientInput(enum.StrEnum):
     PROBE = "the strategy's rule says probe"
     RESPONSE = "PATH_RESPONSE"
     SWITCH = "the address was named, SM_MIGRATED came, or the old path is silent"
+    ELSEWHERE = "SM_MIGRATED names another path"
     STAND_BY = "old path alive, move announced"
     FALSE_ALARM = "old path alive, no move announced"
     SETTLED = "SM_MIGRATED, or the old path has drained"
@@ -97,6 +99,7 @@ CLIENT: dict[tuple[ClientState, ClientInput], ClientState] = {
     (_C.PROBING, _CI.ABORT): _C.IDLE,
     (_C.PROBING, _CI.DEADLINE): _C.FALLBACK,
     (_C.VALIDATED, _CI.SWITCH): _C.SWITCHED,
+    (_C.VALIDATED, _CI.ELSEWHERE): _C.PROBING,
     (_C.VALIDATED, _CI.NOTICE): _C.ANNOUNCED,
     (_C.VALIDATED, _CI.STAND_BY): _C.ANNOUNCED,
     (_C.VALIDATED, _CI.FALSE_ALARM): _C.IDLE,

@@ -14,19 +14,23 @@ from typing import ClassVar, TypeAlias
 from aioquic.buffer import Buffer, BufferReadError  # type: ignore[attr-defined]  # re-exported without saying so
 
 from quicferry.quic.errors import ErrorCode, PeerError
-from quicferry.strategies import RULES, Strategy
+from quicferry.strategies import StrategyName, rules_of, strategies
 
 #: (host, port): an IPv4 or IPv6 address in its canonical text form, and a UDP port.
 Address: TypeAlias = tuple[str, int]
 
 TRANSPORT_PARAMETER_ID = 0x29F5C3A17B
 VERSION = 1
-MAX_ADDRESSES = 7  # 8 connection IDs (RFC 9000 §5.1.1), one of which is in use on the old path
+MAX_ADDRESSES = 7  # each takes a connection ID of its own (RFC 9000 §9.5)
+#: connection IDs that a race of so many takes besides: one is in use on the old path, one is held back for
+#: an address that nobody has named and that an authentic packet comes from
+CIDS_BESIDE_A_RACE = 2
 VARINT_MAX = (1 << 62) - 1
 
-#: One bit per strategy in the transport parameter; the number of a strategy in SM_PREPARE is its bit.
-STRATEGY_BITS: dict[Strategy, int] = {strategy: rules.wire_bit for strategy, rules in RULES.items()}
-_STRATEGY_OF_BIT = {bit: strategy for strategy, bit in STRATEGY_BITS.items()}
+
+def _strategy_of_bit() -> dict[int, StrategyName]:
+    """One bit per strategy in the transport parameter; the number of a strategy in SM_PREPARE is its bit."""
+    return {rules.wire_bit: name for name, rules in strategies().items()}
 
 
 class FrameType(enum.IntEnum):
@@ -81,7 +85,7 @@ class AbortReason(enum.IntEnum):
 class Parameter:
     """The value of the transport parameter ``server_migration``."""
 
-    strategies: frozenset[Strategy]
+    strategies: frozenset[StrategyName]
     max_addresses: int = MAX_ADDRESSES
     version: int = VERSION
     flags: int = 0
@@ -90,7 +94,7 @@ class Parameter:
         """The whole parameter: identifier, length and value (RFC 9000 §18)."""
         value = Buffer(capacity=64)
         value.push_uint_var(self.version)
-        value.push_uint_var(sum(STRATEGY_BITS[strategy] for strategy in self.strategies))
+        value.push_uint_var(sum(rules_of(strategy).wire_bit for strategy in self.strategies))
         value.push_uint_var(self.max_addresses)
         value.push_uint_var(self.flags)
         buf = Buffer(capacity=96)
@@ -108,6 +112,8 @@ class Parameter:
         buf = Buffer(data=value)
         try:
             version = buf.pull_uint_var()
+            if version != VERSION:  # what follows is that version's business
+                return cls(strategies=frozenset(), version=version)
             bits = buf.pull_uint_var()
             max_addresses = buf.pull_uint_var()
             flags = buf.pull_uint_var()
@@ -115,9 +121,9 @@ class Parameter:
             raise _bad_parameter("it is too short") from error
         if not 1 <= max_addresses <= MAX_ADDRESSES:
             raise _bad_parameter(f"max_addresses is {max_addresses}")
-        if version == VERSION and not buf.eof():
+        if not buf.eof():
             raise _bad_parameter("it is too long")
-        strategies = frozenset(strategy for bit, strategy in _STRATEGY_OF_BIT.items() if bits & bit)
+        strategies = frozenset(strategy for bit, strategy in _strategy_of_bit().items() if bits & bit)
         return cls(strategies=strategies, max_addresses=max_addresses, version=version, flags=flags)
 
 
@@ -145,6 +151,7 @@ _IPV4 = 0x01
 _IPV6 = 0x02
 _POOL = 0x04
 _RETIRE = 0x08
+_HERE = 0x10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +159,7 @@ class SmAddress:
     """One place the server may move to, or (``retire``) one it will not move to any more.
 
     ``pool`` marks a member of the pool, which a client may probe on its own when the server falls silent.
+    ``here`` says that the server is at this address now; it goes before SM_MIGRATED, in the same packet.
     """
 
     frame_type: ClassVar[FrameType] = FrameType.SM_ADDRESS
@@ -161,6 +169,7 @@ class SmAddress:
     ipv6: Address | None = None
     pool: bool = False
     retire: bool = False
+    here: bool = False
 
     @classmethod
     def of(cls, sequence: int, address: Address, *, pool: bool = False, retire: bool = False) -> SmAddress:
@@ -174,7 +183,7 @@ class SmAddress:
         buf = _started(self.frame_type)
         buf.push_uint_var(self.sequence)
         flags = _IPV4 * (self.ipv4 is not None) | _IPV6 * (self.ipv6 is not None)
-        buf.push_uint8(flags | _POOL * self.pool | _RETIRE * self.retire)
+        buf.push_uint8(flags | _POOL * self.pool | _RETIRE * self.retire | _HERE * self.here)
         if self.ipv4 is not None:
             buf.push_bytes(ipaddress.IPv4Address(self.ipv4[0]).packed)
             buf.push_uint16(self.ipv4[1])
@@ -201,6 +210,7 @@ class SmAddress:
             ipv6=ipv6,
             pool=bool(flags & _POOL),
             retire=bool(flags & _RETIRE),
+            here=bool(flags & _HERE),
         )
 
 
@@ -214,7 +224,7 @@ class SmPrepare:
     frame_type: ClassVar[FrameType] = FrameType.SM_PREPARE
 
     epoch: int
-    strategy: Strategy
+    strategy: StrategyName
     sequences: tuple[int, ...] = ()
     downtime_ms: int
     probe_interval_ms: int
@@ -224,7 +234,7 @@ class SmPrepare:
         """The whole frame."""
         buf = _started(self.frame_type)
         buf.push_uint_var(self.epoch)
-        buf.push_uint_var(STRATEGY_BITS[self.strategy])
+        buf.push_uint_var(rules_of(self.strategy).wire_bit)
         buf.push_uint_var(len(self.sequences))
         for sequence in self.sequences:
             buf.push_uint_var(sequence)
@@ -238,14 +248,15 @@ class SmPrepare:
         """Reads what follows the type."""
         epoch = buf.pull_uint_var()
         number = buf.pull_uint_var()
-        if number not in _STRATEGY_OF_BIT:
+        known = _strategy_of_bit()
+        if number not in known:
             raise _bad_frame(f"SM_PREPARE with an unknown strategy {number:#x}")
         count = buf.pull_uint_var()
         if count > MAX_ADDRESSES:
             raise _bad_frame(f"SM_PREPARE with {count} addresses")
         return cls(
             epoch=epoch,
-            strategy=_STRATEGY_OF_BIT[number],
+            strategy=known[number],
             sequences=tuple(buf.pull_uint_var() for _ in range(count)),
             downtime_ms=buf.pull_uint_var(),
             probe_interval_ms=buf.pull_uint_var(),

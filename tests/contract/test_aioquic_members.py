@@ -17,12 +17,13 @@ from aioquic.quic import packet_builder, recovery
 from aioquic.quic import stream as streams
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionId, QuicNetworkPath
+from aioquic.quic.crypto import CryptoPair
 
 from quicferry.quic import _aioquic
 from quicferry.quic._aioquic.connection import HookedConnection
 
 ROOM = Path(_aioquic.__file__).parent
-FILES = ("connection.py", "seam.py")
+FILES = ("connection.py", "doubt.py", "seam.py")
 
 #: what we override or call: parameters, and the first 12 digits of the SHA-256 of the source
 METHODS: dict[str, tuple[str, str]] = {
@@ -38,8 +39,10 @@ METHODS: dict[str, tuple[str, str]] = {
     "QuicConnection._initialize": ("self, peer_cid", "6a41681e541c"),
     "QuicConnection._parse_transport_parameters": ("self, data, from_session_ticket=", "0da95a03bd5b"),
     "QuicConnection._payload_received": ("self, context, plain, crypto_frame_required=", "612b67759a96"),
+    "QuicConnection._replenish_connection_ids": ("self", "73b127efb89c"),
     "QuicConnection._retire_peer_cid": ("self, connection_id", "be63087f9068"),
     "QuicConnection._send_probing_frames": ("self, network_path, now", "7968d5d37ef8"),
+    "QuicConnection._send_probe": ("self", "4578820ab6bb"),
     "QuicConnection._serialize_transport_parameters": ("self", "be651f3ddfcd"),
     "QuicConnection._use_reserved_peer_cid": ("self, network_path", "ddb0329e0e84"),
     "QuicConnection._write_ack_frame": ("self, builder, space, now", "dc0bde63adda"),
@@ -49,6 +52,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "QuicConnection.get_timer": ("self", "07184a05f894"),
     "QuicConnection.handle_timer": ("self, now", "8ebd76a179bf"),
     "QuicConnection.receive_datagram": ("self, data, addr, now", "3c7f29826050"),
+    "CryptoPair.decrypt_packet": ("self, packet, encrypted_offset, expected_packet_number", "2d2c3a3bf129"),
     "QuicNetworkPath.__init__": ("self, addr, is_validated=", "e94ef816464a"),
     "QuicPacketBuilder.__init__": (
         "self, *, host_cid, peer_cid, version, is_client, max_datagram_size, packet_number=, peer_token=, "
@@ -83,11 +87,15 @@ ATTRIBUTES = {
         "_ack_eliciting_sent_since_receipt",
         "_close_at",
         "_close_pending",
+        "_configuration",
         "_cryptos",
         "_events",
         "_handshake_confirmed",
+        "_host_cid_seq",
+        "_host_cids",
         "_is_client",
         "_loss",
+        "_local_active_connection_id_limit",
         "_loss_at",
         "_max_datagram_size",
         "_network_paths",
@@ -97,6 +105,7 @@ ATTRIBUTES = {
         "_peer_cid_available",
         "_peer_retire_prior_to",
         "_quic_logger",
+        "_remote_active_connection_id_limit",
         "_QuicConnection__frame_handlers",
         "_spaces",
         "_spin_bit",
@@ -117,7 +126,7 @@ ATTRIBUTES = {
         "_rtt_smoothed",
         "_rtt_variance",
     },
-    "sender": {"_pending"},
+    "sender": {"_pending", "_pending_eof", "_reset_error_code", "_stream_id"},
 }
 #: public in spelling, but no documented part of aioquic's interface
 UNDOCUMENTED = {
@@ -134,6 +143,8 @@ UNDOCUMENTED = {
     },
     "cid": {"cid", "sequence_number"},
     "stream": {"sender"},
+    "sender": {"on_data_delivery"},
+    "packet": {"delivery_handlers", "packet_number", "sent_time"},
     "tls": {"handshake_extensions"},
 }
 
@@ -142,6 +153,7 @@ UNDOCUMENTED = {
 def objects():
     connection = QuicConnection(configuration=QuicConfiguration(is_client=True))
     connection.connect(("10.0.1.2", 4433), 0.0)
+    connection.datagrams_to_send(0.0)
     return {
         "connection": connection,
         "recovery": connection._loss,
@@ -151,6 +163,7 @@ def objects():
         "stream": streams.QuicStream(0),
         "sender": streams.QuicStreamSender(0, True),
         "tls": connection.tls,
+        "packet": next(iter(connection._spaces[tls.Epoch.INITIAL].sent_packets.values())),
     }
 
 
@@ -171,6 +184,7 @@ def parameters(function) -> str:
 def find(name: str):
     kind, _, member = name.partition(".")
     owners = {
+        "CryptoPair": CryptoPair,
         "QuicConnection": QuicConnection,
         "QuicPacketRecovery": recovery.QuicPacketRecovery,
         "QuicPacketBuilder": packet_builder.QuicPacketBuilder,
@@ -210,6 +224,7 @@ def private_names() -> set[str]:
     """Every private name that the two modules take from an object that is not their own."""
     names = set()
     own = {"_ferry", "_quic", "_receive_provisionally", "_log_sent", "_set_rtt", "_handle_sm_frame"}
+    own |= {"_decrypt_again", "_doubt", "_timer", "_delay_s", "_forget_at", "_give_up", "_lost"}
     for file in FILES:
         for node in ast.walk(ast.parse((ROOM / file).read_text())):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr not in own:

@@ -121,6 +121,7 @@ class Pair:
         self._await_client = False
         self._client_came = False
         self.hand_off = hand_off
+        self.named = False  # the server knows its address, and says it with SM_MIGRATED
         self._snapshot = b""
         self.client_seen_as: dict[Address, Address] = {}  # a NAT: by server address
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -225,7 +226,10 @@ class Pair:
             self._room.append((data, source))
 
     def _into_server(self, data: bytes, source: Address) -> None:
-        if self.server is None and not self._snapshot:
+        if self.server is None and self._snapshot:  # handed on between two edges while it moved again
+            self._room.append((data, source))
+            return
+        if self.server is None:
             buf = Buffer(data=data)
             cid = pull_quic_header(buf, host_cid_length=8).destination_cid
             self.server = self._make(
@@ -380,7 +384,7 @@ class Pair:
                 self._snapshot, configuration=self._server_configuration, build=build, now=self.now
             )
         self.server_at = to
-        self.server.resume(epoch, strategy, speak_first, self.now)
+        self.server.resume(epoch, strategy, speak_first, self.now, address=to if self.named else None)
         self._await_client = not (speak_first or self._client_came)
         if not self._await_client:
             self._let_in()

@@ -152,17 +152,21 @@ def test_the_extension_state_is_the_same_on_the_other_side() -> None:
 
 #: attributes of the server's role: in its dump under this name, or None when it is made anew
 ROLE_FIELDS: dict[str, str | None] = {
+    "_announced": None,  # the connection IDs for them were given
     "_answer": "answer",
     "_challenges": None,  # the client repeats what is not answered
     "_cid_before_move": "cid_before_move",
     "_config": None,
     "_control": "control",
     "_epoch": "epoch",
+    "_frozen_number": "frozen_number",
+    "_here": None,  # where the connection is resumed is told anew
     "_machine": "state",
     "_named": "named",
     "_next_sequence": "next_sequence",
     "_offered": "offered",
     "_seam": None,
+    "_speaks_at": None,  # a new wait begins where the connection is resumed
     "_strategy": "strategy",
     "_unconfirmed": "unconfirmed",
     "held": "held",

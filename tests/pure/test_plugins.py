@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import os
 import subprocess
@@ -12,11 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
+import baselines
+from apps.client import workloads
 from quicferry import plugins
 from quicferry.errors import InvalidInput
 from quicferry.experiment.launch import needed_probes
 from quicferry.migration.engines import registry
 from quicferry.migration.engines.registry import EngineEntry
+from quicferry.paths import CHECKOUT
 from quicferry.spec import RunSpec
 from session.request import to_spec
 
@@ -192,7 +196,58 @@ def test_packages_offer_entries(offered: Path, monkeypatch: pytest.MonkeyPatch) 
         registry.engines()
 
 
+def test_the_workload_of_the_docs_is_a_plugin(offered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (CHECKOUT / "docs" / "workload.md").read_text()
+    offer(monkeypatch, offered / "poisson_of_the_docs.py", page.split("```python\n")[1].split("```")[0])
+    assert workloads.names() == ("requests", "bursts", "poisson")
+    assert to_spec({"workload": "poisson", "baseline": "tcp-dns"}).workload == "poisson"
+    gaps: list[float] = []
+
+    class Driver:
+        interval_s, seed, unanswered = 0.01, "1 client-1", 0
+
+        def request(self) -> None:
+            if len(gaps) == 200:
+                raise StopAsyncIteration
+
+    async def sleep(seconds: float) -> None:
+        gaps.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises((StopAsyncIteration, RuntimeError)):
+        asyncio.run(workloads.get("poisson").drive(Driver()))  # type: ignore[arg-type]
+    assert 0.008 < sum(gaps) / len(gaps) < 0.012
+    assert len(set(gaps)) == len(gaps)
+
+
+BASELINE = """
+from apps.deployment.quic import QuicDeployment
+from baselines.registry import Baseline
+
+BASELINES = (
+    Baseline(
+        name="{name}", title="theirs", summary="As a strategy.", deployment=QuicDeployment,
+        reads=frozenset({{"dns_ttl_s"}}), refuses={{"workload": "workload is ours alone"}},
+    ),
+)
+"""
+
+
+def test_a_baseline_comes_from_outside(offered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, offered / "their_baseline.py", BASELINE.format(name="theirs"))
+    assert baselines.names()[-1] == "theirs"
+    assert to_spec({"baseline": "theirs", "dns_ttl_s": 5}).dns_ttl_s == 5
+    with pytest.raises(InvalidInput, match="workload is ours alone"):
+        to_spec({"baseline": "theirs", "workload": "bursts"})
+    with pytest.raises(InvalidInput, match="no baseline 'nobodys'") as caught:
+        baselines.get("nobodys")
+    assert "ip-move-tcp, theirs" in str(caught.value.hint)
+    offer(monkeypatch, offered / "second_mptcp.py", BASELINE.format(name="mptcp"))
+    with pytest.raises(InvalidInput, match="offers a baseline 'mptcp'"):
+        baselines.names()
+
+
 def test_the_groups_are_those_of_the_metadata() -> None:
-    assert registry.GROUP in plugins.GROUPS
+    assert {registry.GROUP, workloads.GROUP, baselines.registry.GROUP} <= set(plugins.GROUPS)
     for group in plugins.GROUPS:
         assert isinstance(importlib.metadata.entry_points(group=group), importlib.metadata.EntryPoints)

@@ -38,8 +38,13 @@ def test_a_manifest_of_version_1_is_read(tmp_path: Path) -> None:
         3,
     )
     assert manifest.spec.faults == (
-        Fault(point=FaultPoint.TRANSFER, kind=FaultKind.LINK_CUT, seconds=2.5),
-        Fault(point=FaultPoint.NOTICE, kind=FaultKind.CLIENT_REFUSING, seconds=None),
+        Fault(point=FaultPoint.TRANSFER, kind=FaultKind.LINK_CUT, seconds=2.5, words="transfer:link-cut=2.5"),
+        Fault(
+            point=FaultPoint.NOTICE,
+            kind=FaultKind.CLIENT_REFUSING,
+            seconds=None,
+            words="notice:client-refusing",
+        ),
     )
 
 

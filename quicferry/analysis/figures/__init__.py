@@ -1,1 +1,11 @@
-"""figures."""
+"""Draws what was analysed, with matplotlib; nothing here measures, and ``analyse`` never imports it.
+
+================== ==================================================================
+``timeline``       the move of one run in lanes: ``timeline_figure``, ``save_timeline``
+``breakdown_bars`` the strip in it that shows what a service-migration time is made of
+``comparison``     bars and delivery gaps over many runs: ``save_comparison``
+``style``          colours, fonts, sizes; a figure as a file or as part of a page
+================== ==================================================================
+
+matplotlib takes half a second to load: import these modules where a picture is made, not before.
+"""

@@ -1,14 +1,16 @@
-"""Reading QUIC from a capture: the run's own, independent decryption.
+"""Reads QUIC from a capture by a decryption of our own, independent of the stack under test.
 
-``keys`` derives packet protection from the NSS key log, ``headers`` and ``frames`` take packets apart,
-``decrypt`` follows connections through connection IDs, addresses and key updates, ``table`` makes
+``keys`` derives packet protection from the NSS key log, ``headers``, ``frames`` and ``varint`` take packets
+apart, ``packets`` are what was captured and what was in it, ``connections`` hold the keys of each
+connection, ``decrypt`` follows them through connection IDs, addresses and key updates, and ``table`` makes
 a data frame of it. Nothing here uses the QUIC stack that sent the packets: a mistake of that stack
 must not be able to hide itself.
 """
 
-from quicferry.capture.quic.decrypt import Decryptor, Direction, Packet
+from quicferry.capture.quic.decrypt import Decryptor
 from quicferry.capture.quic.frames import Frame, parse_frames
 from quicferry.capture.quic.keys import KeyLog, read_keylog
+from quicferry.capture.quic.packets import Direction, Packet
 from quicferry.capture.quic.table import SCHEMA, TrafficTable, read_traffic
 
 __all__ = [

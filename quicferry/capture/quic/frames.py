@@ -1,4 +1,4 @@
-"""Taking a decrypted payload apart: every frame of RFC 9000 §19, DATAGRAM (RFC 9221) and the extension's.
+"""Parses a decrypted payload: every frame of RFC 9000 §19, DATAGRAM (RFC 9221) and the extension's.
 
 The extension's frames and the two of the alternative-server-address draft are read by their
 published layout; ``docs/wire-format.md`` is the authority for the former.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
+from quicferry.capture.quic.varint import read_varint
 from quicferry.errors import CaptureError
 
 
@@ -71,17 +72,8 @@ class _Cursor:
 
     def varint(self) -> int:
         """A variable-length integer (RFC 9000 §16)."""
-        data, at = self.data, self.at
-        first = data[at]
-        kind = first >> 6
-        if kind == 0:
-            self.at = at + 1
-            return first
-        length = 1 << kind
-        if at + length > len(data):
-            raise IndexError
-        self.at = at + length
-        return int.from_bytes(data[at : at + length], "big") & ((1 << (8 * length - 2)) - 1)
+        value, self.at = read_varint(self.data, self.at)
+        return value
 
     def take(self, length: int) -> bytes:
         end = self.at + length

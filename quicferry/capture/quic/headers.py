@@ -1,4 +1,4 @@
-"""What a QUIC packet shows without keys: its long header (RFC 9000 §17.2, RFC 9369 §3.2)."""
+"""Parses the long header of a QUIC packet, which needs no keys (RFC 9000 §17.2, RFC 9369 §3.2)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import enum
 from typing import NamedTuple
 
 from quicferry.capture.quic.keys import VERSION_1, VERSION_2
+from quicferry.capture.quic.varint import read_varint
 
 
 class Space(enum.StrEnum):
@@ -25,7 +26,7 @@ _LONG_TYPES = {
 
 
 class LongHeader(NamedTuple):
-    """What it says, and where in the datagram the packet number begins and the packet ends."""
+    """The fields of a long header, and where in the datagram the packet number begins and the packet ends."""
 
     version: int
     space: Space
@@ -36,7 +37,7 @@ class LongHeader(NamedTuple):
 
 
 def long_header(data: bytes, at: int) -> LongHeader | None:
-    """The header that begins there. None for what is no packet of a known version (RFC 9000 §17.2)."""
+    """Parse the header at an offset; None for anything but a packet of a known version (RFC 9000 §17.2)."""
     try:
         version = int.from_bytes(data[at + 1 : at + 5], "big")
         types = _LONG_TYPES.get(version)
@@ -50,16 +51,10 @@ def long_header(data: bytes, at: int) -> LongHeader | None:
         if space is Space.RETRY:
             return LongHeader(version, space, dcid, scid, cursor, len(data))
         if space is Space.INITIAL:
-            token_bytes, cursor = _varint(data, cursor)
+            token_bytes, cursor = read_varint(data, cursor)
             cursor += token_bytes
-        length, cursor = _varint(data, cursor)
+        length, cursor = read_varint(data, cursor)
     except IndexError:
         return None
     end = cursor + length
     return LongHeader(version, space, dcid, scid, cursor, end) if end <= len(data) else None
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    length = 1 << (data[at] >> 6)
-    value = int.from_bytes(data[at : at + length], "big") & ((1 << (8 * length - 2)) - 1)
-    return value, at + length

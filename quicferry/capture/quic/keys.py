@@ -1,4 +1,4 @@
-"""Packet protection from traffic secrets (RFC 9001 §5 and §6; RFC 9369 for version 2).
+"""Derives packet protection from traffic secrets (RFC 9001 §5 and §6; RFC 9369 for version 2).
 
 Reads the NSS key log format that every QUIC stack writes (``SSLKEYLOGFILE``): a label, the
 client's random and the secret, in hexadecimal, one per line.
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from quicferry.errors import CaptureError
 
@@ -26,6 +28,7 @@ SUITES: dict[int, tuple[str, int, bool]] = {
     0x1302: ("sha384", 32, False),  # TLS_AES_256_GCM_SHA384
     0x1303: ("sha256", 32, True),  # TLS_CHACHA20_POLY1305_SHA256
 }
+_HASHES = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384()}
 INITIAL_SUITE = 0x1301  # RFC 9001 §5.2
 
 INITIAL_SALT = {
@@ -67,13 +70,7 @@ def expand_label(algorithm: str, secret: bytes, label: bytes, length: int) -> by
     """HKDF-Expand-Label with an empty context (RFC 8446 §7.1)."""
     full = b"tls13 " + label
     info = length.to_bytes(2, "big") + bytes([len(full)]) + full + b"\0"
-    block, output = b"", b""
-    for counter in range(1, 256):
-        if len(output) >= length:
-            break
-        block = hmac.new(secret, block + info + bytes([counter]), algorithm).digest()
-        output += block
-    return output[:length]
+    return HKDFExpand(_HASHES[algorithm], length, info).derive(secret)
 
 
 def initial_secrets(version: int, destination_cid: bytes) -> tuple[bytes, bytes]:
@@ -86,7 +83,7 @@ def initial_secrets(version: int, destination_cid: bytes) -> tuple[bytes, bytes]
 
 
 class Opened(NamedTuple):
-    """A packet whose protection is taken off."""
+    """A packet with its protection removed."""
 
     packet_number: int
     generation: int  # 0 before the first key update
@@ -105,7 +102,7 @@ def decode_packet_number(truncated: int, length_bytes: int, expected: int) -> in
 
 
 class PacketProtection:
-    """Takes the protection off the packets of one direction and one packet number space.
+    """Removes the protection of the packets of one direction and one packet number space.
 
     Header protection keys stay for the connection's life; AEAD keys change with each key update
     (RFC 9001 §6). All generations are kept, so that packets that come late open too.

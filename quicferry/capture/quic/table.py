@@ -1,4 +1,4 @@
-"""A capture as a data frame: one row per frame of each QUIC packet.
+"""Makes a data frame of a capture: one row per frame of each QUIC packet.
 
 Computed on the way: ``new_bytes``, the stream bytes of a frame that had not been seen before at
 this vantage point. Retransmissions and overlaps count nothing, so that the bytes towards the client
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from quicferry.capture.pcap import UDP, Datagram, read_datagrams
-from quicferry.capture.quic.decrypt import Decryptor, Packet
+from quicferry.capture.quic.decrypt import Decryptor
 from quicferry.capture.quic.frames import Frame
+from quicferry.capture.quic.packets import Packet
 
 SCHEMA: dict[str, type[pl.DataType]] = {
     "t_ns": pl.Int64,  # CLOCK_MONOTONIC
@@ -48,7 +49,7 @@ SCHEMA: dict[str, type[pl.DataType]] = {
 
 
 class RangeSet:
-    """Byte ranges that were seen, joined where they touch."""
+    """A set of byte ranges; ranges that touch are joined."""
 
     __slots__ = ("_ends", "_starts")
 
@@ -78,7 +79,7 @@ class RangeSet:
 
 
 class TrafficTable(NamedTuple):
-    """What a capture says."""
+    """The QUIC traffic of a capture."""
 
     frame: pl.DataFrame  # columns as in SCHEMA
     decryptor: Decryptor  # for other captures of the same run

@@ -1,9 +1,7 @@
-"""Measure what the links really do, between the two ends of each, before an experiment trusts them.
+"""Measures what the links really do, between the two ends of each, before an experiment relies on them.
 
-The frames have an Ethernet type of their own (0x88B5, IEEE 802: local experimental), so that neither
-addresses nor routes are needed and an end may be the port of a bridge. Receive times are the kernel's
-stamps. Both ends are on one machine with one clock, so each direction is measured by itself: this is
-no half of a round trip.
+Receive times are the kernel's stamps. Both ends are on one machine with one clock, so each direction is
+measured by itself: this is no half of a round trip.
 
 Calibrate while nothing else uses the links, and with the hosts' interfaces up.
 """
@@ -12,37 +10,18 @@ from __future__ import annotations
 
 import math
 import select
-import socket
 import statistics
-import struct
 import time
 from collections.abc import Sequence
 
 import msgspec
 
-from quicferry import packet_filter
-from quicferry.emulation.links.cable.batch import BatchReader, RepeatedFrame
-from quicferry.emulation.links.cable.frames import (
-    ETH_P_ALL,
-    PACKET_IGNORE_OUTGOING,
-    PACKET_QDISC_BYPASS,
-    PACKET_VNET_HDR,
-    RECEIVE_BUFFER_BYTES,
-    SO_RCVBUFFORCE,
-    SO_TIMESTAMPNS,
-    SOL_PACKET,
-    VNET_HEADER,
-    VNET_HEADER_BYTES,
-    wire_size,
-)
+from quicferry.emulation.links.cable.batch import RepeatedFrame
+from quicferry.emulation.links.cable.frames import wire_size
 from quicferry.emulation.links.layer import LinkLayer, MadeLink, train_segments
-from quicferry.emulation.sandbox.namespaces import network_of
-from quicferry.errors import EmulationError
+from quicferry.emulation.links.link_end import BATCH, ECHO, PING, TRAIN, LinkEnd
 from quicferry.model import LinkReading, Shape
 
-ETHERTYPE = 0x88B5
-ETH_P_IP = 0x0800
-TRAIN_SOURCE = 0x7F000053  # 127.0.0.83
 SMALL_FRAME_BYTES = 60  # the smallest Ethernet frame without frame check sequence
 PING_INTERVAL_S = 0.005
 BURST_S = 0.2
@@ -52,18 +31,12 @@ _MIN_BURST_FRAMES = 20
 _SMALLEST_GROUP = 10
 _GROUP_S = 0.002  # long compared with the cable's lateness, short compared with a stall
 _OVERLOAD = 1.2  # a burst is offered at 1.2 times the rate: the queue must not run empty
-PING, ECHO, TRAIN = 1, 2, 3
-_BODY = struct.Struct("!BI")  # kind, number
 _ETHERNET_BYTES = 14
-_ETHERTYPE_AT = VNET_HEADER_BYTES + 12
-_TRAIN_ETHERTYPE = struct.pack("!H", ETH_P_IP)
-_NEEDS_CHECKSUM, _GSO_TCPV4 = 1, 1  # <linux/virtio_net.h>
 _MOST_SEGMENTS = 16
-BATCH = 32
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """What one direction of a link was seen to do. None: not measured, or nothing arrived."""
+    """The measured behaviour of one direction of a link. None: not measured, or nothing arrived."""
 
     delay_median_ms: float | None
     delay_p99_ms: float | None
@@ -73,100 +46,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     rate_mbps: float | None  # Ethernet bytes; only where a rate was asked for
 
 
-class LinkEnd:
-    """One end of a link: a socket on the host's interface, for calibration frames only.
-
-    Raises ``EmulationError`` when the interface is missing or down.
-    """
-
-    def __init__(self, pid: int, interface: str) -> None:
-        try:
-            with network_of(pid):
-                self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-                try:
-                    self._prepare(interface)
-                except OSError:
-                    self.socket.close()
-                    raise
-        except OSError as error:
-            raise EmulationError(
-                f"cannot calibrate at {interface}: {error.strerror}",
-                hint="interfaces must exist and be up, and this needs root",
-            ) from error
-        self._reader = BatchReader(BATCH)
-        self.hardware_address: bytes = self.socket.getsockname()[4]
-
-    def _prepare(self, interface: str) -> None:
-        self.socket.setblocking(False)
-        self.socket.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        self.socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-        self.socket.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
-        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
-        self.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        # ETH_P_ALL is needed to see frames before a bridge takes them; the filter keeps ours.
-        program = struct.pack(
-            "=" + 7 * "HBBI",
-            *(0x28, 0, 0, 12),  # load the Ethernet type
-            *(0x15, 3, 0, ETHERTYPE),  # equal: accept
-            *(0x15, 0, 3, ETH_P_IP),  # not equal: refuse
-            *(0x20, 0, 0, 26),  # load the IPv4 source address
-            *(0x15, 0, 1, TRAIN_SOURCE),  # not equal: refuse
-            *(0x06, 0, 0, 0x40000),  # accept
-            *(0x06, 0, 0, 0),  # refuse
-        )
-        packet_filter.attach(self.socket, program)
-        self.socket.bind((interface, ETH_P_ALL))
-
-    def __enter__(self) -> LinkEnd:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def send(self, other: LinkEnd, kind: int, number: int, length_bytes: int) -> int | None:
-        """Send one frame; the time just before (CLOCK_REALTIME ns), None when the socket is full."""
-        frame = self.frame(other, kind, number, length_bytes)
-        sent_ns = time.time_ns()
-        try:
-            self.socket.send(frame)
-        except BlockingIOError:
-            return None
-        return sent_ns
-
-    def receive(self) -> list[tuple[int, int, int]]:
-        """All frames that are there: kind, number and receive stamp (CLOCK_REALTIME ns)."""
-        found: list[tuple[int, int, int]] = []
-        while arrived := self._reader.read(self.socket.fileno()):
-            for frame, stamp_ns in arrived:
-                if frame[_ETHERTYPE_AT : _ETHERTYPE_AT + 2] == _TRAIN_ETHERTYPE:
-                    found.append((TRAIN, 0, stamp_ns))
-                else:
-                    found.append((*_BODY.unpack_from(frame, _ETHERTYPE_AT + 2), stamp_ns))
-        return found
-
-    def frame(self, other: LinkEnd, kind: int, number: int, length_bytes: int) -> bytes:
-        """One frame to the other end, with its virtio header."""
-        head = other.hardware_address + self.hardware_address + struct.pack("!H", ETHERTYPE)
-        body = (head + _BODY.pack(kind, number)).ljust(length_bytes, b"\0")
-        return b"\0" * VNET_HEADER_BYTES + body
-
-    def offloaded_frame(self, other: LinkEnd, mtu_bytes: int, segments: int) -> bytes:
-        """A frame of segmentation offload that is ``segments`` full packets on a wire.
-
-        It looks like TCP, as the kernel asks for that. Nobody takes it for a packet: its source is a
-        loopback address and its IP checksum is wrong, so that the receiving host drops it unread.
-        """
-        payload_bytes = mtu_bytes - 40
-        total_bytes = 40 + segments * payload_bytes
-        header = VNET_HEADER.pack(_NEEDS_CHECKSUM, _GSO_TCPV4, 54, payload_bytes, 34, 16)
-        ethernet = other.hardware_address + self.hardware_address + _TRAIN_ETHERTYPE
-        ip = struct.pack("!BBHHHBBHII", 0x45, 0, total_bytes, 0, 0, 1, 6, 0xBAD, TRAIN_SOURCE, TRAIN_SOURCE)
-        tcp = struct.pack("!HHIIBBHHH", 9, 9, 0, 0, 5 << 4, 0, 0, 0, 0)  # port 9: discard
-        return header + ethernet + ip + tcp + bytes(segments * payload_bytes)
-
-
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The nearest-rank percentile (0..100); None without values."""
+def nearest_rank(values: Sequence[float], percent: float) -> float | None:
+    """The percentile (0..100) by nearest rank: a value that was measured; None without values."""
     if not values:
         return None
     ranked = sorted(values)
@@ -236,9 +117,9 @@ def _measure(
         loss = _loss(sender, receiver, shape)
     return Measured(
         delay_median_ms=statistics.median(delays_ms) if delays_ms else None,
-        delay_p99_ms=percentile(delays_ms, 99),
+        delay_p99_ms=nearest_rank(delays_ms, 99),
         rtt_median_ms=statistics.median(rtts_ms) if rtts_ms else None,
-        rtt_p99_ms=percentile(rtts_ms, 99),
+        rtt_p99_ms=nearest_rank(rtts_ms, 99),
         loss_percent=loss,
         rate_mbps=_burst(sender, receiver, shape, mtu_bytes) if shape.rate_mbps is not None else None,
     )

@@ -25,7 +25,7 @@ from quicferry.emulation.links import netem
 from quicferry.emulation.links.cable.client import CableProcess
 from quicferry.emulation.links.cable.config import CableLink, CableStats, DirectionCounters
 from quicferry.emulation.links.cable.frames import open_wire_end
-from quicferry.emulation.sandbox.namespace_threads import in_new_netns
+from quicferry.emulation.sandbox.namespaces import in_new_netns
 from quicferry.errors import EmulationError, InvalidInput, Unsupported
 from quicferry.model import Link, LinkReading, Shape
 
@@ -37,7 +37,7 @@ GSO_MAX_SEGMENTS = 65_535
 _LONGEST_TRAIN_US = 250.0
 
 T = TypeVar("T")
-Words = dict[str, str | int | float | None]
+ReadBack = dict[str, str | int | float | None]
 
 
 def choose_backend(wanted: str = "auto") -> str:
@@ -167,15 +167,15 @@ class LinkLayer:
         stats = self.cable_stats()
         readings = []
         for made in self._made:
-            there: Words = {}
-            back: Words = {}
+            there: ReadBack = {}
+            back: ReadBack = {}
             if made.backend == "cable" and stats is not None:
                 counters = stats.links[made.link.name]
-                there = _cable_words(made.link.a_to_b, made.link, counters.left_to_right, stats)
-                back = _cable_words(made.link.b_to_a, made.link, counters.right_to_left, stats)
+                there = _cable_read_back(made.link.a_to_b, made.link, counters.left_to_right, stats)
+                back = _cable_read_back(made.link.b_to_a, made.link, counters.right_to_left, stats)
             elif made.backend == "netem":
-                there = self._netem_words(made.b_wire)
-                back = self._netem_words(made.a_wire)
+                there = self._netem_read_back(made.b_wire)
+                back = self._netem_read_back(made.a_wire)
             readings += [
                 _reading(made, made.link.a, made.link.b, made.link.a_to_b, there),
                 _reading(made, made.link.b, made.link.a, made.link.b_to_a, back),
@@ -263,7 +263,7 @@ class LinkLayer:
             netem.redirect(netlink, a_wire, b_wire)
             netem.redirect(netlink, b_wire, a_wire)
 
-    def _netem_words(self, wire: str) -> Words:
+    def _netem_read_back(self, wire: str) -> ReadBack:
         return self._on_netlink(lambda netlink: netem.read_back(netlink, self._indices[wire]))
 
     def _remove_wires(self, netlink: IPRoute) -> None:
@@ -277,11 +277,11 @@ class LinkLayer:
 
 
 def warnings_about(readings: list[LinkReading]) -> list[str]:
-    """What a reader of results must know about the links of a run: a sentence for each, or nothing."""
+    """Warnings about the links of a run: late frames, frames that the cable lost, no SCHED_FIFO."""
     found = []
     for reading in readings:
-        where, words = f"{reading.sender} to {reading.receiver}", reading.read_back
-        late_us, overrun = words.get("late_p99_us"), words.get("overrun_frames")
+        where = f"{reading.sender} to {reading.receiver}"
+        late_us, overrun = reading.read_back.get("late_p99_us"), reading.read_back.get("overrun_frames")
         if isinstance(late_us, int | float) and late_us > LATE_P99_LIMIT_US:
             found.append(f"{where}: 1 % of the packets were more than {late_us / 1e3:.1f} ms late")
         if isinstance(overrun, int) and overrun > 0:
@@ -302,23 +302,23 @@ def _cable_link(made: MadeLink) -> CableLink:
     )
 
 
-def _cable_words(shape: Shape, link: Link, counters: DirectionCounters, stats: CableStats) -> Words:
-    words: Words = {
+def _cable_read_back(shape: Shape, link: Link, counters: DirectionCounters, stats: CableStats) -> ReadBack:
+    read_back: ReadBack = {
         "scheduler": stats.scheduler,
         "queue_limit_packets": shape.queue_limit(link.mtu_bytes),
         "train_segments": train_segments(shape, link.mtu_bytes),
     }
     for name in counters.__struct_fields__:
-        words[name] = getattr(counters, name)
-    return words
+        read_back[name] = getattr(counters, name)
+    return read_back
 
 
-def _reading(made: MadeLink, sender: str, receiver: str, asked: Shape, words: Words) -> LinkReading:
+def _reading(made: MadeLink, sender: str, receiver: str, asked: Shape, read_back: ReadBack) -> LinkReading:
     return LinkReading(
         link=made.link.name,
         sender=sender,
         receiver=receiver,
         backend=made.backend,
         asked=asked,
-        read_back=words,
+        read_back=read_back,
     )

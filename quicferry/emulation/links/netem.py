@@ -56,7 +56,7 @@ class NetemParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parameters(shape: Shape, mtu_bytes: int) -> NetemParameters:
-    """What netem is to be told so that it does what the shape says."""
+    """A shape in netem's parameters."""
     rate = None
     if shape.rate_mbps is not None:
         rate = max(1, round(shape.rate_mbps * 1e6 / 8))
@@ -195,7 +195,7 @@ def read_back(netlink: IPRoute, index: int) -> dict[str, str | int | float | Non
 
 
 def differences(shape: Shape, mtu_bytes: int, reading: dict[str, str | int | float | None]) -> list[str]:
-    """In which settings the kernel's reading is not what was asked for, beyond its resolution."""
+    """The settings in which the kernel's reading differs from the shape by more than its resolution."""
     wanted = parameters(shape, mtu_bytes)
     rate_mbps = None if wanted.rate_bytes_per_s is None else wanted.rate_bytes_per_s * 8 / 1e6
     asked: dict[str, float | None] = {

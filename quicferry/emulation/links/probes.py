@@ -14,7 +14,7 @@ from quicferry import process
 from quicferry.emulation.links import netem
 from quicferry.emulation.links.calibrate import calibrate_link
 from quicferry.emulation.links.layer import LinkLayer, choose_backend
-from quicferry.emulation.sandbox.namespace_threads import in_new_netns
+from quicferry.emulation.sandbox.namespaces import in_new_netns
 from quicferry.errors import EmulationError, Unsupported
 from quicferry.model import Link, Shape
 from quicferry.probe import Probe

@@ -1,6 +1,6 @@
-"""The emulator on Mininet: nodes by Mininet, links by the link layer, routes from ``routing.py``.
+"""The emulator on Mininet: nodes by Mininet, links by the link layer, routes from ``routing``.
 
-It works inside a private root only (``private_root.py``), so that it can never touch the machine's
+It works inside a private root only (``sandbox.private_root``), so that it can never touch the machine's
 own network; there, ``destroy`` ends the processes and lets the kernel take the namespaces down, which
 is faster than taking interface after interface away.
 """
@@ -20,8 +20,8 @@ import msgspec
 
 from quicferry.emulation import routing
 from quicferry.emulation.emulator import DeployPhase, Progress
-from quicferry.emulation.links import layer as links
 from quicferry.emulation.links.calibrate import calibrate
+from quicferry.emulation.links.layer import LinkLayer, choose_backend
 from quicferry.emulation.mininet.nodes import (
     FerryBridge,
     FerryEdge,
@@ -31,11 +31,11 @@ from quicferry.emulation.mininet.nodes import (
     new_network,
 )
 from quicferry.emulation.sandbox.namespaces import (
-    inhabitants,
     network_id,
     network_of,
-    not_running,
+    processes_in_networks,
     set_network_settings,
+    without_carrier,
 )
 from quicferry.emulation.sandbox.ownership import RUN_TAG, TOOL_TAG
 from quicferry.emulation.sandbox.private_root import INIT
@@ -83,7 +83,7 @@ class MininetEmulator:
         self._progress: Progress = progress if progress is not None else lambda _: None
         self._topology: Topology | None = None
         self._network: Any = None
-        self._links: links.LinkLayer | None = None
+        self._links: LinkLayer | None = None
         self._ends: dict[tuple[str, str], routing.Attachment] = {}
         self._networks: set[int] = set()
         self._children: list[Popen[bytes]] = []
@@ -144,9 +144,9 @@ class MininetEmulator:
         self._network.built = True  # build() would look for interfaces that are not there yet, and warn
 
     def _make_links(self) -> None:
-        backend = links.choose_backend() if self._backend is None else links.choose_backend(self._backend)
+        backend = choose_backend() if self._backend is None else choose_backend(self._backend)
         self._work_dir.mkdir(parents=True, exist_ok=True)
-        self._links = links.LinkLayer(backend, self._seed, self._work_dir)
+        self._links = LinkLayer(backend, self._seed, self._work_dir)
         for link in self.topology.links:
             a, b = self._ends[link.a, link.name], self._ends[link.b, link.name]
             self._links.add(link, self.pid(link.a), self.pid(link.b), a.interface, b.interface)
@@ -192,7 +192,7 @@ class MininetEmulator:
                 continue
             own = [end.interface for end in self._ends.values() if end.node == node.name]
             with network_of(self.pid(node.name)):
-                while missing := not_running(own):
+                while missing := without_carrier(own):
                     if time.monotonic() > deadline:
                         raise EmulationError(
                             f"no carrier at {', '.join(missing)} after {CARRIER_TIMEOUT_S:g} s"
@@ -213,7 +213,7 @@ class MininetEmulator:
         cwd: Path | None = None,
     ) -> Popen[bytes]:
         process = spawn(
-            self._inside(host, argv),
+            self._on_host(host, argv),
             env=_tagged(env),
             stdin=DEVNULL if stdin is None else stdin,
             stdout=DEVNULL if stdout is None else stdout,
@@ -233,9 +233,9 @@ class MininetEmulator:
         check: bool = True,
         env: Mapping[str, str] | None = None,
     ) -> Result:
-        return run(self._inside(host, argv), timeout_s=timeout_s, check=check, env=_tagged(env))
+        return run(self._on_host(host, argv), timeout_s=timeout_s, check=check, env=_tagged(env))
 
-    def _inside(self, host: str, argv: Sequence[str | Path]) -> list[str | Path]:
+    def _on_host(self, host: str, argv: Sequence[str | Path]) -> list[str | Path]:
         return ["mnexec", "-a", str(self.pid(host)), *argv]
 
     # -- what is there ----------------------------------------------------------------------------
@@ -252,11 +252,7 @@ class MininetEmulator:
         return self._ends[host, link_name].interface
 
     def address(self, host: str) -> str:
-        self.topology.node(host)
-        addresses = self.topology.addresses_of(host)
-        if not addresses:
-            raise InvalidInput(f"{host} has no address")
-        return addresses[0].partition("/")[0]
+        return routing.first_address(self.topology, host)
 
     def link_readings(self) -> list[LinkReading]:
         return [
@@ -280,7 +276,7 @@ class MininetEmulator:
             self._await_carriers(only=both)
             self._set_routes(only=both)
 
-    def _link_layer(self) -> links.LinkLayer:
+    def _link_layer(self) -> LinkLayer:
         if self._links is None:
             raise EmulationError("no topology is deployed")
         return self._links
@@ -313,13 +309,13 @@ class MininetEmulator:
 
 
 def _end_all(networks: set[int], children: list[Popen[bytes]]) -> None:
-    """End everybody in the nodes' networks, also what programs left behind, and collect our children.
+    """End every process in the nodes' networks, also what programs left behind, and reap our children.
 
     Only the private root's processes can be seen here. A process that cannot even be killed now ends
     with the private root.
     """
     deadline = time.monotonic() + END_TIMEOUT_S
-    while (pids := inhabitants(networks)) and time.monotonic() < deadline:
+    while (pids := processes_in_networks(networks)) and time.monotonic() < deadline:
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -359,7 +355,7 @@ def require_private_root() -> None:
 
 
 def _with_measured(now: LinkReading, seen: LinkReading) -> LinkReading:
-    """What is there now, with what calibration saw earlier."""
+    """The reading as of now, with the values that calibration measured earlier."""
     return msgspec.structs.replace(
         now,
         read_back={**seen.read_back, **now.read_back},

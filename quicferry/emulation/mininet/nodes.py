@@ -1,6 +1,6 @@
 """Mininet as this project uses it: its node, switch and link classes with what they need here.
 
-What is different from stock Mininet, and why: interfaces are made by the link layer, so ``CableLink``
+What is different from stock Mininet, and why: interfaces are made by the link layer, so ``FerryLink``
 only names them; a bridge lives in a network namespace of its own, as a host does; every host has a
 private ``/run``; ``fixLimits`` is left out, as it changes settings of the whole machine.
 """
@@ -54,7 +54,7 @@ class FerryBridge(Switch):  # type: ignore[misc]  # Mininet has no types
         ip_batch(self.pid, [*lines, f"link set {self.name} up"])
 
 
-class CableLink(Link):  # type: ignore[misc]  # Mininet has no types
+class FerryLink(Link):  # type: ignore[misc]  # Mininet has no types
     """A link whose two interfaces are there already: registers them with their nodes."""
 
     @classmethod
@@ -66,7 +66,7 @@ def new_network() -> Any:
     """An empty ``mininet.net.Mininet`` without controller that leaves the machine's settings alone."""
     setLogLevel("warning")
     Mininet.inited = True  # skips fixLimits()
-    return Mininet(controller=None, switch=FerryBridge, host=FerryHost, link=CableLink, build=False)
+    return Mininet(controller=None, switch=FerryBridge, host=FerryHost, link=FerryLink, build=False)
 
 
 def ip_batch(pid: int, lines: list[str]) -> None:

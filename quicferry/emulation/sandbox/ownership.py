@@ -1,4 +1,4 @@
-"""Whose process is this? Tags in the environment, and the list of what a dead tool left behind.
+"""Tags the processes of a run in their environment, and finds those that a dead tool left behind.
 
 Every process of a run carries two variables: ``QUICFERRY_RUN``, the run's id, and
 ``QUICFERRY_TOOL``, which names the tool that began the run: process id, start time, and the process
@@ -14,10 +14,10 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 
 RUN_TAG = "QUICFERRY_RUN"
 TOOL_TAG = "QUICFERRY_TOOL"
@@ -60,7 +60,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def tool_tag(pid: int | None = None) -> str:
-    """What names a tool for good: ``<process id>:<start in ticks since boot>:<process namespace>``."""
+    """The unique name of a tool: ``<process id>:<start in ticks since boot>:<process namespace>``."""
     number = os.getpid() if pid is None else pid
     return f"{number}:{start_ticks(number) or 0}:{_process_namespace()}"
 
@@ -82,7 +82,7 @@ def tool_is_gone(tag: str) -> bool:
 def tagged_processes() -> list[TaggedProcess]:
     """Every living process of every run that this process may look at, sorted by process id."""
     found = []
-    for pid in sorted(_pids()):
+    for pid in psutil.pids():
         environment = _environment(pid)
         run_id = environment.get(RUN_TAG)
         ticks = start_ticks(pid)
@@ -178,22 +178,15 @@ def _process_namespace() -> int:
     return (_PROC / "self" / "ns" / "pid").stat().st_ino
 
 
-def _pids() -> Iterator[int]:
-    return (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit())
-
-
 def _environment(pid: int) -> dict[str, str]:
     try:
-        raw = (_PROC / str(pid) / "environ").read_bytes()
-    except OSError:
+        return dict(psutil.Process(pid).environ())
+    except (psutil.Error, OSError):
         return {}  # it ended, or it belongs to somebody else
-    pairs = (item.partition("=") for item in raw.decode("utf-8", "replace").split("\0") if "=" in item)
-    return {name: value for name, _, value in pairs}
 
 
 def _command(pid: int) -> str:
     try:
-        raw = (_PROC / str(pid) / "cmdline").read_bytes()
-    except OSError:
+        return " ".join(psutil.Process(pid).cmdline())
+    except (psutil.Error, OSError):
         return ""
-    return raw.decode("utf-8", "replace").replace("\0", " ").strip()

@@ -397,7 +397,7 @@ class DestinationSide:
             if self.machine.step is not Step.COMMIT or self.order is not order:
                 return
             try:
-                await self._host.control.ask(control.Keep(epoch=order.epoch), KEEP_S)
+                await self._host.control.ask(control.Commit(epoch=order.epoch), KEEP_S)
             except MigrationError:
                 if self._host.container.service_pid is not None:
                     raise

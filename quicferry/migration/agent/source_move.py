@@ -43,7 +43,7 @@ from quicferry.migration.rpc.messages import (
 )
 from quicferry.migration.states import MoveMachine, Signal, Step
 from quicferry.model import Endpoint
-from quicferry.strategies import RULES
+from quicferry.strategies import rules_of
 from quicferry.units import NS_PER_MS, NS_PER_S, now_ns
 
 ASK_S = 1.0  # one question to a destination that may be cut off
@@ -202,7 +202,7 @@ class SourceMove:
     async def _give_notice(self) -> None:
         """Have the server prepare itself, and tell its clients when the strategy wants it."""
         order = self._order
-        rules = RULES[order.strategy]
+        rules = rules_of(order.strategy)
         ask = control.Prepare(
             epoch=order.epoch,
             strategy=order.strategy,

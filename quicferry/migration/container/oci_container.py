@@ -1,6 +1,6 @@
 """A container in which runc runs the server as an OCI container of its own.
 
-Theory of operation. The edge host's container (``container.py``) stays as it is: a PID and a mount
+Theory of operation. The edge host's container (``container.container``) stays as it is: a PID and a mount
 namespace with a private ``/run``, and an init that may outlive its agent. In it, runc makes a second
 one from a bundle on that ``/run``. So what holds for the first holds for the second: it ends with it,
 whatever becomes of agent and tool; runc's own state is private to the run and goes with the tmpfs;

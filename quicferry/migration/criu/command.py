@@ -184,7 +184,7 @@ class Criu:
     async def restore(self, images: Path, *, timeout_s: float, lazy: bool = False) -> RestoreStats:
         """Restore a running process from its images. Raises ``MigrationError``; then no process is left.
 
-        ``lazy``: pages that the images lack are left out, see ``userfault``.
+        ``lazy``: pages that the images lack are left out, see ``memory.userfault``.
         """
         outside = self._container.path(str(images))
         self.leave_behind(images)

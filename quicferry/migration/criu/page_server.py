@@ -1,7 +1,7 @@
 """CRIU's own machinery for memory outside the downtime: tracked dumps, page server, lazy-pages daemon.
 
 Page server and daemon get a socket of ours each (``--ps-socket``): nobody listens on a port, and what
-they say to each other crosses between the hosts as the agents carry it (``tunnel``).
+they say to each other crosses between the hosts as the agents carry it (``rpc.tunnel``).
 Sources: criu(8), https://criu.org/Incremental_dumps, https://criu.org/Lazy_migration.
 """
 

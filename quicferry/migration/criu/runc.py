@@ -1,4 +1,4 @@
-"""CRIU as runc drives it: the same steps as ``criu.Criu``, for the server in an OCI container.
+"""CRIU as runc drives it: the same steps as ``command.Criu``, for the server in an OCI container.
 
 runc talks to CRIU itself (``criu swrk``) and finds it on its PATH. What it has no option for is in a
 configuration file that an annotation of the bundle names (``criu_config``).

@@ -90,6 +90,7 @@ class HandoffEngine:
                         server_first=order.server_first,
                         state_path=inside,
                         sha256=digest.hexdigest(),
+                        service=order.service,
                         lease=self._context.lease_of(order),
                     ),
                     order.deadlines.restore_s,

@@ -39,6 +39,7 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
     implementation: str  # "module:class"; the class is called with an ``EngineContext``
     needs: tuple[str, ...] = ()  # probes of `quicferry doctor`, those that fewer machines pass first
     programs: tuple[str, ...] = ()  # that move the process; a run's manifest has their versions
+    packs_images: bool = False  # images of memory cross, which ``compression`` packs
     copies_ahead: bool = False  # memory crosses before the freeze (``base.CopiesAhead``)
     keeps_source: bool = False  # memory crosses after the commit (``base.KeepsSource``)
     runs_in_oci: bool = False  # the server runs in an OCI container that runc makes
@@ -67,6 +68,7 @@ OWN = (
         implementation="quicferry.migration.engines.criu.cold:CriuColdEngine",
         needs=("criu",),
         programs=("criu",),
+        packs_images=True,
         starts_criu=True,
         moves_kernel_state=True,
     ),
@@ -76,6 +78,7 @@ OWN = (
         implementation=f"{_COPY}:CriuPreCopyEngine",
         needs=("criu",),
         programs=("criu",),
+        packs_images=True,
         copies_ahead=True,
         starts_criu=True,
         by_criu=CriuVariant(implementation=f"{_NATIVE}:NativePreCopyEngine", needs=("criu-tracking",)),
@@ -86,6 +89,7 @@ OWN = (
         implementation=f"{_COPY}:CriuPostCopyEngine",
         needs=("criu", "criu-lazy-pages"),
         programs=("criu",),
+        packs_images=True,
         keeps_source=True,
         starts_criu=True,
         by_criu=CriuVariant(implementation=f"{_NATIVE}:NativePostCopyEngine", needs=("criu-page-server",)),
@@ -96,6 +100,7 @@ OWN = (
         implementation=f"{_COPY}:CriuHybridEngine",
         needs=("criu", "criu-lazy-pages"),
         programs=("criu",),
+        packs_images=True,
         copies_ahead=True,
         keeps_source=True,
         starts_criu=True,
@@ -109,6 +114,7 @@ OWN = (
         implementation="quicferry.migration.engines.criu.runc_cold:RuncColdEngine",
         needs=("oci",),
         programs=("criu", "runc"),
+        packs_images=True,
         runs_in_oci=True,
         moves_kernel_state=True,
     ),

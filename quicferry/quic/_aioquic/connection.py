@@ -6,9 +6,11 @@ None) every override is the original and nothing more.
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 from aioquic import tls
+from aioquic._crypto import CryptoError
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
 from aioquic.quic.connection import (
     END_STATES,
@@ -16,16 +18,41 @@ from aioquic.quic.connection import (
     NetworkAddress,
     QuicConnection,
     QuicConnectionError,
+    QuicConnectionId,
     QuicNetworkPath,
     QuicReceiveContext,
 )
-from aioquic.quic.packet import QuicFrameType
+from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_ack_frame, pull_quic_header
+from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.rangeset import RangeSet
 
 from quicferry.quic.errors import PeerError
 from quicferry.quic.wire import Frame, FrameType, find_parameter, pull_frame
-from quicferry.strategies import Strategy
+from quicferry.strategies import StrategyName
+
+_CHALLENGE_BYTES = 8  # RFC 9000 §19.17
+_RESET_TOKEN_BYTES = 16  # RFC 9000 §19.15
 
 Datagrams = list[tuple[bytes, NetworkAddress]]
+
+
+class Doubt(Protocol):
+    """What the packets in doubt are asked for; see ``doubt.py``."""
+
+    packets: dict[int, QuicSentPacket]
+    rtt_s: float
+
+    @property
+    def is_over(self) -> bool: ...
+
+    @property
+    def due_at(self) -> float | None: ...
+
+    def acknowledged(self, ranges: RangeSet, rtt_s: float, now: float) -> None: ...
+
+    def look(self, now: float) -> None: ...
+
+    def give_up(self, now: float) -> None: ...
 
 
 class Hooks(Protocol):
@@ -34,11 +61,15 @@ class Hooks(Protocol):
     held: bool
     mute: bool
     passive: bool  # a datagram on the active path is upstream's business alone
-    negotiated: frozenset[Strategy]
+    negotiated: frozenset[StrategyName]
 
     @property
     def has_datagrams(self) -> bool:
         """Whether ``before_send`` would do anything."""
+
+    @property
+    def connection_ids(self) -> int:
+        """How many connection IDs the peer is to give us (client) or gets from us (server), at the least."""
 
     def own_parameter(self) -> bytes:
         """The encoded transport parameter to append to our list; empty for none."""
@@ -55,13 +86,19 @@ class Hooks(Protocol):
     def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
         """A PATH_CHALLENGE. Returns whether the extension answers it."""
 
-    def response(self, data: bytes) -> bool:
-        """A PATH_RESPONSE. Returns whether it was for the extension."""
+    def response(self, data: bytes, address: NetworkAddress) -> bool:
+        """A PATH_RESPONSE from that address. Returns whether it was for the extension."""
 
     def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
         """A datagram with an authentic packet was processed.
 
         ``newest``: it raised the largest packet number received.
+        """
+
+    def repeated(self, address: NetworkAddress, number: int, responses: list[bytes], now: float) -> None:
+        """Client: an authentic packet that was received before came from that address.
+
+        ``responses``: the data of the PATH_RESPONSE frames that it begins with.
         """
 
     def retire_prior_to(self, sequence_number: int) -> None:
@@ -85,10 +122,13 @@ class HookedConnection(QuicConnection):
     """A connection that tells its hooks what happens."""
 
     _ferry: Hooks | None = None
+    _doubt: Doubt | None = None  # what was in flight when the server moved, until that is settled
 
     def attach(self, hooks: Hooks) -> None:
-        """From now on ``hooks`` are called."""
+        """From now on ``hooks`` are called. Before the connection has sent anything."""
         self._ferry = hooks
+        least = hooks.connection_ids
+        self._local_active_connection_id_limit = max(self._local_active_connection_id_limit, least)
 
     # ------------------------------------------------------------------ negotiation
 
@@ -137,6 +177,15 @@ class HookedConnection(QuicConnection):
                 error_code=error.code, frame_type=frame_type, reason_phrase=str(error)
             ) from error
 
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        doubt, at = self._doubt, buf.tell()
+        super()._handle_ack_frame(context, frame_type, buf)
+        if doubt is not None:
+            ranges, _ = pull_ack_frame(Buffer(data=buf.data_slice(at, buf.tell())))
+            doubt.acknowledged(ranges, self._loss._rtt_latest, context.time)
+            if doubt.is_over:
+                self._doubt = None
+
     def _handle_path_challenge_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         path = context.network_path
         before = len(path.remote_challenges)
@@ -151,7 +200,18 @@ class HookedConnection(QuicConnection):
         at = buf.tell()
         super()._handle_path_response_frame(context, frame_type, buf)
         if self._ferry is not None:
-            self._ferry.response(buf.data_slice(at, at + 8))
+            self._ferry.response(buf.data_slice(at, at + 8), context.network_path.addr)
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        if self._ferry is None or self._is_client:
+            return
+        wanted = min(self._ferry.connection_ids, self._remote_active_connection_id_limit)
+        while len(self._host_cids) < wanted:
+            cid = os.urandom(self._configuration.connection_id_length)
+            token = os.urandom(_RESET_TOKEN_BYTES)
+            self._host_cids.append(QuicConnectionId(cid, self._host_cid_seq, token))
+            self._host_cid_seq += 1
 
     def _handle_new_connection_id_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
@@ -186,8 +246,34 @@ class HookedConnection(QuicConnection):
             super().receive_datagram(data, addr, now)
         if self._ack_eliciting_sent_since_receipt:
             self._ack_eliciting_sent_since_receipt = awaited
+            if self._is_client and ferry.negotiated and self._handshake_confirmed:
+                authentic = self._decrypt_again(data)
+                if authentic is not None:
+                    number, payload = authentic
+                    ferry.repeated(addr, number, _leading_responses(payload), now)
         else:
             ferry.received(addr, newest=self._spin_highest_pn > largest, now=now)
+
+    def _decrypt_again(self, data: bytes) -> tuple[int, bytes] | None:
+        """Number and payload of a 1-RTT datagram that upstream has dropped; None if it is not authentic.
+
+        Whoever relays packets faster than they come by themselves makes all genuine ones duplicates.
+        """
+        buf = Buffer(data=data)
+        try:
+            header = pull_quic_header(buf, host_cid_length=self._configuration.connection_id_length)
+        except ValueError:
+            return None
+        if header.packet_type is not QuicPacketType.ONE_RTT:
+            return None
+        if all(connection_id.cid != header.destination_cid for connection_id in self._host_cids):
+            return None
+        expected = self._spaces[tls.Epoch.ONE_RTT].expected_packet_number
+        try:
+            _, payload, number = self._cryptos[tls.Epoch.ONE_RTT].decrypt_packet(data, buf.tell(), expected)
+        except CryptoError:
+            return None
+        return number, payload
 
     def _receive_provisionally(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         """Upstream drops what comes from an address that is no path (RFC 9000 §9).
@@ -208,7 +294,7 @@ class HookedConnection(QuicConnection):
         ferry = self._ferry
         if ferry is None:
             return super().datagrams_to_send(now)
-        if ferry.held or ferry.mute:
+        if ferry.held or (ferry.mute and not self._close_pending):
             return []
         if (
             ferry.has_datagrams
@@ -221,6 +307,13 @@ class HookedConnection(QuicConnection):
 
     def get_timer(self) -> float | None:
         ferry = self._ferry
+        timer = self._timer()
+        if self._doubt is None or self._state in END_STATES or (ferry is not None and ferry.held):
+            return timer
+        return _earliest(timer, self._doubt.due_at)
+
+    def _timer(self) -> float | None:
+        ferry = self._ferry
         if ferry is None:
             return super().get_timer()
         if ferry.held:
@@ -228,7 +321,8 @@ class HookedConnection(QuicConnection):
         timer = super().get_timer()
         if ferry.mute:
             self._loss_at = None
-            return self._close_at
+            own = None if self._state in END_STATES else ferry.timer()
+            return _earliest(self._close_at, own)
         if not ferry.passive and ferry.recovery_suspended and self._state not in END_STATES:
             self._loss_at = None
             timer = _earliest(self._close_at, self._pacing_at, *(space.ack_at for space in self._loss.spaces))
@@ -243,7 +337,19 @@ class HookedConnection(QuicConnection):
                 return
             if self._state not in END_STATES:
                 self._ferry.on_timer(now)
+        if self._doubt is not None and self._state not in END_STATES:
+            self._doubt.look(now)
+            if self._doubt.is_over:
+                self._doubt = None
         super().handle_timer(now)
+
+
+def _leading_responses(payload: bytes) -> list[bytes]:
+    found = []
+    while payload[:1] == bytes([QuicFrameType.PATH_RESPONSE]) and len(payload) > _CHALLENGE_BYTES:
+        found.append(payload[1 : 1 + _CHALLENGE_BYTES])
+        payload = payload[1 + _CHALLENGE_BYTES :]
+    return found
 
 
 def _earliest(*times: float | None) -> float | None:

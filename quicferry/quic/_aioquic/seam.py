@@ -26,6 +26,9 @@ from aioquic.quic.packet_builder import (
 )
 from aioquic.quic.recovery import QuicPacketPacer
 
+from quicferry.quic._aioquic.connection import HookedConnection
+from quicferry.quic._aioquic.doubt import doubt_flight
+from quicferry.quic._aioquic.lease import ABORT_GAP, bind_lease, lease_until, release_lease, skip_to
 from quicferry.quic.wire import Address, FrameType
 
 PROBE_DATAGRAM_BYTES = 1200  # RFC 9000 §8.2.1: a challenge also shows that the path carries this much
@@ -53,7 +56,7 @@ def unsent_bytes(connection: QuicConnection, stream_id: int) -> int:
 class Seam:
     """One connection, as the roles see it. Times are in seconds on the clock of ``now``."""
 
-    def __init__(self, connection: QuicConnection) -> None:
+    def __init__(self, connection: HookedConnection) -> None:
         self._quic = connection
 
     # ------------------------------------------------------------------ facts
@@ -102,6 +105,18 @@ class Seam:
         """When the newest 1-RTT packet came; 0 before there was one."""
         return self._quic._loss.spaces[-1].largest_received_time or 0.0
 
+    @property
+    def largest_received(self) -> int:
+        """The largest number of a 1-RTT packet that was received."""
+        return self._quic._spin_highest_pn
+
+    @property
+    def rtt_without_sample_s(self) -> float:
+        """What a new path's RTT is taken for until there is a sample: RFC 9002 §6.2.2."""
+        loss = self._quic._loss
+        initial_s: float = self._quic.configuration.initial_rtt
+        return min(initial_s, loss._rtt_smoothed) if loss._rtt_initialized else initial_s
+
     def oldest_unacknowledged_at(self) -> float | None:
         """When the oldest ack-eliciting packet in flight was sent; None if there is none."""
         for packet in self._quic._spaces[tls.Epoch.ONE_RTT].sent_packets.values():
@@ -133,6 +148,15 @@ class Seam:
         """Connection IDs of the peer that were never used."""
         return len(self._quic._peer_cid_available)
 
+    @property
+    def peer_cid_limit(self) -> int:
+        """How many connection IDs of ours the peer can hold: its active_connection_id_limit."""
+        return self._quic._remote_active_connection_id_limit
+
+    def replenish_cids(self) -> None:
+        """Give the peer the connection IDs that it is to have."""
+        self._quic._replenish_connection_ids()
+
     def take_cid(self) -> QuicConnectionId | None:
         """A connection ID for a new path (RFC 9000 §9.5), None when the peer has not given enough."""
         return self._quic._peer_cid_available.pop(0) if self._quic._peer_cid_available else None
@@ -145,6 +169,20 @@ class Seam:
         """A new connection ID on the active path, if the peer has given one."""
         self._quic.change_connection_id()
 
+    def take_newest_cid(self) -> None:
+        """The newest connection ID of the peer becomes the active one; all others are retired.
+
+        A destination that has served may have used and retired those that were next, and the peer no longer
+        knows them.
+        """
+        available = self._quic._peer_cid_available
+        if available:
+            newest = available.pop()
+            for cid in (self._quic._peer_cid, *available):
+                self._quic._retire_peer_cid(cid)
+            available.clear()
+            self._quic._peer_cid = newest
+
     # ------------------------------------------------------------------ paths and recovery
 
     def adopt(
@@ -152,7 +190,7 @@ class Seam:
         address: NetworkAddress,
         cid: QuicConnectionId,
         responses: Sequence[bytes],
-        rtt_s: float,
+        rtt_s: float | None,
         now: float,
     ) -> None:
         """Makes a validated path the active one; what was on its way on the old one is sent again.
@@ -166,7 +204,11 @@ class Seam:
         path = QuicNetworkPath(address, is_validated=True)
         path.remote_challenges.extend(responses)
         quic._network_paths[:] = [path]
+        self.expire_in_flight(now)
         self.restart_recovery(rtt_s, now)
+        space = quic._spaces[tls.Epoch.ONE_RTT]
+        if len(space.ack_queue):  # at once: the server is to know what of its last flight has arrived
+            space.ack_at = now
 
     def expire_in_flight(self, now: float) -> None:
         """All data in flight is to be sent again at once; it is no sign of congestion."""
@@ -178,17 +220,31 @@ class Seam:
             space.loss_time = None
         loss._pto_count = 0
         self._quic._pacing_at = None
+        if self._quic._doubt is not None:
+            self._quic._doubt.give_up(now)
+            self._quic._doubt = None
+
+    def doubt_flight(self, now: float) -> None:
+        """Stream data in flight is in doubt from now on: see ``doubt.py``."""
+        doubt_flight(self._quic, now)
+        self._quic._loss._pto_count = 0
+        self._quic._pacing_at = None
+
+    def ask_for_acknowledgement(self) -> None:
+        """A PING, where what is in doubt would else be settled by nothing that leaves."""
+        if self._quic._doubt is not None:
+            self._quic._send_probe()
 
     def restart_recovery(self, rtt_s: float | None, now: float, *, least_rtt_s: float = 0.0) -> None:
         """Congestion control and RTT as on a new path (RFC 9000 §9.4, RFC 9002 §7 and §6.2.2).
 
         Without a sample the RTT is unknown; the initial estimate is the configured one or the old path's
-        smoothed RTT, whichever is less, but no less than ``least_rtt_s``.
+        smoothed RTT, whichever is less, but no less than ``least_rtt_s``. Nothing must be in flight.
         """
-        self.expire_in_flight(now)
         loss = self._quic._loss
         configuration = self._quic.configuration
-        size = self._quic._max_datagram_size
+        # The size belongs to the path, and the challenge has shown no more than this (RFC 9000 §14.3).
+        size = self._quic._max_datagram_size = min(self._quic._max_datagram_size, PROBE_DATAGRAM_BYTES)
         loss._cc = create_congestion_control(
             configuration.congestion_control_algorithm, max_datagram_size=size
         )
@@ -221,6 +277,26 @@ class Seam:
     def restart_idle_timer(self, now: float) -> None:
         """A full idle timeout from now on: the time a frozen connection slept does not count."""
         self._quic._close_at = now + self._quic._idle_timeout()
+
+    # ------------------------------------------------------------------ packet numbers
+
+    @property
+    def packet_number(self) -> int:
+        """The next one to be sent."""
+        return self._quic._packet_number
+
+    def keep_to_lease(self, frozen_at: int) -> None:
+        """At the destination: only the numbers that a source which was frozen at that one leaves to it."""
+        if lease_until(self._quic) is None:
+            bind_lease(self._quic, frozen_at + ABORT_GAP)
+
+    def release_lease(self) -> None:
+        """See ``lease.release_lease``."""
+        release_lease(self._quic)
+
+    def leave_lease(self, frozen_at: int) -> None:
+        """At the source: goes on behind the numbers that were the destination's."""
+        skip_to(self._quic, frozen_at + ABORT_GAP)
 
     # ------------------------------------------------------------------ packets
 

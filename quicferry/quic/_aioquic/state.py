@@ -18,6 +18,7 @@ from aioquic.quic.packet_builder import QuicSentPacket
 from quicferry.errors import FencedError
 from quicferry.quic._aioquic import state_fields as fields
 from quicferry.quic._aioquic.connection import HookedConnection
+from quicferry.quic._aioquic.doubt import doubt_flight, is_acknowledgement
 
 _ONE_RTT = tls.Epoch.ONE_RTT
 
@@ -67,11 +68,10 @@ def why_not_movable(connection: QuicConnection) -> str | None:
     return None
 
 
-def call_back_flight(connection: QuicConnection, now: float) -> None:
-    """Declare all packets in flight lost, so that what they carried waits to be sent again.
+def stop_flight(connection: QuicConnection, now: float) -> None:
+    """What is in flight is in doubt; on a connection without our hooks, it waits to be sent again.
 
-    It is no congestion event: the packets are not lost, we only cannot follow them any more. The
-    datagrams themselves go on to the peer, which may acknowledge them; nobody minds.
+    It is no congestion event: the datagrams themselves go on to the peer, which may acknowledge them.
     """
     loss = connection._loss
     space = connection._spaces[_ONE_RTT]
@@ -82,16 +82,24 @@ def call_back_flight(connection: QuicConnection, now: float) -> None:
         # The acknowledgement may be lost with its packet, and aioquic sends the next one only when it
         # is asked to by the next packet: without this, the peer finds out by a probe timeout.
         space.ack_at = now
-    loss._on_packets_lost(congestion_event=False, now=now, packets=flight, space=space)
+    if isinstance(connection, HookedConnection):
+        doubt_flight(connection, now)
+    else:
+        loss._on_packets_lost(congestion_event=False, now=now, packets=flight, space=space)
     space.loss_time = None
     connection._loss_at = None
     connection._pacing_at = None
 
 
+def call_back_flight(connection: QuicConnection, now: float) -> None:
+    """What is in doubt waits to be sent again: the connection goes on where it was."""
+    if isinstance(connection, HookedConnection) and connection._doubt is not None:
+        connection._doubt.give_up(now)
+        connection._doubt = None
+
+
 def _carries_ack(packet: QuicSentPacket) -> bool:
-    return any(
-        getattr(handler, "__name__", "") == "_on_ack_delivery" for handler, _ in packet.delivery_handlers
-    )
+    return any(is_acknowledgement(handler) for handler, _ in packet.delivery_handlers)
 
 
 def seal(connection: QuicConnection, now: float) -> None:
@@ -130,35 +138,6 @@ def unseal(connection: QuicConnection, now: float) -> None:
     for path in connection._network_paths:
         if path.validation_deadline is not None:
             path.validation_deadline += frozen_for
-
-
-def skip_packet_numbers(connection: QuicConnection, count: int) -> None:
-    """Leave out packet numbers; a peer cannot tell this from loss."""
-    skipped = unacknowledged_skips(connection) + count
-    connection._packet_number += count
-    setattr(connection, fields.SKIPPED, (skipped, connection._packet_number))
-
-
-def unacknowledged_skips(connection: QuicConnection) -> int:
-    """How many packet numbers were left out since the peer last acknowledged a number behind them.
-
-    Packets that were sent do not count: those that only acknowledge are not acknowledged themselves, so
-    that a long upload leaves the largest acknowledged number far behind although the peer gets them all.
-    """
-    count, until = skips(connection)
-    return 0 if connection._spaces[_ONE_RTT].largest_acked_packet >= until else count
-
-
-def skips(connection: QuicConnection) -> tuple[int, int]:
-    """Packet numbers that were left out, and the first one after the last of them."""
-    found: tuple[int, int] = vars(connection).get(fields.SKIPPED, (0, 0))
-    return found
-
-
-def bound_congestion_window(connection: QuicConnection, packets: int) -> None:
-    """Let at most that many full packets be in flight until the window grows by acknowledgements."""
-    control = connection._loss._cc
-    control.congestion_window = min(control.congestion_window, packets * connection._max_datagram_size)
 
 
 def host_connection_ids(connection: QuicConnection) -> list[bytes]:

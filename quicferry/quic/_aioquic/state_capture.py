@@ -24,14 +24,17 @@ from aioquic.quic.stream import QuicStream
 from quicferry.errors import MigrationError
 from quicferry.quic import image
 from quicferry.quic._aioquic import state_fields as fields
-from quicferry.quic._aioquic.state import extended_or_none, skips
+from quicferry.quic._aioquic.connection import HookedConnection
+from quicferry.quic._aioquic.doubt import sender_of
+from quicferry.quic._aioquic.lease import skips
+from quicferry.quic._aioquic.state import extended_or_none
 
 _ONE_RTT = tls.Epoch.ONE_RTT
 _Image = TypeVar("_Image", bound=image.Image)
 
 
 def capture(connection: QuicConnection, now: float) -> image.ConnectionImage:
-    """The image of a connection that nothing is in flight of."""
+    """The image of a connection whose flight was stopped."""
     assert not connection._spaces[_ONE_RTT].sent_packets
     close_at = connection._close_at
     assert close_at is not None
@@ -47,6 +50,7 @@ def capture(connection: QuicConnection, now: float) -> image.ConnectionImage:
         events=[_capture_event(event) for event in connection._events],
         extension=None if extended is None else extended.extension_state(),
         host_cids=[_capture_connection_id(item) for item in connection._host_cids],
+        in_doubt=_capture_doubt(connection, now),
         keys=_capture_keys(connection),
         local_max_data=_capture_limit(connection._local_max_data),
         local_max_streams_bidi=_capture_limit(connection._local_max_streams_bidi),
@@ -108,6 +112,27 @@ def _capture_keys(connection: QuicConnection) -> image.KeysImage:
         recv_key_phase=pair.recv.key_phase,
         update_requested=pair._update_key_requested,
     )
+
+
+def _capture_doubt(connection: QuicConnection, now: float) -> list[image.PacketInDoubtImage]:
+    if not isinstance(connection, HookedConnection) or connection._doubt is None:
+        return []
+    made = []
+    for packet in connection._doubt.packets.values():
+        data, acknowledges = [], []
+        for handler, arguments in packet.delivery_handlers:
+            sender = sender_of(handler)
+            if sender is None:
+                _, highest = arguments
+                acknowledges.append(highest)
+            elif sender._stream_id in connection._streams:  # else it is done with
+                start, stop, fin = arguments
+                assert sender._stream_id is not None
+                data.append(image.DataInDoubtImage(sender._stream_id, start, stop, fin))
+        if data:
+            sent_age_s = now - (packet.sent_time or 0.0)
+            made.append(image.PacketInDoubtImage(packet.packet_number, sent_age_s, data, acknowledges))
+    return made
 
 
 def _capture_space(space: QuicPacketSpace, now: float) -> image.SpaceImage:

@@ -92,6 +92,8 @@ MONITOR_PLAIN = _table("filtered_min increases ready sample_idx sample_max sampl
 SEAL = "_quicferry_frozen_at"
 #: attribute of a connection that was moved or thawed: how many packet numbers it left out, up to which
 SKIPPED = "_quicferry_skipped"
+#: attribute of a destination's connection: the first packet number that is not its own
+LEASE = "_quicferry_lease_until"
 #: what a frozen connection refuses: all by which it could send, or by which its state could change
 SEALED_METHODS = (
     "change_connection_id",
@@ -171,9 +173,9 @@ FATES: dict[str, dict[str, Fate]] = {
     ),
     "QuicPacketSpace": _fates(
         SPACE_PLAIN,
-        moved="ack_at ack_queue largest_received_time received_packets",
+        moved="ack_at ack_queue largest_received_time received_packets sent_packets",
         rebuilt="discarded is_application_data",
-        dropped="ack_eliciting_in_flight loss_time sent_packets",
+        dropped="ack_eliciting_in_flight loss_time",
     ),
     "QuicPacketNumberWindow": _fates({}, moved="_lower _received", rebuilt="_size"),
     "RangeSet": _fates({}, moved="_RangeSet__ranges"),

@@ -19,6 +19,8 @@ from aioquic.quic.connection import (
     QuicNetworkPath,
 )
 from aioquic.quic.crypto import CryptoContext, apply_key_phase
+from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
@@ -26,6 +28,8 @@ from aioquic.quic.stream import QuicStream, QuicStreamReceiver, QuicStreamSender
 from quicferry.errors import MigrationError
 from quicferry.quic import image
 from quicferry.quic._aioquic import state_fields as fields
+from quicferry.quic._aioquic.connection import HookedConnection
+from quicferry.quic._aioquic.doubt import Doubt
 from quicferry.quic._aioquic.state import Build, extended_or_none
 from quicferry.quic._aioquic.state_capture import agreement
 from quicferry.quic.errors import LocalError
@@ -78,6 +82,7 @@ def reconstruct(
     _put_plain(connection._local_max_streams_bidi, moved.local_max_streams_bidi, fields.LIMIT_PLAIN)
     _put_plain(connection._local_max_streams_uni, moved.local_max_streams_uni, fields.LIMIT_PLAIN)
     _put_streams(connection, moved)
+    _put_doubt(connection, moved, now)
 
     connection._close_at = now + moved.close_in_s
     connection._datagrams_pending = deque(moved.datagrams_pending)
@@ -178,6 +183,45 @@ def _put_streams(connection: QuicConnection, moved: image.ConnectionImage) -> No
         raise MigrationError(f"the image names stream {error.args[0]}, but does not hold it") from None
     connection._streams = streams
     connection._crypto_streams[_ONE_RTT] = _make_stream(moved.crypto_stream)
+
+
+def _put_doubt(connection: QuicConnection, moved: image.ConnectionImage, now: float) -> None:
+    if not moved.in_doubt:
+        return
+    space = connection._spaces[_ONE_RTT]
+    packets = []
+    for item in moved.in_doubt:
+        handlers: list[tuple[Any, Any]] = [
+            (connection._on_ack_delivery, (space, highest)) for highest in item.acknowledges
+        ]
+        for data in item.data:
+            if data.stream_id not in connection._streams:
+                raise MigrationError(f"stream {data.stream_id} is in doubt, but the image does not hold it")
+            sender = connection._streams[data.stream_id].sender
+            if not sender._buffer_start <= data.start <= data.stop <= sender._buffer_stop:
+                raise MigrationError(f"data of stream {data.stream_id} are in doubt that are not there")
+            handlers.append((sender.on_data_delivery, (data.start, data.stop, data.fin)))
+        packets.append(
+            QuicSentPacket(
+                epoch=_ONE_RTT,
+                in_flight=True,
+                is_ack_eliciting=True,
+                is_crypto_packet=False,
+                packet_number=item.number,
+                packet_type=QuicPacketType.ONE_RTT,
+                sent_time=now - item.sent_age_s,
+                delivery_handlers=handlers,
+            )
+        )
+    recovery = moved.recovery
+    rtt_s = recovery.rtt_smoothed if recovery.rtt_initialized else recovery.rtt_initial
+    doubt = Doubt(packets, begins_at=moved.packet_number, rtt_s=rtt_s)
+    if isinstance(connection, HookedConnection):
+        connection._doubt = doubt
+        if extended_or_none(connection) is None:
+            connection._send_probe()  # nobody else asks the peer what it has
+    else:
+        doubt.give_up(now)
 
 
 def _make_connection_id(moved: image.ConnectionIdImage) -> QuicConnectionId:

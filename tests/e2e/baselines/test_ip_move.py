@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from baselines.ip_move.cast import SERVICE_ADDRESS
+from baselines.ip_move.deployment import SERVICE_ADDRESS
 from tests.e2e.baselines.runs import Performed, command, perform
 
 RTT_MS = 18.0

@@ -117,10 +117,10 @@ import asyncio, time
 from pathlib import Path
 from baselines.tcp_dns.config import TcpClientConfig
 from quicferry.process import run
-from tests.baseline_support import EDGES, stage
+from tests.baseline_support import EDGES, loopback_run
 
 async def play():
-    async with stage(Path(ARGUMENTS), ttl_s=0) as it:
+    async with loopback_run(Path(ARGUMENTS), ttl_s=0) as it:
         for edge in (1, 2):
             await it.server(edge, "baselines.tcp_dns.server")
         await it.client("baselines.tcp_dns.client", TcpClientConfig, tcp_user_timeout_ms=400.0,

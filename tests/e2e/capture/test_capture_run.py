@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from quicferry import process
-from quicferry.analysis.analyse import study
+from quicferry.analysis.analyse import analyse
 from quicferry.capture.capture import read_counts
 from quicferry.capture.clock import ClockConversion
 from quicferry.capture.merge import tshark_streams
@@ -97,7 +97,7 @@ def test_tshark_agrees_on_the_clients_capture(recorded: Path) -> None:
 
 
 def test_the_numbers_belong_to_the_packets(recorded: Path) -> None:
-    analysis = study(recorded)
+    analysis = analyse(recorded)
     result, metrics = analysis.result, analysis.metrics
     assert metrics is not None
     assert metrics.gap is not None

@@ -26,17 +26,15 @@ from quicferry import process
 from quicferry.emulation.links.cable.client import CableProcess
 from quicferry.emulation.links.cable.config import CableLink
 from quicferry.emulation.links.calibrate import (
-    TRAIN,
-    LinkEnd,
     calibrate,
     calibrate_link,
     frame_train,
     ping_train,
 )
 from quicferry.emulation.links.layer import LinkLayer, choose_backend
+from quicferry.emulation.links.link_end import TRAIN, LinkEnd
 from quicferry.emulation.links.probes import PROBES, two_hosts
-from quicferry.emulation.sandbox.namespace_threads import in_new_netns
-from quicferry.emulation.sandbox.namespaces import network_of
+from quicferry.emulation.sandbox.namespaces import in_new_netns, network_of
 from quicferry.errors import EmulationError, InvalidInput, Unsupported
 from quicferry.model import Link, Shape
 

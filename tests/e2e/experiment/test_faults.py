@@ -15,7 +15,7 @@ import pytest
 
 from bench.fault_matrix import AT_ONCE, Case, complaints, perform
 from quicferry import process
-from quicferry.experiment.faults import ROWS, Row, engines_of
+from quicferry.experiment.faults import ROWS, FaultRow, engines_of
 from quicferry.paths import CHECKOUT
 from quicferry.record import RunResult
 
@@ -73,7 +73,7 @@ def param(fault: str, engine: str = "handoff", strategy: str = "proactive-explic
     return pytest.param(Case(fault, engine, strategy), marks=NEEDS.get(engine, LAZY))
 
 
-def first_engine(row: Row) -> str:
+def first_engine(row: FaultRow) -> str:
     engines = engines_of(row)
     return "handoff" if engines is None else next(each for each in LEAST if each in engines)
 

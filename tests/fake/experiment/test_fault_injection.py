@@ -17,7 +17,7 @@ from quicferry.errors import EmulationError, FerryError
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
 from quicferry.experiment.fault_injector import FaultInjector
-from quicferry.experiment.faults import MOMENTS, ROWS, parse
+from quicferry.experiment.faults import ROWS, TRIGGERS, parse
 from quicferry.record import RunPaths
 from quicferry.spec import FaultKind as Kind
 from quicferry.spec import FaultPoint as Point
@@ -29,7 +29,7 @@ TOPOLOGY = topologies.get("two_edges").build_from_axes({}, {})
 PARTS = ("source", "destination", "orchestrator", "client")
 
 
-class FakeStage:
+class FakeProcesses:
     """Four processes that do nothing."""
 
     def __init__(self, directory: Path) -> None:
@@ -69,8 +69,8 @@ def state(program: Program) -> str:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[FakeStage]:
-    made = FakeStage(tmp_path)
+def processes(tmp_path: Path) -> Iterator[FakeProcesses]:
+    made = FakeProcesses(tmp_path)
     yield made
     made.close()
 
@@ -84,12 +84,12 @@ def context(tmp_path: Path, *faults: str, emulator: FakeEmulator | None = None) 
     )
 
 
-def reach(run: RunContext, stage: FakeStage, point: Point) -> None:
+def reach(run: RunContext, processes: FakeProcesses, point: Point) -> None:
     """The agent of that point tells of it and stops itself."""
-    moment = MOMENTS[point]
-    program = stage.program(moment.part)
+    trigger = TRIGGERS[point]
+    program = processes.program(trigger.part)
     program.process.send_signal(signal.SIGSTOP)
-    run.collect(Event(t_ns=now_ns(), vantage=run.part(moment.part), name=moment.event))
+    run.collect(Event(t_ns=now_ns(), vantage=run.part(trigger.part), name=trigger.event))
 
 
 def injected(run: RunContext) -> list[str]:
@@ -101,14 +101,14 @@ def mended(run: RunContext) -> list[str]:
 
 
 @pytest.mark.parametrize("point", [row.point for row in ROWS if row.kind is Kind.LINK_CUT])
-def test_a_link_is_cut_and_mended(tmp_path: Path, stage: FakeStage, point: Point) -> None:
+def test_a_link_is_cut_and_mended(tmp_path: Path, processes: FakeProcesses, point: Point) -> None:
     emulator = FakeEmulator()
     run = context(tmp_path, f"{point}:link-cut=0.2", emulator=emulator)
-    faults = FaultInjector(run, stage)
-    reach(run, stage, point)
+    faults = FaultInjector(run, processes)
+    reach(run, processes, point)
     assert emulator.links_down == {"edge-1--edge-2"}
     assert injected(run) == [f"{point}:link-cut"]
-    assert state(stage.program(MOMENTS[point].part)) != "T", "the agent must go on"
+    assert state(processes.program(TRIGGERS[point].part)) != "T", "the agent must go on"
     assert eventually(lambda: not emulator.links_down)
     assert emulator.calls[-2:] == [
         Call("set_link", "edge-1--edge-2", ("down",)),
@@ -118,20 +118,20 @@ def test_a_link_is_cut_and_mended(tmp_path: Path, stage: FakeStage, point: Point
     assert mended(run) == [f"{point}:link-cut"]
 
 
-def test_it_happens_once(tmp_path: Path, stage: FakeStage) -> None:
+def test_it_happens_once(tmp_path: Path, processes: FakeProcesses) -> None:
     run = context(tmp_path, "transfer:link-cut")
-    faults = FaultInjector(run, stage)
-    reach(run, stage, Point.TRANSFER)
-    run.collect(Event(t_ns=now_ns(), vantage="edge-1", name=MOMENTS[Point.TRANSFER].event))
+    faults = FaultInjector(run, processes)
+    reach(run, processes, Point.TRANSFER)
+    run.collect(Event(t_ns=now_ns(), vantage="edge-1", name=TRIGGERS[Point.TRANSFER].event))
     faults.stop()
     assert injected(run) == ["transfer:link-cut"]
 
 
-def test_the_end_of_the_run_mends(tmp_path: Path, stage: FakeStage) -> None:
+def test_the_end_of_the_run_mends(tmp_path: Path, processes: FakeProcesses) -> None:
     emulator = FakeEmulator()
     run = context(tmp_path, "transfer:link-cut=60", emulator=emulator)
-    faults = FaultInjector(run, stage)
-    reach(run, stage, Point.TRANSFER)
+    faults = FaultInjector(run, processes)
+    reach(run, processes, Point.TRANSFER)
     begun = time.monotonic()
     faults.stop()
     assert time.monotonic() - begun < 30
@@ -147,40 +147,40 @@ def test_the_end_of_the_run_mends(tmp_path: Path, stage: FakeStage) -> None:
     ],
 )
 def test_a_process_is_killed_and_started_again(
-    tmp_path: Path, stage: FakeStage, kind: Kind, part: str
+    tmp_path: Path, processes: FakeProcesses, kind: Kind, part: str
 ) -> None:
     run = context(tmp_path, f"checkpoint:{kind}=0.1")
-    faults = FaultInjector(run, stage)
-    first = stage.program(part)
-    reach(run, stage, Point.CHECKPOINT)
+    faults = FaultInjector(run, processes)
+    first = processes.program(part)
+    reach(run, processes, Point.CHECKPOINT)
     assert first.process.poll() == -signal.SIGKILL
-    assert stage.expected == [part]
+    assert processes.expected == [part]
     faults.stop()
-    assert stage.restarted == [part]
-    assert stage.program(part).process.poll() is None
+    assert processes.restarted == [part]
+    assert processes.program(part).process.poll() is None
 
 
-def test_the_client_is_silent_for_a_while(tmp_path: Path, stage: FakeStage) -> None:
+def test_the_client_is_silent_for_a_while(tmp_path: Path, processes: FakeProcesses) -> None:
     run = context(tmp_path, "notice:client-silent=0.5")
-    faults = FaultInjector(run, stage)
-    reach(run, stage, Point.NOTICE)
-    assert eventually(lambda: state(stage.program("client")) == "T")
-    assert eventually(lambda: state(stage.program("client")) != "T")
+    faults = FaultInjector(run, processes)
+    reach(run, processes, Point.NOTICE)
+    assert eventually(lambda: state(processes.program("client")) == "T")
+    assert eventually(lambda: state(processes.program("client")) != "T")
     faults.stop()
 
 
-def test_a_link_that_is_lost_stays_down(tmp_path: Path, stage: FakeStage) -> None:
+def test_a_link_that_is_lost_stays_down(tmp_path: Path, processes: FakeProcesses) -> None:
     emulator = FakeEmulator()
     run = context(tmp_path, "pages:link-lost", emulator=emulator)
-    faults = FaultInjector(run, stage)
-    reach(run, stage, Point.PAGES)
+    faults = FaultInjector(run, processes)
+    reach(run, processes, Point.PAGES)
     faults.stop()
     assert emulator.links_down == {"edge-1--edge-2"}
     assert (injected(run), mended(run)) == (["pages:link-lost"], [])
 
 
 def test_in_a_dump_the_agent_goes_on_and_dies_at_a_moment_of_the_seed(
-    tmp_path: Path, stage: FakeStage, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, processes: FakeProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asleep: list[float] = []
     monkeypatch.setattr(FaultInjector, "_await_criu", lambda self, part: 1)
@@ -188,9 +188,9 @@ def test_in_a_dump_the_agent_goes_on_and_dies_at_a_moment_of_the_seed(
     for seed in (1, 1, 2):
         run = context(tmp_path, "dump:source-agent-killed=0.01")
         run.spec = msgspec.structs.replace(run.spec, seed=seed)
-        faults = FaultInjector(run, stage)
-        victim = stage.program("source")
-        reach(run, stage, Point.DUMP)
+        faults = FaultInjector(run, processes)
+        victim = processes.program("source")
+        reach(run, processes, Point.DUMP)
         faults.stop()
         assert victim.process.poll() == -signal.SIGKILL
         assert injected(run) == ["dump:source-agent-killed"]
@@ -199,41 +199,41 @@ def test_in_a_dump_the_agent_goes_on_and_dies_at_a_moment_of_the_seed(
 
 
 def test_nothing_is_done_to_an_agent_that_does_not_stand_still(
-    tmp_path: Path, stage: FakeStage, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, processes: FakeProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("quicferry.experiment.fault_injector.STOP_S", 0.1)
     emulator = FakeEmulator()
     run = context(tmp_path, "transfer:link-cut", emulator=emulator)
-    FaultInjector(run, stage)
-    run.collect(Event(t_ns=now_ns(), vantage="edge-1", name=MOMENTS[Point.TRANSFER].event))
+    FaultInjector(run, processes)
+    run.collect(Event(t_ns=now_ns(), vantage="edge-1", name=TRIGGERS[Point.TRANSFER].event))
     assert not emulator.links_down
     assert injected(run) == []
     assert "did not stop" in run.warnings[0]
 
 
-def test_a_fault_that_fails_is_told_and_the_agent_goes_on(tmp_path: Path, stage: FakeStage) -> None:
+def test_a_fault_that_fails_is_told_and_the_agent_goes_on(tmp_path: Path, processes: FakeProcesses) -> None:
     broken = FakeEmulator(failures={"set_link": EmulationError("no such link")})
     run = context(tmp_path, "transfer:link-cut", emulator=broken)
-    FaultInjector(run, stage)
-    reach(run, stage, Point.TRANSFER)
+    FaultInjector(run, processes)
+    reach(run, processes, Point.TRANSFER)
     assert injected(run) == []
     assert run.warnings == ["the fault transfer:link-cut could not be injected: no such link"]
-    assert state(stage.program("source")) != "T"
+    assert state(processes.program("source")) != "T"
 
 
-def test_an_agent_is_told_only_what_concerns_it(tmp_path: Path, stage: FakeStage) -> None:
+def test_an_agent_is_told_only_what_concerns_it(tmp_path: Path, processes: FakeProcesses) -> None:
     run = context(tmp_path, "transfer:image-corrupted", "restore:link-cut")
-    faults = FaultInjector(run, stage)
+    faults = FaultInjector(run, processes)
     source, destination = faults.failpoints("edge-1"), faults.failpoints("edge-2")
-    assert source.stop_at == [MOMENTS[Point.TRANSFER].event] and source.damage == ["transfer"]
-    assert destination.stop_at == [MOMENTS[Point.RESTORE].event] and not destination.damage
+    assert source.stop_at == [TRIGGERS[Point.TRANSFER].event] and source.damage == ["transfer"]
+    assert destination.stop_at == [TRIGGERS[Point.RESTORE].event] and not destination.damage
     assert not faults.client_refuses
-    assert FaultInjector(context(tmp_path, "notice:client-refusing"), stage).client_refuses
+    assert FaultInjector(context(tmp_path, "notice:client-refusing"), processes).client_refuses
 
 
-def test_a_run_without_faults_hears_nothing(tmp_path: Path, stage: FakeStage) -> None:
+def test_a_run_without_faults_hears_nothing(tmp_path: Path, processes: FakeProcesses) -> None:
     run = context(tmp_path)
-    faults = FaultInjector(run, stage)
+    faults = FaultInjector(run, processes)
     assert run.listeners == []
     assert faults.failpoints("edge-1").stop_at == []
     assert parse("transfer:link-cut").name == "transfer:link-cut"

@@ -138,7 +138,7 @@ def test_the_commit_is_told_to_the_server_first(tmp_path: Path) -> None:
         obey = w._obey
 
         async def deaf(edge: str, order: control.Order) -> dict[str, Any]:
-            if isinstance(order, control.Keep):
+            if isinstance(order, control.Commit):
                 told.append("keep")
                 assert "give_up_source" not in w.service.log
                 if len(told) < 3:

@@ -39,7 +39,7 @@ def free_port() -> int:
                 return port
 
 
-class Stage:
+class LoopbackRun:
     """Two servers, a client, and what they wrote."""
 
     def __init__(self, folder: Path) -> None:
@@ -135,8 +135,8 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(folder: Path) -> AsyncIterator[Stage]:
-    made = Stage(folder)
+async def loopback_run(folder: Path) -> AsyncIterator[LoopbackRun]:
+    made = LoopbackRun(folder)
     try:
         yield made
     finally:
@@ -152,7 +152,7 @@ async def stage(folder: Path) -> AsyncIterator[Stage]:
 @pytest.mark.parametrize("strategy", list(Strategy))
 def test_hand_off_between_two_processes(tmp_path: Path, strategy: Strategy, server_first: bool) -> None:
     async def play() -> None:
-        async with stage(tmp_path) as it:
+        async with loopback_run(tmp_path) as it:
             await it.server(1)
             await it.server(2)
             client = await it.client(download_bytes=3 << 20, upload_bytes=1 << 20, seed=4)
@@ -188,7 +188,7 @@ def test_hand_off_between_two_processes(tmp_path: Path, strategy: Strategy, serv
 
 def test_an_aborted_hand_off_goes_on_at_the_source(tmp_path: Path) -> None:
     async def play() -> None:
-        async with stage(tmp_path) as it:
+        async with loopback_run(tmp_path) as it:
             await it.server(1)
             client = await it.client()
             await it.until(client, "client.response.received")
@@ -214,7 +214,7 @@ def test_an_aborted_hand_off_goes_on_at_the_source(tmp_path: Path) -> None:
 
 def test_a_client_without_the_extension_is_served_as_ever(tmp_path: Path) -> None:
     async def play() -> None:
-        async with stage(tmp_path) as it:
+        async with loopback_run(tmp_path) as it:
             await it.server(1)
             client = await it.client(extension=False)
             connected = await it.until(client, "client.connected")
@@ -241,7 +241,7 @@ def test_a_client_without_the_extension_is_served_as_ever(tmp_path: Path) -> Non
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     async def play() -> None:
-        async with stage(tmp_path) as it:
+        async with loopback_run(tmp_path) as it:
             await it.server(2)
             (tmp_path / "state").write_bytes(b"not a state")
             order = control.Import(

@@ -9,12 +9,12 @@ import pytest
 
 from baselines.quic_reconnect.config import ReconnectConfig
 from quicferry.migration import control
-from tests.baseline_support import COMMON, DEADLINE_S, EDGES, Stage, stage
+from tests.baseline_support import COMMON, DEADLINE_S, EDGES, LoopbackRun, loopback_run
 
 CLIENT = "baselines.quic_reconnect.client"
 
 
-async def begin(it: Stage, *, tickets: bool = False, **settings: object) -> None:
+async def begin(it: LoopbackRun, *, tickets: bool = False, **settings: object) -> None:
     await it.server(1, "apps.server.server", tickets=tickets)
     await it.server(2, "apps.server.server", tickets=tickets)
     await it.client(CLIENT, ReconnectConfig, extension=False, early_data=tickets, **settings)
@@ -28,7 +28,7 @@ def test_silence_sends_the_client_to_the_new_address_with_all_that_was_open(
     tmp_path: Path, early: bool
 ) -> None:
     async def play() -> None:
-        async with stage(tmp_path) as it:
+        async with loopback_run(tmp_path) as it:
             await begin(it, tickets=early, download_bytes=4 << 20, upload_bytes=1 << 20, seed=2)
             frozen = await it.freeze()
             await it.take_over(frozen)
@@ -54,7 +54,7 @@ def test_silence_sends_the_client_to_the_new_address_with_all_that_was_open(
 
 def test_a_pause_is_noticed_but_costs_no_connection(tmp_path: Path) -> None:
     async def play() -> None:
-        async with stage(tmp_path) as it:
+        async with loopback_run(tmp_path) as it:
             await begin(it, request_timeout_ms=3000.0)
             await it.freeze()
             await it.until("client.connection.lost", reason="silent")
@@ -70,7 +70,7 @@ def test_a_pause_is_noticed_but_costs_no_connection(tmp_path: Path) -> None:
 
 def test_a_client_that_cannot_follow_is_told_and_goes_at_once(tmp_path: Path) -> None:
     async def play() -> None:
-        async with stage(tmp_path, ttl_s=0) as it:
+        async with loopback_run(tmp_path, ttl_s=0) as it:
             await begin(it)
             prepare = control.Prepare(
                 destination=None, downtime_ms=20, deadline_s=10, service=it.addresses[1], **COMMON

@@ -13,12 +13,12 @@ from baselines.tcp_dns.config import TcpClientConfig
 from quicferry.errors import MigrationError
 from quicferry.migration import control
 from quicferry.record import ClientSummary
-from tests.baseline_support import COMMON, DEADLINE_S, EDGES, Stage, stage
+from tests.baseline_support import COMMON, DEADLINE_S, EDGES, LoopbackRun, loopback_run
 
 SERVER, CLIENT = "baselines.tcp_dns.server", "baselines.tcp_dns.client"
 
 
-async def begin(it: Stage, **settings: object) -> None:
+async def begin(it: LoopbackRun, **settings: object) -> None:
     await it.server(1, SERVER)
     await it.server(2, SERVER)
     await it.client(CLIENT, TcpClientConfig, **settings)
@@ -35,7 +35,7 @@ def assert_nothing_lost(summary: ClientSummary) -> None:
 
 def test_a_reset_sends_the_client_to_the_new_address_with_all_that_was_open(tmp_path: Path) -> None:
     async def play() -> None:
-        async with stage(tmp_path) as it:
+        async with loopback_run(tmp_path) as it:
             await begin(it, download_bytes=6 << 20, upload_bytes=3 << 20, seed=4)
             frozen = await it.freeze()
             await asyncio.sleep(0.05)  # requests gather
@@ -64,7 +64,7 @@ def test_a_reset_sends_the_client_to_the_new_address_with_all_that_was_open(tmp_
 
 def test_a_server_that_says_nothing_is_given_up_after_the_request_time_out(tmp_path: Path) -> None:
     async def play() -> None:
-        async with stage(tmp_path, ttl_s=0) as it:
+        async with loopback_run(tmp_path, ttl_s=0) as it:
             await begin(it, request_timeout_ms=150.0)
             frozen = await it.freeze()
             await it.take_over(frozen)
@@ -83,7 +83,7 @@ def test_a_server_that_says_nothing_is_given_up_after_the_request_time_out(tmp_p
 
 def test_an_aborted_move_is_only_a_pause(tmp_path: Path) -> None:
     async def play() -> None:
-        async with stage(tmp_path) as it:
+        async with loopback_run(tmp_path) as it:
             await begin(it, download_bytes=2 << 20)
             await it.freeze()
             await asyncio.sleep(0.2)
@@ -102,7 +102,7 @@ def test_an_aborted_move_is_only_a_pause(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resumption", [False, True])
 def test_sessions_are_resumed_only_if_asked(tmp_path: Path, resumption: bool) -> None:
     async def play() -> None:
-        async with stage(tmp_path) as it:
+        async with loopback_run(tmp_path) as it:
             await begin(it, tls_resumption=resumption, request_timeout_ms=100.0)
             # a request that is not answered costs its connection; the next one may resume
             await it.freeze()
@@ -119,7 +119,7 @@ def test_sessions_are_resumed_only_if_asked(tmp_path: Path, resumption: bool) ->
 
 def test_a_damaged_state_is_not_served(tmp_path: Path) -> None:
     async def play() -> None:
-        async with stage(tmp_path) as it:
+        async with loopback_run(tmp_path) as it:
             await begin(it)
             await it.freeze()
             order = control.Import(
@@ -141,7 +141,7 @@ def test_a_damaged_state_is_not_served(tmp_path: Path) -> None:
 
 def test_what_is_not_http_is_refused(tmp_path: Path) -> None:
     async def play() -> None:
-        async with stage(tmp_path) as it:
+        async with loopback_run(tmp_path) as it:
             await it.server(1, SERVER)
             context = ssl.create_default_context(cafile=it.tls.authority)
             reader, writer = await asyncio.open_connection(
@@ -161,7 +161,7 @@ def test_an_attempt_is_given_up_when_the_name_moves_meanwhile(tmp_path: Path) ->
     """The old server takes connections but answers nothing: there is no use in waiting it out."""
 
     async def play() -> None:
-        async with stage(tmp_path, ttl_s=1) as it:
+        async with loopback_run(tmp_path, ttl_s=1) as it:
             await begin(it, request_timeout_ms=2000.0)
             frozen = await it.freeze()
             it.servers[0].send_signal(signal.SIGSTOP)  # its kernel goes on accepting
@@ -182,7 +182,7 @@ def test_an_attempt_is_given_up_when_the_name_moves_meanwhile(tmp_path: Path) ->
 
 def test_a_dismissed_client_is_reset_at_once(tmp_path: Path) -> None:
     async def play() -> None:
-        async with stage(tmp_path, ttl_s=0) as it:
+        async with loopback_run(tmp_path, ttl_s=0) as it:
             await begin(it)
             await it.take_over(await it.freeze())
             it.names.address = EDGES[1]

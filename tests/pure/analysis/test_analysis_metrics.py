@@ -11,8 +11,9 @@ import msgspec
 import polars as pl
 import pytest
 
-from quicferry.analysis.analyse import analyse, read_result, study
-from quicferry.analysis.move import measure, phase_spans
+from quicferry.analysis.analyse import analyse
+from quicferry.analysis.derive import derive, read_result
+from quicferry.analysis.metrics import measure, phase_spans
 from quicferry.capture import timeline
 from quicferry.capture.clock import ClockConversion, clock_warning, realtime_minus_monotonic_ns
 from quicferry.capture.quic.table import SCHEMA
@@ -68,7 +69,7 @@ def change_events(run_dir: Path, change: Any) -> None:
 
 
 def test_every_number_of_a_move_is_as_it_was_made(scene: Scene, run_copy: Path) -> None:
-    result = analyse(run_copy)
+    result = derive(run_copy)
     assert result.outcome == "succeeded"
     assert result.error is None
     assert result.warnings == []
@@ -104,7 +105,7 @@ def test_capture_and_application_agree_whatever_the_times(
 ) -> None:
     # key updates faster than a round trip make aioquic drop packets of the phase before
     scene = moving_scene(downtime_ms=downtime_ms, one_way_ms=one_way_ms, key_update=one_way_ms < 20)
-    result = study(write_run(tmp_path / "run", scene, downtime_ms=downtime_ms)).result
+    result = analyse(write_run(tmp_path / "run", scene, downtime_ms=downtime_ms)).result
     assert result.service_migration_time_ms == pytest.approx(scene.service_migration_ns / NS_PER_MS)
     assert result.log_service_migration_time_ms == result.service_migration_time_ms
     assert result.container_downtime_ms == pytest.approx(downtime_ms)
@@ -119,7 +120,7 @@ def test_loss_and_repetition_do_not_deceive_it(tmp_path: Path) -> None:
     scene.at(400, scene.freeze)
     scene.at(450, scene.resume)
     scene.run(3000)
-    result = study(write_run(tmp_path / "run", scene, downtime_ms=50)).result
+    result = analyse(write_run(tmp_path / "run", scene, downtime_ms=50)).result
     assert result.service_migration_time_ms == pytest.approx(scene.service_migration_ns / NS_PER_MS)
     assert result.warnings == []
 
@@ -133,7 +134,7 @@ def test_the_run_directory_is_not_touched_outside_derived(run_copy: Path) -> Non
         }
 
     before = raw()
-    analyse(run_copy)
+    derive(run_copy)
     assert raw() == before
     derived = {path.name for path in (run_copy / "derived").iterdir()}
     assert derived == {"result.json", "timeline.parquet", "timeline.png", "timeline.svg"}
@@ -141,7 +142,7 @@ def test_the_run_directory_is_not_touched_outside_derived(run_copy: Path) -> Non
 
 
 def test_the_result_file_is_the_result_and_is_read_back(run_copy: Path) -> None:
-    result = analyse(run_copy)
+    result = derive(run_copy)
     written = msgspec.json.decode(RunPaths(run_copy).result.read_bytes(), type=RunResult)
     assert written == result == read_result(run_copy)
     RunPaths(run_copy).result.unlink()
@@ -149,7 +150,7 @@ def test_the_result_file_is_the_result_and_is_read_back(run_copy: Path) -> None:
 
 
 def test_the_timeline_has_a_row_for_every_moment_event_and_packet(run_copy: Path, scene: Scene) -> None:
-    analyse(run_copy)
+    derive(run_copy)
     table = pl.read_parquet(run_copy / "derived" / "timeline.parquet")
     assert set(table["kind"]) == {"capture", "event", "packet"}
     assert table["t_ns"].is_sorted()
@@ -166,7 +167,7 @@ def test_a_log_that_disagrees_is_a_warning(run_copy: Path) -> None:
         return event
 
     change_events(run_copy, later)
-    result = study(run_copy).result
+    result = analyse(run_copy).result
     assert result.log_service_migration_time_ms == 123.0
     assert any("they differ by 3.000 ms" in warning for warning in result.warnings)
 
@@ -178,7 +179,7 @@ def test_half_a_millisecond_is_no_disagreement(run_copy: Path) -> None:
         return event
 
     change_events(run_copy, later)
-    assert study(run_copy).result.warnings == []
+    assert analyse(run_copy).result.warnings == []
 
 
 def test_download_data_counts_in_the_log_too() -> None:
@@ -338,7 +339,7 @@ def test_bytes_of_all_transfers_are_added_else_the_orchestrator_is_believed() ->
 
 def test_a_nonce_that_was_reused_fails_the_run(run_copy: Path, scene: Scene) -> None:
     crypto = scene.server._cryptos[next(k for k in scene.server._cryptos if k.name == "ONE_RTT")]
-    last = study(run_copy).packets.filter(
+    last = analyse(run_copy).packets.filter(
         (pl.col("source") == text(NEW)) & (pl.col("generation") == pl.col("generation").max())
     )
     number = int(last["packet_number"][-1])
@@ -350,7 +351,7 @@ def test_a_nonce_that_was_reused_fails_the_run(run_copy: Path, scene: Scene) -> 
     # the source's own packet, after the snapshot: it never reached the client, only the edge saw it
     edge = [*scene.server_side[text(OLD)], Sighting(scene.stamp(), OLD, CLIENT, forged)]
     write_pcapng(run_copy / "captures" / "edge-1.pcapng", edge)
-    result = study(run_copy).result
+    result = analyse(run_copy).result
     assert result.outcome == "failed"
     assert result.error is not None
     assert result.error.startswith("1 packets used a key and packet number")
@@ -374,23 +375,23 @@ def test_what_was_moved_must_have_crossed_the_link(
     back = [Sighting(BEGIN_NS + place, b, a, bytes(500)) for place in range(9)]
     path = run_copy / "captures" / "edge-1.pcapng"
     write_pcapng(path, [*scene.server_side[text(OLD)], *image, *back])
-    result = study(run_copy).result
+    result = analyse(run_copy).result
     assert result.inter_edge_bytes == datagrams * 1042
     assert any("crossed the link" in warning for warning in result.warnings) is complaint
     lost = "Packets received/dropped on interface 'edge-1-eth1': 4/1 (pcap:0/dumpcap:1/flushed:0/ps_ifdrop:0)"
     (run_copy / "captures" / "edge-1.log").write_text(lost)
-    assert not any("crossed the link" in warning for warning in study(run_copy).result.warnings)
+    assert not any("crossed the link" in warning for warning in analyse(run_copy).result.warnings)
 
 
 def test_a_failed_run_is_a_failed_result(scene: Scene, tmp_path: Path) -> None:
-    result = analyse(write_run(tmp_path / "run", scene, outcome="failed"))
+    result = derive(write_run(tmp_path / "run", scene, outcome="failed"))
     assert (result.outcome, result.error) == ("failed", "the server did not come back")
     assert result.service_migration_time_ms == 120.0
 
 
 def test_an_interrupted_run_is_failed(run_copy: Path) -> None:
     change_manifest(run_copy, outcome="running")
-    result = analyse(run_copy)
+    result = derive(run_copy)
     assert (result.outcome, result.error) == ("failed", "the run was interrupted")
 
 
@@ -406,7 +407,7 @@ def test_raw_data_that_is_missing_fails_the_result_with_words(
     run_copy: Path, missing: str, words: str
 ) -> None:
     (run_copy / missing).unlink()
-    result = analyse(run_copy)
+    result = derive(run_copy)
     assert result.outcome == "failed"
     assert words in (result.error or "")
     assert RunPaths(run_copy).result.is_file()
@@ -414,10 +415,10 @@ def test_raw_data_that_is_missing_fails_the_result_with_words(
 
 def test_a_capture_of_nothing_and_of_strangers(run_copy: Path) -> None:
     write_pcapng(run_copy / "captures" / "client.pcapng", [])
-    assert "no useful service" in (study(run_copy).result.error or "")
+    assert "no useful service" in (analyse(run_copy).result.error or "")
     stranger = moving_scene()
     write_pcapng(run_copy / "captures" / "client.pcapng", stranger.client_side)
-    result = study(run_copy).result
+    result = analyse(run_copy).result
     assert result.outcome == "failed"
     assert result.service_migration_time_ms is None
 
@@ -425,7 +426,7 @@ def test_a_capture_of_nothing_and_of_strangers(run_copy: Path) -> None:
 def test_missing_edges_and_summary_are_warnings(run_copy: Path) -> None:
     (run_copy / "captures" / "edge-2.pcapng").unlink()
     (run_copy / "client.json").unlink()
-    result = study(run_copy).result
+    result = analyse(run_copy).result
     assert result.outcome == "succeeded"
     assert result.requests_sent is None
     assert any("no capture of the destination edge" in warning for warning in result.warnings)
@@ -443,11 +444,11 @@ def test_what_the_client_complains_of_is_a_warning(run_copy: Path) -> None:
         closed="idle timeout",
         transfers=[transfer],
     )
-    result = study(run_copy).result
+    result = analyse(run_copy).result
     words = " | ".join(result.warnings)
     for part in (
         "2 requests were never",
-        "1 requests were obeyed twice",
+        "1 requests were executed twice",
         "7 to 3",
         "idle timeout",
         "7 of 10",
@@ -458,7 +459,7 @@ def test_what_the_client_complains_of_is_a_warning(run_copy: Path) -> None:
 
 def test_no_manifest_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no run in"):
-        analyse(tmp_path)
+        derive(tmp_path)
 
 
 def test_a_manifest_survives_its_round_trip(recorded: Path) -> None:
@@ -504,9 +505,9 @@ def test_a_baseline_that_does_not_move_is_no_failure(run_copy: Path) -> None:
     write_pcapng(run_copy / "captures" / "client.pcapng", scene.client_side)
     (run_copy / "secrets" / "keys.log").write_text(scene.keys.getvalue())
     write_events(RunPaths(run_copy).events, scene.events)
-    assert study(run_copy).result.outcome == "failed"
+    assert analyse(run_copy).result.outcome == "failed"
     spec = msgspec.structs.replace(read_manifest(run_copy).spec, baseline="stay")
     change_manifest(run_copy, spec=spec)
-    result = analyse(run_copy)
+    result = derive(run_copy)
     assert (result.outcome, result.strategy, result.kind) == ("succeeded", "stay", "baseline")
     assert result.service_migration_time_ms is None

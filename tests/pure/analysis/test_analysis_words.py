@@ -17,8 +17,10 @@ from scipy.stats import binom
 
 from cli.runs import runs
 from quicferry.analysis import tables
-from quicferry.analysis.analyse import study
-from quicferry.analysis.figures import timeline as plots
+from quicferry.analysis.analyse import analyse
+from quicferry.analysis.figures.comparison import bars_figure, gaps_figure
+from quicferry.analysis.figures.style import as_svg
+from quicferry.analysis.figures.timeline import timeline_figure
 from quicferry.analysis.report import write_report
 from quicferry.analysis.statistics import median_interval, percentile, summarise
 from quicferry.errors import StoreError
@@ -64,6 +66,27 @@ def test_too_few_values_have_no_interval(count: int) -> None:
 
 def test_six_values_are_just_enough() -> None:
     assert median_interval([6.0, 1, 2, 3, 4, 5]) == (1.0, 6.0)
+
+
+#: level -> for n = 1…59 the rank of the interval's lower end, from the binomial distribution; 0: none
+LOWER_RANKS = {
+    0.90: "0 0 0 0 1 1 1 2 2 2 3 3 4 4 4 5 5 6 6 6 7 7 8 8 8 9 9 10 10 11 11 11 12 12 13 13 14 14 14 15 15"
+    " 16 16 17 17 17 18 18 19 19 20 20 21 21 21 22 22 23 23",
+    0.95: "0 0 0 0 0 1 1 1 2 2 2 3 3 3 4 4 5 5 5 6 6 6 7 7 8 8 8 9 9 10 10 10 11 11 12 12 13 13 13 14 14 15"
+    " 15 16 16 16 17 17 18 18 19 19 19 20 20 21 21 22 22",
+    0.99: "0 0 0 0 0 0 0 1 1 1 1 2 2 2 3 3 3 4 4 4 5 5 5 6 6 7 7 7 8 8 8 9 9 10 10 10 11 11 12 12 12 13 13"
+    " 14 14 14 15 15 16 16 16 17 17 18 18 18 19 19 20",
+}
+
+
+@pytest.mark.parametrize("level", LOWER_RANKS)
+def test_the_ranks_of_the_interval_are_those_of_the_binomial_distribution(level: float) -> None:
+    ranks = [int(word) for word in LOWER_RANKS[level].split()]
+    assert len(ranks) == 59
+    for count, rank in enumerate(ranks, 1):
+        values = [float(value) for value in range(count, 0, -1)]  # each value is its own rank
+        expected = (rank, count + 1 - rank) if rank else None
+        assert median_interval(values, level) == expected
 
 
 @given(st.lists(st.floats(0, 1000), min_size=6, max_size=200), st.sampled_from([0.8, 0.9, 0.95]))
@@ -240,8 +263,8 @@ def test_the_pages_pictures_do_not_share_identifiers(store: Path, tmp_path: Path
 
 
 def test_a_page_is_the_same_when_made_again(store: Path) -> None:
-    analysis = study(store / "20260101-one")
-    assert plots.as_svg(plots.timeline_figure(analysis)) == plots.as_svg(plots.timeline_figure(analysis))
+    analysis = analyse(store / "20260101-one")
+    assert as_svg(timeline_figure(analysis)) == as_svg(timeline_figure(analysis))
 
 
 def test_a_report_of_nothing_is_an_error(tmp_path: Path) -> None:
@@ -258,10 +281,10 @@ def test_a_report_that_cannot_be_written_says_so(store: Path, tmp_path: Path) ->
 
 
 def test_pictures_of_odd_data_are_drawn() -> None:
-    empty = plots.bars_figure({"a": [], "b": [3.0]}, "title")
-    assert "<svg" in plots.as_svg(empty)
-    assert "<svg" in plots.as_svg(plots.gaps_figure({"none": []}))
-    assert "<svg" in plots.as_svg(plots.gaps_figure({"some": [1.0, 2.0, 0.0]}))
+    empty = bars_figure({"a": [], "b": [3.0]}, "title")
+    assert "<svg" in as_svg(empty)
+    assert "<svg" in as_svg(gaps_figure({"none": []}))
+    assert "<svg" in as_svg(gaps_figure({"some": [1.0, 2.0, 0.0]}))
 
 
 def call(*arguments: str | Path) -> tuple[str, str]:

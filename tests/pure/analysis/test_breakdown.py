@@ -8,11 +8,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from quicferry.analysis.breakdown import parts_ms, unexplained_ms
-from quicferry.analysis.figures.breakdown_bars import places_ms
-from quicferry.analysis.move import measure
+from quicferry.analysis.breakdown import breakdown_ms, unexplained_ms
+from quicferry.analysis.figures.breakdown_bars import intervals_ms
+from quicferry.analysis.metrics import measure
 from quicferry.capture.quic.table import SCHEMA
-from quicferry.capture.timeline import without_strangers
+from quicferry.capture.timeline import without_unknown_servers
 from quicferry.events import Event
 
 CLIENT, OLD, NEW = "10.0.0.2:50000", "10.0.1.2:4433", "10.0.2.2:4433"
@@ -71,7 +71,7 @@ def parts_of(rows: list[dict[str, Any]], events: list[Event]) -> tuple[dict[str,
     traffic = table(*rows)
     metrics = measure(traffic, events, OLD, NEW)
     assert metrics.gap is not None
-    return parts_ms(traffic, events, metrics, NEW), metrics.gap.length_ns / MS
+    return breakdown_ms(traffic, events, metrics, NEW), metrics.gap.length_ns / MS
 
 
 def test_tcp_with_dns_is_explained() -> None:
@@ -131,13 +131,13 @@ def test_what_is_not_known_is_not_guessed(missing: str) -> None:
 def test_the_strip_covers_the_gap_without_overlap() -> None:
     traffic = table(*TCP_ROWS)
     metrics = measure(traffic, EVENTS, OLD, NEW)
-    places = places_ms(parts_ms(traffic, EVENTS, metrics, NEW), metrics, 100 * MS)
-    assert [name for name, _, _ in places] == [
+    intervals = intervals_ms(breakdown_ms(traffic, EVENTS, metrics, NEW), metrics, 100 * MS)
+    assert [name for name, _, _ in intervals] == [
         *("in-flight", "downtime", "detection", "dns", "tcp", "tls", "request"),
     ]
-    assert places[0][1] == -4.0
-    assert places[-1][2] == 310.0
-    for (_, _, end), (_, begin, _) in itertools.pairwise(places):
+    assert intervals[0][1] == -4.0
+    assert intervals[-1][2] == 310.0
+    for (_, _, end), (_, begin, _) in itertools.pairwise(intervals):
         assert begin >= end
 
 
@@ -151,7 +151,7 @@ def test_a_stock_client_hears_nothing_from_where_it_has_not_sent() -> None:
         row(5, 1, NEW, CLIENT, "STREAM", **quic),
         row(6, 0, NEW, CLIENT, "STREAM", **quic),
     ]
-    heard = without_strangers(table(*rows))
+    heard = without_unknown_servers(table(*rows))
     assert heard.columns == list(SCHEMA)
     assert heard["new_bytes"].to_list() == [256, 256, None, 256, 256, None]
     assert heard["t_ns"].to_list() == [n * MS for n in range(1, 7)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from quicferry.analysis.endpoint_split import NEW, OLD, Places
-from quicferry.analysis.move import measure
+from quicferry.analysis.endpoint_split import NEW, OLD, EndpointSplit
+from quicferry.analysis.metrics import measure
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.events import Event
 from quicferry.record import PLACE_BY_CLIENT, PLACE_BY_TIME
@@ -47,7 +47,7 @@ def test_an_address_that_moves_is_told_apart_by_the_downtime_as_the_client_sees_
         event(t_ms, "client.response.received", server=SERVICE) for t_ms in (98, 104.5, 108.5, 113.2, 123)
     ]
     seen = traffic(*((t_ms, SERVICE, FIRST) for t_ms in (98, 104.5, 108.5, 113.2, 123)))
-    places = Places(events, SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS)
+    places = EndpointSplit(events, SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS)
     # 109 ms is the latest for the old place, 113 ms the earliest for the new one
     assert places.arrivals(seen)["server"].to_list() == [OLD, OLD, OLD, NEW, NEW]
     assert places.logged_arrivals(events)["server"].to_list() == [OLD, OLD, OLD, NEW, NEW]
@@ -61,13 +61,13 @@ def test_an_address_that_moves_is_told_apart_by_the_downtime_as_the_client_sees_
 
 def test_an_aborted_freeze_before_does_not_count() -> None:
     events = [event(50, "server.frozen"), event(100, "server.frozen"), event(300, "server.resumed")]
-    places = Places(events, SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS)
+    places = EndpointSplit(events, SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS)
     seen = traffic((80, SERVICE, FIRST), (208, SERVICE, FIRST), (210, SERVICE, FIRST))
     assert places.arrivals(seen)["server"].to_list() == [OLD, OLD, NEW]
 
 
 def test_nothing_is_new_when_the_server_never_resumed() -> None:
-    places = Places([event(100, "server.frozen")], SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS)
+    places = EndpointSplit([event(100, "server.frozen")], SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS)
     seen = traffic((80, SERVICE, FIRST), (500, SERVICE, FIRST))
     assert places.arrivals(seen)["server"].to_list() == [OLD, OLD]
     assert places.first_packet_ns(seen) is None
@@ -79,7 +79,7 @@ def test_a_client_that_moves_is_told_apart_by_its_address() -> None:
         event(118, "client.address.answered", address=SECOND),
         *(event(t_ms, "client.response.received", server=SERVICE) for t_ms in (99, 117.5, 118.1)),
     ]
-    places = Places(events, SERVICE, SERVICE, PLACE_BY_CLIENT, RTT_NS)
+    places = EndpointSplit(events, SERVICE, SERVICE, PLACE_BY_CLIENT, RTT_NS)
     seen = traffic((99, SERVICE, FIRST), (117.5, SERVICE, FIRST), (118.1, SERVICE, SECOND))
     assert places.arrivals(seen)["server"].to_list() == [OLD, OLD, NEW]
     assert places.logged_arrivals(events)["server"].to_list() == [OLD, OLD, NEW]
@@ -88,7 +88,7 @@ def test_a_client_that_moves_is_told_apart_by_its_address() -> None:
 
 @pytest.mark.parametrize("place_by", [PLACE_BY_TIME, PLACE_BY_CLIENT])
 def test_a_capture_of_nothing(place_by: str) -> None:
-    places = Places([], SERVICE, SERVICE, place_by, RTT_NS)
+    places = EndpointSplit([], SERVICE, SERVICE, place_by, RTT_NS)
     assert places.arrivals(traffic()).is_empty()
     assert places.first_packet_ns(traffic()) is None
     assert measure(traffic(), [], SERVICE, SERVICE, places).gap is None
@@ -97,7 +97,7 @@ def test_a_capture_of_nothing(place_by: str) -> None:
 def test_addresses_tell_places_apart_where_they_change() -> None:
     old, new = "10.0.1.2:4433", "10.0.2.2:4433"
     seen = traffic((1, old, FIRST), (9, new, FIRST), (10, "10.0.3.2:4433", FIRST))
-    assert Places([], old, new).arrivals(seen)["server"].to_list() == [OLD, NEW, "10.0.3.2:4433"]
+    assert EndpointSplit([], old, new).arrivals(seen)["server"].to_list() == [OLD, NEW, "10.0.3.2:4433"]
 
 
 def test_packets_have_places_also_those_that_leave() -> None:
@@ -108,10 +108,13 @@ def test_packets_have_places_also_those_that_leave() -> None:
     )
     events = [event(100, "server.frozen"), event(150, "server.resumed")]
     for packets in (seen, sent):
-        by_address = Places(events, old, new, PLACE_BY_TIME, RTT_NS).placed(packets)
-        assert by_address["place"].to_list() == [OLD, NEW, None]
-        by_time = Places(events, SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS).placed(packets)
-        assert by_time["place"].to_list() == [OLD, NEW, NEW]
+        by_address = EndpointSplit(events, old, new, PLACE_BY_TIME, RTT_NS).labelled(packets)
+        assert by_address["side"].to_list() == [OLD, NEW, None]
+        by_time = EndpointSplit(events, SERVICE, SERVICE, PLACE_BY_TIME, RTT_NS).labelled(packets)
+        assert by_time["side"].to_list() == [OLD, NEW, NEW]
     moved = [event(118, "client.address.answered", address=SECOND)]
     both = traffic((1, SERVICE, FIRST), (120, SERVICE, SECOND))
-    assert Places(moved, SERVICE, SERVICE, PLACE_BY_CLIENT).placed(both)["place"].to_list() == [OLD, NEW]
+    assert EndpointSplit(moved, SERVICE, SERVICE, PLACE_BY_CLIENT).labelled(both)["side"].to_list() == [
+        OLD,
+        NEW,
+    ]

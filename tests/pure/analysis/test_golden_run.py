@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli import main
-from quicferry.analysis.analyse import analyse
+from quicferry.analysis.derive import derive
 from quicferry.experiment.store import RunStore
 from quicferry.paths import CHECKOUT
 
@@ -23,7 +23,7 @@ def golden(tmp_path: Path) -> Path:
 
 
 def test_its_numbers_are_those_that_were_read_when_it_was_made(golden: Path) -> None:
-    result = analyse(golden)
+    result = derive(golden)
     assert (result.outcome, result.strategy, result.engine) == ("succeeded", "proactive-explicit", "handoff")
     assert (result.warnings, result.packets_undecrypted) == ([], 0)
     assert (result.requests_sent, result.requests_lost, result.requests_duplicated) == (115, 0, 0)

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 import topologies
-from quicferry.analysis.repeated_moves import grown, usage, windows
+from quicferry.analysis.repeated_moves import usage, usage_growth, windows
 from quicferry.analysis.verdict import served_by
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.events import Event
@@ -103,6 +103,6 @@ def test_what_grew(after: tuple[int, int], words: list[str]) -> None:
     held = Usage(
         process="server", fds_before=5, fds_after=after[0], rss_before_kib=40_000, rss_after_kib=after[1]
     )
-    found = grown([held])
+    found = usage_growth([held])
     assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))

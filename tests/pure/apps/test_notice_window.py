@@ -9,7 +9,7 @@ import pytest
 
 from apps.server import notice_window as turns
 from apps.server.connections import Peer
-from apps.server.notice_window import AT_ONCE, Turns
+from apps.server.notice_window import AT_ONCE, NoticeWindow
 from quicferry.quic import MigratableConnection
 
 
@@ -33,7 +33,7 @@ def crowd(size: int) -> list[Peer]:
 def test_a_few_have_their_turn_at_once() -> None:
     async def play() -> None:
         call, peers = Caller(), crowd(AT_ONCE)
-        line = Turns(peers, call)
+        line = NoticeWindow(peers, call)
         line.go_on()
         assert call.taken == [peer.key for peer in peers]
         assert line.over.is_set()
@@ -44,7 +44,7 @@ def test_a_few_have_their_turn_at_once() -> None:
 def test_the_next_ones_wait_for_answers() -> None:
     async def play() -> None:
         call, peers = Caller(), crowd(AT_ONCE + 3)
-        line = Turns(peers, call)
+        line = NoticeWindow(peers, call)
         line.go_on()
         assert len(call.taken) == AT_ONCE
         assert not line.heard(peers[0])
@@ -62,7 +62,7 @@ def test_the_next_ones_wait_for_answers() -> None:
 def test_those_of_whom_no_answer_is_expected_take_no_time() -> None:
     async def play() -> None:
         call = Caller(answers=False)
-        line = Turns(crowd(500), call)
+        line = NoticeWindow(crowd(500), call)
         line.go_on()
         assert len(call.taken) == 500
         assert line.over.is_set()
@@ -73,7 +73,7 @@ def test_those_of_whom_no_answer_is_expected_take_no_time() -> None:
 def test_silent_ones_hold_nobody_up() -> None:
     async def play() -> None:
         call = Caller()
-        line = Turns(crowd(3 * AT_ONCE), call)
+        line = NoticeWindow(crowd(3 * AT_ONCE), call)
         line.go_on()
         async with asyncio.timeout(2.0):
             await line.over.wait()
@@ -85,7 +85,7 @@ def test_silent_ones_hold_nobody_up() -> None:
 def test_who_asks_comes_first_when_nothing_may_leave() -> None:
     async def play() -> None:
         call, peers = Caller(), crowd(AT_ONCE + 3)
-        line = Turns(peers, call, holding=True)
+        line = NoticeWindow(peers, call, holding=True)
         assert line.heard(peers[-1])
         line.go_on()
         assert call.taken[0] == peers[-1].key
@@ -100,7 +100,7 @@ def test_who_asks_comes_first_when_nothing_may_leave() -> None:
 def test_no_timer_outlives_it(end: str) -> None:
     async def play() -> int:
         call = Caller()
-        line = Turns(crowd(2 * AT_ONCE), call)
+        line = NoticeWindow(crowd(2 * AT_ONCE), call)
         line.go_on()
         getattr(line, end)()
         told = len(call.taken)

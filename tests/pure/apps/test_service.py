@@ -7,8 +7,8 @@ import pytest
 
 from apps.client.load import Load
 from apps.config import ClientConfig
-from apps.server.service import BACKLOG_BYTES, Service, Session
-from apps.workload import Ask, Reply, chain_of, content, header
+from apps.server.service import ApplicationService, Session
+from apps.workload import BACKLOG_BYTES, Ask, Reply, chain_of, content, header
 from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint
 
@@ -30,14 +30,14 @@ class Wire:
         return msgspec.json.decode(self.sent[stream].partition(b"\n")[0], type=Reply)
 
 
-def ask(service: Service, wire: Wire, stream: int, number: int) -> Reply:
+def ask(service: ApplicationService, wire: Wire, stream: int, number: int) -> Reply:
     data = header(Ask(op="get", session="a", number=number))
     service.received("1", stream, data, True, wire.send)
     return wire.reply(stream)
 
 
 def test_counts_each_request_once() -> None:
-    service, wire = Service("edge-1", 200), Wire()
+    service, wire = ApplicationService("edge-1", 200), Wire()
     assert [ask(service, wire, 4 * n, n).session_count for n in (1, 3, 2)] == [1, 2, 3]
     again = ask(service, wire, 400, 2)
     assert again.repeated
@@ -55,7 +55,7 @@ def test_session_remembers_numbers_in_any_order() -> None:
 
 
 def test_goes_on_where_it_was_dumped_in_mid_transfer() -> None:
-    service, wire = Service("edge-1", 64), Wire()
+    service, wire = ApplicationService("edge-1", 64), Wire()
     ask(service, wire, 0, 1)
     size = 3 * BACKLOG_BYTES
     service.received("1", 4, header(Ask(op="download", session="a", size=size, seed=9)), True, wire.send)
@@ -64,7 +64,7 @@ def test_goes_on_where_it_was_dumped_in_mid_transfer() -> None:
     service.received("1", 8, upload[:20], False, wire.send)
     service.received("1", 8, upload[20:30_000], False, wire.send)
 
-    moved = Service.load(service.dump(), "edge-2", 64)
+    moved = ApplicationService.load(service.dump(), "edge-2", 64)
     moved.received("1", 8, upload[30_000:], True, wire.send)
     while list(moved.downloads("1")):
         moved.pump("1", lambda _: 0, wire.send)
@@ -77,7 +77,7 @@ def test_goes_on_where_it_was_dumped_in_mid_transfer() -> None:
 
 
 def test_pump_respects_the_backlog() -> None:
-    service, wire = Service("e", 64), Wire()
+    service, wire = ApplicationService("e", 64), Wire()
     service.received("1", 0, header(Ask(op="download", session="a", size=10**6)), True, wire.send)
     before = len(wire.sent[0])
     service.pump("1", lambda _: BACKLOG_BYTES, wire.send)
@@ -85,7 +85,7 @@ def test_pump_respects_the_backlog() -> None:
 
 
 def test_refuses_what_is_not_of_the_protocol() -> None:
-    service, wire = Service("e", 64), Wire()
+    service, wire = ApplicationService("e", 64), Wire()
     with pytest.raises(msgspec.DecodeError):
         service.received("1", 0, b'{"op":"burn"}\n', True, wire.send)
 
@@ -110,7 +110,7 @@ def test_the_client_accounts_for_every_request() -> None:
     streams = iter(range(0, 400, 4))
     for _ in range(3):
         load.request(lambda: next(streams))
-    service, back = Service("edge-1", 128), Wire()
+    service, back = ApplicationService("edge-1", 128), Wire()
     for stream in (0, 4):
         service.received("1", stream, wire.sent[stream], True, back.send)
         load.received(stream, back.sent[stream], True, "10.0.1.2:4433")
@@ -127,7 +127,7 @@ def test_the_client_notices_a_state_that_went_back() -> None:
     for stream in (0, 4):
         load.request(lambda: next(streams))
         back = Wire()
-        Service("edge-1", 128).received(
+        ApplicationService("edge-1", 128).received(
             "1", stream, wire.sent[stream], True, back.send
         )  # a new, empty service
         load.received(stream, back.sent[stream], True, "10.0.1.2:4433")
@@ -143,7 +143,7 @@ def test_transfers_are_verified(damage: bool) -> None:
     load.start_transfers(lambda: next(streams))
     while 4 not in wire.ended:
         load.pump()
-    service, back = Service("edge-1", 128), Wire()
+    service, back = ApplicationService("edge-1", 128), Wire()
     for stream in (0, 4):
         service.received("1", stream, wire.sent[stream], True, back.send)
     while 0 not in back.ended:
@@ -166,6 +166,6 @@ def test_finish_waits_for_what_is_open() -> None:
     load.finish()
     assert not load.complete.is_set()
     back = Wire()
-    Service("e", 64).received("1", 0, wire.sent[0], True, back.send)
+    ApplicationService("e", 64).received("1", 0, wire.sent[0], True, back.send)
     load.received(0, back.sent[0], True, "10.0.1.2:4433")
     assert load.complete.is_set()

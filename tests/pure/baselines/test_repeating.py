@@ -7,7 +7,7 @@ import pytest
 
 from apps.client.load import Load
 from apps.config import ClientConfig
-from apps.server.service import Service
+from apps.server.service import ApplicationService
 from apps.workload import Ask, chain_of, content
 from baselines.repeating import Exchanges, OpenExchange
 from quicferry.events import Event, EventLog
@@ -28,7 +28,7 @@ class Scene:
         self.exchanges = Exchanges()
         self.load = Load(config, EventLog("client", sink=self.events.append), self._send, lambda _: 0)
         self.exchanges.load = self.load
-        self.service = Service("edge-1", 200)
+        self.service = ApplicationService("edge-1", 200)
         self._keys = 0
 
     def _send(self, stream: int, data: bytes, end: bool) -> None:
@@ -161,7 +161,7 @@ def test_an_upload_begins_anew() -> None:
 
 
 def test_an_offset_is_served_from_there() -> None:
-    service, sent = Service("edge-1", 64), bytearray()
+    service, sent = ApplicationService("edge-1", 64), bytearray()
     ask = Ask(op="download", session="a", size=100_000, seed=9, offset=70_001)
     service.received("1", 0, msgspec.json.encode(ask) + b"\n", True, lambda _s, data, _e: sent.extend(data))
     service.pump("1", lambda _: 0, lambda _s, data, _e: sent.extend(data))

@@ -11,7 +11,14 @@ import polars as pl
 import pytest
 
 from quicferry.capture import mptcp
-from quicferry.capture.mptcp import Multipath, Piece, Signal, first_data_sequence, options, read_add_addr
+from quicferry.capture.mptcp import (
+    DataPiece,
+    Multipath,
+    PathSignal,
+    first_data_sequence,
+    options,
+    read_add_addr,
+)
 from quicferry.capture.pcap import TCP, Datagram
 from quicferry.capture.tcp_table import tabulate_tcp
 from quicferry.capture.timeline import arrivals, multipath_signals
@@ -52,7 +59,9 @@ def segment(sequence: int, flags: int, *made: bytes, payload: bytes = b"") -> by
     return head + words + payload
 
 
-def feed(paths: Multipath, number: int, to_server: bool, made: bytes, payload: bytes = b"") -> mptcp.Placed:
+def feed(
+    paths: Multipath, number: int, to_server: bool, made: bytes, payload: bytes = b""
+) -> mptcp.SubflowSegment:
     placed = paths.feed(number, to_server, made + payload, payload)
     assert placed is not None
     return placed
@@ -73,7 +82,7 @@ def test_a_connection_is_known_by_its_keys_and_the_first_data_is_mapped_by_the_o
     first = feed(
         paths, 0, True, segment(0xFFFFFFF1, ACK, capable(CLIENT_KEY, SERVER_KEY, size=5)), payload=b"hello"
     )
-    assert first.pieces == [Piece(begin, b"hello")]
+    assert first.pieces == [DataPiece(begin, b"hello")]
     assert paths.begins == {(0, True): begin, (0, False): first_data_sequence(SERVER_KEY)}
 
 
@@ -89,10 +98,10 @@ def test_payload_finds_its_place_by_the_mapping_also_when_sequence_numbers_wrap(
     # relative subflow sequence 11 is sequence number 0xFFFFFFF0 + 11, past the wrap for its second half
     one = dss(sequence, 11, 20, long=long, ack=ack)
     placed = feed(paths, 0, True, segment(0xFFFFFFF0 + 11, ACK, one), payload=b"0123456789")
-    assert placed.pieces == [Piece((begin + 100) & 0xFFFFFFFF, b"0123456789")]
+    assert placed.pieces == [DataPiece((begin + 100) & 0xFFFFFFFF, b"0123456789")]
     # the rest of the mapped bytes comes in a segment of its own, without the option
     rest = feed(paths, 0, True, segment(0xFFFFFFF0 + 21, ACK), payload=b"abcdefghij")
-    assert rest.pieces == [Piece((begin + 110) & 0xFFFFFFFF, b"abcdefghij")]
+    assert rest.pieces == [DataPiece((begin + 110) & 0xFFFFFFFF, b"abcdefghij")]
 
 
 def test_bytes_without_a_mapping_have_no_place() -> None:
@@ -106,11 +115,11 @@ def test_a_subflow_belongs_to_the_connection_whose_token_it_names() -> None:
     handshake(paths)
     token = hashlib.sha256(SERVER_KEY).digest()[:4]
     placed = feed(paths, 7, True, segment(5, SYN, join(token)))
-    assert (placed.owner, placed.signals) == (0, [Signal("MP_JOIN")])
+    assert (placed.owner, placed.signals) == (0, [PathSignal("MP_JOIN")])
     feed(paths, 7, False, segment(9000, SYN | ACK, join(answer=True)))
     begin = first_data_sequence(SERVER_KEY)
     data = feed(paths, 7, False, segment(9001, ACK, dss(begin + 3, 1, 4)), payload=b"data")
-    assert (data.owner, data.pieces) == (0, [Piece((begin + 3) & 0xFFFFFFFF, b"data")])
+    assert (data.owner, data.pieces) == (0, [DataPiece((begin + 3) & 0xFFFFFFFF, b"data")])
 
 
 def test_what_names_an_unknown_token_or_no_option_at_all_is_no_subflow() -> None:
@@ -123,22 +132,22 @@ def test_what_names_an_unknown_token_or_no_option_at_all_is_no_subflow() -> None
 @pytest.mark.parametrize(
     ("made", "signals"),
     [
-        (option(3, b"\x01" + socket.inet_aton("10.0.2.3") + bytes(8)), [Signal("ADD_ADDR", "10.0.2.3")]),
+        (option(3, b"\x01" + socket.inet_aton("10.0.2.3") + bytes(8)), [PathSignal("ADD_ADDR", "10.0.2.3")]),
         (
             option(3, b"\x01" + socket.inet_aton("10.0.2.3") + b"\x11\x51" + bytes(8)),
-            [Signal("ADD_ADDR", "10.0.2.3")],
+            [PathSignal("ADD_ADDR", "10.0.2.3")],
         ),
-        (option(3, b"\x01" + socket.inet_aton("10.0.2.3"), low=1), [Signal("ADD_ADDR-ECHO", "10.0.2.3")]),
+        (option(3, b"\x01" + socket.inet_aton("10.0.2.3"), low=1), [PathSignal("ADD_ADDR-ECHO", "10.0.2.3")]),
         (
             option(3, b"\x01" + socket.inet_pton(socket.AF_INET6, "fd00::7") + bytes(8)),
-            [Signal("ADD_ADDR", "fd00::7")],
+            [PathSignal("ADD_ADDR", "fd00::7")],
         ),
-        (option(4, b"\x00\x02"), [Signal("REMOVE_ADDR", "0"), Signal("REMOVE_ADDR", "2")]),
-        (option(7, bytes(9)), [Signal("MP_FASTCLOSE")]),
+        (option(4, b"\x00\x02"), [PathSignal("REMOVE_ADDR", "0"), PathSignal("REMOVE_ADDR", "2")]),
+        (option(7, bytes(9)), [PathSignal("MP_FASTCLOSE")]),
         (option(5, b"\x01"), []),  # MP_PRIO
     ],
 )
-def test_signals_are_named(made: bytes, signals: list[Signal]) -> None:
+def test_signals_are_named(made: bytes, signals: list[PathSignal]) -> None:
     paths = Multipath()
     handshake(paths)
     assert feed(paths, 0, False, segment(701, ACK, made)).signals == signals

@@ -13,7 +13,7 @@ from quicferry.capture.pcap import TCP, Datagram
 from quicferry.capture.quic.keys import KeyLog, expand_label, read_keylog
 from quicferry.capture.tcp_table import tabulate_tcp
 from quicferry.capture.timeline import arrivals, tcp_round_trip
-from quicferry.capture.tls import ACK, FIN, RST, SYN, ByteOrder, Item, Secrets, TlsStream
+from quicferry.capture.tls import ACK, FIN, RST, SYN, RecordItem, StreamReassembly, TlsSecrets, TlsStream
 from quicferry.migration.rpc.credentials import Authority
 
 CLIENT, SERVER = "10.0.0.2:40000", "10.0.1.2:4433"
@@ -156,7 +156,7 @@ def test_the_same_ports_again_are_another_connection(talk: Talk, tmp_path: Path)
 
 
 def test_bytes_are_put_in_order_across_the_wrap() -> None:
-    order = ByteOrder()
+    order = StreamReassembly()
     order.begin(0xFFFFFFFE)
     assert order.add(order.relative(0xFFFFFFFE), b"ab") == b"ab"
     assert order.add(order.relative(2), b"ef") == b""
@@ -179,7 +179,7 @@ def test_keys_change_with_a_key_update() -> None:
     keylog: KeyLog = {
         bytes(32): {"SERVER_HANDSHAKE_TRAFFIC_SECRET": secret, "SERVER_TRAFFIC_SECRET_0": secret}
     }
-    secrets = Secrets(keylog)
+    secrets = TlsSecrets(keylog)
     secrets.random, secrets.suite = bytes(32), 0x1301
     stream = TlsStream("SERVER", secrets)
     updated = expand_label("sha256", secret, b"traffic upd", 32)
@@ -191,10 +191,10 @@ def test_keys_change_with_a_key_update() -> None:
         sealed(updated, 0, b"three", 23),
     ]
     assert stream.feed(b"".join(records)) == [
-        Item("FINISHED", 36),
-        Item("APPLICATION_DATA", 3, 0),
-        Item("KEY_UPDATE", 5),
-        Item("APPLICATION_DATA", 5, 3),
+        RecordItem("FINISHED", 36),
+        RecordItem("APPLICATION_DATA", 3, 0),
+        RecordItem("KEY_UPDATE", 5),
+        RecordItem("APPLICATION_DATA", 5, 3),
     ]
     assert stream.undecrypted == 0
     assert stream.feed(sealed(secret, 9, b"old keys", 23)) == []

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quicferry.emulation.links.cable.direction import LOST, QUEUE_FULL, Direction
+from quicferry.emulation.links.cable.direction import LOST, QUEUE_FULL, LinkDirection
 from quicferry.model import Shape
 
 MS = 1_000_000
 
 
-def direction(**shape: float | int) -> Direction:
-    return Direction(Shape(**shape), mtu_bytes=1500, seed="test")  # type: ignore[arg-type] # mixed numbers
+def direction(**shape: float | int) -> LinkDirection:
+    return LinkDirection(Shape(**shape), mtu_bytes=1500, seed="test")  # type: ignore[arg-type] # mixed numbers
 
 
 def test_a_shape_that_does_nothing_releases_at_arrival() -> None:
@@ -96,7 +96,7 @@ def test_equal_seeds_give_equal_fates_and_others_do_not() -> None:
     shape = Shape(delay_ms=10, jitter_ms=3, loss_percent=10)
 
     def fates(seed: str) -> list[int]:
-        lane = Direction(shape, mtu_bytes=1500, seed=seed)
+        lane = LinkDirection(shape, mtu_bytes=1500, seed=seed)
         return [lane.schedule(i * MS, 60) for i in range(200)]
 
     assert fates("1") == fates("1")
@@ -132,7 +132,7 @@ def test_whatever_the_shape_frames_never_overtake_and_never_leave_before_they_ca
         rate_mbps=rate_mbps,
         loss_percent=loss_percent,
     )
-    lane = Direction(shape, mtu_bytes=1500, seed="any")
+    lane = LinkDirection(shape, mtu_bytes=1500, seed="any")
     now = previous = 0
     for gap_us in gaps_us:
         now += gap_us * 1000

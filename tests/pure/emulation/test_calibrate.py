@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quicferry.emulation.links.calibrate import percentile, rate_of
+from quicferry.emulation.links.calibrate import nearest_rank, rate_of
 from quicferry.emulation.links.layer import GSO_MAX_SEGMENTS, choose_backend, train_segments, warnings_about
 from quicferry.emulation.links.probes import PROBES
 from quicferry.errors import InvalidInput
@@ -12,9 +12,9 @@ from quicferry.model import LinkReading, Shape
 
 
 def test_percentiles_are_values_that_were_seen() -> None:
-    assert percentile([3.0, 1.0, 2.0], 50) == 2.0
-    assert percentile([3.0, 1.0, 2.0], 99) == 3.0
-    assert percentile([], 50) is None
+    assert nearest_rank([3.0, 1.0, 2.0], 50) == 2.0
+    assert nearest_rank([3.0, 1.0, 2.0], 99) == 3.0
+    assert nearest_rank([], 50) is None
 
 
 def test_rate_of_an_even_train() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from quicferry.errors import InvalidInput
-from quicferry.experiment.faults import MEANS, MOMENTS, ROWS, Row, engines_of, parse, places, row_of
+from quicferry.experiment.fault_kinds import KINDS
+from quicferry.experiment.faults import ROWS, TRIGGERS, FaultRow, allowed_places, engines_of, parse, row_of
 from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.spec import FaultKind as Kind
 from quicferry.spec import FaultPoint as Point
@@ -14,8 +15,8 @@ from session.request import to_spec
 
 
 def test_every_point_and_every_kind_is_in_the_table() -> None:
-    assert {row.point for row in ROWS} == set(Point) == set(MOMENTS)
-    assert {row.kind for row in ROWS} == set(Kind) == set(MEANS)
+    assert {row.point for row in ROWS} == set(Point) == set(TRIGGERS)
+    assert {row.kind for row in ROWS} == set(Kind) == set(KINDS)
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names)
 
@@ -54,7 +55,7 @@ def test_no_notice_no_fault_there(strategy: Strategy) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_point_needs_an_engine_that_has_it(row: Row) -> None:
+def test_a_point_needs_an_engine_that_has_it(row: FaultRow) -> None:
     engines = engines_of(row)
     for engine in known_engines():
         values = {"engine": engine, "faults": [row.name]}
@@ -73,8 +74,10 @@ def test_faults_go_with_one_move_and_no_baseline() -> None:
 
 
 def test_of_several_faults_the_common_places_count() -> None:
-    assert places([]) == []
-    assert places([parse("transfer:link-cut")]) == ["destination", "source"]
-    assert places([parse("transfer:link-cut"), parse("commit:orchestrator-killed")]) == ["destination"]
+    assert allowed_places([]) == []
+    assert allowed_places([parse("transfer:link-cut")]) == ["destination", "source"]
+    assert allowed_places([parse("transfer:link-cut"), parse("commit:orchestrator-killed")]) == [
+        "destination"
+    ]
     both = [parse("notice:client-refusing"), parse("commit:link-cut")]
-    assert places(both) == ["destination", "source"]
+    assert allowed_places(both) == ["destination", "source"]

@@ -126,3 +126,30 @@ def test_a_crash_between_draft_and_rename_leaves_the_old_record(
         fence.lift(1)
     assert fence.closed
     assert Fence(tmp_path / "fence").frozen_epoch == 1
+
+
+def test_after_the_commit_no_way_leads_back(tmp_path):
+    path = tmp_path / "fence"
+    fence = Fence(path)
+    fence.close(3)
+    fence.give(3)
+    fence.give(3)
+    for one in (fence, Fence(path)):  # the process may have been started again
+        assert one.closed and one.frozen_epoch == 3
+        with pytest.raises(MigrationError, match="committed"):
+            one.lift(3)
+        with pytest.raises(FencedError):
+            one.check()
+    fence.take_over(4)  # a later move brings it back
+    assert not fence.closed
+
+
+def test_only_the_move_that_froze_it_can_be_given(tmp_path):
+    fence = Fence(tmp_path / "fence")
+    with pytest.raises(MigrationError):
+        fence.give(1)
+    fence.close(2)
+    with pytest.raises(MigrationError):
+        fence.give(1)
+    fence.lift(2)
+    assert not fence.closed

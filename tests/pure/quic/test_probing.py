@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from quicferry.quic.config import Timings
-from quicferry.quic.probing import Prober
+from quicferry.quic.probing import Allowance, Prober
 
 ADDRESS = ("10.0.2.2", 4433)
 
@@ -84,3 +84,27 @@ def test_a_race_that_does_not_run_has_no_timer():
     race.running = False
     assert race.next_at() is None
     assert list(race.due(1.0)) == []
+
+
+def test_what_goes_to_addresses_that_were_never_heard_is_bounded():
+    bucket = Allowance(Timings(probe_allowance=5, probe_allowance_per_second=2.0))
+    assert sum(bucket.take(0.0) for _ in range(20)) == 5
+    assert sum(bucket.take(0.1 * n) for n in range(1, 101)) == 20
+    assert sum(bucket.take(1000.0) for _ in range(20)) == 5
+
+
+def test_an_allowance_that_is_used_up_starves_nobody():
+    timings = Timings(probe_allowance=4, probe_allowance_per_second=10.0)
+    race = Prober(timings, max_probes=1000, running=True)
+    bucket = Allowance(timings)
+    for n in range(7):
+        race.add((f"10.0.{n}.2", 1), (f"10.0.{n}.2", 1), named=True, start_at=0.0, downtime_s=0.5)
+    while (at := race.next_at()) is not None and at < 10.0:
+        for candidate in race.due(at):
+            if bucket.take(at):
+                race.challenge(candidate, at)
+            else:
+                bucket.postpone(candidate, at)
+    tries = [candidate.tries for candidate in race.candidates.values()]
+    assert 100 <= sum(tries) <= 105
+    assert max(tries) - min(tries) <= 2

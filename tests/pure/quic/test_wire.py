@@ -13,7 +13,6 @@ from quicferry.paths import CHECKOUT
 from quicferry.quic.errors import ErrorCode, PeerError
 from quicferry.quic.wire import (
     MAX_ADDRESSES,
-    STRATEGY_BITS,
     TRANSPORT_PARAMETER_ID,
     VARINT_MAX,
     AbortReason,
@@ -131,7 +130,7 @@ def test_the_parameter_is_found_among_others():
 
 def test_unknown_strategies_and_flags_are_left_for_later_versions():
     value = Buffer(capacity=32)
-    for number in (1, 0x20 | STRATEGY_BITS[Strategy.POOL], 7, 0x3FFF):
+    for number in (1, 0x20 | RULES[Strategy.POOL].wire_bit, 7, 0x3FFF):
         value.push_uint_var(number)
     assert Parameter.decode(value.data).strategies == {Strategy.POOL}
 
@@ -204,7 +203,7 @@ def test_the_specification_has_the_numbers_of_the_code():
         assert f"{frame_type.name} (0x{frame_type:x})" in text
         assert f"Type (i) = 0x{frame_type:x}," in text
     assert f"`server_migration` (0x{TRANSPORT_PARAMETER_ID:x})" in text
-    for strategy, bit in STRATEGY_BITS.items():
+    for strategy, bit in ((name, rules.wire_bit) for name, rules in RULES.items()):
         assert f"0x{bit:02x} {RULES[strategy].title}" in text
     for code in ErrorCode:
         assert f"| 0x{code:02x} | {code.name} |" in text

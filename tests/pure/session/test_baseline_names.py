@@ -21,7 +21,7 @@ from baselines.dns.resolver import NameNotFound, read_answer
 from baselines.dns.updater import Updater
 from cli import main
 from quicferry.analysis.breakdown import ORDER
-from quicferry.analysis.report import PART_TITLES
+from quicferry.analysis.describe import BREAKDOWN_TITLES
 from quicferry.analysis.tables import cells, ratios
 from quicferry.errors import InvalidInput
 from quicferry.events import EventLog
@@ -40,7 +40,7 @@ def test_every_baseline_is_complete(name: str) -> None:
     assert baseline.name == name
     assert baseline.title
     assert baseline.summary.endswith(".")
-    assert callable(baseline.make_cast)
+    assert callable(baseline.deployment)
     assert set(baseline.needs) <= set(probes())
 
 
@@ -182,7 +182,7 @@ def test_records_that_live_longer_are_cells_of_their_own() -> None:
 
 
 def test_every_part_has_a_title() -> None:
-    assert tuple(PART_TITLES) == ORDER
+    assert tuple(BREAKDOWN_TITLES) == ORDER
 
 
 def test_a_run_has_a_strategy_or_a_baseline(capsys) -> None:

@@ -12,7 +12,7 @@ import pytest
 import baselines
 import topologies
 from baselines.addresses import first_hops, free_address, ways
-from baselines.ip_move.cast import SERVICE_ADDRESS, router_configs
+from baselines.ip_move.deployment import SERVICE_ADDRESS, router_configs
 from baselines.ip_move.router import Router, RouterConfig
 from baselines.mptcp.path_manager import Change, read_changes
 from baselines.mptcp.pod import Plug
@@ -272,3 +272,11 @@ def test_a_cell_that_no_machine_can_fill_is_no_failure_beside_others() -> None:
     ):
         with pytest.raises(SomeFailed):
             raise_for([result(), cannot, bad])
+
+
+def test_a_downtime_is_borrowed_only_from_a_run_that_was_asked_for_alike() -> None:
+    session = Session()
+    slow = RunSpec(engine="handoff", seed=4, inter_edge_mbps=50.0)
+    Downtimes([result(seed=4, container_downtime_ms=6.0, spec=slow)]).perform(MPTCP, session.perform)
+    assert [spec.downtime_ms for spec in session.performed] == [None, 7.0]
+    assert session.performed[0] == RunSpec(engine="handoff", seed=4)

@@ -31,7 +31,7 @@ def machine_without_dns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list
         performed.append(spec.baseline or str(spec.strategy))
         return RunPaths(tmp_path)
 
-    def analyse(_: Path) -> RunResult:
+    def derive(_: Path) -> RunResult:
         return RunResult(
             outcome="succeeded",
             strategy=performed[-1],
@@ -42,7 +42,7 @@ def machine_without_dns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list
 
     monkeypatch.setattr(perform, "ask_machine", ask)
     monkeypatch.setattr(perform, "launch", launch)
-    monkeypatch.setattr(perform, "analyse", analyse)
+    monkeypatch.setattr(perform, "derive", derive)
     return performed
 
 

@@ -1,4 +1,4 @@
-"""Start the cable process, ask it for its counters, end it."""
+"""Starts the cable process, asks it for its counters, ends it."""
 
 from __future__ import annotations
 

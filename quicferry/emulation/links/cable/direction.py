@@ -28,7 +28,7 @@ LOST = -1  # by the loss that was asked for
 QUEUE_FULL = -2  # tail drop
 
 
-class Direction:
+class LinkDirection:
     """One direction of a link. ``seed`` may be any text; equal seeds give equal fates."""
 
     def __init__(self, shape: Shape, *, mtu_bytes: int, seed: str) -> None:

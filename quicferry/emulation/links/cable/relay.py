@@ -1,4 +1,4 @@
-"""The cable's loop: read frames, let ``Direction`` decide, wait, write.
+"""The cable's loop: read frames, let ``LinkDirection`` decide, wait, write.
 
 Two things decide how exact it is. It must not be kept from the CPU when a frame is due, which is
 the business of ``__main__`` (SCHED_FIFO); and it must not oversleep. A sleep ends 7 to 18 microseconds
@@ -26,7 +26,7 @@ from quicferry.emulation.links.cable.config import (
     DirectionCounters,
     LinkCounters,
 )
-from quicferry.emulation.links.cable.direction import Direction
+from quicferry.emulation.links.cable.direction import LinkDirection
 from quicferry.emulation.links.cable.frames import (
     VNET_HEADER_BYTES,
     open_wire_end,
@@ -56,7 +56,7 @@ class Lane:
         "write_to",
     )
 
-    def __init__(self, read_from: socket.socket, write_to: socket.socket, direction: Direction) -> None:
+    def __init__(self, read_from: socket.socket, write_to: socket.socket, direction: LinkDirection) -> None:
         self.read_from = read_from
         self.write_to = write_to
         self.direction = direction
@@ -104,7 +104,9 @@ class Relay:
         def lane(source: socket.socket, target: socket.socket, way: str) -> Lane:
             shape = link.left_to_right if way == "left-to-right" else link.right_to_left
             made = Lane(
-                source, target, Direction(shape, mtu_bytes=link.mtu_bytes, seed=f"{seed}/{link.name}/{way}")
+                source,
+                target,
+                LinkDirection(shape, mtu_bytes=link.mtu_bytes, seed=f"{seed}/{link.name}/{way}"),
             )
             self._lanes[source.fileno()] = made
             self._epoll.register(source.fileno(), select.EPOLLIN)

@@ -37,10 +37,12 @@ class CriuCopyEngine(CopySource, CopyDestination):
         await self._forget_destination()
 
     async def give_up_source(self, order: MoveOrder) -> None:
+        """Kill the stopped process, then forget its memory."""
         await super().give_up_source(order)
         await self._forget()
 
     async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
+        """Continue the stopped process, then forget what was read of its memory."""
         answer = await super().resume_source(order, reason)
         await self._forget()
         return answer

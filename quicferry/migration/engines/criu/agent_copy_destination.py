@@ -1,9 +1,9 @@
-"""The destination's side of ``criu_copy``: how a process is made that gets its memory later.
+"""The destination's side of ``agent_copy``: how a process is restored that gets its memory later.
 
-What the rounds brought is here, in files; what they did not bring is at the source. Both are put in place
-when the process touches it, and besides. It never sees zeros where memory is to come: not when the source
-cannot be reached (it is ended then), and not when this agent dies (the container's init keeps it standing,
-and the next agent goes on).
+Pages that the rounds brought are here, in files; all others are at the source. Both are put in place when the
+process touches them, and in the background. The process never reads zeros where memory is missing: when the
+source cannot be reached it is killed, and when this agent dies, the container's init keeps its userfaultfd
+open, so that it stands still until the next agent continues.
 """
 
 from __future__ import annotations

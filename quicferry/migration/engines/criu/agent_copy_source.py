@@ -1,4 +1,4 @@
-"""The source's side of ``criu_copy``: what is read of the server's memory, before and after it is stopped.
+"""The source's side of ``agent_copy``: how the server's memory is read, before and after it is stopped.
 
 Before the freeze: all memory, then what changed, in rounds. While CRIU dumps the stopped process without
 its memory: what changed since the last round. Then the last image, with CRIU's own files and its list of

@@ -308,6 +308,7 @@ class CriuEngine:
             edge=self._context.edge,
             strategy=order.strategy,
             server_first=order.server_first,
+            service=order.service,
             lease=self._context.lease_of(order),
         )
         return await self._context.control.ask(resume, order.deadlines.restore_s)

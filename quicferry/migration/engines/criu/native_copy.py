@@ -11,7 +11,7 @@ hybrid         as pre-copy                                    as post-copy, what
 
 The last dump is ``criu dump --track-mem --prev-images-dir``, ``--lazy-pages``, or both. Images cross as
 those of ``criu-cold`` do; page server and daemon talk through a tunnel in the agents' own streams. Rounds
-need soft-dirty tracking in the kernel. See docs/adr/0011 for how it compares with ``criu_copy``, where the
+need soft-dirty tracking in the kernel. See docs/adr/0011 for how it compares with ``agent_copy``, where the
 agents do all this.
 """
 
@@ -221,10 +221,12 @@ class CriuNativeEngine(LazyDestination):
         return {"pages": self._lazy_pages, "bytes": sent_bytes}
 
     async def give_up_source(self, order: MoveOrder) -> None:
+        """Close CRIU's page server, then kill the stopped process."""
         await self._forget_source()
         await super().give_up_source(order)
 
     async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
+        """Close CRIU's page server, then continue the process: CRIU holds it until then."""
         if order.epoch not in self._resumed:
             await self._dump_is_over()
             await self._forget_source()

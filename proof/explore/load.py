@@ -1,0 +1,60 @@
+"""Whether a run's network and this machine carry what its clients ask for.
+
+Where they do not, unanswered requests say nothing of the extension. An estimate on the safe side: what is
+near the limit counts as too much.
+"""
+
+from __future__ import annotations
+
+import math
+
+from apps.client.multi_client import LEAST_INTERVAL_MS
+from quicferry.spec import RunSpec
+
+MACHINE_MBPS = 40.0  # aioquic, two endpoints, analysis included
+MACHINE_REQUESTS_S = 250.0  # of all clients together
+ON_THE_WIRE_BYTES = 180  # of an exchange in one direction besides its body: headers, JSON line, an ACK
+SEGMENT_BYTES = 1200
+FULL = 0.6  # of what could be carried; more is too much
+BULK_S = 6.0  # a transfer that takes longer is not waited for by every client
+REORDERED = 0.01  # jitter puts packets out of order, which looks like so much loss
+
+
+def capacity_mbps(spec: RunSpec) -> float:
+    """What one connection gets in one direction, roughly.
+
+    Under loss the bound is Mathis et al., *The macroscopic behavior of the TCP congestion avoidance
+    algorithm* (CCR 27(3), 1997): 1.22 segments per round trip over the root of the loss.
+    """
+    limit = min(MACHINE_MBPS, spec.rate_mbps or MACHINE_MBPS)
+    loss = spec.loss_percent / 100 + (REORDERED if spec.jitter_ms else 0.0)
+    rtt_s = max(spec.rtt_ms, spec.source_rtt_ms or 0.0, 1.0) / 1000
+    if loss:
+        limit = min(limit, 1.22 * SEGMENT_BYTES * 8 / (rtt_s * math.sqrt(loss)) / 1e6)
+    return limit
+
+
+def too_much(spec: RunSpec) -> str | None:
+    """Why the run asks for more than is carried, in words; None when it does not."""
+    rate = capacity_mbps(spec)
+    shared = min(spec.rate_mbps or MACHINE_MBPS, MACHINE_MBPS)
+    largest = max(spec.request_bytes, spec.response_bytes) + ON_THE_WIRE_BYTES
+    interval_ms = spec.interval_ms
+    if (
+        spec.clients > 1 or spec.plain_clients or spec.mixed_strategies
+    ):  # they share the rate, see multi_client
+        interval_ms = max(interval_ms, LEAST_INTERVAL_MS)
+    if interval_ms:
+        if 1000 / interval_ms > MACHINE_REQUESTS_S:
+            return f"{1000 / interval_ms:.0f} requests a second"
+        offered = largest * 8e-3 / interval_ms
+        if offered > FULL * shared or offered / spec.clients > FULL * rate:
+            return f"{offered:.2g} Mbit/s of requests on {rate:.2g} Mbit/s"
+    elif largest * 8e-6 / rate > 1.0:
+        return f"a request takes {largest * 8e-6 / rate:.1f} s"
+    bulk_s = (spec.download_mib + spec.upload_mib) * 8.4 / (FULL * rate)
+    if bulk_s > BULK_S:
+        return f"bulk data of {bulk_s:.0f} s"
+    if spec.baseline is not None and 0 < spec.request_timeout_ms < 4 * spec.rtt_ms:
+        return f"requests time out after {spec.request_timeout_ms:g} ms of {spec.rtt_ms:g} ms round trips"
+    return None

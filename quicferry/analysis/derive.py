@@ -1,0 +1,49 @@
+"""Writes ``derived/`` of a run: its result, its timeline as a table, and the picture of it.
+
+``derived/`` can be thrown away and made again from the raw files at any time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from quicferry.analysis.analyse import analyse
+from quicferry.capture import timeline
+from quicferry.record import RunPaths, RunResult, write_json
+
+
+def derive(run_dir: Path) -> RunResult:
+    """Analyse a run and write result.json, timeline.parquet, timeline.svg and timeline.png.
+
+    Of a run that never came to a measurement only result.json is written. Returns the result. Raises
+    ``StoreError`` when there is no readable manifest.
+    """
+    analysis = analyse(run_dir)
+    paths = RunPaths(run_dir)
+    paths.derived.mkdir(exist_ok=True)
+    write_json(paths.result, analysis.result)
+    if analysis.metrics is not None:
+        # matplotlib takes half a second to load
+        from quicferry.analysis.figures.timeline import save_timeline
+
+        moments = analysis.metrics.moments()
+        table = timeline.as_table(moments, analysis.events, analysis.packets, analysis.zero_ns)
+        table.write_parquet(paths.derived / "timeline.parquet")
+        save_timeline(analysis, paths.derived)
+    return analysis.result
+
+
+def read_result(run_dir: Path) -> RunResult:
+    """The result of a run as it was written, or derived now when there is none yet.
+
+    Raises ``StoreError`` for a result of another version that cannot be made again.
+    """
+    path = RunPaths(run_dir).result
+    try:
+        result = msgspec.json.decode(path.read_bytes(), type=RunResult)
+    except (OSError, msgspec.DecodeError):
+        return derive(run_dir)
+    result.run_dir = str(run_dir)
+    return result

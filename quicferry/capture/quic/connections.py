@@ -1,0 +1,159 @@
+"""Keeps what is known of each connection in a capture: secrets, keys, and the nonces it has used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from quicferry.capture.quic.frames import Frame
+from quicferry.capture.quic.headers import Space
+from quicferry.capture.quic.keys import (
+    INITIAL_SUITE,
+    SUITES,
+    KeyLog,
+    Opened,
+    PacketProtection,
+    initial_secrets,
+)
+from quicferry.capture.quic.packets import Direction, ProtectedPacket
+
+#: (space, direction) -> label in the key log
+LABELS = {
+    (Space.HANDSHAKE, Direction.TO_SERVER): "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
+    (Space.HANDSHAKE, Direction.TO_CLIENT): "SERVER_HANDSHAKE_TRAFFIC_SECRET",
+    (Space.ZERO_RTT, Direction.TO_SERVER): "CLIENT_EARLY_TRAFFIC_SECRET",
+    (Space.ONE_RTT, Direction.TO_SERVER): "CLIENT_TRAFFIC_SECRET_0",
+    (Space.ONE_RTT, Direction.TO_CLIENT): "SERVER_TRAFFIC_SECRET_0",
+}
+#: A capture that joins a connection late finds packet numbers by guesses this far apart: half of what a
+#: packet number of two bytes spans, so that each number is nearest to a guess (RFC 9000 §A.3).
+_HINT_STEP = 1 << 15
+_CLIENT_HELLO, _SERVER_HELLO = 1, 2
+
+
+def suites_for(secret: bytes) -> Iterator[int]:
+    """The cipher suites whose secrets are as long as this one."""
+    for suite, (algorithm, _, _) in SUITES.items():
+        if len(secret) == hashlib.new(algorithm).digest_size:
+            yield suite
+
+
+class CryptoStream:
+    """The contiguous beginning of a TLS handshake that comes in CRYPTO frames."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, bytes] = {}
+
+    def add(self, offset: int, data: bytes) -> bytes:
+        """Take in a frame; returns all bytes from the first on that have no hole."""
+        if len(data) > len(self._parts.get(offset, b"")):
+            self._parts[offset] = data
+        joined = b""
+        for begin in sorted(self._parts):
+            if begin > len(joined):
+                break
+            joined += self._parts[begin][len(joined) - begin :]
+        return joined
+
+
+class QuicConnection:
+    """One connection. ``index`` numbers it in the order of its appearance, ``client`` is its endpoint."""
+
+    def __init__(self, index: int, client: str, version: int, keylog: KeyLog) -> None:
+        self.index = index
+        self.client = client
+        self.version = version
+        self.original_cid = b""
+        self.client_random: bytes | None = None
+        self.suite: int | None = None
+        self._keylog = keylog
+        self._hello = {direction: CryptoStream() for direction in Direction}
+        self._protection: dict[tuple[Space, Direction, int], PacketProtection] = {}
+        #: (space, direction, key generation, packet number) -> digest of the packet that used them
+        self._used: dict[tuple[Space, Direction, int, int], bytes] = {}
+
+    def for_other_vantage(self) -> QuicConnection:
+        """The same connection for another capture, which may see it from a later packet on."""
+        copy = QuicConnection(self.index, self.client, self.version, self._keylog)
+        copy.original_cid = self.original_cid
+        copy.client_random, copy.suite = self.client_random, self.suite
+        copy._used = dict(self._used)
+        copy.derive_keys()
+        for key, protection in copy._protection.items():
+            highest = self._protection[key].expected if key in self._protection else 0
+            protection.hints = tuple(range(0, highest + _HINT_STEP, _HINT_STEP))
+        return copy
+
+    @property
+    def knows_secrets(self) -> bool:
+        """Whether both hellos were read: the key log's entry and the suite are known."""
+        return self.client_random is not None and self.suite is not None
+
+    def read_hello(self, direction: Direction, frame: Frame) -> None:
+        """Take the client's random and the cipher suite out of the two hellos (RFC 8446 §4.1)."""
+        hello = self._hello[direction].add(frame.offset or 0, frame.data)
+        if direction is Direction.TO_SERVER and len(hello) >= 38 and hello[0] == _CLIENT_HELLO:
+            self.client_random = hello[6:38]
+        elif direction is Direction.TO_CLIENT and len(hello) >= 39 and hello[0] == _SERVER_HELLO:
+            at = 39 + hello[38]  # after the session ID
+            suite = int.from_bytes(hello[at : at + 2], "big")
+            if suite in SUITES:
+                self.suite = suite
+        self.derive_keys()
+
+    def derive_keys(self) -> None:
+        """Derive the packet protection from every secret that the key log has for this connection."""
+        if self.client_random is None or self.suite is None:
+            return
+        secrets = self._secrets()
+        for (space, direction), label in LABELS.items():
+            key = (space, direction, self.version)
+            if label in secrets and key not in self._protection:
+                self._protection[key] = PacketProtection(self.suite, secrets[label], self.version)
+
+    def derive_initial_keys(self, packet: ProtectedPacket, direction: Direction) -> None:
+        """Initial keys come from the client's first ID; after a Retry from the one it was given."""
+        key = (Space.INITIAL, direction, packet.version)
+        known = self._protection.get(key)
+        if known is not None and direction is Direction.TO_CLIENT:
+            return
+        if known is not None and known.open(packet.data, packet.number_offset) is not None:
+            return
+        for candidate in (self.original_cid, packet.destination_cid):
+            secrets = initial_secrets(packet.version, candidate)
+            fresh = PacketProtection(INITIAL_SUITE, secrets[direction is Direction.TO_CLIENT], packet.version)
+            if fresh.open(packet.data, packet.number_offset) is not None:
+                self.original_cid = candidate
+                self._protection[key] = fresh
+                return
+
+    def open(self, packet: ProtectedPacket, direction: Direction) -> Opened | None:
+        """Remove a packet's protection; None when no key of this connection opens it."""
+        if packet.space is Space.ZERO_RTT:
+            self._derive_early_keys(packet)
+        protection = self._protection.get((packet.space, direction, packet.version))
+        return protection.open(packet.data, packet.number_offset) if protection is not None else None
+
+    def note_nonce(self, packet: ProtectedPacket, direction: Direction, opened: Opened) -> tuple[bool, bool]:
+        """Whether the same packet was seen before, and whether another one used its key and number."""
+        digest = hashlib.blake2b(packet.data[packet.number_offset :], digest_size=8).digest()
+        key = (packet.space, direction, opened.generation, opened.packet_number)
+        before = self._used.setdefault(key, digest)
+        if before is digest:
+            return False, False
+        return before == digest, before != digest
+
+    def _derive_early_keys(self, packet: ProtectedPacket) -> None:
+        """0-RTT comes before ServerHello: its suite is the ticket's, and the packet itself tells which."""
+        key = (Space.ZERO_RTT, Direction.TO_SERVER, packet.version)
+        secret = self._secrets().get(LABELS[Space.ZERO_RTT, Direction.TO_SERVER])
+        if secret is None or key in self._protection:
+            return
+        for suite in suites_for(secret):
+            protection = PacketProtection(suite, secret, packet.version)
+            if protection.open(packet.data, packet.number_offset) is not None:
+                self._protection[key] = protection
+                return
+
+    def _secrets(self) -> dict[str, bytes]:
+        return self._keylog.get(self.client_random or b"", {})

@@ -1,0 +1,168 @@
+"""An asyncio event loop whose clock jumps: no wall clock, no socket, no thread.
+
+``BaseEventLoop`` asks its selector to wait until the next timer; the selector here turns the clock
+instead. Everything else (tasks, futures, timeouts, locks) is asyncio's own and runs unchanged. Work that
+is given to a thread is done at once, in place.
+
+A callback belongs to the simulated process in whose context it was scheduled. That of a process that
+is stopped waits until it goes on; that of one that was killed is never called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from simulation.process import Process
+
+START_S = 1000.0
+NS_PER_S = 1_000_000_000
+
+#: the process in which the present callback runs; None for the world's own
+PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class Kernel(Protocol):
+    """The sockets of a world."""
+
+    async def datagram_endpoint(
+        self,
+        factory: Callable[[], Any],
+        *,
+        local_addr: tuple[str, int] | None = None,
+        remote_addr: tuple[str, int] | None = None,
+    ) -> tuple[Any, Any]:
+        """As ``loop.create_datagram_endpoint``."""
+        ...
+
+    async def connect(self, factory: Callable[[], Any], host: str, port: int) -> tuple[Any, Any]:
+        """As ``loop.create_connection``: one attempt to connect."""
+        ...
+
+
+class Deadlock(Exception):
+    """Somebody waits, and nothing will ever happen any more."""
+
+
+class Clock:
+    """Seconds and nanoseconds of one simulated CLOCK_MONOTONIC."""
+
+    def __init__(self) -> None:
+        self.now_s = START_S
+
+    def monotonic(self) -> float:
+        """As ``time.monotonic``."""
+        return self.now_s
+
+    def monotonic_ns(self) -> int:
+        """As ``time.monotonic_ns``."""
+        return round(self.now_s * NS_PER_S)
+
+
+class _Jump:
+    """Stands where the selector is: waiting turns the clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def select(self, timeout: float | None) -> list[Any]:
+        if timeout is None:
+            raise Deadlock("nothing is scheduled any more")
+        self._clock.now_s += timeout
+        return []
+
+
+class _Belongs(asyncio.Handle):
+    """A callback that is run as its process's state allows."""
+
+    __slots__ = ()
+    _context: contextvars.Context
+
+    def _run(self) -> None:
+        process = self._context.get(PROCESS)
+        if process is None or process.admits(self):
+            super()._run()
+
+
+class _TimerBelongs(_Belongs, asyncio.TimerHandle):
+    """The same with a time; of two with the same time, the one that was set first comes first."""
+
+    __slots__ = ("number",)
+    number: int
+
+    def __lt__(self, other: Any) -> bool:
+        mine, its = self.when(), other.when()
+        return mine < its or (mine == its and self.number < int(other.number))
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """The loop. ``clock`` is what ``determinism`` gives to all code that asks for the time."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        super().__init__()
+        self.clock = clock or Clock()
+        self._selector = _Jump(self.clock)
+        self._clock_resolution = 1e-9  # a float's rounding at START_S is 1e-13
+        self._timers = 0
+        self._nobody = contextvars.Context()
+        self.kernel: Kernel | None = None  # what serves sockets, where the world has any
+
+    def time(self) -> float:
+        return self.clock.now_s
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        """There are none: what comes from outside is scheduled as a callback."""
+
+    def _write_to_self(self) -> None:
+        """Nobody sleeps who would have to be woken."""
+
+    def _call_soon(self, callback: Any, args: Any, context: contextvars.Context | None) -> asyncio.Handle:
+        handle = _Belongs(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]  # asyncio's own queue
+        return handle
+
+    def call_at(  # type: ignore[override]  # asyncio's types tie callback and arguments together
+        self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = _TimerBelongs(when, callback, args, self, context)
+        self._timers += 1
+        timer.number = self._timers
+        timer._scheduled = True  # type: ignore[attr-defined]
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        return timer
+
+    def create_task(self, coro: Any, **keywords: Any) -> asyncio.Task[Any]:
+        task = super().create_task(coro, **keywords)
+        context = keywords.get("context")
+        process = PROCESS.get() if context is None else context.get(PROCESS)
+        if process is not None:
+            process.tasks.add(task)
+            task.add_done_callback(process.tasks.discard)
+        return task
+
+    def physics(self, after_s: float, callback: Callable[..., Any], *args: Any) -> None:
+        """Call back what belongs to no process: what is under way arrives though its sender has died."""
+        self.call_at(self.time() + after_s, callback, *args, context=self._nobody)
+
+    def add_signal_handler(self, sig: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        """No signals come but those of ``Process``, which nobody can handle."""
+
+    async def create_datagram_endpoint(self, protocol_factory: Any, **keywords: Any) -> Any:  # type: ignore[override]
+        assert self.kernel is not None, "a world without sockets"
+        return await self.kernel.datagram_endpoint(protocol_factory, **keywords)
+
+    async def create_connection(self, protocol_factory: Any, host: str, port: int, **_: Any) -> Any:  # type: ignore[override]
+        assert self.kernel is not None, "a world without sockets"
+        return await self.kernel.connect(protocol_factory, host, port)
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]  # done at once
+        future: asyncio.Future[Any] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # what asyncio does with an executor's error
+            future.set_exception(error)
+        return future

@@ -1,0 +1,44 @@
+"""Watches every packet that is encrypted: no AEAD nonce may protect two different packets.
+
+RFC 9001 §5.3: the nonce is made of the key's IV and the packet number, so key and packet number name it.
+The rule is judged over all processes of a world together, as an attacker on the wire would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+from aioquic.quic.crypto import CryptoContext
+
+
+class NonceLedger:
+    """(secret, packet number) -> what it protected."""
+
+    def __init__(self, repeated: Callable[[int], None]) -> None:
+        self._seen: dict[tuple[bytes, int], int] = {}
+        self._repeated = repeated
+        self.packets = 0
+
+    def enter(self, secret: bytes, number: int, content: bytes) -> None:
+        """Account for one packet."""
+        self.packets += 1
+        known = self._seen.setdefault((secret, number), hash(content))
+        if known != hash(content):
+            self._repeated(number)
+
+
+@contextmanager
+def watching(repeated: Callable[[int], None]) -> Iterator[NonceLedger]:
+    """While this lasts, ``repeated`` is called with the packet number of each nonce that is used twice."""
+    ledger = NonceLedger(repeated)
+    encrypt = CryptoContext.encrypt_packet
+
+    def watched(self: CryptoContext, plain_header: bytes, plain_payload: bytes, packet_number: int) -> bytes:
+        assert self.secret is not None
+        ledger.enter(self.secret, packet_number, plain_header + plain_payload)
+        return encrypt(self, plain_header, plain_payload, packet_number)
+
+    with mock.patch.object(CryptoContext, "encrypt_packet", watched):
+        yield ledger
