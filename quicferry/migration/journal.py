@@ -100,13 +100,17 @@ class Journal:
     def note(self, epoch: int, part: str, step: Step, order: MoveOrder | None = None) -> None:
         """Append a step, before it is acted on.
 
-        Raises ``OSError`` when it is not in the file as a whole: whoever has not acted must not then.
-        This process knows of the step in either case.
+        Raises ``OSError`` when it is not in the file as a whole: then it was not taken, for this process
+        neither, unless that calls ``remember``.
         """
         entry = JournalEntry(t_ns=now_ns(), epoch=epoch, part=part, step=step, order=order)
-        self._take(entry)
         if self._path is not None:
             self._append(self._path, sealed(entry))
+        self._take(entry)
+
+    def remember(self, epoch: int, part: str, step: Step, order: MoveOrder | None = None) -> None:
+        """Know of a step in this process alone: it was taken, although it could not be written."""
+        self._take(JournalEntry(t_ns=now_ns(), epoch=epoch, part=part, step=step, order=order))
 
     def _append(self, path: Path, line: bytes) -> None:
         """Write a line at the end of the file, whole. Raises ``OSError``."""

@@ -188,6 +188,7 @@ class Orchestrator:
                     f"the orchestrator's journal cannot be written: {error}",
                     hint="without a record of what is ordered, nothing is ordered; is the disk full?",
                 ) from error
+            self._journal.remember(order.epoch, "orchestrator", self.machine.step, order)
 
     async def _close_open(self) -> None:
         """Ask once more how the last move ended, if nobody knew. Raises ``MigrationError``."""

@@ -136,9 +136,9 @@ KNOWN: tuple[KnownFault, ...] = (
     KnownFault(
         "too-many-streams-after-a-fence",
         "ownership",
-        "state-forked",
-        50,
-        "the same with a client that was given more streams within the lease",
-        "state-forked",
+        "client-lost",
+        83,
+        "a client that got more streams from a destination whose lease then ended is closed by the source",
+        "client-lost",
     ),
 )

@@ -55,6 +55,7 @@ def note_step(
         host.journal.note(order.epoch, part, step, order)
     except OSError as error:
         if step not in recorded:
+            host.journal.remember(order.epoch, part, step, order)
             return step
         machine.step = before
         raise MigrationError(
