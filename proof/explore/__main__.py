@@ -30,7 +30,7 @@ from quicferry.experiment import preflight
 from quicferry.experiment.faults import ROWS
 from quicferry.paths import RUNS
 from quicferry.spec import RunSpec
-from session.session import needs
+from session.request import needs
 
 FAULT_FREE = 0.6  # of the lines
 LEAN, LEAN_FACTORS = 0.5, 8  # of the lines so many have at most so many axes off their defaults
