@@ -116,7 +116,8 @@ def able(engines: Sequence[str]) -> list[str]:
     usable = []
     for engine in engines:
         try:
-            preflight.check(needs(RunSpec(engine=engine)))
+            spec = to_spec({"engine": engine})
+            preflight.check(needs(spec, parts_of(spec)))
         except Unsupported as error:
             sys.stderr.write(f"faults: {engine} is left out: {error}\n")
         else:

@@ -188,9 +188,8 @@ def _unread_by_baseline(spec: RunSpec, baseline: baselines.Baseline) -> dict[str
     return reasons
 
 
-def needs(spec: RunSpec) -> list[str]:
+def needs(spec: RunSpec, parts: Parts) -> list[str]:
     """The names of the probes that a run needs, those that fewer machines pass first."""
-    parts = parts_of(spec)
     needed = ["root", *parts.engine.needs_with(spec.memory_by)]
     if spec.link_backend == "netem":
         needed.append("netem")
@@ -198,7 +197,6 @@ def needs(spec: RunSpec) -> list[str]:
     return list(dict.fromkeys([*needed, "mininet", "tshark", *others]))
 
 
-def refusal(spec: RunSpec) -> Unsupported | None:
+def refusal(spec: RunSpec, parts: Parts) -> Unsupported | None:
     """Why no machine can make this run: the engine cannot move the server of its baseline. None if it can."""
-    parts = parts_of(spec)
     return None if parts.baseline is None else parts.baseline.why_not_with(spec.engine)

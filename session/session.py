@@ -13,6 +13,7 @@ from quicferry.events import Event
 from quicferry.experiment.launch import launch
 from quicferry.experiment.preflight import check as ask_machine
 from quicferry.experiment.store import RunStore
+from quicferry.model import Topology
 from quicferry.record import RunResult, result_of
 from quicferry.spec import RunSpec
 from session.downtimes import Downtimes
@@ -53,27 +54,29 @@ def perform_all(
     ``on_result`` is given each result as soon as it is there. Raises ``InvalidInput`` before the first
     run when any of them cannot be meant, and ``Unsupported`` when this machine can do none of them.
     """
+    plans = [(spec, parts_of(spec)) for spec in specs]
     store = RunStore(runs_root)
     refusals: dict[str, FerryError] = {}
-    for name in sorted({probe for spec in specs for probe in needs(spec)}):
+    for name in sorted({probe for spec, parts in plans for probe in needs(spec, parts)}):
         try:
             ask_machine([name])
         except FerryError as error:
             refusals[name] = error
     refused = [
-        next((refusals[probe] for probe in needs(spec) if probe in refusals), None) or refusal(spec)
-        for spec in specs
+        next((refusals[probe] for probe in needs(spec, parts) if probe in refusals), None)
+        or refusal(spec, parts)
+        for spec, parts in plans
     ]
     if refused and None not in refused:
         raise next(error for error in refused if error is not None)
     results: list[RunResult] = []
     downtimes = Downtimes(results)
-    for done, spec in enumerate(specs):
+    for done, (spec, parts) in enumerate(plans):
 
-        def perform(spec: RunSpec, done: int = done) -> RunResult:
+        def perform(spec: RunSpec, topology: Topology = parts.topology, done: int = done) -> RunResult:
             watch(spec, done, None)
             on_event = functools.partial(watch, spec, done)
-            paths = launch(spec, parts_of(spec).topology, store, "session.play", on_event)
+            paths = launch(spec, topology, store, "session.play", on_event)
             return derive(paths.root)
 
         why_not = refused[done]

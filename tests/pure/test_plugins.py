@@ -20,8 +20,7 @@ from quicferry.errors import InvalidInput
 from quicferry.migration.engines import registry
 from quicferry.migration.engines.registry import EngineEntry
 from quicferry.paths import CHECKOUT
-from quicferry.spec import RunSpec
-from session.request import needs, to_spec
+from tests.specs import needs_with, to_spec
 
 ENGINE = """
 from quicferry.migration.engines.registry import CriuVariant, EngineEntry
@@ -79,8 +78,8 @@ def test_an_engine_works_by_its_entry_alone(
     assert "teleport" in registry.ahead_engines() & registry.long_engines()
     assert "teleport" not in registry.behind_engines() | registry.criu_engines()
     assert registry.runs_in_oci("teleport")
-    assert "beam" in needs(RunSpec(engine="teleport"))
-    assert {"beam", "criu-tracking"} <= set(needs(RunSpec(engine="teleport", memory_by="criu")))
+    assert "beam" in needs_with(engine="teleport")
+    assert {"beam", "criu-tracking"} <= set(needs_with(engine="teleport", memory_by="criu"))
     assert to_spec({"engine": "teleport", "memory_by": "criu"}).engine == "teleport"
     context: object = object()
     assert registry.create("teleport", context).context is context  # type: ignore[arg-type, attr-defined]

@@ -11,9 +11,8 @@ from quicferry.migration.criu import pipe_filter
 from quicferry.migration.engines.registry import engines, get, implementation_of, long_engines
 from quicferry.migration.order import PlannedMove
 from quicferry.model import Endpoint
-from quicferry.spec import RunSpec
 from quicferry.strategies import Strategy
-from session.request import needs, to_spec
+from tests.specs import needs_with, to_spec
 
 
 def implementation(engine, by):
@@ -37,7 +36,7 @@ def test_an_order_says_who_moves_the_memory():
 
 def test_a_run_needs_what_criu_needs():
     def more(engine):
-        by = {who: needs(RunSpec(engine=engine, memory_by=who)) for who in ("agents", "criu")}
+        by = {who: needs_with(engine=engine, memory_by=who) for who in ("agents", "criu")}
         return set(by["criu"]) - set(by["agents"])
 
     assert more("criu-pre-copy") == {"criu-tracking"}
