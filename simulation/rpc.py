@@ -15,9 +15,9 @@ from typing import Any
 
 import grpc
 
-from simulation.clock import PROCESS, VirtualLoop
+from simulation.clock import VirtualLoop
 from simulation.paths import Connection, Path, Paths
-from simulation.process import Process, State
+from simulation.process import Process, State, current
 
 ROUND_TRIPS = 3  # TCP, TLS, and HTTP/2's settings with the first request
 ATTEMPT_S = 0.5  # min_reconnect_backoff_ms in rpc/channel.py
@@ -76,7 +76,7 @@ class Server:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        process = PROCESS.get()
+        process = current()
         assert process is not None
         self.process: Process = process
         self.handlers: dict[str, Any] = {}
@@ -115,7 +115,7 @@ class Channel:
     def __init__(self, network: Network, address: str, name: str) -> None:
         self.network = network
         self.name = name
-        process = PROCESS.get()
+        process = current()
         assert process is not None
         self.process: Process = process
         _, host, port = address.split(":")
