@@ -20,7 +20,8 @@ from quicferry.errors import InvalidInput
 from quicferry.migration.engines import registry
 from quicferry.migration.engines.registry import EngineEntry
 from quicferry.paths import CHECKOUT
-from tests.specs import needs_with, to_spec
+from session.request import to_spec
+from tests.specs import needs_with
 
 ENGINE = """
 from quicferry.migration.engines.registry import CriuVariant, EngineEntry

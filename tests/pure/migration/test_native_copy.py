@@ -12,7 +12,8 @@ from quicferry.migration.engines.registry import engines, get, implementation_of
 from quicferry.migration.order import PlannedMove
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
-from tests.specs import needs_with, to_spec
+from session.request import to_spec
+from tests.specs import needs_with
 
 
 def implementation(engine, by):
