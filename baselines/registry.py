@@ -43,15 +43,21 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     refuses: Mapping[str, str] = {}  # axes that every run reads but this one cannot honour, and the reason
     borrows_downtime: bool = False  # no engine moves it: it stands still as long as one would take
 
+    def why_not_with(self, engine: str) -> Unsupported | None:
+        """Why that engine cannot move this server, on any machine; None if it can."""
+        if not self.engines or engine in self.engines:
+            return None
+        return Unsupported(
+            f"the engine {engine} cannot move the server of {self.name}: {self.why_not}",
+            hint="choose the engine " + " or ".join(self.engines),
+        )
+
 
 def check_engine(name: str, engine: str) -> None:
     """Raise ``Unsupported`` when that engine cannot move that baseline's server."""
-    baseline = get(name)
-    if baseline.engines and engine not in baseline.engines:
-        raise Unsupported(
-            f"the engine {engine} cannot move the server of {name}: {baseline.why_not}",
-            hint="choose the engine " + " or ".join(baseline.engines),
-        )
+    refused = get(name).why_not_with(engine)
+    if refused is not None:
+        raise refused
 
 
 def names() -> tuple[str, ...]:

@@ -23,13 +23,13 @@ from quicferry.errors import FerryError, Unsupported
 from quicferry.events import read_events
 from quicferry.experiment import preflight
 from quicferry.experiment.faults import ROWS, engines_of, parse, row_of
-from quicferry.experiment.launch import launch, needed_probes
+from quicferry.experiment.launch import launch
 from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.record import RunPaths, RunResult
 from quicferry.spec import FaultPoint, RunSpec
 from quicferry.strategies import RULES, Strategy
-from session.request import to_spec, topology_of
+from session.request import needs, parts_of, to_spec
 
 AT_ONCE = 4
 #: Where memory follows the server, enough of it that it takes a second: else there is nothing to disturb.
@@ -85,7 +85,7 @@ def perform(case: Case, runs: Path) -> RunResult:
     Raises ``FerryError`` for what could not even begin. The machine is not asked whether it can.
     """
     spec = case.spec()
-    paths = launch(spec, topology_of(spec), RunStore(runs), "session.play", checked=True)
+    paths = launch(spec, parts_of(spec).topology, RunStore(runs), "session.play")
     return analyse(paths.root).result
 
 
@@ -116,7 +116,8 @@ def able(engines: Sequence[str]) -> list[str]:
     usable = []
     for engine in engines:
         try:
-            preflight.check(needed_probes(RunSpec(engine=engine)))
+            spec = to_spec({"engine": engine})
+            preflight.check(needs(spec, parts_of(spec)))
         except Unsupported as error:
             sys.stderr.write(f"faults: {engine} is left out: {error}\n")
         else:

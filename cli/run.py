@@ -9,11 +9,11 @@ import click
 
 from cli.common.axes import axis_options
 from cli.common.output import json_option, print_json, say, stdout_console
-from cli.common.progress import perform_shown
+from cli.common.progress import progress
 from quicferry.errors import FerryError, InvalidInput
 from quicferry.record import RunResult
 from session.request import to_spec
-from session.session import failure
+from session.session import failure, perform_all
 
 
 class RunFailed(FerryError):
@@ -37,7 +37,8 @@ def run(runs_root: Path | None, as_json: bool, **values: Any) -> None:
         )
     spec = to_spec(values)
     try:
-        result = perform_shown([spec], runs_root)[0]
+        with progress(1) as watch:
+            result = perform_all([spec], runs_root, watch=watch)[0]
     except FerryError as error:
         if as_json:
             print_json(failure(spec, error))

@@ -7,8 +7,7 @@ raises ``InvalidInput`` with what to give instead. What comes after it only read
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -20,7 +19,7 @@ from quicferry.experiment import faults
 from quicferry.migration.engines import registry
 from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
-from quicferry.strategies import rules_of
+from quicferry.strategies import StrategyRules, rules_of
 
 T = TypeVar("T")
 DEFAULT_ENGINE = RunSpec().engine
@@ -43,10 +42,11 @@ def to_spec(values: Mapping[str, Any]) -> RunSpec:
     run, and axes that do not go together.
     """
     spec = _read(values)
-    for name, reason in unread(spec).items():
+    parts = parts_of(spec)
+    for name, reason in unread(spec, parts).items():
         if getattr(spec, name) != axes()[name].default:
             raise InvalidInput(reason, hint=f"leave out {axes()[name].option}")
-    return _checked(spec)
+    return _checked(spec, parts)
 
 
 def to_spec_of_cell(values: Mapping[str, Any]) -> tuple[RunSpec, dict[str, str]]:
@@ -57,10 +57,43 @@ def to_spec_of_cell(values: Mapping[str, Any]) -> tuple[RunSpec, dict[str, str]]
     spec = _read(values)
     left_out: dict[str, str] = {}
     # what is left out may be what gave another axis its meaning: until nothing more falls
-    while reasons := {n: why for n, why in unread(spec).items() if getattr(spec, n) != axes()[n].default}:
+    while reasons := _without_effect(spec):
         left_out |= reasons
         spec = msgspec.structs.replace(spec, **{name: axes()[name].default for name in reasons})
-    return _checked(spec), left_out
+    return _checked(spec, parts_of(spec)), left_out
+
+
+def _without_effect(spec: RunSpec) -> dict[str, str]:
+    """The axes that have another value than their default, which nobody reads; each with the reason."""
+    unused = unread(spec, parts_of(spec))
+    return {name: why for name, why in unused.items() if getattr(spec, name) != axes()[name].default}
+
+
+class Parts(NamedTuple):
+    """Who takes part in a run: the rows of the tables that a spec names, looked up once."""
+
+    baseline: baselines.Baseline | None
+    topology: Topology
+    workload: workloads.Workload
+    engine: registry.EngineEntry
+    rules: StrategyRules  # of the strategy; without effect beside a baseline
+
+
+def parts_of(spec: RunSpec) -> Parts:
+    """Look up who takes part, and shape the network. Raises ``InvalidInput`` for an unknown name."""
+    baseline = None if spec.baseline is None else baselines.get(spec.baseline)
+    shaping = [axis for axis in axes().values() if axis.network]
+    topology = topologies.get(spec.topology).build_from_axes(
+        {axis.name: getattr(spec, axis.name) for axis in shaping},
+        {axis.name: axis.default for axis in shaping},
+    )
+    return Parts(
+        baseline,
+        topology,
+        workloads.get(spec.workload),
+        registry.get(spec.engine),
+        rules_of(spec.strategy),
+    )
 
 
 def _read(values: Mapping[str, Any]) -> RunSpec:
@@ -76,11 +109,7 @@ def _read(values: Mapping[str, Any]) -> RunSpec:
         chosen["faults"] = tuple(map(faults.parse, _convert(chosen["faults"], list[str])))
     if "baseline" in chosen and "engine" not in chosen:
         chosen["engine"] = (baselines.get(str(chosen["baseline"])).engines or (DEFAULT_ENGINE,))[0]
-    spec = _convert(chosen, RunSpec)
-    rules_of(spec.strategy)
-    registry.get(spec.engine)
-    workloads.get(spec.workload)
-    return spec
+    return _convert(chosen, RunSpec)
 
 
 def _convert(value: Any, kind: type[T]) -> T:
@@ -102,7 +131,7 @@ def _check_value(axis: Axis, value: Any) -> None:
         raise InvalidInput(f"{axis.name} cannot be {number} {axis.unit}".rstrip(), hint=f"give {axis.bounds}")
 
 
-def _checked(spec: RunSpec) -> RunSpec:
+def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
     """The spec, if its values make sense beside each other. Raises ``InvalidInput``."""
     if spec.plain_clients > spec.clients:
         raise InvalidInput(
@@ -112,27 +141,23 @@ def _checked(spec: RunSpec) -> RunSpec:
         raise InvalidInput(
             "many clients send requests only", hint="leave out --download-mib and --upload-mib"
         )
-    faults.check(spec, topology_of(spec))
+    faults.check(spec, parts.topology, parts.engine, parts.rules)
     return spec
 
 
-def unread(spec: RunSpec) -> dict[str, str]:
-    """The axes that nobody reads who takes part in this run, each with a sentence that says why.
-
-    Raises ``InvalidInput`` for an unknown engine or baseline.
-    """
-    reasons = _unread_by_server(spec)
-    if spec.baseline is not None:
-        return reasons | _unread_by_baseline(spec, baselines.get(spec.baseline))
+def unread(spec: RunSpec, parts: Parts) -> dict[str, str]:
+    """The axes that nobody reads who takes part in this run, each with a sentence that says why."""
+    reasons = _unread_by_server(spec, parts.engine)
+    if parts.baseline is not None:
+        return reasons | _unread_by_baseline(spec, parts.baseline)
     for axis in axes().values():
         if axis.read_by is ReadBy.BASELINES:
             reasons[axis.name] = f"{axis.name} is for baselines: no strategy reads it"
     return reasons
 
 
-def _unread_by_server(spec: RunSpec) -> dict[str, str]:
+def _unread_by_server(spec: RunSpec, entry: registry.EngineEntry) -> dict[str, str]:
     """What neither the engine nor the server reads."""
-    entry = registry.get(spec.engine)
     reasons: dict[str, str] = {}
     if not entry.packs_images:
         reasons["compression"] = f"compression packs images of memory: the engine {spec.engine} sends none"
@@ -163,23 +188,15 @@ def _unread_by_baseline(spec: RunSpec, baseline: baselines.Baseline) -> dict[str
     return reasons
 
 
-def check_engine(spec: RunSpec) -> Unsupported | None:
-    """Why the engine cannot move the server of the spec's baseline, on any machine; None if it can."""
-    if spec.baseline is None:
-        return None
-    try:
-        baselines.check_engine(spec.baseline, spec.engine)
-    except Unsupported as error:
-        return error
-    return None
+def needs(spec: RunSpec, parts: Parts) -> list[str]:
+    """The names of the probes that a run needs, those that fewer machines pass first."""
+    needed = ["root", *parts.engine.needs_with(spec.memory_by)]
+    if spec.link_backend == "netem":
+        needed.append("netem")
+    others = parts.baseline.needs if parts.baseline is not None else ()
+    return list(dict.fromkeys([*needed, "mininet", "tshark", *others]))
 
 
-@lru_cache(maxsize=256)
-def topology_of(spec: RunSpec) -> Topology:
-    """The emulated network of a run, its links shaped as the spec says. Raises ``InvalidInput``."""
-    family = topologies.get(spec.topology)
-    shaping = [axis for axis in axes().values() if axis.network]
-    return family.build_from_axes(
-        {axis.name: getattr(spec, axis.name) for axis in shaping},
-        {axis.name: axis.default for axis in shaping},
-    )
+def refusal(spec: RunSpec, parts: Parts) -> Unsupported | None:
+    """Why no machine can make this run: the engine cannot move the server of its baseline. None if it can."""
+    return None if parts.baseline is None else parts.baseline.why_not_with(spec.engine)

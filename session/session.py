@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import baselines
 from quicferry.analysis.derive import derive
 from quicferry.errors import FerryError
 from quicferry.events import Event
-from quicferry.experiment.launch import launch, needed_probes
+from quicferry.experiment.launch import launch
 from quicferry.experiment.preflight import check as ask_machine
 from quicferry.experiment.store import RunStore
 from quicferry.model import Topology
 from quicferry.record import RunResult, result_of
 from quicferry.spec import RunSpec
 from session.downtimes import Downtimes
-from session.request import check_engine, topology_of
+from session.request import needs, parts_of, refusal
 
 
 def title(spec: RunSpec) -> str:
@@ -28,25 +27,9 @@ def title(spec: RunSpec) -> str:
     return f"{spec.strategy}{' server-first' if spec.server_first else ''} · {spec.engine}"
 
 
-def needs(spec: RunSpec) -> list[str]:
-    """What a run needs of the machine, its baseline included. Raises ``InvalidInput`` for an unknown one."""
-    needed = needed_probes(spec)
-    if spec.baseline is not None:
-        needed += [probe for probe in baselines.get(spec.baseline).needs if probe not in needed]
-    return needed
-
-
 def failure(spec: RunSpec, error: FerryError) -> RunResult:
     """The result of a run that could not even begin."""
     return result_of(spec, error.outcome, error=str(error), hint=error.hint)
-
-
-def refusal(spec: RunSpec, refusals: Mapping[str, FerryError]) -> FerryError | None:
-    """Why a run cannot be: what the machine lacks, or an engine that cannot move the baseline's server."""
-    for probe in needs(spec):
-        if probe in refusals:
-            return refusals[probe]
-    return check_engine(spec)
 
 
 class Watcher(Protocol):
@@ -71,25 +54,29 @@ def perform_all(
     ``on_result`` is given each result as soon as it is there. Raises ``InvalidInput`` before the first
     run when any of them cannot be meant, and ``Unsupported`` when this machine can do none of them.
     """
-    plans = [(spec, topology_of(spec)) for spec in specs]
+    plans = [(spec, parts_of(spec)) for spec in specs]
     store = RunStore(runs_root)
     refusals: dict[str, FerryError] = {}
-    for name in sorted({probe for spec in specs for probe in needs(spec)}):
+    for name in sorted({probe for spec, parts in plans for probe in needs(spec, parts)}):
         try:
             ask_machine([name])
         except FerryError as error:
             refusals[name] = error
-    refused = [refusal(spec, refusals) for spec in specs]
+    refused = [
+        next((refusals[probe] for probe in needs(spec, parts) if probe in refusals), None)
+        or refusal(spec, parts)
+        for spec, parts in plans
+    ]
     if refused and None not in refused:
         raise next(error for error in refused if error is not None)
     results: list[RunResult] = []
     downtimes = Downtimes(results)
-    for done, (spec, topology) in enumerate(plans):
+    for done, (spec, parts) in enumerate(plans):
 
-        def perform(spec: RunSpec, topology: Topology = topology, done: int = done) -> RunResult:
+        def perform(spec: RunSpec, topology: Topology = parts.topology, done: int = done) -> RunResult:
             watch(spec, done, None)
             on_event = functools.partial(watch, spec, done)
-            paths = launch(spec, topology, store, "session.play", on_event, checked=True)
+            paths = launch(spec, topology, store, "session.play", on_event)
             return derive(paths.root)
 
         why_not = refused[done]

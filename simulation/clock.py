@@ -14,16 +14,27 @@ import asyncio
 import contextvars
 import heapq
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from simulation.process import Process
+from typing import Any, Protocol
 
 START_S = 1000.0
 NS_PER_S = 1_000_000_000
 
-#: the process in which the present callback runs; None for the world's own
-PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+class Owner(Protocol):
+    """What the loop needs of the process that a callback or a task belongs to."""
+
+    @property
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """Its tasks that have not ended; the loop adds and removes them."""
+        ...
+
+    def admits(self, handle: asyncio.Handle) -> bool:
+        """Whether a callback may run now; one that must wait, the owner keeps."""
+        ...
+
+
+#: the owner of the callback that runs now; None for the world's own. ``process.current`` reads it
+OWNER: contextvars.ContextVar[Owner | None] = contextvars.ContextVar("owner", default=None)
 
 
 class Kernel(Protocol):
@@ -83,8 +94,8 @@ class _Belongs(asyncio.Handle):
     _context: contextvars.Context
 
     def _run(self) -> None:
-        process = self._context.get(PROCESS)
-        if process is None or process.admits(self):
+        owner = self._context.get(OWNER)
+        if owner is None or owner.admits(self):
             super()._run()
 
 
@@ -138,10 +149,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def create_task(self, coro: Any, **keywords: Any) -> asyncio.Task[Any]:
         task = super().create_task(coro, **keywords)
         context = keywords.get("context")
-        process = PROCESS.get() if context is None else context.get(PROCESS)
-        if process is not None:
-            process.tasks.add(task)
-            task.add_done_callback(process.tasks.discard)
+        owner = OWNER.get() if context is None else context.get(OWNER)
+        if owner is not None:
+            owner.tasks.add(task)
+            task.add_done_callback(owner.tasks.discard)
         return task
 
     def physics(self, after_s: float, callback: Callable[..., Any], *args: Any) -> None:

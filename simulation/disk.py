@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simulation.clock import PROCESS
+from simulation.process import current
 
 PRIVATE = "/run/"  # a container has its own
 
@@ -72,7 +72,7 @@ class FaultyOs:
         return getattr(os, name)
 
     def _disk(self) -> Disk | None:
-        process = PROCESS.get()
+        process = current()
         return None if process is None else self._disks.get(process.host)
 
     def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
@@ -91,7 +91,7 @@ class FaultyOs:
         if known is None:
             return os.write(descriptor, data)
         disk, path = known
-        process = PROCESS.get()
+        process = current()
         if process is not None and not process.alive:
             return len(data)  # killed in the middle of a callback: what follows has no effect
         if disk.full:

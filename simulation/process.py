@@ -1,6 +1,6 @@
 """A simulated process: it can be killed, stopped and told to go on, as by signals.
 
-What runs in it is known by its context (``clock.PROCESS``): its tasks, its timers and what arrives for
+What runs in it is known by its context (``clock.OWNER``): its tasks, its timers and what arrives for
 it. SIGKILL takes all of that away in the middle of whatever it was doing; no ``finally`` runs, as none
 would. SIGSTOP leaves it where it is: what becomes due meanwhile runs, late, when it goes on.
 """
@@ -13,7 +13,7 @@ import enum
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from simulation.clock import PROCESS, VirtualLoop
+from simulation.clock import OWNER, VirtualLoop
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class Process:
         self._graves: list[asyncio.Handle] = []  # of a dead process; what is collected runs its `finally`
         self.at_death: list[Callable[[], None]] = []  # what the kernel does: sockets close, …
         self.context = contextvars.copy_context()
-        self.context.run(PROCESS.set, self)
+        self.context.run(OWNER.set, self)
 
     @property
     def alive(self) -> bool:
@@ -91,3 +91,10 @@ class Process:
         self.state = State.RUNNING
         self._loop._ready.extend(self._graves + self._backlog)  # type: ignore[attr-defined]
         self._graves, self._backlog = [], []
+
+
+def current() -> Process | None:
+    """The process whose code runs now; None where the world's own does."""
+    owner = OWNER.get()
+    assert owner is None or isinstance(owner, Process)
+    return owner

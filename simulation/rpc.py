@@ -16,9 +16,9 @@ from typing import Any
 import grpc
 
 from quicferry.migration.rpc.channel import CONNECT_MS
-from simulation.clock import PROCESS, VirtualLoop
+from simulation.clock import VirtualLoop
 from simulation.paths import Connection, Path, Paths
-from simulation.process import Process, State
+from simulation.process import Process, State, current
 
 ROUND_TRIPS = 3  # TCP, TLS, and HTTP/2's settings with the first request
 ATTEMPT_S = CONNECT_MS / 1000  # min_reconnect_backoff_ms in rpc/channel.py
@@ -79,7 +79,7 @@ class Server:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        process = PROCESS.get()
+        process = current()
         assert process is not None
         self.process: Process = process
         self.handlers: dict[str, Any] = {}
@@ -120,7 +120,7 @@ class Channel:
     def __init__(self, network: Network, address: str, name: str) -> None:
         self.network = network
         self.name = name
-        process = PROCESS.get()
+        process = current()
         assert process is not None
         self.process: Process = process
         _, host, port = address.split(":")

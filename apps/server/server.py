@@ -56,6 +56,8 @@ from quicferry.units import now_ns, now_s
 NOTICE_LEAST_S = 0.2
 NOTICE_PTOS = 6  # two repetitions of a lost notice or answer, as recovery sends them
 WAITING_PER_CLIENT = 2  # datagrams handled before the first flight of a server with many clients
+WAITING_AT_ONCE = 8  # datagrams between two looks at the clock
+BEFORE_FIRST_FLIGHT_S = 0.002
 WAITING_MOST = 8192  # datagrams looked at then
 #: answers of clients that will not be where the server is
 STAYS = frozenset({Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID})
@@ -373,12 +375,16 @@ class QuicServer(ServerShell):
                 address=address,
             )
         window = self._window = NoticeWindow(self.table.peers.values(), self._first_flight, holding=True)
-        # what waits in the socket is handled before anything leaves, as the first flight can answer it
+        # What waits in the socket is handled before anything leaves, as the first flight can answer it; but
+        # not for long: in a download it is acknowledgements, and the first flight is what the client lacks.
         waiting = self._waiting_for(len(self.table.peers))
-        for start in range(0, len(waiting), BATCH):
-            for peer in self.table.deliver(waiting[start : start + BATCH]):
-                window.heard(peer)
-            window.go_on()
+        leaves_at = now_s() + BEFORE_FIRST_FLIGHT_S
+        for start in range(0, len(waiting), WAITING_AT_ONCE):
+            for peer in self.table.deliver(waiting[start : start + WAITING_AT_ONCE]):
+                if not window.heard(peer):
+                    self.table.proceed(peer)
+            if now_s() >= leaves_at:
+                window.go_on()
         window.go_on()
         self.port.start()
         self.events.emit(

@@ -30,7 +30,7 @@ from quicferry.experiment import preflight
 from quicferry.experiment.faults import ROWS
 from quicferry.paths import RUNS
 from quicferry.spec import RunSpec
-from session.session import needs
+from session.request import needs, parts_of
 
 FAULT_FREE = 0.6  # of the lines
 LEAN, LEAN_FACTORS = 0.5, 8  # of the lines so many have at most so many axes off their defaults
@@ -59,7 +59,7 @@ class Explorer:
         return spec is not None and self._can(spec) and too_much(spec) is None
 
     def _can(self, spec: RunSpec) -> bool:
-        return not self._refused.intersection(needs(spec))
+        return not self._refused.intersection(needs(spec, parts_of(spec)))
 
     def draw(self) -> Drawn:
         """The next line."""
@@ -136,7 +136,7 @@ def _unsupported() -> frozenset[str]:
         for level in levels:
             for extra in ({}, {"engine": "criu-post-copy"}, {"engine": "criu-hybrid"}):
                 spec = accepted({**extra, **level.draw(Random(1))})
-                refused |= set(needs(spec)) if spec is not None else set()
+                refused |= set(needs(spec, parts_of(spec))) if spec is not None else set()
     for name in sorted(refused):
         try:
             preflight.check([name])

@@ -8,7 +8,7 @@ from typing import Any
 
 from quicferry.errors import InvalidInput
 from quicferry.spec import RunSpec, axes
-from session.request import check_engine, to_spec
+from session.request import parts_of, refusal, to_spec
 
 #: Values of axes by their names, as ``session.request.to_spec`` takes them; what is left out is a default.
 Values = Mapping[str, Any]
@@ -53,4 +53,4 @@ def accepted(values: Values) -> RunSpec | None:
         spec = to_spec(values)
     except InvalidInput:
         return None
-    return None if check_engine(spec) is not None else spec
+    return None if refusal(spec, parts_of(spec)) is not None else spec

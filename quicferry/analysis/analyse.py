@@ -12,13 +12,13 @@ from typing import NamedTuple
 import msgspec
 import polars as pl
 
+from quicferry.analysis import timeline
 from quicferry.analysis.breakdown import TOLERANCE_MS, breakdown_ms, unexplained_ms
 from quicferry.analysis.endpoint_split import EndpointSplit
 from quicferry.analysis.metrics import Metrics, measure
 from quicferry.analysis.repeated_moves import add_moves, measure_all
 from quicferry.analysis.statistics import summarise
 from quicferry.analysis.verdict import check_edges, fail, judge_faults, node_of, served_by, service_port
-from quicferry.capture import timeline
 from quicferry.capture.clock import ClockConversion, clock_warning
 from quicferry.capture.pcap import read_datagrams
 from quicferry.capture.quic import Decryptor, TrafficTable, read_keylog

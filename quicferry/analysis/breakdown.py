@@ -24,8 +24,8 @@ import polars as pl
 
 from quicferry.analysis.event_queries import last_event
 from quicferry.analysis.metrics import Metrics
+from quicferry.analysis.timeline import USEFUL_FRAMES, earliest_ns, host_of
 from quicferry.capture.quic.packets import Direction
-from quicferry.capture.timeline import USEFUL_FRAMES, earliest_ns, host_of
 from quicferry.events import Event
 from quicferry.units import ns_to_ms
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from quicferry.analysis import timeline
 from quicferry.analysis.analyse import analyse
-from quicferry.capture import timeline
 from quicferry.record import RunPaths, RunResult, write_json
 
 

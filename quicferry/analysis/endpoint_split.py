@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from quicferry.analysis import timeline
 from quicferry.analysis.event_queries import first_event, last_event
-from quicferry.capture import timeline
 from quicferry.capture.quic.packets import Direction
 from quicferry.events import Event
 from quicferry.record import PLACE_BY_CLIENT, PLACE_BY_SERVER, PLACE_BY_TIME, Manifest

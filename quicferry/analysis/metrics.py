@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import polars as pl
 
+from quicferry.analysis import timeline
 from quicferry.analysis.endpoint_split import NEW, OLD, EndpointSplit
 from quicferry.analysis.event_queries import first_event, last_event
-from quicferry.capture import timeline
+from quicferry.analysis.timeline import Moment, RoundTrip, ServiceGap
 from quicferry.capture.pcap import Datagram
-from quicferry.capture.timeline import Moment, RoundTrip, ServiceGap
 from quicferry.events import Event
 from quicferry.units import NS_PER_MS, ns_to_ms
 

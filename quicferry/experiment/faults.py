@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from quicferry.errors import InvalidInput
 from quicferry.experiment.fault_kinds import DESTINATION, KINDS, SOURCE, inter_edge_link
-from quicferry.migration.engines.registry import ahead_engines, behind_engines, criu_engines
+from quicferry.migration.engines.registry import EngineEntry, ahead_engines, behind_engines, criu_engines
 from quicferry.model import Topology
 from quicferry.spec import Fault, FaultKind, FaultPoint, RunSpec
-from quicferry.strategies import rules_of
+from quicferry.strategies import StrategyRules
 
 __all__ = [
     "DESTINATION",
@@ -197,20 +197,20 @@ def row_of(fault: Fault) -> FaultRow:
     return _BY_NAME[fault.name]
 
 
-def check(spec: RunSpec, topology: Topology) -> None:
+def check(spec: RunSpec, topology: Topology, engine: EngineEntry, rules: StrategyRules) -> None:
     """Raise ``InvalidInput`` when a fault of this run cannot happen in it."""
     if spec.moves > 1 and spec.faults:
         raise InvalidInput("a fault goes with one move only", hint="leave out --moves")
     for fault in spec.faults:
-        if fault.point is FaultPoint.NOTICE and not rules_of(spec.strategy).notice:
+        if fault.point is FaultPoint.NOTICE and not rules.notice:
             raise InvalidInput(
                 f"{fault.name} cannot happen: {spec.strategy} tells its clients nothing",
                 hint="choose a strategy with notice, such as proactive-explicit",
             )
         engines = engines_of(row_of(fault))
-        if engines is not None and spec.engine not in engines:
+        if engines is not None and engine.name not in engines:
             raise InvalidInput(
-                f"{fault.name} cannot happen: the engine {spec.engine} has no such point",
+                f"{fault.name} cannot happen: the engine {engine.name} has no such point",
                 hint="choose --engine " + " or ".join(sorted(engines)),
             )
         if KINDS[fault.kind].on_the_link and inter_edge_link(topology) is None:

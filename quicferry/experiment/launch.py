@@ -16,9 +16,8 @@ import msgspec
 from quicferry.emulation.sandbox import private_root
 from quicferry.errors import last_line
 from quicferry.events import Event
-from quicferry.experiment import faults, preflight
+from quicferry.experiment import faults
 from quicferry.experiment.store import RunStore
-from quicferry.migration.engines.registry import needs
 from quicferry.model import Topology
 from quicferry.paths import CHECKOUT
 from quicferry.process import PIPE
@@ -28,32 +27,18 @@ from quicferry.spec import RunSpec
 OnEvent = Callable[[Event], None]
 
 
-def needed_probes(spec: RunSpec) -> list[str]:
-    """The names of the probes that this run needs, those that fewer machines pass first."""
-    needed = ["root", *needs(spec.engine, spec.memory_by)]
-    if spec.link_backend == "netem":
-        needed.append("netem")
-    return [*needed, "mininet", "tshark"]
-
-
 def launch(
     spec: RunSpec,
     topology: Topology,
     store: RunStore,
     player: str,
     on_event: OnEvent | None = None,
-    *,
-    checked: bool = False,
 ) -> RunPaths:
     """Perform one run and return its complete directory; the outcome is in the manifest.
 
-    ``player`` is the module that plays the run within the private root. With ``checked`` the
-    machine is not asked again whether it can.
-
-    ``spec`` was checked by whoever made it. Raises ``Unsupported`` before anything is built.
+    ``player`` is the module that plays the run within the private root. ``spec`` was checked by whoever made
+    it, and the machine was asked whether it can.
     """
-    if not checked:
-        preflight.check(needed_probes(spec))
     run_id, paths = store.begin(spec)
     manifest = Manifest(
         id=run_id,

@@ -1,57 +1,99 @@
-"""What goes wrong in the world of ownership, as a table."""
+"""What each kind of fault does to the world of ownership, as a table. How it is drawn: ``fault_kinds``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
+from simulation.disk import Disk
+from simulation.ownership.machinery import SimulatedContainer
 from simulation.ownership.story import Fault
-
-if TYPE_CHECKING:
-    from simulation.ownership.world import OwnershipWorld
+from simulation.paths import Paths
+from simulation.process import Process
 
 End = Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One kind of fault. ``begin`` does it and returns what mends it, if anything does."""
+class FaultTarget(Protocol):
+    """What the faults use of the world that they act on. A host is named as in ``Fault.at``."""
 
-    title: str
-    weight: int
-    begin: Callable[[OwnershipWorld, Fault], End | None]
-    seconds: tuple[float, ...] = (0.0,)
-    orchestrator_too: bool = False
+    @property
+    def hosts(self) -> list[str]:
+        """All hosts: the edges and the orchestrator's."""
+        ...
+
+    @property
+    def agents(self) -> Mapping[str, Process]:
+        """The agent's process by host, and the orchestrator's; of those that were ever started."""
+        ...
+
+    @property
+    def containers(self) -> Mapping[str, SimulatedContainer]:
+        """The server's place by edge."""
+        ...
+
+    @property
+    def disks(self) -> Mapping[str, Disk]:
+        """The disk by host."""
+        ...
+
+    @property
+    def paths(self) -> Paths:
+        """The links between the hosts."""
+        ...
+
+    def start_agent(self, name: str) -> None:
+        """Start a host's agent, or the orchestrator."""
+        ...
+
+    def kill_agent(self, name: str) -> None:
+        """SIGKILL."""
+        ...
+
+    def tear_journal(self, name: str) -> None:
+        """Cut the last line of a host's journal in half."""
+        ...
+
+    def pause(self, process: Process | None) -> End | None:
+        """SIGSTOP; what is returned is SIGCONT."""
+        ...
+
+    def server_killed(self, process: Process) -> None:
+        """SIGKILL for a server."""
+        ...
 
 
-def _kill_agent(world: OwnershipWorld, fault: Fault) -> End:
+#: does a fault and returns what mends it, if anything does
+Action = Callable[[FaultTarget, Fault], End | None]
+
+
+def _kill_agent(world: FaultTarget, fault: Fault) -> End:
     world.kill_agent(fault.at)
     return lambda: world.start_agent(fault.at)
 
 
-def _tear_journal(world: OwnershipWorld, fault: Fault) -> End:
+def _tear_journal(world: FaultTarget, fault: Fault) -> End:
     world.kill_agent(fault.at)
     world.tear_journal(fault.at)
     return lambda: world.start_agent(fault.at)
 
 
-def _stop_agent(world: OwnershipWorld, fault: Fault) -> End | None:
+def _stop_agent(world: FaultTarget, fault: Fault) -> End | None:
     return world.pause(world.agents.get(fault.at))
 
 
-def _stop_server(world: OwnershipWorld, fault: Fault) -> End | None:
+def _stop_server(world: FaultTarget, fault: Fault) -> End | None:
     return world.pause(world.containers[fault.at].process) if fault.at in world.containers else None
 
 
-def _kill_server(world: OwnershipWorld, fault: Fault) -> None:
+def _kill_server(world: FaultTarget, fault: Fault) -> None:
     container = world.containers.get(fault.at)
     if container is not None and container.process is not None:
         world.server_killed(container.process)
 
 
-def _cut(*names: str, one_way: bool = False) -> Callable[[OwnershipWorld, Fault], End]:
-    def begin(world: OwnershipWorld, fault: Fault) -> End:
+def _cut(*names: str, one_way: bool = False) -> Action:
+    def begin(world: FaultTarget, fault: Fault) -> End:
         hosts = [fault.at] if one_way else world.hosts
         for name in names:
             world.paths.cut(name, hosts)
@@ -65,7 +107,7 @@ def _cut(*names: str, one_way: bool = False) -> Callable[[OwnershipWorld, Fault]
     return begin
 
 
-def _full_disk(world: OwnershipWorld, fault: Fault) -> End:
+def _full_disk(world: FaultTarget, fault: Fault) -> End:
     world.disks[fault.at].full = True
 
     def mend() -> None:
@@ -74,22 +116,21 @@ def _full_disk(world: OwnershipWorld, fault: Fault) -> End:
     return mend
 
 
-def _short_write(world: OwnershipWorld, fault: Fault) -> None:
+def _short_write(world: FaultTarget, fault: Fault) -> None:
     world.disks[fault.at].short_writes = 1
 
 
-_WHILE = (0.05, 0.3, 1.0, 3.0, 8.0)
-
-KINDS: dict[str, Kind] = {
-    "agent-killed": Kind("SIGKILL; started again later", 8, _kill_agent, _WHILE, orchestrator_too=True),
-    "agent-stopped": Kind("SIGSTOP, SIGCONT later", 5, _stop_agent, _WHILE, orchestrator_too=True),
-    "server-stopped": Kind("the server's process is paused", 2, _stop_server, (0.05, 0.3, 1.0)),
-    "server-killed": Kind("the server's process is killed", 1, _kill_server),
-    "edge-link-cut": Kind("the link between the edges, both ways", 6, _cut("edge"), _WHILE),
-    "edge-link-cut-one-way": Kind("what one edge sends there", 3, _cut("edge", one_way=True), _WHILE),
-    "core-cut": Kind("the detour and the orchestrator's links", 3, _cut("detour", "core"), _WHILE),
-    "all-cut": Kind("no agent reaches another", 5, _cut("edge", "detour", "core"), _WHILE),
-    "disk-full": Kind("nothing can be written", 3, _full_disk, _WHILE, orchestrator_too=True),
-    "short-write": Kind("one write is cut in half, without an error", 2, _short_write),
-    "torn-journal": Kind("SIGKILL in the middle of a write; started again", 3, _tear_journal, _WHILE),
+#: kind -> what it does; the names are those of ``fault_kinds.KINDS``
+ACTIONS: dict[str, Action] = {
+    "agent-killed": _kill_agent,
+    "agent-stopped": _stop_agent,
+    "server-stopped": _stop_server,
+    "server-killed": _kill_server,
+    "edge-link-cut": _cut("edge"),
+    "edge-link-cut-one-way": _cut("edge", one_way=True),
+    "core-cut": _cut("detour", "core"),
+    "all-cut": _cut("edge", "detour", "core"),
+    "disk-full": _full_disk,
+    "short-write": _short_write,
+    "torn-journal": _tear_journal,
 }

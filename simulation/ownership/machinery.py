@@ -10,10 +10,10 @@ from typing import Any
 
 from quicferry.model import Endpoint
 from quicferry.units import now_ns
-from simulation.clock import PROCESS, VirtualLoop
+from simulation.clock import VirtualLoop
 from simulation.disk import Disk
 from simulation.ownership.adapter import BATCH, Datagram
-from simulation.process import Process, State
+from simulation.process import Process, State, current
 from simulation.rpc import Network
 
 LOOPBACK_S = 0.00005
@@ -58,7 +58,7 @@ class Sockets:
         local_addr: tuple[str, int] | None = None,
         remote_addr: tuple[str, int] | None = None,
     ) -> tuple[Any, Any]:
-        process = PROCESS.get()
+        process = current()
         assert process is not None and local_addr is not None
         port = local_addr[1]
         if port == 0:
@@ -93,7 +93,7 @@ class Sockets:
             del self._bound[key]
 
     async def connect(self, factory: Callable[[], Any], host: str, port: int) -> tuple[Any, Any]:
-        process = PROCESS.get()
+        process = current()
         assert process is not None
         path, peer = self._rpc.route(process.host, host)
         if not (path.carries(process.host) and path.carries(peer)):
@@ -141,7 +141,7 @@ class SimulatedUdpPort:
     """A bound socket that can be muted and drained."""
 
     def __init__(self, ports: Ports, listen: Endpoint, received: Callable[[list[Datagram]], None]) -> None:
-        process = PROCESS.get()
+        process = current()
         assert process is not None
         self.process: Process = process
         self._ports = ports
@@ -205,7 +205,7 @@ def caller_lives() -> bool:
 
     One that is killed in the middle of a callback runs on to the callback's end: without any effect.
     """
-    process = PROCESS.get()
+    process = current()
     return process is None or process.alive
 
 

@@ -7,6 +7,7 @@ import random
 import msgspec
 
 from quicferry.strategies import Strategy
+from simulation.ownership.fault_kinds import KINDS
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,7 +20,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """Something goes wrong. ``kind`` is a key of ``faults.KINDS``; ``at`` is the host it happens to.
+    """Something goes wrong. ``kind`` is a key of ``fault_kinds.KINDS``; ``at`` is the host it happens to.
 
     It begins ``delay_s`` after the first time that ``anchor`` happens: the name of an event with the host
     that saw it ("edge-2 server.resumed"), or a line of a journal ("edge-1 wrote restore").
@@ -74,8 +75,6 @@ ANCHORS: tuple[tuple[str, int], ...] = (
 
 def draw(seed: int) -> Story:
     """The story of a seed."""
-    from simulation.ownership.faults import KINDS  # not at the top: what a fault does knows what a story is
-
     rng = random.Random(f"ownership {seed}")
     edges = rng.choice((2, 2, 3))
     moves: list[Move] = []

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from quicferry.errors import FerryError
 from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint
-from simulation.clock import PROCESS, VirtualLoop
+from simulation.clock import VirtualLoop
 from simulation.determinism import certificate
 from simulation.disk import Disk, FaultyOs
 from simulation.history import History
@@ -43,12 +43,12 @@ from simulation.ownership.adapter import (
     StartCommand,
 )
 from simulation.ownership.client import SimulatedClient
-from simulation.ownership.faults import KINDS
+from simulation.ownership.faults import ACTIONS
 from simulation.ownership.machinery import Ports, SimulatedContainer, Sockets, caller_lives
 from simulation.ownership.story import Fault, Story
 from simulation.paths import Path as NetworkPath
 from simulation.paths import Paths
-from simulation.process import Process
+from simulation.process import Process, current
 from simulation.rpc import Network
 
 RPC_PORT = 4437
@@ -115,7 +115,7 @@ class OwnershipWorld:
 
     def path_of(self, inside: str) -> Path:
         """A path as the server's process sees it."""
-        process = PROCESS.get()
+        process = current()
         assert process is not None
         return self.disks[process.host].path(inside)
 
@@ -137,7 +137,7 @@ class OwnershipWorld:
 
     def _begin(self, fault: Fault) -> None:
         self.history.note("fault", fault.kind, at=fault.at, seconds=fault.seconds)
-        end = KINDS[fault.kind].begin(self, fault)
+        end = ACTIONS[fault.kind](self, fault)
         if end is not None:
             self.loop.physics(fault.seconds, self._end, fault, end)
 
@@ -344,7 +344,7 @@ class OwnershipWorld:
 
     def server_event_log(self, vantage: str, path: Path) -> EventLog:
         """What stands for ``EventLog`` in a server: what it says is the truth of this world."""
-        process = PROCESS.get()
+        process = current()
         assert process is not None
         return EventLog(vantage, None, functools.partial(self._server_event, process))
 

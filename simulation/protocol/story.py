@@ -13,6 +13,7 @@ import random
 import msgspec
 
 from quicferry.strategies import RULES, Strategy
+from simulation.protocol.fault_kinds import KINDS
 
 
 class Traffic(enum.StrEnum):
@@ -53,7 +54,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that the network, the peer or the service does. ``kind`` is a key of ``faults.KINDS``.
+    """Something that the network, the peer or the service does. ``kind`` is a key of ``fault_kinds.KINDS``.
 
     It begins ``delay_s`` after the first time that ``anchor`` happens ("start", or "frozen 2": the second
     move's freeze), and lasts ``seconds``.
@@ -218,8 +219,6 @@ def _move(rng: random.Random, to: int, strategy: Strategy, *, first: bool) -> Mo
 
 
 def _fault(rng: random.Random, moves: list[Move], edges: int) -> Fault:
-    from simulation.protocol.faults import KINDS  # not at the top: what a fault does knows what a story is
-
     kind = rng.choices(list(KINDS), weights=[each.weight for each in KINDS.values()])[0]
     if rng.random() < 0.8:
         window = rng.choices([name for name, _ in WINDOWS], weights=[weight for _, weight in WINDOWS])[0]

@@ -37,7 +37,8 @@ from simulation.history import History
 from simulation.network import DOWN, UP, Address, Datagram, Wire
 from simulation.protocol.applications import ClientLoad, Service
 from simulation.protocol.endpoint import Endpoint, client_view
-from simulation.protocol.faults import FOREVER, KINDS, edge_address
+from simulation.protocol.fault_kinds import FOREVER
+from simulation.protocol.faults import ACTIONS, edge_address
 from simulation.protocol.story import Fault, Story, Traffic
 
 CLIENT: Address = ("10.0.0.2", 40_000)
@@ -124,7 +125,7 @@ class ProtocolWorld:
 
     def _begin(self, fault: Fault) -> None:
         self.history.note("fault", fault.kind, seconds=fault.seconds, direction=fault.direction)
-        end = KINDS[fault.kind].begin(self, fault)
+        end = ACTIONS[fault.kind](self, fault)
         if end is not None and fault.seconds < FOREVER:
             self.loop.physics(fault.seconds, self._end, fault, end)
 

@@ -17,12 +17,11 @@ import baselines
 from apps.client import workloads
 from quicferry import plugins
 from quicferry.errors import InvalidInput
-from quicferry.experiment.launch import needed_probes
 from quicferry.migration.engines import registry
 from quicferry.migration.engines.registry import EngineEntry
 from quicferry.paths import CHECKOUT
-from quicferry.spec import RunSpec
 from session.request import to_spec
+from tests.specs import needs_with
 
 ENGINE = """
 from quicferry.migration.engines.registry import CriuVariant, EngineEntry
@@ -80,8 +79,8 @@ def test_an_engine_works_by_its_entry_alone(
     assert "teleport" in registry.ahead_engines() & registry.long_engines()
     assert "teleport" not in registry.behind_engines() | registry.criu_engines()
     assert registry.runs_in_oci("teleport")
-    assert "beam" in needed_probes(RunSpec(engine="teleport"))
-    assert {"beam", "criu-tracking"} <= set(needed_probes(RunSpec(engine="teleport", memory_by="criu")))
+    assert "beam" in needs_with(engine="teleport")
+    assert {"beam", "criu-tracking"} <= set(needs_with(engine="teleport", memory_by="criu"))
     assert to_spec({"engine": "teleport", "memory_by": "criu"}).engine == "teleport"
     context: object = object()
     assert registry.create("teleport", context).context is context  # type: ignore[arg-type, attr-defined]

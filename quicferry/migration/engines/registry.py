@@ -52,6 +52,17 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a move takes longer than its downtime: memory crosses before or after it."""
         return self.copies_ahead or self.keeps_source
 
+    def memory_by(self, chosen: str) -> str | None:
+        """Who moves the memory with ``memory_by`` as chosen; None where it all goes at once."""
+        if not self.is_long:
+            return None
+        return AUTO_MEMORY_BY if chosen == "auto" else chosen
+
+    def needs_with(self, chosen: str) -> list[str]:
+        """The probes of `quicferry doctor` that a move needs with ``memory_by`` as chosen."""
+        variant = self.by_criu if self.memory_by(chosen) == "criu" else None
+        return [*self.needs, *(variant.needs if variant is not None else ())]
+
 
 _COPY = "quicferry.migration.engines.criu.agent_copy"
 _NATIVE = "quicferry.migration.engines.criu.native_copy"
@@ -175,24 +186,9 @@ def runs_in_oci(engine: str) -> bool:
     return entry is not None and entry.runs_in_oci
 
 
-def memory_by(engine: str, asked: str) -> str | None:
-    """Who moves the memory when ``asked`` (one of MEMORY_BY) is asked for; None where it all goes at once."""
-    entry = engines().get(engine)
-    if entry is None or not entry.is_long:
-        return None
-    return AUTO_MEMORY_BY if asked == "auto" else asked
-
-
-def needs(engine: str, asked: str) -> list[str]:
-    """The probes of `quicferry doctor` that a move needs with ``memory_by`` as ``asked``."""
-    entry = get(engine)
-    variant = entry.by_criu if memory_by(engine, asked) == "criu" else None
-    return [*entry.needs, *(variant.needs if variant is not None else ())]
-
-
 def implementation_of(order: MoveOrder) -> str:
     """The name by which ``create`` finds the engine of this order."""
-    by_criu = memory_by(order.engine, order.memory_by) == "criu"
+    by_criu = get(order.engine).memory_by(order.memory_by) == "criu"
     return order.engine + BY_CRIU if by_criu else order.engine
 
 

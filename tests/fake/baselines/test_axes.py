@@ -31,7 +31,7 @@ from quicferry.record import Manifest, RunPaths, RunResult, read_manifest, write
 from quicferry.spec import Axis, RunSpec, axes
 from session import play
 from session.downtimes import Downtimes
-from session.request import to_spec, topology_of, unread
+from session.request import parts_of, to_spec, unread
 
 MAC = '[{"address": "02:00:00:00:00:01"}]'
 #: what a downtime that is borrowed is measured with
@@ -166,7 +166,7 @@ def performed(spec: RunSpec, folder: Path, watch: Watch, monkeypatch: pytest.Mon
             paths = RunPaths(root)
             for made in (paths.logs, paths.captures, paths.keys.parent):
                 made.mkdir(parents=True, exist_ok=True)
-            manifest = Manifest(id="run", created="", spec=chosen, topology=topology_of(chosen))
+            manifest = Manifest(id="run", created="", spec=chosen, topology=parts_of(chosen).topology)
             write_json(paths.manifest, manifest)
             monkeypatch.setattr(sys, "argv", ["play", str(root)])
             play.main()
@@ -205,7 +205,7 @@ def test_an_axis_has_an_effect_or_is_refused(
     if baselines.get(baseline).borrows_downtime and axis.name not in OF_A_DOWNTIME:
         common["downtime_ms"] = 20.0  # else all of the request is in the run that is measured for it
     usual, values = to_spec(common), {**common, axis.name: another(axis)}
-    if axis.name in (reasons := unread(usual)):
+    if axis.name in (reasons := unread(usual, parts_of(usual))):
         with pytest.raises(InvalidInput) as refused:
             to_spec(values)
         assert str(refused.value) == reasons[axis.name]

@@ -11,10 +11,10 @@ import msgspec
 import polars as pl
 import pytest
 
+from quicferry.analysis import timeline
 from quicferry.analysis.analyse import analyse
 from quicferry.analysis.derive import derive, read_result
 from quicferry.analysis.metrics import measure, phase_spans
-from quicferry.capture import timeline
 from quicferry.capture.clock import ClockConversion, clock_warning, realtime_minus_monotonic_ns
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.errors import StoreError

@@ -11,8 +11,8 @@ import pytest
 from quicferry.analysis.breakdown import breakdown_ms, unexplained_ms
 from quicferry.analysis.figures.breakdown_bars import intervals_ms
 from quicferry.analysis.metrics import measure
+from quicferry.analysis.timeline import without_unknown_servers
 from quicferry.capture.quic.table import SCHEMA
-from quicferry.capture.timeline import without_unknown_servers
 from quicferry.events import Event
 
 CLIENT, OLD, NEW = "10.0.0.2:50000", "10.0.1.2:4433", "10.0.2.2:4433"

@@ -10,6 +10,7 @@ import struct
 import polars as pl
 import pytest
 
+from quicferry.analysis.timeline import arrivals, multipath_signals
 from quicferry.capture import mptcp
 from quicferry.capture.mptcp import (
     DataPiece,
@@ -21,7 +22,6 @@ from quicferry.capture.mptcp import (
 )
 from quicferry.capture.pcap import TCP, Datagram
 from quicferry.capture.tcp_table import tabulate_tcp
-from quicferry.capture.timeline import arrivals, multipath_signals
 
 CLIENT_KEY, SERVER_KEY = bytes(range(8)), bytes(range(8, 16))
 SYN, ACK = 0x02, 0x10

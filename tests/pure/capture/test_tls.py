@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from quicferry.analysis.timeline import arrivals, tcp_round_trip
 from quicferry.capture.pcap import TCP, Datagram
 from quicferry.capture.quic.keys import KeyLog, expand_label, read_keylog
 from quicferry.capture.tcp_table import tabulate_tcp
-from quicferry.capture.timeline import arrivals, tcp_round_trip
 from quicferry.capture.tls import ACK, FIN, RST, SYN, RecordItem, StreamReassembly, TlsSecrets, TlsStream
 from quicferry.migration.rpc.credentials import Authority
 

@@ -6,15 +6,14 @@ import pytest
 
 from quicferry.errors import InvalidInput
 from quicferry.events import Event
-from quicferry.experiment.launch import needed_probes
 from quicferry.experiment.run import memory_moved_by
 from quicferry.migration.criu import pipe_filter
-from quicferry.migration.engines.registry import engines, implementation_of, long_engines, memory_by
+from quicferry.migration.engines.registry import engines, get, implementation_of, long_engines
 from quicferry.migration.order import PlannedMove
 from quicferry.model import Endpoint
-from quicferry.spec import RunSpec
 from quicferry.strategies import Strategy
 from session.request import to_spec
+from tests.specs import needs_with
 
 
 def implementation(engine, by):
@@ -32,13 +31,13 @@ def test_an_order_says_who_moves_the_memory():
     assert implementation("criu-hybrid", "criu") == "criu-hybrid/criu"
     assert implementation("criu-hybrid", "agents") == "criu-hybrid"
     assert implementation("criu-hybrid", "auto") == "criu-hybrid"
-    assert {memory_by(engine, "auto") for engine in set(engines()) - long_engines()} == {None}
-    assert {memory_by(engine, "auto") for engine in long_engines()} == {"agents"}
+    assert {get(engine).memory_by("auto") for engine in set(engines()) - long_engines()} == {None}
+    assert {get(engine).memory_by("auto") for engine in long_engines()} == {"agents"}
 
 
 def test_a_run_needs_what_criu_needs():
     def more(engine):
-        by = {who: needed_probes(RunSpec(engine=engine, memory_by=who)) for who in ("agents", "criu")}
+        by = {who: needs_with(engine=engine, memory_by=who) for who in ("agents", "criu")}
         return set(by["criu"]) - set(by["agents"])
 
     assert more("criu-pre-copy") == {"criu-tracking"}

@@ -7,7 +7,6 @@ import msgspec
 import pytest
 
 from quicferry.errors import InvalidInput, MigrationError, Unsupported
-from quicferry.experiment.launch import needed_probes
 from quicferry.migration.container.oci_bundle import SYSTEM, root_files, spec
 from quicferry.migration.container.oci_container import find_runc, last_words
 from quicferry.migration.container.processes import Completed
@@ -15,7 +14,7 @@ from quicferry.migration.criu.command import CHECKOUT, explain
 from quicferry.migration.criu.runc import criu_config
 from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.migration.engines.registry import runs_in_oci
-from quicferry.spec import RunSpec
+from tests.specs import needs_with
 
 
 def bundle(**changes):
@@ -93,8 +92,8 @@ def test_a_missing_runc_is_unsupported_with_a_remedy(tmp_path, monkeypatch):
 
 def test_an_engine_that_needs_runc_says_so():
     assert [engine for engine in known_engines() if runs_in_oci(engine)] == ["runc-cold"]
-    assert "oci" in needed_probes(RunSpec(engine="runc-cold"))
-    assert "oci" not in needed_probes(RunSpec(engine="criu-cold"))
+    assert "oci" in needs_with(engine="runc-cold")
+    assert "oci" not in needs_with(engine="criu-cold")
 
 
 def test_a_failure_of_criu_under_runc_is_told_by_its_cause():

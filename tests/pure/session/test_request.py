@@ -13,7 +13,7 @@ import baselines
 from cli.run import run as run_command
 from quicferry.errors import InvalidInput
 from quicferry.spec import Axis, Fault, FaultKind, FaultPoint, ReadBy, RunSpec, axes
-from session.request import to_spec, topology_of, unread
+from session.request import parts_of, to_spec, unread
 from session.scenario import Scenario
 
 BOUNDED = [axis for axis in axes().values() if axis.least is not None]
@@ -104,7 +104,8 @@ def test_an_axis_is_read_or_refused_with_the_reason(axis: Axis, baseline: str | 
     if axis.name == "plain_clients":
         values["clients"] = 2 if baseline is None else 1
     others = {name: value for name, value in values.items() if name != axis.name}
-    without_effect = unread(to_spec(others))
+    usual = to_spec(others)
+    without_effect = unread(usual, parts_of(usual))
     if axis.name in without_effect:
         with pytest.raises(InvalidInput) as refused:
             to_spec(values)
@@ -140,7 +141,7 @@ def test_a_network_that_cannot_be_is_refused() -> None:
         to_spec({"jitter_ms": 10.0, "rtt_ms": 5.0})
     with pytest.raises(InvalidInput, match="one_lan has no parameter"):
         to_spec({"topology": "one_lan", "pool": 3})
-    assert topology_of(to_spec({"pool": 3})).pool == ("edge-3", "edge-4", "edge-2")
+    assert parts_of(to_spec({"pool": 3})).topology.pool == ("edge-3", "edge-4", "edge-2")
 
 
 # --- scenarios -------------------------------------------------------------------------------------
