@@ -1,9 +1,9 @@
 """The model of one move: source, destination, their agents, journals, messages and the clock.
 
 Steps come from ``states.SOURCE`` and ``states.DESTINATION``. The clock is an order of moments, not a
-number: the lease is over, the destination's fence is due, the fence is over. As long as nobody is paused,
-a destination obeys its fence before the source's clock says that the fence is over; that is what the
-margins in the agents are for, and what a pause takes away.
+number: the server may not begin any more, its lease is about to end, its lease has ended. The source goes
+on by the clock after the last one only. What the server's process does by the clock (``_by_lease``), it
+does whatever becomes of its agent.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class Agent(NamedTuple):
     recovered: bool = False  # clocks decide nothing for a source that was killed
     working: bool = True  # False: its task has died of an error
     checked: bool = False  # destination: it has looked at the lease, and resumes next
+    held: bool = False  # its server holds itself back: its lease is over
+    kept: bool = False  # its server has heard of the commit: no lease any more
+    torn: bool = False  # the end of its journal is damaged
 
 
 class World(NamedTuple):
@@ -104,7 +107,7 @@ def _edges(world: World, faults: Faults) -> Iterator[Edge[World]]:
         yield from _source(world)
     if world.destination.up and world.destination.working:
         yield from _destination(world)
-    yield from _clock(world, faults)
+    yield from _clock(world)
     yield from _restarts(world)
     if world.faults_left:
         yield from _faults(world._replace(faults_left=world.faults_left - 1), faults)
@@ -178,17 +181,27 @@ def _destination(world: World) -> Iterator[Edge[World]]:
         else:
             yield to("finds its lease over", _thrown_away(here, Signal.EXPIRED))
     if here.step is Step.RESTORE and here.checked and not here.serves:
-        yield to("resumes the server", here._replace(serves=True, checked=False))
+        if world.clock is Clock.LEASE_RUNS:
+            yield to("resumes the server", here._replace(serves=True, checked=False))
+        else:
+            yield to("is refused by the server: too late", _thrown_away(here, Signal.EXPIRED))
     if here.step is Step.RESTORE and here.serves:
         yield to("says Resumed", _take(here, DESTINATION, Signal.RESUMED), "resumed")
     for question in {"abort?", "commit?", "commit"} & world.messages:
         yield from _answer(world, question, to)
-    if here.step is Step.COMMIT and world.source.up and world.source.step in (Step.COMMIT, Step.MOVED):
-        yield to("sees that the source has committed", _take(here, DESTINATION, Signal.SETTLED))
-    if here.step is Step.COMMIT and world.clock is Clock.FENCE_DUE:
-        if not world.source.up:
-            yield to("finds the source's agent gone", _take(here, DESTINATION, Signal.SETTLED))
-        yield to("obeys its fence", _thrown_away(here, Signal.EXPIRED))
+    if here.step is Step.COMMIT and world.source.up:
+        if world.source.step in (Step.COMMIT, Step.MOVED):
+            yield to("sees that the source has committed", _settled(here))
+        elif world.source.step in (Step.ABORT, Step.STAYED):
+            yield to("sees that the source took its server back", _thrown_away(here, Signal.EXPIRED))
+    if here.step is Step.COMMIT and not world.source.up and world.clock is Clock.FENCE_DUE:
+        yield to("finds the source's agent gone", _settled(here))
+
+
+def _settled(agent: Agent) -> Agent:
+    """The server hears of the commit, then the step is taken."""
+    serves = agent.serves or agent.held
+    return _take(agent._replace(kept=True, held=False, serves=serves), DESTINATION, Signal.SETTLED)
 
 
 def _answer(world: World, question: str, to: object) -> Iterator[Edge[World]]:
@@ -204,7 +217,7 @@ def _answer(world: World, question: str, to: object) -> Iterator[Edge[World]]:
             yield to("obeys an abort", agent, "abort: never", without=question)
     elif here.step is Step.COMMIT:
         said = "committed" if question == "commit" else "commit: serves"
-        yield to("hears of the commit", _take(here, DESTINATION, Signal.SETTLED), said, without=question)
+        yield to("hears of the commit", _settled(here), said, without=question)
     elif here.step is Step.MOVED:
         yield to("hears of the commit again", here, "commit: serves", without=question)
     elif here.step is Step.STAYED:
@@ -212,7 +225,7 @@ def _answer(world: World, question: str, to: object) -> Iterator[Edge[World]]:
 
 
 def _thrown_away(agent: Agent, signal: Signal) -> Agent:
-    agent = agent._replace(serves=False, checked=False)
+    agent = agent._replace(serves=False, checked=False, held=False)
     after = _take(agent, DESTINATION, signal)
     return _take(after, DESTINATION, Signal.SETTLED) if after.step is Step.ABORT else after
 
@@ -220,20 +233,23 @@ def _thrown_away(agent: Agent, signal: Signal) -> Agent:
 # --- time ----------------------------------------------------------------------------------------------
 
 
-def _clock(world: World, faults: Faults) -> Iterator[Edge[World]]:
+def _clock(world: World) -> Iterator[Edge[World]]:
     if world.source.step not in (Step.RESTORE, Step.COMMIT) or world.clock is Clock.FENCE_OVER:
         return
     here = world.destination
     following = Clock(world.clock + 1)
-    after = world._replace(clock=following)
+    after = world._replace(clock=following, destination=_by_lease(here, following))
     busy = here.up and here.working
     if busy and (here.checked or (here.step is Step.RESTORE and here.serves)):
         return  # it goes on at once, unless it is paused in between
-    if following is Clock.FENCE_OVER and busy and here.step is Step.COMMIT:
-        return  # it has taken its server down by then, unless it is paused
-    if following is Clock.FENCE_OVER and not here.up and Faults.GONE not in faults:
-        return  # whoever is killed is back before that, in the explorations that assume it
     yield Edge(f"clock: {following.name.lower().replace('_', ' ')}", after)
+
+
+def _by_lease(here: Agent, clock: Clock) -> Agent:
+    """What the server's process does by the clock, whatever its agent does."""
+    if clock is Clock.FENCE_OVER and here.serves and not here.kept:
+        return here._replace(serves=False, held=True)
+    return here
 
 
 # --- faults --------------------------------------------------------------------------------------------
@@ -242,13 +258,19 @@ def _clock(world: World, faults: Faults) -> Iterator[Edge[World]]:
 def _restarts(world: World) -> Iterator[Edge[World]]:
     if not world.source.up:
         agent = world.source._replace(up=True, working=True, step=world.source.written, recovered=True)
+        if agent.torn and agent.step is Step.TRANSFER:
+            agent = agent._replace(step=Step.RESTORE)  # End may have left: it asks
+        agent = agent._replace(torn=False)
         if agent.step not in (Step.RESTORE, Step.COMMIT, Step.ABORT, Step.IDLE) and agent.step not in ENDS:
             agent = _take(agent, SOURCE, Signal.FAILED)
         yield Edge("source's agent is started again", world._replace(source=agent))
     if not world.destination.up:
         agent = world.destination
         agent = agent._replace(up=True, working=True, step=agent.written, checked=False)
-        if agent.step is Step.RESTORE and agent.serves:
+        if agent.torn and agent.step is Step.TRANSFER:
+            agent = agent._replace(step=Step.RESTORE)  # all of the state may have been there
+        agent = agent._replace(torn=False)
+        if agent.step is Step.RESTORE and (agent.serves or agent.held):
             agent = _take(agent, DESTINATION, Signal.RESUMED)
         elif agent.step is Step.ABORT:
             agent = _take(agent._replace(serves=False), DESTINATION, Signal.SETTLED)
@@ -270,14 +292,15 @@ def _faults(world: World, faults: Faults) -> Iterator[Edge[World]]:
         if Faults.CRASH in faults or Faults.GONE in faults:
             yield Edge(f"{name}'s agent is killed", _with(world, name, dead), fault=True)
         if Faults.TORN in faults and agent.written is not agent.before:
-            torn = dead._replace(written=agent.before)
+            torn = dead._replace(written=agent.before, torn=True)
             label = f"{name}'s agent is killed in the middle of writing '{agent.written}'"
             yield Edge(label, _with(world, name, torn), fault=True)
     if Faults.UNWRITABLE in faults and world.source.up and world.source.working:
         for signal in (Signal.FAILED, Signal.RESUMED, Signal.SENT, Signal.TAKEN):
             yield from _unwritable(world, signal)
     if Faults.PAUSE in faults and world.clock < Clock.FENCE_OVER and world.source.step is Step.RESTORE:
-        later = world._replace(clock=Clock(world.clock + 1))
+        clock = Clock(world.clock + 1)
+        later = world._replace(clock=clock, destination=_by_lease(world.destination, clock))
         yield Edge("the destination's agent is paused while the clock goes on", later, fault=True)
 
 
@@ -288,10 +311,9 @@ def _with(world: World, name: str, agent: Agent) -> World:
 
 
 def _unwritable(world: World, signal: Signal) -> Iterator[Edge[World]]:
-    """The machine has gone on, its line cannot be written: the error ends the task of the move."""
+    """A line cannot be written: up to RESTORE the step is not taken, and the move fails; then it is taken."""
     source = world.source
-    if source.step in (Step.READY, Step.CHECKPOINT, Step.TRANSFER, Step.RESTORE) and isinstance(
-        SOURCE[source.step][signal], Step
-    ):
-        agent = _take(source, SOURCE, signal, written=False)._replace(working=False)
-        yield Edge(f"source cannot write '{agent.step}'", world._replace(source=agent), fault=True)
+    following = SOURCE[source.step][signal]
+    if source.step in (Step.READY, Step.CHECKPOINT, Step.TRANSFER) and isinstance(following, Step):
+        agent = _take(source, SOURCE, Signal.FAILED, written=False)
+        yield Edge(f"source cannot write '{following}'", world._replace(source=agent), fault=True)
