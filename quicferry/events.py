@@ -54,6 +54,8 @@ NAMES: dict[str, str] = {
     "server.client.ready": "SM_READY has come; detail: epoch, result",
     "server.frozen": "the process stopped serving; downtime begins here; detail: epoch",
     "server.resumed": "it serves again: the downtime ends; detail: epoch, edge, server_first, connection_ids",
+    "server.held": "the lease ended before the move was committed, nothing is sent; detail: epoch",
+    "server.kept": "the move was committed after that: it serves again, for good; detail: epoch",
     "server.committed": "the first non-probing packet came to the new address; detail: epoch",
     "server.aborted": "the move was called off and the source serves again; detail: epoch, reason",
     "server.stopped": "the process ends; detail: the summary of the service",

@@ -37,6 +37,7 @@ class RunPaths:
         self.captures = root / "captures"  # <host>.pcapng, nanosecond stamps
         self.secrets = root / "secrets"  # mode 0700
         self.keys = root / "secrets" / "keys.log"  # NSS key log of the run's QUIC and TLS connections
+        self.credentials = root / "credentials"  # private keys, in memory while the run lasts
         self.logs = root / "logs"  # stderr of each process
         self.client = root / "client.json"  # the client's own summary and its log of requests
         self.derived = root / "derived"

@@ -18,6 +18,7 @@ from apps.deployment.quic import QuicDeployment
 from quicferry.emulation.mininet.emulator import MininetEmulator
 from quicferry.events import Event
 from quicferry.experiment.run import MakeDeployment, perform
+from quicferry.process import run
 from quicferry.record import RunPaths, read_manifest
 
 PRIORITY = -10  # niceness of all that plays in a run: what else the machine does should not be measured
@@ -29,9 +30,19 @@ def show(event: Event) -> None:
     sys.stdout.buffer.flush()
 
 
+def keep_in_memory(directory: Path) -> None:
+    """Give a directory a file system of this private root: what is in it goes with the root, even by SIGKILL.
+
+    Raises ``CommandFailed``.
+    """
+    directory.mkdir(mode=0o700)
+    run(["mount", "-t", "tmpfs", "-o", "mode=0700,size=4m", "tmpfs", directory])
+
+
 def main() -> None:
     """Perform the run whose directory is the first argument."""
     paths = RunPaths(Path(sys.argv[1]))
+    keep_in_memory(paths.credentials)  # private keys
     manifest = read_manifest(paths.root)
     backend = manifest.spec.link_backend
     emulator = MininetEmulator(

@@ -15,12 +15,15 @@ from typing import Any
 
 import grpc
 
+from quicferry.migration.rpc.channel import CONNECT_MS
 from simulation.clock import VirtualLoop
 from simulation.paths import Connection, Path, Paths
 from simulation.process import Process, State, current
 
 ROUND_TRIPS = 3  # TCP, TLS, and HTTP/2's settings with the first request
-ATTEMPT_S = 0.5  # min_reconnect_backoff_ms in rpc/channel.py
+ATTEMPT_S = CONNECT_MS / 1000  # min_reconnect_backoff_ms in rpc/channel.py
+STOPPED_POLL_S = 0.05
+SYN_AGAIN_S = 1.0  # tcp_syn_linear_timeouts: the first repetitions of a SYN are a second apart
 BACKOFF_S = (0.05, 0.5)  # initial_ and max_reconnect_backoff_ms
 BACKOFF_FACTOR = 1.6
 
@@ -95,6 +98,8 @@ class Server:
 
     async def start(self) -> None:
         assert self._at is not None
+        if not self.process.alive:  # killed in the middle of this callback: what follows has no effect
+            return
         self._network.servers[self._at] = self
         self.process.at_death.append(self._gone)
 
@@ -170,16 +175,25 @@ class Channel:
 
     async def _attempt(self) -> bool:
         rtt_s = 2 * self.path.latency_s
-        if not self._reachable():
-            await asyncio.sleep(ATTEMPT_S)
+        for _ in range(round(ATTEMPT_S / SYN_AGAIN_S)):
+            if self._reachable():
+                break
+            await asyncio.sleep(SYN_AGAIN_S)
+        else:
             return False
         server = self.network.servers.get((self.peer_host, self.port))
         if server is None:
             await asyncio.sleep(rtt_s)  # a reset comes back
             return False
-        if ROUND_TRIPS * rtt_s > ATTEMPT_S or server.process.state is State.STOPPED:
+        if ROUND_TRIPS * rtt_s > ATTEMPT_S:
             await asyncio.sleep(ATTEMPT_S)
             return False
+        given_up_s = asyncio.get_running_loop().time() + ATTEMPT_S
+        while server.process.state is State.STOPPED:
+            # its kernel has accepted the connection; TLS goes on when it does
+            if asyncio.get_running_loop().time() > given_up_s:
+                return False
+            await asyncio.sleep(STOPPED_POLL_S)
         await asyncio.sleep(ROUND_TRIPS * rtt_s)
         alive = self.network.servers.get((self.peer_host, self.port)) is server
         if not alive or not self._reachable():

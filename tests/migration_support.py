@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,8 +18,9 @@ from quicferry.migration import control
 from quicferry.migration.agent.agent import NodeAgent
 from quicferry.migration.agent.config import AgentConfig, ServerCommand
 from quicferry.migration.engines.base import EngineContext
-from quicferry.migration.order import Deadlines, MoveOrder
+from quicferry.migration.order import Deadlines, Lease, MoveOrder
 from quicferry.migration.rpc.credentials import Authority
+from quicferry.migration.serving_lease import ServingLease
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
 from quicferry.units import now_ns
@@ -62,7 +64,7 @@ class FakeContainer:
 
 
 class FakeService:
-    """Where the server is, as God sees it: the set of edges that serve."""
+    """Where the server is, as God sees it: the set of edges that serve. Servers obey their leases."""
 
     def __init__(self, source: str) -> None:
         self.serves = {source}
@@ -71,9 +73,23 @@ class FakeService:
         self.log: list[str] = []
         self.ever_two = False
 
+        self.leases: dict[str, ServingLease] = {}
+
     def start(self, edge: str) -> None:
         self.serves.add(edge)
         self.ever_two |= len(self.serves) > 1
+
+    def begin(self, edge: str, epoch: int, lease: Lease | None) -> None:
+        """The server's process at that edge is told to serve, with the real lease of a server."""
+        self.leases[edge] = ServingLease(lambda: self.serves.discard(edge), lambda: self.start(edge))
+        self.leases[edge].begin(epoch, lease)
+        self.start(edge)
+
+    def end(self, edge: str) -> None:
+        """The server's process at that edge is ended."""
+        self.serves.discard(edge)
+        if edge in self.leases:
+            self.leases.pop(edge).forget()
 
 
 class FakeEngine:
@@ -117,7 +133,7 @@ class FakeEngine:
         self.service.arrived = b"".join([chunk async for chunk in chunks])
         await self._phase("restored")
         t_ns = now_ns()
-        self.service.start(order.destination)
+        self.service.begin(order.destination, order.epoch, self.context.lease_of(order))
         await self._phase("resumed")
         return {"t_ns": t_ns}
 
@@ -130,7 +146,7 @@ class FakeEngine:
         return {"t_ns": now_ns()}
 
     async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
-        self.service.serves.discard(order.destination)
+        self.service.end(order.destination)
         await self._phase("abandon_destination")
 
 
@@ -152,7 +168,8 @@ class World:
     async def start_agent(self, edge: str, **changes: Any) -> NodeAgent:
         control_port = free_port(socket.SOCK_DGRAM)
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-            lambda: control.ControlServer(self._obey), local_addr=("127.0.0.1", control_port)
+            lambda: control.ControlServer(functools.partial(self._obey, edge)),
+            local_addr=("127.0.0.1", control_port),
         )
         self._transports.append(transport)
         config = AgentConfig(
@@ -160,6 +177,7 @@ class World:
             listen=Endpoint("127.0.0.1", self.ports[edge]),
             peers={other: Endpoint("127.0.0.1", self.ports[other]) for other in EDGES if other != edge},
             tls=self.authority.issue(edge).save(self.directory / "tls", edge),
+            orchestrators=["orch"],
             service=ServerCommand(argv=["fake"]),
             control=Endpoint("127.0.0.1", control_port),
             collect=["/run/events.jsonl", "/run/missing"],
@@ -176,8 +194,10 @@ class World:
         self.agents[edge] = agent
         return agent
 
-    async def _obey(self, order: control.Order) -> dict[str, Any]:
+    async def _obey(self, edge: str, order: control.Order) -> dict[str, Any]:
         self.service.log.append(type(order).__name__)
+        if isinstance(order, control.Commit):
+            self.service.leases[edge].keep(order.epoch)
         if isinstance(order, control.Prepare):
             result = self.trouble("notice")
             if asyncio.iscoroutine(result):

@@ -23,15 +23,18 @@ from quicferry.strategies import rules_of
 
 
 class Credentials:
-    """The certificates of one run, all of one authority."""
+    """The certificates of one run, of two authorities: what serves clients may not call agents."""
 
     def __init__(self, context: RunContext) -> None:
-        self._authority = Authority()
+        self._agents, self._service = Authority(), Authority()
         self._folder = context.credentials
 
     def issue(self, name: str) -> TlsFiles:
         """A certificate and its key, as files that live as long as the run."""
-        return self._authority.issue(name).save(self._folder, name)
+        if name == SERVER_NAME:
+            # in a folder of its own: a server in an OCI container may read this one and no other
+            return self._service.issue(name).save(self._folder / "service", name)
+        return self._agents.issue(name).save(self._folder, name)
 
 
 class QuicDeployment:

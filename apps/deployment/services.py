@@ -130,6 +130,8 @@ class AgentService:
             listen=Endpoint("0.0.0.0", RPC_PORT),
             peers={self._peer: Endpoint(between_edges(context, self._peer, self.edge), RPC_PORT)},
             detours={self._peer: Endpoint(topology.service_addresses[self._peer], RPC_PORT)},
+            orchestrators=[context.part("orchestrator")],
+            detour_rtt_ms=2 * longest_rtt_ms(context),  # by way of the core network, to and fro
             tls=self._tls,
             service=self._server("server", standby=False),
             standby=self._server("standby", standby=True),
@@ -142,7 +144,9 @@ class AgentService:
             journal=str(state / f"{self.edge}.journal"),
             container_record=str(state / f"{self.edge}.container"),
             oci_readable=(
-                [str(context.configs), str(context.credentials)] if runs_in_oci(context.spec.engine) else None
+                [str(context.configs), str(Path(self._server_tls.key).parent)]
+                if runs_in_oci(context.spec.engine)
+                else None
             ),
             # an agent that was started again does not fail once more
             failpoints=self._failpoints if self._failpoints and not self.restarts.number else Failpoints(),
@@ -184,6 +188,12 @@ def between_edges(context: RunContext, edge: str, other: str) -> str:
     return context.topology.service_addresses[edge]
 
 
+def longest_rtt_ms(context: RunContext) -> float:
+    """The longest round trip between an edge and the core network, without jitter."""
+    spec = context.spec
+    return max(spec.rtt_ms, spec.source_rtt_ms or 0.0)
+
+
 def journals(context: RunContext) -> Path:
     """The folder of the journals of agents and orchestrator; each reads its own only."""
     folder = context.paths.root / "journals"
@@ -209,7 +219,9 @@ class OrchestratorService:
         host = context.part("orchestrator")
         agents = {edge: Endpoint(context.topology.service_addresses[edge], RPC_PORT) for edge in self._edges}
         journal = str(journals(context) / f"{host}.journal")
-        config = OrchestratorConfig(name=host, agents=agents, tls=self._tls, journal=journal)
+        config = OrchestratorConfig(
+            name=host, agents=agents, tls=self._tls, journal=journal, rtt_ms=longest_rtt_ms(context)
+        )
         name = self.restarts.name(self.name)
         argv = context.module("apps.orchestrator", context.write_config(name, config))
         self.program = context.start(name, host, argv, self.replies.line)

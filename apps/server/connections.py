@@ -42,7 +42,8 @@ class ConnectionTable:
     """All connections of a server and their way to the wire.
 
     ``on_event`` is called for every event of a connection that is not about connection IDs;
-    ``on_idle`` after the events of a peer, before its datagrams leave.
+    ``on_idle`` after the events of a peer, before its datagrams leave. ``may_send`` is asked before each
+    datagram: one that may not leave is lost, which QUIC will notice.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class ConnectionTable:
         extension: ExtensionConfig | None,
         on_event: Callable[[Peer, QuicEvent], None],
         on_idle: Callable[[Peer], None],
+        may_send: Callable[[], bool] = lambda: True,
     ) -> None:
         self._port = port
         self.configuration = configuration
         self.extension = extension
         self._on_event = on_event
         self._on_idle = on_idle
+        self._may_send = may_send
         self._keys = itertools.count(1)
         self._by_id: dict[bytes, Peer] = {}
         self.peers: dict[str, Peer] = {}
@@ -153,9 +156,18 @@ class ConnectionTable:
         self._on_idle(peer)
         datagrams = peer.connection.datagrams_to_send(now_s())
         for data, receiver in datagrams:
-            self._port.send(data, (receiver[0], receiver[1]))
+            # asked for each: a process may be stopped between two, for longer than its lease
+            if self._may_send():
+                self._port.send(data, (receiver[0], receiver[1]))
         self._set_timer(peer)
         return bool(datagrams)
+
+    def hold_back(self) -> None:
+        """Cancel all timers: a connection does nothing more until ``proceed``."""
+        for peer in self.peers.values():
+            if peer.timer is not None:
+                peer.timer.cancel()
+                peer.timer, peer.timer_at = None, None
 
     def _set_timer(self, peer: Peer) -> None:
         due = peer.connection.get_timer() if peer.key in self.peers else None

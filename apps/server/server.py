@@ -82,7 +82,9 @@ class QuicServer(ServerShell):
         quic.load_cert_chain(config.certificate, config.key)
         extension = ExtensionConfig(strategies=frozenset(config.strategies)) if config.extension else None
         self.port = UdpPort(config.listen, self._received)
-        self.table = ConnectionTable(self.port, quic, extension, self._on_event, self._pump)
+        self.table = ConnectionTable(
+            self.port, quic, extension, self._on_event, self._pump, self.lease.may_send
+        )
         if config.tickets:
             self.table.tickets = {}
         self.table.accepting = not config.standby
@@ -174,6 +176,19 @@ class QuicServer(ServerShell):
 
     def _end(self) -> None:
         self.port.close()
+
+    # --- the lease (quicferry.migration.serving_lease) -----------------------------------------
+
+    def _hold_back(self) -> None:
+        self.port.mute()
+        self.table.hold_back()
+        self.events.emit("server.held", epoch=self.lease.epoch)
+
+    def _go_on_again(self) -> None:
+        self.events.emit("server.kept", epoch=self.lease.epoch)
+        for peer in list(self.table.peers.values()):
+            self.table.proceed(peer)
+        self.port.start()
 
     # --- orders ------------------------------------------------------------------------------
 
@@ -284,9 +299,7 @@ class QuicServer(ServerShell):
         for peer in self.table.peers.values():
             if not self._cannot_follow(peer):
                 peer.connection.hold()
-            if peer.timer is not None:
-                peer.timer.cancel()
-                peer.timer, peer.timer_at = None, None
+        self.table.hold_back()
         return {} if order.state_path is None else self._write_state(order.epoch, order.state_path)
 
     def _write_state(self, epoch: int, path: str) -> dict[str, Any]:
@@ -408,8 +421,13 @@ class QuicServer(ServerShell):
         if self.fence.closed:
             self.fence.lift(order.epoch)
         t_ns = now_ns()
-        self.frozen_epoch = None
+        was_frozen, self.frozen_epoch = self.frozen_epoch is not None, None
         for peer in list(self.table.peers.values()):
+            if was_frozen and not is_frozen(peer.connection):
+                # The process was copied as a whole, and the copy may have served within its lease, with the
+                # same keys: the numbers that it may have used are left out, as after a hand-off.
+                with suppress(MigrationError):  # in the middle of its handshake, or closing
+                    freeze(peer.connection, now_s())
             if is_frozen(peer.connection):
                 thaw(peer.connection, now_s())
             peer.connection.abort_migration(order.epoch, order.reason, now_s())

@@ -160,6 +160,8 @@ def run_server(make: Callable[[ServerConfig], ServerShell], program: str) -> Non
     """The ``main`` of every server: run one with the configuration named on the command line, to its end."""
 
     async def serve(config: ServerConfig) -> None:
-        await make(config).run()  # made inside the loop: its ports and events belong to it
+        server = make(config)  # made inside the loop: its ports and events belong to it
+        server.lease.by_kernel = True
+        await server.run()
 
     asyncio.run(serve(read_config(program, ServerConfig)))

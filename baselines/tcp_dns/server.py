@@ -101,6 +101,8 @@ class HttpPeer(asyncio.Protocol):
         """Send more of a download, as far as the kernel takes it."""
         if self._transport is None or self._transport.is_closing() or self._server.frozen_epoch is not None:
             return
+        if not self._server.lease.may_send():
+            return
         service = self._server.service
         service.pump(self.key, lambda _: self._backlog_bytes(), self._send)
         self._next()
@@ -223,13 +225,27 @@ class TcpServer(ServerShell):
     def joined(self, peer: HttpPeer) -> None:
         """A connection is ready for requests."""
         self._peers.add(peer)
-        if self.frozen_epoch is not None:
+        if self.frozen_epoch is not None or self.lease.held:
             peer.hold()
 
     def left(self, peer: HttpPeer) -> None:
         """A connection has gone."""
         self._peers.discard(peer)
         self.service.forget(peer.key)
+
+    # --- the lease (quicferry.migration.serving_lease) -----------------------------------------
+
+    def _hold_back(self) -> None:
+        self._accept_no_more()
+        for peer in self._peers:
+            peer.hold()
+        self.events.emit("server.held", epoch=self.lease.epoch)
+
+    def _go_on_again(self) -> None:
+        self.events.emit("server.kept", epoch=self.lease.epoch)
+        self._listen()
+        for peer in self._peers:
+            peer.go_on()
 
     # --- orders ------------------------------------------------------------------------------
 

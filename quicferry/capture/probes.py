@@ -8,6 +8,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from quicferry import process
@@ -21,30 +22,39 @@ _MARK = b"quicferry probe " + secrets.token_bytes(8)
 _HINT = "run `make setup`: it installs tshark, which brings dumpcap, and tcpdump"
 
 
-def _send_marks(count: int) -> None:
+#: the kernel ends the program with the tool, however that ends
+_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+
+def _send_marks(count: int, sink: socket.socket) -> None:
     """Datagrams to ourselves: nothing leaves the machine."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
-        sink.bind(("127.0.0.1", 0))
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
-            for number in range(count):
-                source.sendto(_MARK + bytes([number]), sink.getsockname())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+        for number in range(count):
+            source.sendto(_MARK + bytes([number]), sink.getsockname())
 
 
-def _capture_marks(argv: list[str | Path], path: Path, linger_s: float) -> int:
+def _capture_marks(argv: Callable[[str], list[str | Path]], path: Path, linger_s: float) -> int:
     """Capture on lo, send three marks, stop, and say how many the file holds.
 
-    A machine that is busy may begin to capture late or write late: then it is given more time.
+    Only datagrams to a port of ours are looked at: what else crosses this interface is nobody's business.
+    ``argv`` makes the command for a filter. A machine that is busy may begin to capture late or write late:
+    then it is given more time.
     """
     seen = 0
-    for patience in (1, 4, 12):
-        seen = _try_capture(argv, path, settle_s=0.2 * patience, linger_s=linger_s * patience)
-        if seen == 3:
-            break
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
+        sink.bind(("127.0.0.1", 0))
+        words = argv(f"udp dst port {sink.getsockname()[1]} and dst host 127.0.0.1")
+        for patience in (1, 4, 12):
+            seen = _try_capture(words, path, sink, settle_s=0.2 * patience, linger_s=linger_s * patience)
+            if seen == 3:
+                break
     return seen
 
 
-def _try_capture(argv: list[str | Path], path: Path, *, settle_s: float, linger_s: float) -> int:
-    running = process.spawn(argv)
+def _try_capture(
+    argv: list[str | Path], path: Path, sink: socket.socket, *, settle_s: float, linger_s: float
+) -> int:
+    running = process.spawn([*_WITH_US, *argv])
     try:
         deadline = time.monotonic() + 5
         while running_packet_sockets(running.pid) == 0:
@@ -52,7 +62,7 @@ def _try_capture(argv: list[str | Path], path: Path, *, settle_s: float, linger_
                 raise Unsupported(f"{argv[0]} does not capture", hint="it needs root, or CAP_NET_RAW")
             time.sleep(0.01)
         time.sleep(settle_s)  # the file and the filter are made after the socket
-        _send_marks(3)
+        _send_marks(3, sink)
         time.sleep(linger_s)
         running.send_signal(signal.SIGINT)
         running.wait(5)
@@ -68,7 +78,7 @@ def _tcpdump() -> str:
         path = Path(folder) / "probe.pcap"
         # -Z root: else it gives up its rights and cannot write there
         argv: list[str | Path] = ["tcpdump", "-i", "lo", "-U", "--immediate-mode", "--nano", "-Z", "root"]
-        seen = _capture_marks([*argv, "-w", path, "udp"], path, 0.1)
+        seen = _capture_marks(lambda only: [*argv, "-w", path, only], path, 0.1)
     if seen != 3:
         raise Unsupported(f"tcpdump caught {seen} of 3 packets on lo", hint=_HINT)
     return "caught 3 of 3 packets on lo"
@@ -78,7 +88,7 @@ def _tshark() -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.pcapng"
         argv: list[str | Path] = ["dumpcap", "-q", "-n", "-i", "lo", "-w", path]
-        seen = _capture_marks(argv, path, 0.6)
+        seen = _capture_marks(lambda only: [*argv, "-f", only], path, 0.6)
         if seen != 3:
             raise Unsupported(f"dumpcap caught {seen} of 3 packets on lo", hint=_HINT)
         read = process.run(

@@ -132,7 +132,7 @@ class RunContext:
         self.watched: dict[str, Callable[[], int | None]] = {}
         self.configs = paths.root / "configs"
         self.configs.mkdir(exist_ok=True)
-        self.credentials = paths.root / "credentials"  # private keys; gone when the run is over
+        self.credentials = paths.credentials  # private keys; gone when the run is over
         self._collected: list[Event] = []
         self._lock = threading.Lock()
 

@@ -7,6 +7,7 @@ and whatever becomes of it, a complete run directory with an outcome is left.
 from __future__ import annotations
 
 import datetime
+import shutil
 import sys
 from collections.abc import Callable
 
@@ -60,6 +61,8 @@ def launch(
                 except msgspec.DecodeError:
                     continue  # not an event: a library's print
         status = root.wait()
+    # what was mounted there went with the private root
+    shutil.rmtree(paths.credentials, ignore_errors=True)
     ended = read_manifest(paths.root)
     if ended.outcome == "running":
         last = last_line(log.read_text(errors="replace"))

@@ -8,8 +8,10 @@ Orders carry a number: a duplicate is answered again, not carried out again.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import secrets
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -18,6 +20,8 @@ import msgspec
 
 from quicferry.errors import MigrationError
 from quicferry.migration.memory.userfault_offer import offer
+from quicferry.migration.order import Lease
+from quicferry.migration.serving_lease import ServingLease
 from quicferry.model import Endpoint
 from quicferry.strategies import StrategyName
 
@@ -25,7 +29,10 @@ REPEAT_S = 0.005  # a restored server may not hear the first order: its socket m
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
-    """Report the server's state. Answer: pid, standby, frozen, connections, requests, committed_epoch."""
+    """Report the server's state.
+
+    Answer: pid, standby, frozen, connections, requests, committed_epoch, lease.
+    """
 
 
 class Track(msgspec.Struct, frozen=True, kw_only=True, tag="track"):
@@ -65,17 +72,21 @@ class Freeze(msgspec.Struct, frozen=True, kw_only=True, tag="freeze"):
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True, tag="resume"):
-    """Serve again at ``edge``, where the checkpointed process was restored. Answer: t_ns, when it serves."""
+    """Serve again at ``edge``, where the checkpointed process was restored. Answer: t_ns, when it serves.
+
+    With a ``lease`` only within it, until ``Commit``; refused when it is over. None: for good.
+    """
 
     epoch: int
     edge: str
     strategy: StrategyName
     server_first: bool
     service: Endpoint | None = None  # where clients reach the server from now on
+    lease: Lease | None = None
 
 
 class Import(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
-    """Take over what Freeze wrote elsewhere, and serve. Answer: t_ns, connections."""
+    """Take over what Freeze wrote elsewhere, and serve. Answer: t_ns, connections. ``lease``: see Resume."""
 
     epoch: int
     edge: str
@@ -84,6 +95,7 @@ class Import(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
     state_path: str
     sha256: str
     service: Endpoint | None = None  # where clients reach the server from now on
+    lease: Lease | None = None
 
 
 class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag="dismiss"):
@@ -98,7 +110,8 @@ class Dismiss(msgspec.Struct, frozen=True, kw_only=True, tag="dismiss"):
 class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     """At the destination: the source will not serve again. Answer: nothing.
 
-    A server that has taken over live connections may use all packet numbers from now on.
+    The server serves for good, also where its lease is over. One that has taken over live connections may
+    use all packet numbers from now on.
     """
 
     epoch: int
@@ -139,25 +152,37 @@ Handler = Callable[[Order], Awaitable[dict[str, Any]]]
 class ControlHandler(ABC):
     """A server's handling of the orders: one method for each, whatever the server speaks with its clients.
 
-    Each returns the detail of the answer, as the order's own text says, and raises on refusal.
+    Each returns the detail of the answer, as the order's own text says, and raises on refusal. The lease
+    is handled here, the same for every server; a server asks ``lease.may_send()`` before it sends.
     """
+
+    @functools.cached_property
+    def lease(self) -> ServingLease:
+        """The right of this process to serve."""
+        return ServingLease(self._hold_back, self._go_on_again)
 
     async def obey(self, order: Order) -> dict[str, Any]:
         """Carry out one order; the ``Handler`` for a ``ControlServer``."""
         match order:
             case Status():
-                return self._status()
+                return {**self._status(), "lease": self.lease.described()}
             case Prepare():
                 return await self._prepare(order)
             case Freeze():
+                self.lease.check_kept()
                 return self._freeze(order)
-            case Resume():
-                return self._resume(order)
-            case Import():
-                return self._import(order)
+            case Resume() | Import():
+                # before anything of it can be sent; what is late raises
+                self.lease.begin(order.epoch, order.lease)
+                try:
+                    return self._resume(order) if isinstance(order, Resume) else self._import(order)
+                except BaseException:
+                    self.lease.forget()
+                    raise
             case Dismiss():
                 return {"dismissed": self._dismiss()}
             case Commit():
+                self.lease.keep(order.epoch)
                 return self._commit()
             case Abort():
                 return self._abort(order)
@@ -165,6 +190,17 @@ class ControlHandler(ABC):
                 return self._stop()
             case Track():
                 raise MigrationError("the order track is for ControlServer, and did not get there")
+
+    def _hold_back(self) -> None:
+        """The lease is over: read and send nothing until ``_go_on_again``.
+
+        A server that does not know how ends: it may not serve, and nobody could tell it to.
+        """
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _go_on_again(self) -> None:
+        """Undo ``_hold_back``: the move was committed after all."""
+        raise MigrationError("this server does not go on after its lease")
 
     @abstractmethod
     def _status(self) -> dict[str, Any]:

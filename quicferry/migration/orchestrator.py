@@ -1,7 +1,10 @@
 """The orchestrator: decides on moves, tells the agents, and knows in the end where the server is.
 
 It is not on the critical path: once the source agent has its order, the two agents work directly
-with each other. When the source agent falls silent, the orchestrator asks both.
+with each other. When the source agent falls silent, or refuses, the orchestrator asks both. What it says
+of a move is what they have said, never what it takes for likely: *moved* and *stayed* are the words of a
+side, and without one the outcome is *unknown*. Then its journal leaves the move open: whoever orders
+the next, or starts the orchestrator again, has it ask again.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ ASK_S = 1.0
 START_S = 30.0
 STOP_S = 5.0
 ASK_AGAIN_S = 0.2
+SILENCE_S = 10.0  # an agent that has answered nothing for so long, and is needed, is named in the outcome
 
 
 class OrchestratorConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +61,7 @@ class OrchestratorConfig(msgspec.Struct, frozen=True, kw_only=True):
     tls: TlsFiles
     events: str | None = None  # its event file; None: JSON lines on stdout
     journal: str | None = None  # None: what it began is forgotten when it ends
+    rtt_ms: float = 0.0  # round trip to the agents, by which all deadlines are longer; 0: not worth a word
 
 
 class MoveCommand(PlannedMove, frozen=True, kw_only=True, tag="move"):
@@ -88,10 +93,14 @@ class Orchestrator:
         self._config = config
         self._events = events
         identity = config.tls.load()
-        self._agents = {edge: RpcClient(identity, edge, endpoint) for edge, endpoint in config.agents.items()}
+        self._agents = {
+            edge: RpcClient(identity, edge, endpoint, config.rtt_ms / 1e3)
+            for edge, endpoint in config.agents.items()
+        }
         self._epoch = 0
         self._journal = Journal(Path(config.journal) if config.journal is not None else None)
         self.machine = MoveMachine(ORCHESTRATOR, "orchestrator")
+        self._open: MoveOrder | None = None  # a move of which no side has said how it ended
 
     async def connect(self) -> None:
         """Wait until every agent is reached. Raises ``MigrationError``."""
@@ -127,11 +136,13 @@ class Orchestrator:
         source, destination = self.agent(command.source), self.agent(command.destination)
         if source is destination:
             raise InvalidInput("source and destination are the same edge", hint="name two edges")
+        await self._close_open()
         self.machine.take(Signal.ORDERED)
         order: MoveOrder | None = None
         try:
             order = await self._order(command)
-            self._note(order)
+            # the first line stands before anybody is told anything
+            self._note(order, must=True)
             self._events.emit(
                 "migration.ordered",
                 epoch=order.epoch,
@@ -155,14 +166,43 @@ class Orchestrator:
                 self._note(order)
             raise
         self.machine.take(Signal.GO)
-        self._note(order)
+        try:
+            self._note(order, must=True)
+        except MigrationError as error:
+            # nobody has told the source: what is prepared is called off
+            self.machine.step = Step.ABORT
+            outcome = await self._call_off(order, error)
+            self.machine.take(Signal.SETTLED)
+            return outcome
         outcome = await self._follow(order)
         self._note(order)
         return outcome
 
-    def _note(self, order: MoveOrder) -> None:
-        """Journal the present step of a move."""
-        self._journal.note(order.epoch, "orchestrator", self.machine.step, order)
+    def _note(self, order: MoveOrder, *, must: bool = False) -> None:
+        """Journal the present step of a move. Raises ``MigrationError`` when it ``must`` and cannot be."""
+        try:
+            self._journal.note(order.epoch, "orchestrator", self.machine.step, order)
+        except OSError as error:
+            if must:
+                raise MigrationError(
+                    f"the orchestrator's journal cannot be written: {error}",
+                    hint="without a record of what is ordered, nothing is ordered; is the disk full?",
+                ) from error
+            self._journal.remember(order.epoch, "orchestrator", self.machine.step, order)
+
+    async def _close_open(self) -> None:
+        """Ask once more how the last move ended, if nobody knew. Raises ``MigrationError``."""
+        order = self._open
+        if order is None:
+            return
+        deadline = asyncio.get_running_loop().time() + ASK_S
+        outcome = await self._find_out(order, MigrationError("nobody has said how it ended"), deadline)
+        if outcome.serves_at is None:
+            raise MigrationError(
+                f"where the server is since epoch {order.epoch} is not known: {outcome.error}",
+                hint="start the agent that does not answer again; it knows",
+            )
+        self._note(order)
 
     async def recover(self) -> Outcome | None:
         """Find out how the move ended in which an earlier orchestrator was killed; None without one.
@@ -177,7 +217,9 @@ class Orchestrator:
         if self.machine.is_over or order is None:
             return None
         error = MigrationError("the orchestrator was killed in the middle of the move")
-        if entry.step is Step.RESTORE:
+        if self._journal.is_damaged:
+            self.machine.step = Step.RESTORE  # the line that was lost may have said that the source is told
+        if self.machine.step is Step.RESTORE:
             outcome = await self._find_out(order, error, self._deadline(order))
         else:
             self.machine.take(Signal.FAILED)
@@ -191,10 +233,14 @@ class Orchestrator:
         with suppress(FerryError):
             abort = AbortMove(epoch=order.epoch, reason=str(error))
             await self.agent(order.destination).call(ABORT, abort, timeout_s=order.deadlines.commit_s)
+        return self._outcome(order, Step.STAYED, order.source, error)
+
+    def _outcome(self, order: MoveOrder, step: Step | None, edge: str | None, error: FerryError) -> Outcome:
+        """An outcome in the orchestrator's own words; without a step it is unknown."""
         return Outcome(
             epoch=order.epoch,
-            outcome=Step.STAYED.value,
-            serves_at=order.source,
+            outcome=step.value if step is not None else "unknown",
+            serves_at=edge,
             error=str(error),
             hint=error.hint,
         )
@@ -244,10 +290,17 @@ class Orchestrator:
         except (TooLate, Unreachable):
             raise
         except FerryError as error:
-            # the source agent refused: the server was not touched
+            return await self._refused(order, error)
+        return self._heard(outcome)
+
+    async def _refused(self, order: MoveOrder, error: FerryError) -> Outcome:
+        """The source agent has refused the order, or failed at it: what it says of the move counts."""
+        status = await self._status_of(order.source, order.epoch)
+        if status is not None and status.as_source in (Step.IDLE, Step.STAYED):
+            # not begun, or brought back: in either case its server is its own
             self.machine.take(Signal.ABORTED)
             return await self._call_off(order, error)
-        return self._heard(outcome)
+        return await self._find_out(order, error, self._deadline(order))
 
     def _heard(self, outcome: Outcome) -> Outcome:
         """Advance the state machine by an outcome."""
@@ -255,43 +308,66 @@ class Orchestrator:
         self.machine.take(signals.get(outcome.outcome, Signal.EXPIRED))
         return outcome
 
-    async def _find_out(self, order: MoveOrder, error: MigrationError, deadline: float) -> Outcome:
-        """Ask both agents until one knows how the move ended, or the time is over.
+    async def _find_out(self, order: MoveOrder, error: FerryError, deadline: float) -> Outcome:
+        """Ask both agents until one knows how the move ended, or the one that must know stays silent.
 
         An order that never came to the source is repeated.
         """
-        found: tuple[Signal, Step, str | None] = (Signal.EXPIRED, Step.LOST, None)
-        while asyncio.get_running_loop().time() < deadline:
-            answers = [await self._step_of(edge, order.epoch) for edge in (order.destination, order.source)]
-            if Step.MOVED.value in answers:
-                found = (Signal.RESUMED, Step.MOVED, order.destination)
-                break
-            if answers[1] == Step.STAYED.value:
-                found = (Signal.ABORTED, Step.STAYED, order.source)
-                break
-            if answers[1] == Step.LOST.value:
-                break
-            if answers[1] == Step.IDLE.value:
-                left_s = deadline - asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        edges = (order.destination, order.source)
+        heard = dict.fromkeys(edges, clock())  # when each has answered last
+        while True:
+            statuses = await asyncio.gather(*(self._status_of(edge, order.epoch) for edge in edges))
+            for edge, status in zip(edges, statuses, strict=True):
+                if status is not None:
+                    heard[edge] = clock()
+            there, here = statuses
+            signal, step, serves_at = said_by(order, there, here)
+            if signal is not None:
+                self.machine.take(signal)
+                self._open = None
+                return self._outcome(order, step, serves_at, error)
+            now = clock()
+            silent = [edge for edge in edges if now - heard[edge] >= SILENCE_S]
+            if now >= deadline or silent:
+                self._open = order
+                return self._outcome(order, None, None, _unknown(error, silent))
+            if here is not None and here.as_source == Step.IDLE:
                 with suppress(TooLate, Unreachable):
-                    return await self._order_source(order, left_s)
+                    return await self._order_source(order, deadline - now)
             await asyncio.sleep(ASK_AGAIN_S)
-        signal, step, edge = found
-        self.machine.take(signal)
-        return Outcome(
-            epoch=order.epoch,
-            outcome=step.value if edge is not None else "unknown",
-            serves_at=edge,
-            error=str(error),
-            hint=error.hint,
-        )
 
-    async def _step_of(self, edge: str, epoch: int) -> str | None:
-        """An agent's step in that move: ``idle`` when it has not heard of it, None when it does not tell."""
+    async def _status_of(self, edge: str, epoch: int) -> AgentStatus | None:
+        """What an agent says of that move; None when it does not answer."""
         try:
-            status: AgentStatus = await self.agent(edge).call(STATUS, StatusQuery(), timeout_s=ASK_S)
+            return await self.agent(edge).call(STATUS, StatusQuery(epoch=epoch), timeout_s=ASK_S)
         except FerryError:
             return None
-        if status.epoch == epoch:
-            return status.step
-        return Step.IDLE.value if status.epoch < epoch else None
+
+
+Said = tuple[Signal | None, Step | None, str | None]
+
+
+def said_by(order: MoveOrder, destination: AgentStatus | None, source: AgentStatus | None) -> Said:
+    """How a move ended, by the words of its two sides: signal, step and who serves; no signal: not yet."""
+    if destination is not None and destination.as_destination == Step.MOVED:
+        return Signal.RESUMED, Step.MOVED, order.destination  # its server has heard that it stays
+    if source is None:
+        return None, None, None
+    answers: dict[str, Said] = {
+        Step.MOVED.value: (Signal.RESUMED, Step.MOVED, order.destination),
+        Step.STAYED.value: (Signal.ABORTED, Step.STAYED, order.source),
+        Step.LOST.value: (Signal.EXPIRED, Step.LOST, None),
+    }
+    return answers.get(source.as_source, (None, None, None))
+
+
+def _unknown(error: FerryError, silent: list[str]) -> MigrationError:
+    """The error of a move of which nobody knows how it ended, with who does not answer."""
+    if not silent:
+        return MigrationError(f"{error}; the two sides have not come to an end", hint=error.hint)
+    names = " and ".join(silent)
+    return MigrationError(
+        f"the agent of {names} has not answered for {SILENCE_S:g} s; before that: {error}",
+        hint=f"start the agent of {names} again: it knows, or finds out, where the server is",
+    )

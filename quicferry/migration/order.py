@@ -11,7 +11,7 @@ import msgspec
 from quicferry.errors import MigrationError
 from quicferry.model import Endpoint
 from quicferry.strategies import StrategyName
-from quicferry.units import NS_PER_MS, now_ns
+from quicferry.units import NS_PER_MS, NS_PER_S, now_ns
 
 #: How memory images are compressed for the transfer. ``auto`` is what measurements favour (docs/adr/0004).
 COMPRESSIONS = ("auto", "none", "zstd", "zstd-1", "zstd-3")
@@ -69,11 +69,42 @@ class MoveOrder(PlannedMove, frozen=True, kw_only=True):
     resume_before_ns: int = 0  # 0: not frozen yet
 
 
-def check_lease(order: MoveOrder) -> None:
-    """Raise ``MigrationError`` when the destination's lease is over: the source may serve again."""
-    late_ns = now_ns() - order.resume_before_ns
-    if order.resume_before_ns and late_ns >= 0:
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """The right to serve at a destination until the move is committed, in nanoseconds of CLOCK_MONOTONIC.
+
+    The server's process itself obeys it (``serving_lease``): it does not begin from ``begin_before_ns`` on,
+    and sends nothing from ``serve_until_ns`` on, until it is told that the move was committed.
+    """
+
+    begin_before_ns: int
+    serve_until_ns: int
+
+
+def lease_of(order: MoveOrder) -> Lease | None:
+    """The lease that an order carries; None for one that has none, as its server was not frozen yet."""
+    if not order.resume_before_ns:
+        return None
+    return Lease(
+        begin_before_ns=order.resume_before_ns, serve_until_ns=fence_ns(order.resume_before_ns, order)
+    )
+
+
+def fence_ns(resume_before_ns: int, order: MoveOrder) -> int:
+    """The moment from which on a destination that has not heard of the commit does not serve.
+
+    It may resume until the lease; then it has ``commit_s`` to hear of the commit.
+    """
+    return resume_before_ns + round(order.deadlines.commit_s * NS_PER_S)
+
+
+def check_lease(lease: Lease | None, destination: str) -> None:
+    """Raise ``MigrationError`` when the destination may not begin to serve any more: the source serves again.
+
+    The server's process checks the same once more; here it saves the work that would be in vain.
+    """
+    late_ns = now_ns() - lease.begin_before_ns if lease is not None else -1
+    if late_ns >= 0:
         raise MigrationError(
-            f"the server came {late_ns / NS_PER_MS:.1f} ms too late to {order.destination}",
+            f"the server came {late_ns / NS_PER_MS:.1f} ms too late to {destination}",
             hint="the source serves again; give the move longer deadlines",
         )

@@ -7,19 +7,20 @@ both, never at neither. Messages may be lost at any point, so neither side may g
   cannot resume. The source may roll back on its own (CHECKPOINT, TRANSFER → ABORT).
 - From then on (RESTORE) a failure decides nothing. The source asks the destination, whose word is
   final: "serves" (→ COMMIT) or "never will" (→ ABORT).
-- If no word comes, clocks decide. The order carries a lease (CLOCK_MONOTONIC): after it the
-  destination must not resume. A destination that has resumed must hear Commit before the *fence*,
-  which lies after the lease; if it does not, it takes its server down again. The source rolls back
-  only after the fence.
-- In COMMIT the source gives nothing up until the destination has heard of the commit, and never
-  serves again on its own account: only the destination's word that it took its server down at the
-  fence leads back (→ ABORT). A destination that knows of the commit is never fenced.
+- If no word comes, clocks decide. The destination's *server* has a lease (CLOCK_MONOTONIC, see
+  ``serving_lease``): it does not resume after its first moment, and holds itself back from its second on
+  unless it has heard of the commit. The source rolls back only after that.
+- In COMMIT the source gives nothing up until the destination's server has heard of the commit, and never
+  serves again on its own account: only the destination's word that its server is ended leads back
+  (→ ABORT). A server that knows of the commit has no lease any more.
+- A destination in COMMIT asks the source until it knows: committed (→ MOVED), or taken back (expired, →
+  ABORT). Its server, held back or not, waits for that.
 
 So there are never two servers. There is none only while the source cannot reach a destination that
-it knows to have resumed; it asks until it can.
+it knows to have resumed and whose lease is over; both ask until they can.
 
-A destination that finds at the fence that the source's agent is gone (connection refused) keeps
-serving: the server there is frozen, and an agent that is started again asks before it thaws it.
+A destination that finds within the lease that the source's agent is gone (connection refused) keeps its
+server: the one there is frozen, and an agent that is started again asks before it thaws it.
 
 An engine that leaves memory at the source (post-copy, hybrid) has its point of no return there, too,
 but the destination's server is not whole yet: only the source has the rest of its memory. The source
@@ -66,7 +67,7 @@ class Signal(enum.StrEnum):
     RESUMED = "resumed"  # the destination serves (at the source: it says so)
     ABORTED = "aborted"  # the destination says: never in this epoch (to the destination: asked to abort)
     FAILED = "failed"  # an error, a deadline or a broken connection
-    EXPIRED = "expired"  # source: the fence is over; destination: the lease (before RESUMED) or the fence
+    EXPIRED = "expired"  # source: the lease is; destination: the same, or (after RESUMED) taken back
     SETTLED = "settled"  # what the step had to do is done
 
 

@@ -57,7 +57,7 @@ ORCHESTRATOR = "orch"
 CLIENT: Address = ("10.0.0.2", 40_000)
 QUICK = Deadlines(prepare_s=2.0, notice_s=0.3, checkpoint_s=0.5, transfer_s=0.8, restore_s=0.5)
 _NETS = {"10.1": "edge", "10.3": "detour", "10.2": "core"}
-_SERVES = {"server.resumed", "server.aborted"}
+_SERVES = {"server.resumed", "server.aborted", "server.kept"}
 
 
 class OwnershipWorld:
@@ -231,6 +231,8 @@ class OwnershipWorld:
             listen=Endpoint("0.0.0.0", RPC_PORT),
             peers={other: Endpoint(f"10.1.0.{n}", RPC_PORT) for other, n in others.items()},
             detours={other: Endpoint(f"10.3.0.{n}", RPC_PORT) for other, n in others.items()},
+            orchestrators=[ORCHESTRATOR],
+            detour_rtt_ms=self.story.core_rtt_s * 1000,
             tls=NamedTls.of(edge),
             service=ServerCommand(argv=["server"]),
             standby=ServerCommand(argv=["standby"]),
@@ -253,6 +255,7 @@ class OwnershipWorld:
                 edge: Endpoint(f"10.2.0.{number}", RPC_PORT) for number, edge in enumerate(self.edges, 1)
             },
             tls=NamedTls.of(ORCHESTRATOR),
+            rtt_ms=self.story.core_rtt_s * 1000,
             journal=str(self.disks[ORCHESTRATOR].path("journal.journal")),
         )
         events = EventLog(ORCHESTRATOR, None, functools.partial(self._sink, ORCHESTRATOR))
@@ -350,7 +353,7 @@ class OwnershipWorld:
             return
         if event.name in _SERVES or (event.name == "server.started" and not event.detail["standby"]):
             self._joined(process)
-        elif event.name in ("server.frozen", "server.stopped"):
+        elif event.name in ("server.frozen", "server.stopped", "server.held"):
             self._left(process)
         self._sink(process.host, event)
 

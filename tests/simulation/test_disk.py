@@ -49,7 +49,8 @@ def test_a_full_disk_raises(tmp_path: Path) -> None:
 def test_a_short_write_leaves_half_a_line(tmp_path: Path) -> None:
     disk = Disk(tmp_path)
     disk.short_writes = 1
-    on(disk, lambda: Journal(tmp_path / "journal").note(1, "source", Step.PREPARING))
+    with pytest.raises(OSError, match="bytes could be written"):
+        on(disk, lambda: Journal(tmp_path / "journal").note(1, "source", Step.PREPARING))
     content = (tmp_path / "journal").read_bytes()
     assert content and not content.endswith(b"\n")
 

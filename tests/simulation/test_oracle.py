@@ -10,7 +10,7 @@ import pytest
 from apps.server.server import QuicServer
 from apps.server.service import Session
 from quicferry.migration import control
-from quicferry.migration.agent.destination import DestinationSide
+from quicferry.migration.serving_lease import ServingLease
 from quicferry.quic._aioquic import lease
 from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.client import ClientRole
@@ -130,14 +130,10 @@ def test_code_that_raises_is_caught() -> None:
 
 
 def test_two_owners_are_caught() -> None:
-    """A destination that ignores its fence."""
-
-    async def sleeps(self: DestinationSide, order: Any) -> None:
-        return None
-
+    """A server that ignores its lease."""
     cut = ownership_story.Fault(kind="all-cut", anchor="edge-2 server.resumed", at="edge-2", seconds=8.0)
     assert not any(kind.startswith("two-owners") for kind in owned(cut).kinds())
-    with mock.patch.object(DestinationSide, "_fence", sleeps):
+    with mock.patch.object(ServingLease, "_over", lambda self: None):
         assert any(kind.startswith("two-owners") for kind in owned(cut).kinds())
 
 

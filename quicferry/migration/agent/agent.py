@@ -105,7 +105,7 @@ class NodeAgent:
         self._peers: dict[str, RpcClient] = {}
         self._starting = asyncio.Lock()
         self._damaging = DamagingSender() if "pages" in config.failpoints.damage else None
-        self.rpc = RpcServer(self._identity, config.listen)
+        self.rpc = RpcServer(self._identity, config.listen, config.detour_rtt_ms / 1e3)
 
     async def start(self) -> None:
         """Make the container and serve. Raises ``MigrationError`` or ``Unsupported``."""
@@ -179,18 +179,27 @@ class NodeAgent:
         return Forwarder(config.client_interfaces, config.service_address.port), room
 
     def _serve_methods(self) -> None:
-        """Register a handler for every method of ``rpc.messages``."""
-        self.rpc.unary(STATUS, self._status)
-        self.rpc.unary(START_SERVICE, self._start_service)
-        self.rpc.unary(STOP_SERVICE, self._stop_service)
-        self.rpc.unary(PREPARE_DESTINATION, self._prepare_destination)
-        self.rpc.unary(MOVE, self._move)
-        self.rpc.unary(ABORT, self._abort)
-        self.rpc.unary(COMMIT, self._commit)
-        self.rpc.unary(COLLECT_FILES, self._collect_files)
-        self.rpc.duplex(RECEIVE, self.destination.receive)
-        self.rpc.duplex(PAGES, self._pages)
-        self.rpc.duplex(TUNNEL, self._tunnel)
+        """Register a handler for every method of ``rpc.messages``, with those who may call it.
+
+        Handlers narrow it further where a method belongs to one move: its source, its destination.
+        """
+        orchestrators, edges = self.config.orchestrators, list(self.config.peers)
+        self.rpc.unary(STATUS, self._status, [*orchestrators, *edges])
+        self.rpc.unary(START_SERVICE, self._start_service, orchestrators)
+        self.rpc.unary(STOP_SERVICE, self._stop_service, orchestrators)
+        self.rpc.unary(PREPARE_DESTINATION, self._prepare_destination, [*orchestrators, *edges])
+        self.rpc.unary(MOVE, self._move, orchestrators)
+        self.rpc.unary(ABORT, self._abort, [*orchestrators, *edges])
+        self.rpc.unary(COMMIT, self._commit, edges)
+        self.rpc.unary(COLLECT_FILES, self._collect_files, orchestrators)
+        self.rpc.duplex(RECEIVE, self.destination.receive, edges)
+        self.rpc.duplex(PAGES, self._pages, edges)
+        self.rpc.duplex(TUNNEL, self._tunnel, edges)
+
+    def _check_party(self, caller: str, source: str | None) -> None:
+        """Raise ``MigrationError`` when an edge speaks about a move of which it is not the source."""
+        if caller not in self.config.orchestrators and source is not None and caller != source:
+            raise MigrationError(f"{caller} has no say in a move away from {source}")
 
     # --- what the sides look up ----------------------------------------------------------------
 
@@ -206,6 +215,7 @@ class NodeAgent:
                 standby=self,
                 before_resume=self._let_in,
                 after_freeze=self._leave_address,
+                lease_of=self.destination.lease_of,
                 keep_tcp=self.config.keep_tcp,
                 open_pages=self._open_pages,
                 open_tunnel=self._open_tunnel,
@@ -283,7 +293,13 @@ class NodeAgent:
                 )
             damage = frozenset(self.config.failpoints.damage)
             kind = DamagingClient if damage else PeerClient
-            peer = kind(self._identity, name, self.config.peers[name], self.config.detours.get(name))
+            peer = kind(
+                self._identity,
+                name,
+                self.config.peers[name],
+                self.config.detours.get(name),
+                self.config.detour_rtt_ms / 1e3,
+            )
             if isinstance(peer, DamagingClient):
                 peer.damage = damage
             peer.connect()
@@ -354,7 +370,8 @@ class NodeAgent:
 
     async def _status(self, request: StatusQuery, caller: str) -> AgentStatus:
         """Answer with this agent's view of its latest move (method ``Status``)."""
-        latest = self.host.journal.latest
+        journal = self.host.journal
+        latest = journal.latest
         machine = self.destination.machine if latest and latest.part == "destination" else self.source.machine
         server: dict[str, object] = {}
         if request.ask_server:
@@ -365,14 +382,17 @@ class NodeAgent:
         return AgentStatus(
             edge=self.config.edge,
             service_pid=self.container.service_pid,
-            epoch=self.host.journal.epoch,
+            epoch=journal.epoch,
             part=latest.part if latest is not None else None,
             step=machine.step,
             server=server,
+            as_source=journal.step_in(request.epoch or 0, "source"),
+            as_destination=journal.step_in(request.epoch or 0, "destination"),
         )
 
     async def _prepare_destination(self, request: PrepareDestination, caller: str) -> Prepared:
         """Prepare this host as the destination (method ``PrepareDestination``)."""
+        self._check_party(caller, request.order.source)
         return await self.destination.prepare(request.order)
 
     async def _move(self, request: MoveRequest, caller: str) -> Outcome:
@@ -394,10 +414,12 @@ class NodeAgent:
 
     async def _abort(self, request: AbortMove, caller: str) -> Verdict:
         """Give up as the destination, and answer with the verdict (method ``AbortMove``)."""
+        self._check_party(caller, self.destination.source_of(request.epoch))
         return await self.destination.abort(request.epoch, request.reason)
 
     async def _commit(self, request: Commit, caller: str) -> Verdict:
         """Learn that the source gives up, and answer with the verdict (method ``Commit``)."""
+        self._check_party(caller, self.destination.source_of(request.epoch))
         return await self.destination.commit(request.epoch)
 
     async def _collect_files(self, request: CollectFiles, caller: str) -> Files:

@@ -30,6 +30,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     listen: Endpoint  # for RPC, reachable by orchestrator and other agents
     peers: dict[str, Endpoint]  # edge name -> its agent's RPC endpoint, on the inter-edge link
     detours: dict[str, Endpoint] = {}  # the same agents by way of the core network
+    orchestrators: list[str] = []  # who may order moves and start and stop the server, by certificate
+    detour_rtt_ms: float = (
+        0.0  # round trip of the detours, the longest way to this agent; 0: not worth a word
+    )
     tls: TlsFiles
     service: ServerCommand  # the server
     standby: ServerCommand | None = None  # the warm server, for engines that need one

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quicferry.errors import FerryError
+from quicferry.errors import FerryError, MigrationError
 from quicferry.events import EventLog
 from quicferry.migration.control import ControlClient
 from quicferry.migration.datagrams.forwarder import Forwarder
@@ -15,7 +15,7 @@ from quicferry.migration.engines.base import Engine, ServiceContainer
 from quicferry.migration.journal import Journal
 from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.channel import RpcClient
-from quicferry.units import NS_PER_S
+from quicferry.migration.states import MoveMachine, Signal, Step
 
 
 @dataclass(kw_only=True)
@@ -38,13 +38,31 @@ class Host:
     linger_s: float  # late datagrams are handed on this long after the commit
 
 
-def fence_ns(resume_before_ns: int, order: MoveOrder) -> int:
-    """The moment by which a destination that has not heard of the commit has taken its server down.
+def note_step(
+    host: Host, machine: MoveMachine, signal: Signal, order: MoveOrder, part: str, recorded: frozenset[Step]
+) -> Step:
+    """Advance a state machine, and journal the new step.
 
-    The destination may resume until the lease; then it takes at most ``commit_s`` to hear of the
-    commit, or to act on the fence.
+    A step in ``recorded`` is not taken when it cannot be written: the machine stays where it was, and
+    ``MigrationError`` is raised. Any other is taken all the same: it ends a move, or a server that is asked
+    tells the same as the record.
     """
-    return resume_before_ns + round(order.deadlines.commit_s * NS_PER_S)
+    before = machine.step
+    step = machine.take(signal)
+    if step is before:
+        return step
+    try:
+        host.journal.note(order.epoch, part, step, order)
+    except OSError as error:
+        if step not in recorded:
+            host.journal.remember(order.epoch, part, step, order)
+            return step
+        machine.step = before
+        raise MigrationError(
+            f"the journal of {host.edge} cannot be written: {error}",
+            hint="without a record of what is begun, nothing is begun; is the disk full?",
+        ) from error
+    return step
 
 
 def describe(error: BaseException) -> str:

@@ -11,11 +11,11 @@ import msgspec
 
 from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
-from quicferry.migration.agent.context import Host, describe, fence_ns
+from quicferry.migration.agent.context import Host, describe, note_step
 from quicferry.migration.agent.transfer import Inbox
 from quicferry.migration.engines.base import CopiesAhead, TakesOver
 from quicferry.migration.engines.registry import implementation_of
-from quicferry.migration.order import MoveOrder
+from quicferry.migration.order import Lease, MoveOrder, fence_ns, lease_of
 from quicferry.migration.rpc.channel import Unreachable
 from quicferry.migration.rpc.messages import (
     STATUS,
@@ -27,6 +27,7 @@ from quicferry.migration.rpc.messages import (
     Piece,
     Prepared,
     Received,
+    Renew,
     Resumed,
     StatusQuery,
     ToDestination,
@@ -39,8 +40,14 @@ from quicferry.strategies import speaks_first
 from quicferry.units import NS_PER_S, now_ns
 
 ASK_S = 1.0
-ASKS_BEFORE_FENCE = 4
+ASKS_WITHIN_LEASE = 8
+ASK_AGAIN_S = 0.5  # at most so long between two questions
 GONE_S = 0.5  # for one connection attempt to a source that may be gone
+KEEP_S = 1.0  # for the server to hear that it may stay
+#: steps whose record must stand before they are acted on. The server's own word stands for the others.
+RECORDED = frozenset({Step.PREPARING, Step.READY, Step.TRANSFER, Step.RESTORE})
+#: steps of a source that serves again, or tries to, and never commits in this epoch
+TAKEN_BACK = frozenset({Step.ABORT, Step.STAYED, Step.LOST})
 
 R = TypeVar("R")
 Send = Callable[[ToSource], Awaitable[None]]
@@ -56,23 +63,36 @@ class DestinationSide:
         self._verdicts: dict[int, Resumed | None] = {}  # None is final, see states
         self._preparing: asyncio.Task[None] | None = None
         self._restoring: asyncio.Task[Resumed] | None = None
-        self._fencing: asyncio.Task[None] | None = None
-        self._telling: asyncio.Task[None] | None = None
+        self._awaiting: asyncio.Task[None] | None = None
+        self._keeping = asyncio.Lock()
         self._inbox = Inbox()
         self._lease_ns = 0
         self._why_not: dict[int, str] = {}
         self._timeout: asyncio.Timeout | None = None
 
     def _take(self, signal: Signal) -> Step:
-        """Advance the state machine, and journal the new step with the lease in force."""
-        before = self.machine.step
-        step = self.machine.take(signal)
-        if step is not before and self.order is not None:
-            order = msgspec.structs.replace(
-                self.order, resume_before_ns=self._lease_ns or self.order.resume_before_ns
-            )
-            self._host.journal.note(order.epoch, "destination", step, order)
-        return step
+        """Advance the state machine, and journal the new step with the lease in force.
+
+        Raises ``MigrationError``, in the step before, when a step must be recorded and cannot be.
+        """
+        if self.order is None:
+            return self.machine.take(signal)
+        order = self._with_lease(self.order)
+        return note_step(self._host, self.machine, signal, order, "destination", RECORDED)
+
+    def _with_lease(self, order: MoveOrder) -> MoveOrder:
+        """The order with the lease in force."""
+        return msgspec.structs.replace(order, resume_before_ns=self._lease_ns or order.resume_before_ns)
+
+    def source_of(self, epoch: int) -> str | None:
+        """The source of that move, None when this host has not heard of it."""
+        entry = self._host.journal.last.get((epoch, "destination"))
+        return entry.order.source if entry is not None and entry.order is not None else None
+
+    def lease_of(self, order: MoveOrder) -> Lease | None:
+        """The server's lease in the present move, as it was renewed last."""
+        mine = self.order is not None and order.epoch == self.order.epoch
+        return lease_of(self._with_lease(order) if mine else order)
 
     async def recover(self) -> None:
         """Continue after this agent was killed and started again, before any caller is answered.
@@ -92,18 +112,19 @@ class DestinationSide:
         order = latest.order
         if order is None:
             return
-        if latest.step is Step.RESTORE or latest.step in SERVES_AT_DESTINATION:
+        if latest.step is Step.RESTORE or latest.step in SERVES_AT_DESTINATION or journal.is_damaged:
             await self._take_over(order)
-        if self.machine.step is Step.MOVED:  # the server may not have heard of the commit
-            self._tell_commit()
         if self.machine.is_over:
             return
         self._lease_ns = order.resume_before_ns
-        if latest.step is Step.RESTORE and await self._serves(order):
+        if journal.is_damaged and latest.step is Step.TRANSFER:
+            # the line that was lost may have said that all of the state was here
+            self.machine.step = Step.RESTORE
+        if self.machine.step is Step.RESTORE and await self._serves(order):
             self._verdicts[order.epoch] = Resumed(epoch=order.epoch, t_ns=now_ns())
             self._take(Signal.RESUMED)
         if self.machine.step is Step.COMMIT:
-            self._fencing = asyncio.get_running_loop().create_task(self._fence(order))
+            self._begin_to_await_commit(order)
             return
         signal = Signal.SETTLED if latest.step is Step.ABORT else Signal.ABORTED
         if signal is Signal.ABORTED:
@@ -128,7 +149,8 @@ class DestinationSide:
             status = await self._host.control.ask(control.Status(), order.deadlines.commit_s / 4)
         except FerryError:
             return False
-        return not status.get("standby") and not status.get("frozen")
+        epoch = status.get("lease", {}).get("epoch", order.epoch)
+        return not status.get("standby") and not status.get("frozen") and epoch == order.epoch
 
     # --- prepare -----------------------------------------------------------------------------
 
@@ -136,7 +158,7 @@ class DestinationSide:
         """Get ready for a move; a duplicate order gets the same answer. Raises ``MigrationError``."""
         if order.destination != self._host.edge:
             raise MigrationError(f"{self._host.edge} is asked to be the destination {order.destination}")
-        # opened here, so that the fence's questions to the source need no handshake later
+        # opened here, so that questions to the source need no handshake later
         self._host.peer(order.source)
         if self.order is None or self.order.epoch != order.epoch:
             if order.epoch in self._verdicts or self._host.journal.knows(order.epoch, "destination"):
@@ -144,11 +166,16 @@ class DestinationSide:
             if self.machine.step in (Step.PREPARING, Step.READY) and self.order is not None:
                 # nobody came for what was prepared; a newer order takes its place
                 await self.abort(self.order.epoch, f"epoch {order.epoch} takes its place")
+            if self.machine.step is Step.COMMIT and self.order is not None:
+                await self._ask_source(self.order)  # it may be over long since, and nobody has said so
             if not self.machine.is_over:
                 raise MigrationError(f"a move is in progress: step {self.machine.step}")
-            self.order = order
-            self._lease_ns = 0
-            self._take(Signal.ORDERED)
+            before, self.order, self._lease_ns = self.order, order, 0
+            try:
+                self._take(Signal.ORDERED)
+            except MigrationError:
+                self.order = before
+                raise
             self._preparing = asyncio.get_running_loop().create_task(self._prepare(order))
         if self._preparing is not None:
             await asyncio.shield(self._preparing)
@@ -187,7 +214,12 @@ class DestinationSide:
             raise MigrationError(f"the transfer begins with {type(begin).__name__}")
         order = begin.order
         self._check_prepared(order, caller)
-        self._take(Signal.GO)
+        try:
+            self._take(Signal.GO)
+        except FerryError as error:
+            # the stream may tell only that it broke; whoever asks for the verdict hears why
+            self._why_not[order.epoch] = describe(error)
+            raise
         self.order = order
         self._lease_ns = order.resume_before_ns
         inbox = self._inbox = Inbox()
@@ -204,18 +236,61 @@ class DestinationSide:
                 self._timeout.reschedule(self._lease_ns / NS_PER_S)
             await inbox.close()
             await send(Received(size_bytes=inbox.size_bytes, t_ns=now_ns()))
-            await send(await self._outcome_of(restoring))
+            answering = asyncio.create_task(self._tell_resumed(restoring, send))
         except FerryError as error:
+            if not isinstance(error, Unreachable):
+                self._why_not.setdefault(order.epoch, describe(error))
             inbox.break_off(error)
             raise
         finally:
             inbox.break_off(Unreachable(f"the transfer from {order.source} broke off"))
-        async for message in requests:
-            if isinstance(message, Commit):
-                verdict = await self.commit(message.epoch)
-                if verdict.resumed is None:
-                    raise MigrationError(f"{order.destination} serves no more in epoch {order.epoch}")
-                await send(Committed(epoch=message.epoch))
+        try:
+            await self._hear_out(requests, send, order, answering)
+            await answering
+        finally:
+            answering.cancel()
+
+    async def _tell_resumed(self, restoring: asyncio.Task[Resumed], send: Send) -> None:
+        """Tell the source how the restore ended."""
+        await send(await self._outcome_of(restoring))
+
+    async def _hear_out(
+        self,
+        requests: AsyncIterator[ToDestination],
+        send: Send,
+        order: MoveOrder,
+        answering: asyncio.Task[None],
+    ) -> None:
+        """Obey what comes after the state: a longer lease, and the commit."""
+        hearing = asyncio.ensure_future(anext(requests, None))
+        try:
+            while True:
+                waiting = [hearing] if answering.done() else [hearing, answering]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if answering.done() and (answering.cancelled() or answering.exception() is not None):
+                    return
+                if not hearing.done():
+                    continue
+                message = hearing.result()
+                if message is None:
+                    return
+                if isinstance(message, Renew):
+                    self._renew(message)
+                elif isinstance(message, Commit):
+                    await answering  # the commit answers the word Resumed
+                    verdict = await self.commit(message.epoch)
+                    if verdict.resumed is None:
+                        raise MigrationError(f"{order.destination} serves no more in epoch {order.epoch}")
+                    await send(Committed(epoch=message.epoch))
+                hearing = asyncio.ensure_future(anext(requests, None))
+        finally:
+            hearing.cancel()
+
+    def _renew(self, message: Renew) -> None:
+        """Take a longer lease; also the restore that is at work may take as long."""
+        self._lease_ns = max(self._lease_ns, message.resume_before_ns)
+        if self._timeout is not None:
+            self._timeout.reschedule(self._lease_ns / NS_PER_S)
 
     def _check_prepared(self, order: MoveOrder, caller: str) -> None:
         """Raise ``MigrationError`` unless ``caller`` may begin the transfer of this order."""
@@ -297,7 +372,7 @@ class DestinationSide:
         if self._host.forwarder is not None:
             # a server that was here before may have left it running: what comes now is for this host
             self._host.forwarder.close()
-        self._fencing = asyncio.get_running_loop().create_task(self._fence(order))
+        self._begin_to_await_commit(order)
         return resumed
 
     # --- the two ends ------------------------------------------------------------------------
@@ -309,34 +384,29 @@ class DestinationSide:
         """
         if epoch not in self._verdicts:
             raise MigrationError(f"epoch {epoch} cannot be committed at {self._host.edge}: nothing resumed")
-        if self.order is not None and epoch == self.order.epoch and self.machine.step is Step.COMMIT:
-            self._settle()
+        if self.order is not None and epoch == self.order.epoch:
+            await self._settle(self.order)
         return self._verdict(epoch)
 
-    def _settle(self) -> None:
-        """The source has committed: the server is this host's for good, and the fence is off."""
-        self._take(Signal.SETTLED)
-        if self._fencing is not None and self._fencing is not asyncio.current_task():
-            self._fencing.cancel()
+    async def _settle(self, order: MoveOrder) -> None:
+        """The source has committed: the server is this host's for good, and its process must know so.
+
+        Raises ``MigrationError`` when the server does not hear of it: nobody is told then that it stays.
+        """
+        async with self._keeping:
+            if self.machine.step is not Step.COMMIT or self.order is not order:
+                return
+            try:
+                await self._host.control.ask(control.Commit(epoch=order.epoch), KEEP_S)
+            except MigrationError:
+                if self._host.container.service_pid is not None:
+                    raise
+                # it has died meanwhile, as a server may: the move is over all the same
+            self._take(Signal.SETTLED)
+        if self._awaiting is not None and self._awaiting is not asyncio.current_task():
+            self._awaiting.cancel()
         if self._host.room is not None:
             self._host.room.close_later(self._host.linger_s)
-        self._tell_commit()
-
-    def _tell_commit(self) -> None:
-        """Lets the server have all packet numbers; in a task, as it may wait for memory just now."""
-        if self.order is not None:
-            self._telling = asyncio.get_running_loop().create_task(self._commit_server(self.order))
-
-    async def _commit_server(self, order: MoveOrder) -> None:
-        while self.order is order and self.machine.step is Step.MOVED:
-            try:
-                await self._host.control.ask(control.Commit(epoch=order.epoch), order.deadlines.commit_s)
-            except FerryError:
-                if self._host.container.service_pid is None:
-                    return
-                await asyncio.sleep(ASK_S)
-            else:
-                return
 
     async def abort(self, epoch: int, reason: str) -> Verdict:
         """Do not resume in this epoch, unless the server has resumed already; the verdict is final."""
@@ -364,7 +434,7 @@ class DestinationSide:
         """The answer to Abort and Commit in this epoch."""
         return Verdict(epoch=epoch, resumed=self._verdicts[epoch], reason=self._why_not.get(epoch))
 
-    async def _throw_away(self, signal: Signal, reason: str, within_s: float | None = None) -> None:
+    async def _throw_away(self, signal: Signal, reason: str) -> None:
         """Make sure that nothing of this order serves here or ever will; then record that verdict."""
         order = self.order
         assert order is not None
@@ -375,7 +445,7 @@ class DestinationSide:
         if self._host.room is not None:
             self._host.room.close()
         try:
-            async with asyncio.timeout(within_s or order.deadlines.commit_s):
+            async with asyncio.timeout(order.deadlines.commit_s):
                 await self._host.engine(implementation_of(order)).abandon_destination(order, reason)
                 if self._host.address is not None:
                     await self._host.address.leave()
@@ -384,41 +454,57 @@ class DestinationSide:
         self._verdicts[order.epoch] = None
         self._take(Signal.SETTLED)
 
-    # --- the fence ---------------------------------------------------------------------------
+    # --- the commit --------------------------------------------------------------------------
 
-    async def _fence(self, order: MoveOrder) -> None:
-        """Wait for the source's commit; take the server down before the fence if none can be had."""
-        loop = asyncio.get_running_loop()
-        fence_s = fence_ns(self._lease_ns, order) / NS_PER_S
-        # The source may serve from the fence on: the server here must be down by then, so the decision falls
-        # twice the time earlier that taking it down may take.
-        taking_down_s = order.deadlines.commit_s / 4
-        fence_s -= 2 * taking_down_s
-        while self.machine.step is Step.COMMIT and loop.time() < fence_s:
-            await asyncio.sleep(min(order.deadlines.commit_s / ASKS_BEFORE_FENCE, fence_s - loop.time()))
-            if self.machine.step is Step.COMMIT and await self._source_has_committed(order):
-                self._settle()
+    def _begin_to_await_commit(self, order: MoveOrder) -> None:
+        self._awaiting = asyncio.get_running_loop().create_task(self._await_commit(order))
+
+    async def _await_commit(self, order: MoveOrder) -> None:
+        """Find out whether the source has committed, for as long as it takes.
+
+        That takes no clock here: the server's process holds itself back when its lease is over, and
+        serves again when it hears of the commit.
+        """
+        pause_s = min(order.deadlines.commit_s / ASKS_WITHIN_LEASE, ASK_AGAIN_S)
+        while True:
+            await asyncio.sleep(pause_s)
+            if self.machine.step is not Step.COMMIT or self.order is not order:
+                return
+            with suppress(FerryError):
+                await self._ask_source(order)
+
+    async def _ask_source(self, order: MoveOrder) -> None:
+        """Ask the source once how it decided, and act on it. Raises as ``_settle`` does."""
+        step = await self._source_step(order)
         if self.machine.step is not Step.COMMIT:
             return
-        if await self._source_is_gone(order):
-            self._settle()
+        if step in (Step.COMMIT, Step.MOVED):
+            await self._settle(order)
+        elif step in TAKEN_BACK:
+            await self._throw_away(Signal.EXPIRED, "the source did not commit before the lease was over")
             return
-        await self._throw_away(Signal.EXPIRED, "the source did not commit before the fence", taking_down_s)
+        # Gone, and before the lease was over: it has not taken its server back, and whoever is started in
+        # its place asks this host before it does anything. Late in the lease: one may just be starting again.
+        late = step is None and self._ends_within(order, order.deadlines.commit_s / 2)
+        if late and await self._source_is_gone(order) and not self._ends_within(order, 0.0):
+            await self._settle(order)
 
-    async def _source_has_committed(self, order: MoveOrder) -> bool:
-        """Ask the source's agent whether it has committed; False when it does not answer."""
+    def _ends_within(self, order: MoveOrder, seconds: float) -> bool:
+        """Whether the lease ends within that time; once it has, the source may have taken its server back."""
+        return now_ns() + seconds * NS_PER_S >= fence_ns(self._lease_ns, order)
+
+    async def _source_step(self, order: MoveOrder) -> Step | None:
+        """The source's step in this move; None when it does not answer, or has not heard of the move."""
+        question = StatusQuery(epoch=order.epoch)
         try:
-            status = await self._host.peer(order.source).call(STATUS, StatusQuery(), timeout_s=ASK_S)
+            status = await self._host.peer(order.source).call(STATUS, question, timeout_s=ASK_S)
         except FerryError:
-            return False
-        mine = status.part == "source" and status.epoch == order.epoch
-        return mine and status.step in (Step.COMMIT, Step.MOVED)
+            return None
+        step = Step(status.as_source)
+        return step if step is not Step.IDLE else None
 
     async def _source_is_gone(self, order: MoveOrder) -> bool:
-        """Whether the source's host is up but its agent is not: then nobody there resumes the server.
-
-        Whoever starts it again asks this host before it lets its server go on.
-        """
+        """Whether the source's host is up but its agent is not."""
         endpoints = self._host.peer(order.source).endpoints
         return any(await asyncio.gather(*map(self._is_port_closed, endpoints)))
 
@@ -438,7 +524,7 @@ class DestinationSide:
 
     async def close(self) -> None:
         """Cancel the background tasks; called when the agent ends."""
-        for task in (self._preparing, self._restoring, self._fencing):
+        for task in (self._preparing, self._restoring, self._awaiting):
             if task is not None and not task.done():
                 task.cancel()
                 await asyncio.wait([task])

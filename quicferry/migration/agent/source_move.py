@@ -16,11 +16,11 @@ import msgspec
 
 from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
-from quicferry.migration.agent.context import Host, describe, fence_ns
+from quicferry.migration.agent.context import Host, describe, note_step
 from quicferry.migration.agent.transfer import Tally, pieces
 from quicferry.migration.engines.base import CopiesAhead, Engine, KeepsSource
 from quicferry.migration.engines.registry import implementation_of
-from quicferry.migration.order import MoveOrder
+from quicferry.migration.order import MoveOrder, fence_ns
 from quicferry.migration.rpc.channel import DuplexCall, RpcClient
 from quicferry.migration.rpc.messages import (
     ABORT,
@@ -36,6 +36,7 @@ from quicferry.migration.rpc.messages import (
     Outcome,
     PrepareDestination,
     Received,
+    Renew,
     Resumed,
     ToDestination,
     ToSource,
@@ -47,7 +48,15 @@ from quicferry.units import NS_PER_MS, NS_PER_S, now_ns
 
 ASK_S = 1.0  # one question to a destination that may be cut off
 ASK_AGAIN_S = 0.1
-FENCE_MARGIN_S = 0.05  # after the fence, for the destination's last steps
+LEAST_S = 0.001  # nobody answers within less
+#: After the lease, before the server here goes on. By then the kernel has ended a server that did not hold
+#: itself back (``serving_lease.KILL_AFTER_NS``, 0.3 s).
+FENCE_MARGIN_S = 0.5
+LEASE_S = 3.0  # the destination may resume for so long after this side was heard last
+RENEWALS = 4  # of a lease before it would end
+OWN_SERVER_S = 0.5  # for the server here to say whether it serves
+#: steps whose record must stand before they are acted on. What follows is asked of servers and destination.
+RECORDED = frozenset({Step.PREPARING, Step.READY, Step.CHECKPOINT, Step.TRANSFER, Step.RESTORE})
 
 M = TypeVar("M", Received, Resumed, Committed)
 
@@ -74,23 +83,25 @@ class SourceMove:
         self._since_ns = now_ns()
 
     def _take(self, signal: Signal) -> Step:
-        """Advance the state machine, measure the step that ended, and journal the new one."""
+        """Advance the state machine, measure the step that ended, and journal the new one.
+
+        Raises ``MigrationError``, in the step before, when a step must be recorded and cannot be.
+        """
         before = self._machine.step
-        step = self._machine.take(signal)
+        order = msgspec.structs.replace(
+            self._order, resume_before_ns=self._lease_ns or self._order.resume_before_ns
+        )
+        step = note_step(self._host, self._machine, signal, order, "source", RECORDED)
         if step is not before:
             now = now_ns()
             self._steps_ms[before] = (now - self._since_ns) / NS_PER_MS
             self._since_ns = now
-            order = msgspec.structs.replace(
-                self._order, resume_before_ns=self._lease_ns or self._order.resume_before_ns
-            )
-            self._host.journal.note(order.epoch, "source", step, order)
         return step
 
     async def run(self) -> Outcome:
         """Carry the move out, from the order to one of its ends."""
         failure: BaseException | None = None
-        self._take(Signal.ORDERED)
+        self._take(Signal.ORDERED)  # not begun when it cannot be written down
         self._steps_ms.clear()
         try:
             waiting_room = await self._prepare()
@@ -111,11 +122,27 @@ class SourceMove:
         step = self._machine.step
         failure = MigrationError(f"the agent of {self._host.edge} was killed in the step {step}")
         self._touched = step is not Step.PREPARING
+        if step is Step.TRANSFER and self._host.journal.is_damaged:
+            # the line that was lost may have said that End was about to leave
+            step = self._machine.step = Step.RESTORE
         if step not in (Step.RESTORE, Step.COMMIT, Step.ABORT):
             self._take(Signal.FAILED)
         if step is Step.RESTORE:
-            await self._ask_destination(str(failure), math.inf)
+            if await self._serves():
+                # it was taken back, and that could not be written down
+                self._touched = False
+                self._take(Signal.ABORTED)
+            else:
+                await self._ask_destination(str(failure), math.inf)
         return await self._end(failure)
+
+    async def _serves(self) -> bool:
+        """Whether the server here says that it serves."""
+        try:
+            status = await self._host.control.ask(control.Status(), OWN_SERVER_S)
+        except MigrationError:
+            return False
+        return status.get("frozen") is False and status.get("standby") is False
 
     async def _end(self, failure: BaseException | None) -> Outcome:
         """Commit or roll back, as the state machine says, and report the outcome."""
@@ -228,7 +255,7 @@ class SourceMove:
                     async for chunk in chunks:
                         await self._write(chunk, self._tally)
                 # the restore is all that is left to do: a shorter lease, so that a failure is over sooner
-                self._lease_ns = min(order.resume_before_ns, now_ns() + round(limits.restore_s * NS_PER_S))
+                self._lease_ns = self._next_lease(order.resume_before_ns)
                 # Before End leaves, not after: once it is on its way, the destination may resume, and this
                 # side must not roll back on its own any more, whatever becomes of the write.
                 self._take(Signal.SENT)
@@ -243,8 +270,32 @@ class SourceMove:
                 detail["bytes"] = self._tally.size_bytes
         finally:
             await _close(chunks)
-        self._resumed = await self._answer(Resumed, limits.restore_s)
+        renewing = asyncio.create_task(self._renew_lease(order.resume_before_ns))
+        try:
+            self._resumed = await self._answer(Resumed, limits.restore_s)
+        finally:
+            renewing.cancel()
+            await asyncio.wait([renewing])
         self._take(Signal.RESUMED)
+
+    def _next_lease(self, at_most_ns: int) -> int:
+        """When a lease ends that is given now."""
+        lease_s = min(self._order.deadlines.restore_s, LEASE_S)
+        return min(at_most_ns, now_ns() + round(lease_s * NS_PER_S))
+
+    async def _renew_lease(self, at_most_ns: int) -> None:
+        """Lengthen the destination's lease for as long as it can be told so, up to that moment.
+
+        A short lease, as the server here waits for its end when the destination cannot be heard.
+        """
+        assert self._stream is not None
+        until_ns = min(at_most_ns, now_ns() + round(self._order.deadlines.restore_s * NS_PER_S))
+        with suppress(FerryError):  # whoever reads the stream hears that it broke
+            while now_ns() < until_ns:
+                await asyncio.sleep(LEASE_S / RENEWALS)
+                # before it leaves: what the destination may have is what counts here
+                self._lease_ns = max(self._lease_ns, self._next_lease(until_ns))
+                await self._stream.write(Renew(resume_before_ns=self._lease_ns))
 
     async def _write(self, chunk: bytes, tally: Tally) -> None:
         """Send one chunk of the engine in pieces."""
@@ -267,7 +318,7 @@ class SourceMove:
         """Find out what became of a transfer that failed after End: ask, or wait for the fence."""
         loop = asyncio.get_running_loop()
         question = AbortMove(epoch=self._order.epoch, reason=reason)
-        while (left_s := fence_s - loop.time()) > 0:
+        while (left_s := fence_s - loop.time()) > LEAST_S:
             try:
                 verdict = await self._peer.call(ABORT, question, timeout_s=min(ASK_S, left_s), wait=True)
             except FerryError:
@@ -277,8 +328,8 @@ class SourceMove:
             self._resumed, self._why_not = verdict.resumed, verdict.reason
             self._take(Signal.RESUMED if verdict.resumed is not None else Signal.ABORTED)
             return
-        # Both hosts' CLOCK_MONOTONIC is one clock here; the margin is for the destination's last steps of
-        # taking its server down, which it begins before the fence.
+        # Both hosts' CLOCK_MONOTONIC is one clock here. The server there holds itself back when the lease is
+        # over; the margin is for one that was stopped at that moment, which the kernel ends.
         await asyncio.sleep(FENCE_MARGIN_S)
         self._take(Signal.EXPIRED)
 

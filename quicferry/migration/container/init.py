@@ -170,6 +170,18 @@ def obey_agent(connection: socket.socket, kept: Kept) -> None:
                 connection.sendall(words)
 
 
+def is_from_outside(connection: socket.socket) -> bool:
+    """Whether the other end belongs to no process of this PID namespace or of one within it.
+
+    The socket's name is to be had by everybody in the network namespace, the server among them. The kernel
+    gives the PID of whoever connected as it is seen from here: 0 for a process that cannot be seen.
+    """
+    import socket
+
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[:4], sys.byteorder) == 0
+
+
 def serve_agents(name: str) -> None:
     """Obey whoever is connected to the abstract socket of that name in this network namespace."""
     import socket  # only here: without it, init starts faster
@@ -182,6 +194,8 @@ def serve_agents(name: str) -> None:
     while True:
         connection, _ = listener.accept()
         with connection:
+            if not is_from_outside(connection):
+                continue
             try:
                 obey_agent(connection, kept)
             except (OSError, ValueError):

@@ -11,16 +11,21 @@ The format is ours because tar wants to know the size of a file before its first
 from __future__ import annotations
 
 import enum
+import os
 import re
 import struct
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from quicferry.errors import MigrationError
+from quicferry.migration.container.beneath import directory_beneath, open_beneath, remove_beneath
+from quicferry.migration.criu.received import ReceivedFiles
 
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 64 * 1024
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_RECORDS = 10_000_000  # a terabyte of memory in pieces of 256 KiB, and as many files
 LENGTH = struct.Struct(">I")
 
 #: Without this image CRIU restores into the time namespace it runs in. With it, CLOCK_MONOTONIC would
@@ -76,15 +81,18 @@ class Unpacker:
 
     ``images`` is the image directory, ``root`` the container's root directory, both as this process
     sees them. Data of a record is written piece by piece; nothing is held back but a record's header.
+    ``received`` gets the checksums of all that is written. Links that are there are not followed.
     """
 
-    def __init__(self, images: Path, root: Path) -> None:
+    def __init__(self, images: Path, root: Path, received: ReceivedFiles | None = None) -> None:
         self._images = images
         self._root = root
+        self._received = received if received is not None else ReceivedFiles()
         self._buffer = bytearray()
         self._header: Header | None = None
         self._left = 0
         self._seen: set[Path] = set()
+        self._records = 0
         self._manifest_bytes = bytearray()
         self._complete = False
         self.received_bytes = 0
@@ -145,6 +153,9 @@ class Unpacker:
 
     def _begin(self, header: Header) -> None:
         """Act on a complete header: kinds without data are done with it."""
+        self._records += 1
+        if self._records > MAX_RECORDS:
+            raise MigrationError(f"the checkpoint has more than {MAX_RECORDS} records")
         if header.kind is RecordKind.END:
             self._complete = True
         elif header.size:
@@ -159,10 +170,11 @@ class Unpacker:
         names = PARENT_NAME.fullmatch(name)
         if names is None:
             raise MigrationError(f"the checkpoint links what it must not link: {name!r}")
-        link = self._images / names[1] / "parent"
-        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(names[2] if names[1] == "." else f"../{names[2]}")
+        root, inside = self._beneath(self._images / names[1] / "parent")
+        with directory_beneath(root, inside.parent, make=True) as directory:
+            remove_beneath(root, inside)
+            target = names[2] if names[1] == "." else f"../{names[2]}"
+            os.symlink(target, inside.name, dir_fd=directory)
 
     def _target(self, header: Header) -> Path:
         """The file that a record may write. Raises ``MigrationError`` for any other."""
@@ -178,15 +190,30 @@ class Unpacker:
         """Append data to the record's file, which the first piece makes anew."""
         if header.kind is RecordKind.MANIFEST:
             self._manifest_bytes += piece
+            if len(self._manifest_bytes) > MAX_MANIFEST_BYTES:
+                raise MigrationError("the checkpoint's manifest is too long")
             return
         path = self._target(header)
+        root, inside = self._beneath(path)
+        flags = os.O_WRONLY | os.O_APPEND
         if path not in self._seen:
             self._seen.add(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            path.touch()
-            path.chmod(header.mode & 0o777)
-        with path.open("ab", buffering=0) as file:
+            with directory_beneath(root, inside.parent, make=True):
+                remove_beneath(root, inside)
+            flags |= os.O_CREAT | os.O_EXCL
+            self._received.begin(path)
+        descriptor = open_beneath(root, inside, flags, header.mode & 0o777)
+        try:
+            if flags & os.O_CREAT:
+                os.fchmod(descriptor, header.mode & 0o777)  # open heeds the umask
             written = 0
             while written < len(piece):
-                written += file.write(piece[written:]) or 0
+                written += os.write(descriptor, piece[written:])
+        finally:
+            os.close(descriptor)
+        self._received.append(path, piece)
+
+    def _beneath(self, path: Path) -> tuple[Path, PurePosixPath]:
+        """A file as the directory that this process trusts, and the path below it, which others may make."""
+        root = self._root if path.is_relative_to(self._root) else self._images
+        return root, PurePosixPath(path.relative_to(root))

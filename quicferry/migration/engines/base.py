@@ -23,7 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 from quicferry.events import EventLog
 from quicferry.migration.control import ControlClient
 from quicferry.migration.memory.page_messages import PageCall, PageRun, ToPageSource
-from quicferry.migration.order import MoveOrder
+from quicferry.migration.order import Lease, MoveOrder, lease_of
 from quicferry.migration.rpc.tunnel_messages import TunnelCall, TunnelMessage
 
 
@@ -92,6 +92,8 @@ class EngineContext:
     before_resume: Callable[[], None] = lambda: None
     #: awaited by ``checkpoint`` directly after Freeze, before the process is looked at
     after_freeze: Callable[[], Awaitable[None]] = nothing_more
+    #: the lease that goes into Resume or Import: asked for when that order is given, as it may be renewed
+    lease_of: Callable[[MoveOrder], Lease | None] = lease_of
     #: established TCP connections move with the process, as their address does
     keep_tcp: bool = False
     #: opens a stream to the engine of that edge which serves pages, for at most so many seconds; by the
@@ -129,8 +131,8 @@ class Engine(Protocol):
         """Consume the chunks as they come, bring the server up and give it Resume or Import.
 
         The iterator ends only after length and digest were checked: a server must not be resumed
-        before it is exhausted. Call ``check_lease(order)`` and the context's ``before_resume`` directly
-        before Resume or Import.
+        before it is exhausted. Directly before Resume or Import call the context's ``before_resume``; put
+        its ``lease_of(order)`` into that order, which the server obeys, and refuses when it is too late.
         Returns the server's answer; ``t_ns`` is the moment it serves again.
         """
 

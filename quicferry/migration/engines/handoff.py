@@ -80,7 +80,7 @@ class HandoffEngine:
                     file.write(chunk)
                     digest.update(chunk)
             with self._context.events.phase("migration.restore", epoch=order.epoch):
-                check_lease(order)
+                check_lease(self._context.lease_of(order), order.destination)
                 self._context.before_resume()
                 return await self._context.control.ask(
                     control.Import(
@@ -91,6 +91,7 @@ class HandoffEngine:
                         state_path=inside,
                         sha256=digest.hexdigest(),
                         service=order.service,
+                        lease=self._context.lease_of(order),
                     ),
                     order.deadlines.restore_s,
                 )

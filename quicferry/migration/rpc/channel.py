@@ -11,7 +11,7 @@ its hint. Trouble of the connection itself arrives as ``Unreachable`` or ``TooLa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -31,20 +31,29 @@ HINT_KEY = "quicferry-hint-bin"  # "-bin": gRPC then allows any bytes
 KIND_KEY = "quicferry-error"
 
 KEEPALIVE_MS = 2_000
+KEEPALIVE_RTTS = 3
+CALL_RTTS = 5  # TCP, TLS and HTTP/2 of a new connection take up to four, the call one
+#: One attempt to connect may take so long: TCP, TLS and HTTP/2 at a round trip of 4 s. One to a host that
+#: is down, or has no agent, fails at once, and is tried again within RECONNECT_MS.
+CONNECT_MS = 20_000
+RECONNECT_MS = 500
+#: What a party may send in one message. An agent's largest are files that it was asked to collect.
+REQUEST_BYTES = 8 << 20
+ANSWER_BYTES = 256 << 20
+STREAMS_PER_CONNECTION = 64
+CALLS_AT_ONCE = 256  # of all callers together
 
 # gRPC's poller lives from the first object to the last; when a garbage collection takes the last one,
 # it waits for a thread that may never wake (seen: for ever). One reference of our own keeps it alive.
 grpc.aio.init_grpc_aio()
 
 _OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.max_receive_message_length", -1),  # event files are collected in one answer
-    ("grpc.max_send_message_length", -1),
+    ("grpc.max_send_message_length", -1),  # the receiving end says what is too long
     ("grpc.so_reuseport", 0),  # two agents on one port are a mistake to be told
     ("grpc.enable_http_proxy", 0),  # an emulated host must not heed the machine's proxy settings
     ("grpc.http2.lookahead_bytes", 8 << 20),  # the window: 8 MiB is 64 ms at 1 Gbit/s
     ("grpc.http2.max_frame_size", 1 << 20),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
@@ -52,12 +61,26 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.http2.max_ping_strikes", 0),
 ]
 _CLIENT_OPTIONS: list[tuple[str, int | str]] = [
-    *_OPTIONS,
+    ("grpc.max_receive_message_length", ANSWER_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_MS),  # in spite of its name, the time for one attempt
+    ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
     ("grpc.service_config_disable_resolution", 1),  # else every channel asks DNS for a TXT record
 ]
+_SERVER_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", REQUEST_BYTES),
+    ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+    ("grpc.server_handshake_timeout_ms", CONNECT_MS),  # who does not say who it is, is not kept
+]
+
+
+def _common(rtt_s: float) -> list[tuple[str, int | str]]:
+    """Options of both ends: a connection is dead when a ping has no answer for longer than its way takes.
+
+    The same time is the connection's TCP_USER_TIMEOUT.
+    """
+    silent_ms = max(KEEPALIVE_MS, round(KEEPALIVE_RTTS * rtt_s * 1000))
+    return [*_OPTIONS, ("grpc.keepalive_timeout_ms", silent_ms)]
 
 
 class Unreachable(MigrationError):
@@ -113,6 +136,16 @@ def _caller(context: Any) -> str:
     return bytes(names[0]).decode()
 
 
+def _permitted(caller: str, allowed: frozenset[str], method: str) -> str:
+    """The caller's name, if it may call that method. Raises ``MigrationError``."""
+    if caller not in allowed:
+        raise MigrationError(
+            f"{caller or 'a caller without a name'} may not call {method}",
+            hint="an agent hears its orchestrator and the agents that its configuration names",
+        )
+    return caller
+
+
 async def _refuse(context: Any, error: Exception) -> None:
     """Tell the caller of an error: kind and hint travel as trailing metadata."""
     hint = getattr(error, "hint", None) or ""
@@ -145,21 +178,36 @@ def error_from(error: grpc.aio.AioRpcError, method: str, peer: str) -> FerryErro
 
 
 class RpcServer:
-    """The end that is called. Register the methods, then ``await start()``."""
+    """The end that is called. Register the methods, then ``await start()``.
 
-    def __init__(self, identity: Identity, listen: Endpoint) -> None:
+    ``rtt_s``: the longest round trip to a caller, in seconds. Every method names its callers: a party with a
+    certificate of the authority that is not among them is refused before its request is looked at further.
+    """
+
+    def __init__(self, identity: Identity, listen: Endpoint, rtt_s: float = 0.0) -> None:
         self._identity = identity
+        self._rtt_s = rtt_s
         self._listen = listen
         self._handlers: dict[str, Any] = {}
+        self._allowed: dict[str, frozenset[str]] = {}  # method -> who may call it
         self._server: Any = None
         self.port = listen.port
 
-    def unary(self, method: Unary[Q, A], handler: Callable[[Q, str], Awaitable[A]]) -> None:
-        """Serve a method; the handler gets the request and the caller's proven name."""
+    def unary(
+        self,
+        method: Unary[Q, A],
+        handler: Callable[[Q, str], Awaitable[A]],
+        callers: Collection[str] | None = None,
+    ) -> None:
+        """Serve a method; the handler gets the request and the caller's proven name.
+
+        ``callers``: who may call it; None: as it was registered before, at first nobody.
+        """
+        allowed = self._allow(method.name, callers)
 
         async def serve(request: Q, context: Any) -> A | None:
             try:
-                return await handler(request, _caller(context))
+                return await handler(request, _permitted(_caller(context), allowed, method.name))
             except Exception as error:  # every failure is told to the caller
                 await _refuse(context, error)
                 return None
@@ -168,15 +216,21 @@ class RpcServer:
             serve, _decoder(method.request), _encode
         )
 
-    def duplex(self, method: Duplex[Q, A], handler: DuplexHandler) -> None:
-        """Serve a method; the handler gets the requests, a way to send answers and the caller's name."""
+    def duplex(
+        self, method: Duplex[Q, A], handler: DuplexHandler, callers: Collection[str] | None = None
+    ) -> None:
+        """Serve a method; the handler gets the requests, a way to send answers and the caller's name.
+
+        ``callers``: as in ``unary``.
+        """
+        allowed = self._allow(method.name, callers)
 
         async def serve(requests: AsyncIterator[Q], context: Any) -> None:
             async def send(answer: Any) -> None:
                 await context.write(answer)
 
             try:
-                await handler(requests, send, _caller(context))
+                await handler(requests, send, _permitted(_caller(context), allowed, method.name))
             except Exception as error:  # every failure is told to the caller
                 await _refuse(context, error)
 
@@ -184,9 +238,16 @@ class RpcServer:
             serve, _decoder(method.request), _encode
         )
 
+    def _allow(self, method: str, callers: Collection[str] | None) -> frozenset[str]:
+        if callers is not None:
+            self._allowed[method] = frozenset(callers)
+        return self._allowed.get(method, frozenset())
+
     async def start(self) -> None:
         """Listen. Raises ``MigrationError`` when the address cannot be had."""
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = grpc.aio.server(
+            options=[*_common(self._rtt_s), *_SERVER_OPTIONS], maximum_concurrent_rpcs=CALLS_AT_ONCE
+        )
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, self._handlers),)
         )
@@ -268,17 +329,22 @@ class DuplexCall(Generic[Q, A]):
 
 
 class RpcClient:
-    """A channel to one party, checked against its name. ``connect`` before time matters."""
+    """A channel to one party, checked against its name. ``connect`` before time matters.
 
-    def __init__(self, identity: Identity, peer: str, endpoint: Endpoint) -> None:
+    ``rtt_s``: the round trip of the path to it, in seconds. All times that are given to ``call``, ``open``
+    and ``ready`` are besides what the path takes.
+    """
+
+    def __init__(self, identity: Identity, peer: str, endpoint: Endpoint, rtt_s: float = 0.0) -> None:
         self.peer = peer
+        self.way_s = CALL_RTTS * rtt_s  # what the path may take for one call, a new connection included
         self.endpoint = endpoint
         credentials = grpc.ssl_channel_credentials(
             root_certificates=identity.authority,
             private_key=identity.key,
             certificate_chain=identity.certificate,
         )
-        options = [*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", peer)]
+        options = [*_common(rtt_s), *_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", peer)]
         self._channel = grpc.aio.secure_channel(address_of(endpoint), credentials, options=options)
         self._calls: dict[str, Any] = {}
 
@@ -302,10 +368,10 @@ class RpcClient:
     async def ready(self, timeout_s: float) -> None:
         """Wait until the connection stands. Raises ``Unreachable``."""
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), timeout_s)
+            await asyncio.wait_for(self._channel.channel_ready(), timeout_s + self.way_s)
         except TimeoutError as error:
             raise Unreachable(
-                f"no connection to {self.peer} at {self.endpoint} within {timeout_s} s",
+                f"no connection to {self.peer} at {self.endpoint} within {timeout_s + self.way_s:g} s",
                 hint="is its agent running, and does the link to it work?",
             ) from error
 
@@ -320,18 +386,20 @@ class RpcClient:
                 f"/{SERVICE}/{method.name}", _encode, _decoder(method.answer)
             )
         try:
-            answer = await self._calls[method.name](request, timeout=timeout_s, wait_for_ready=wait)
+            answer = await self._calls[method.name](
+                request, timeout=timeout_s + self.way_s, wait_for_ready=wait
+            )
         except grpc.aio.AioRpcError as error:
             raise error_from(error, method.name, self.peer) from error
         return answer  # type: ignore[no-any-return]  # grpc has no types; the deserializer checked it
 
     def open(self, method: Duplex[Q, A], *, timeout_s: float) -> DuplexCall[Q, A]:
-        """Open a stream that lives at most ``timeout_s``."""
+        """Open a stream that lives at most ``timeout_s``, and as much longer as its path takes."""
         if method.name not in self._calls:
             self._calls[method.name] = self._channel.stream_stream(
                 f"/{SERVICE}/{method.name}", _encode, _decoder(method.answer)
             )
-        call = self._calls[method.name](timeout=timeout_s)
+        call = self._calls[method.name](timeout=timeout_s + self.way_s)
         return DuplexCall(call, method.name, self.peer)
 
     async def close(self) -> None:

@@ -2,7 +2,7 @@
 
 ``Receive`` carries the checkpoint from the source agent to the destination agent::
 
-    source        Begin  Piece … Piece  End                      Commit
+    source        Begin  Piece … Piece  End      Renew …         Commit
     destination                             Received    Resumed          Committed
 
 Until End has left the source, the destination cannot resume (it has no digest to check against),
@@ -26,9 +26,13 @@ PIECE_BYTES = 256 * 1024  # measured: first byte 1 ms instead of 5 ms with 1 MiB
 
 
 class StatusQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask an agent for its status; with ``ask_server`` also the server process."""
+    """Ask an agent for its status; with ``ask_server`` also the server process.
+
+    With an ``epoch`` also how far either of its sides came in that move.
+    """
 
     ask_server: bool = False
+    epoch: int | None = None
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +44,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     part: str | None  # "source" or "destination" in that move
     step: str  # of that move, see states.Step
     server: dict[str, Any] = {}  # the server's answer to Status, when asked; may have "error"
+    as_source: str = "idle"  # states.Step in the move that was asked for
+    as_destination: str = "idle"
 
 
 class StartService(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +141,12 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     resume_before_ns: int
 
 
+class Renew(msgspec.Struct, frozen=True, kw_only=True, tag="renew"):
+    """Lengthens the lease while the source waits for Resumed: the two can still hear each other."""
+
+    resume_before_ns: int
+
+
 class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
     """Tells the destination that the source serves no more in this epoch, if the destination does."""
 
@@ -190,7 +202,7 @@ class Files(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, bytes]
 
 
-ToDestination = Ahead | Begin | Piece | End | Commit
+ToDestination = Ahead | Begin | Piece | End | Renew | Commit
 ToSource = Received | Resumed | Committed
 
 STATUS = Unary("Status", StatusQuery, AgentStatus)

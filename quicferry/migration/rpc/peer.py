@@ -26,10 +26,15 @@ class PeerClient(RpcClient):
     """A channel to another agent, with a detour for unary calls; streams take the direct way."""
 
     def __init__(
-        self, identity: Identity, peer: str, endpoint: Endpoint, detour: Endpoint | None = None
+        self,
+        identity: Identity,
+        peer: str,
+        endpoint: Endpoint,
+        detour: Endpoint | None = None,
+        detour_rtt_s: float = 0.0,
     ) -> None:
         super().__init__(identity, peer, endpoint)
-        self.detour = RpcClient(identity, peer, detour) if detour is not None else None
+        self.detour = RpcClient(identity, peer, detour, detour_rtt_s) if detour is not None else None
 
     @property
     def endpoints(self) -> list[Endpoint]:

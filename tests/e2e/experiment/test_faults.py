@@ -24,6 +24,8 @@ COPYING = (
     ("notice:source-agent-killed", "criu-pre-copy"),
     ("transfer:link-cut", "criu-pre-copy"),
     ("transfer:image-corrupted", "criu-hybrid"),
+    ("restore:image-corrupted", "criu-pre-copy"),
+    ("restore:image-corrupted", "criu-hybrid"),
     ("commit:link-cut", "criu-post-copy"),
     ("commit:destination-agent-killed", "criu-pre-copy"),
     ("commit:destination-agent-killed", "criu-post-copy"),
@@ -45,6 +47,7 @@ LOCAL_MOVES = (
 #: what CRIU makes different: images on disk, a process that is stopped and not only muted
 WITH_CRIU = (
     *("transfer:destination-full", "transfer:image-corrupted", "restore:restore-fails"),
+    "restore:image-corrupted",
     *("notice:source-agent-killed", "restore:source-agent-killed", "commit:source-agent-killed"),
     *("checkpoint:source-agent-killed", "transfer:source-agent-killed"),
     *("transfer:destination-agent-killed", "restore:destination-agent-killed"),
@@ -53,7 +56,7 @@ WITH_CRIU = (
 )
 #: what an OCI container makes different: runc's state, and a container that a successor has to find
 WITH_RUNC = (
-    *("transfer:source-agent-killed", "restore:restore-fails"),
+    *("transfer:source-agent-killed", "restore:restore-fails", "restore:image-corrupted"),
     *("restore:destination-agent-killed", "commit:destination-agent-killed"),
 )
 #: with which engine a row is performed that needs one of several: those that do least besides

@@ -33,6 +33,7 @@ from quicferry.migration.states import Step
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
 from tests.migration_support import Injected, World, world
+from tests.waiting import eventually
 
 
 def go(directory: Path, story: Callable[[World], Awaitable[None]]) -> None:
@@ -262,7 +263,7 @@ def test_the_destination_falls_silent_before_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("phase", ["restored", "resumed"])
 def test_the_destination_falls_silent_after_the_end(tmp_path: Path, phase: str) -> None:
-    """The source waits until the fence; the destination has taken its server down by then."""
+    """The source waits until the lease is over; the destination's server holds itself back by then."""
 
     async def story(w: World) -> None:
         w.trouble = lambda now: silence(w, "edge-2") if now == phase else None
@@ -270,7 +271,9 @@ def test_the_destination_falls_silent_after_the_end(tmp_path: Path, phase: str) 
         assert outcome.outcome == "stayed"
         assert outcome.steps_ms["restore"] >= 800, "it did not wait for lease and fence"
         assert w.service.serves == {"edge-1"}
-        assert w.agents["edge-2"].destination.machine.step is Step.STAYED
+        machine = w.agents["edge-2"].destination.machine
+        assert await asyncio.to_thread(eventually, lambda: machine.step is Step.STAYED)
+        assert w.service.serves == {"edge-1"}
 
     go(tmp_path, story)
 
@@ -325,8 +328,8 @@ def test_a_lost_commit_is_asked_for(tmp_path: Path) -> None:
     go(tmp_path, story)
 
 
-def test_a_destination_that_fenced_itself_before_it_heard_of_the_commit(tmp_path: Path) -> None:
-    """It has said that it serves, then is cut off both ways; the source asks until it hears the truth."""
+def test_a_server_whose_lease_ended_before_it_heard_of_the_commit_goes_on(tmp_path: Path) -> None:
+    """It has said that it serves, then is cut off both ways: it holds itself back until it is told."""
 
     async def story(w: World) -> None:
         source, destination = w.agents["edge-1"], w.agents["edge-2"]
@@ -363,7 +366,8 @@ def test_a_destination_that_fenced_itself_before_it_heard_of_the_commit(tmp_path
         await wall("edge-2")
         while w.service.serves:  # noqa: ASYNC110  # of another task
             await asyncio.sleep(0.01)
-        assert destination.destination.machine.step is Step.STAYED
+        assert w.service.leases["edge-2"].held, "its process is there, and has its state"
+        assert destination.destination.machine.step is Step.COMMIT
         assert source.source.machine.step is Step.COMMIT, "it does not guess"
         for made in walls:
             made.close()
@@ -372,8 +376,9 @@ def test_a_destination_that_fenced_itself_before_it_heard_of_the_commit(tmp_path
         destination.rpc.unary(COMMIT, lambda request, caller: destination.destination.commit(request.epoch))
         await destination.rpc.start()
         outcome = await moving
-        assert (outcome.outcome, outcome.serves_at) == ("stayed", "edge-1")
-        assert w.service.serves == {"edge-1"}
+        assert (outcome.outcome, outcome.serves_at) == ("moved", "edge-2")
+        assert w.service.serves == {"edge-2"}
+        assert w.service.leases["edge-2"].described() == {"epoch": 1, "kept": True, "held": False}
 
     go(tmp_path, story)
 

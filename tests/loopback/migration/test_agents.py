@@ -117,6 +117,7 @@ class Field:
             edge=edge,
             listen=self.rpc[edge],
             peers={other: self.rpc[other]},
+            orchestrators=["orch", "test"],
             tls=self.authority.issue(edge).save(self.directory / "tls", edge),
             service=ServerCommand(argv=argv),
             standby=ServerCommand(argv=[*argv, "--standby"]),

@@ -12,7 +12,7 @@ from cryptography import x509
 
 from quicferry.errors import FerryError, InvalidInput, MigrationError, Unsupported
 from quicferry.migration.engines.registry import engines
-from quicferry.migration.order import Deadlines, MoveOrder, check_lease
+from quicferry.migration.order import Deadlines, MoveOrder, check_lease, lease_of
 from quicferry.migration.rpc import messages
 from quicferry.migration.rpc.channel import (
     HINT_KEY,
@@ -110,10 +110,10 @@ def test_lease() -> None:
         destination="edge-2",
         service=Endpoint("10.0.2.2", 4433),
     )
-    check_lease(order)  # not frozen: nothing to check
-    check_lease(msgspec.structs.replace(order, resume_before_ns=now_ns() + 10**9))
+    check_lease(lease_of(order), "edge-2")  # not frozen: nothing to check
+    check_lease(lease_of(msgspec.structs.replace(order, resume_before_ns=now_ns() + 10**9)), "edge-2")
     with pytest.raises(MigrationError, match="too late to edge-2"):
-        check_lease(msgspec.structs.replace(order, resume_before_ns=now_ns() - 1))
+        check_lease(lease_of(msgspec.structs.replace(order, resume_before_ns=now_ns() - 1)), "edge-2")
 
 
 def test_engines_are_named_as_on_the_command_line() -> None:

@@ -24,9 +24,11 @@ from quicferry.migration.control import Abort, Freeze, Resume
 from quicferry.migration.criu.command import Criu
 from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, Unpacker, record
 from quicferry.migration.criu.packing import Packer, unpack
+from quicferry.migration.criu.received import ReceivedFiles
 from quicferry.migration.engines.base import EngineContext
 from quicferry.migration.engines.criu.rounds import closing_records, why_stop
 from quicferry.migration.order import MoveOrder, check_lease
+from quicferry.units import NS_PER_MS, now_ns
 
 STOPPED_S = 1.0  # for a process that got SIGSTOP to stand still
 POLL_S = 0.0005
@@ -66,6 +68,7 @@ class CriuEngine:
         self._clearing: asyncio.Task[None] | None = None
         self._made: Held | None = None
         self._rounds = 0  # of pre-copy, sent in this move
+        self._received = ReceivedFiles()  # of the present move, at the destination
 
     # both
 
@@ -89,6 +92,7 @@ class CriuEngine:
         """Wait for the last move's remains, clear them away, and warm CRIU up."""
         await self._settled()
         await self._forget()
+        self._received = ReceivedFiles()
         self._criu = self._tool()
         if self._clearing is not None:
             await self._clearing
@@ -223,7 +227,7 @@ class CriuEngine:
     async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
         """Unpack the images as they come, restore the process and give it Resume."""
         self._ready()
-        unpacker = Unpacker(self._outside, self._container.path("/"))
+        unpacker = Unpacker(self._outside, self._container.path("/"), self._received)
         await unpack(order.compression, unpacker, chunks)
         # Not to be cut off in the middle: a half-made process would be left behind.
         return await asyncio.shield(asyncio.create_task(self._bring_up(order, unpacker.manifest())))
@@ -237,8 +241,11 @@ class CriuEngine:
                 self._check_room(manifest)
                 # noted before CRIU runs: should the restore fail half-way, there is something to undo
                 self._made = Held(order.epoch, manifest.pid)
+                pages: asyncio.Task[None] | None = None
                 try:
+                    pages = await self._check_received(detail)
                     await self._make_process(order, manifest, detail)
+                    await pages
                     # CRIU restores a process in the state in which it was dumped
                     if manifest.stopped:
                         await self._container.signal(self._pid_of(manifest), signal.SIGCONT)
@@ -247,9 +254,31 @@ class CriuEngine:
                     answer = await self._resume(order)
                     await self._brought_up(order, manifest)
                 except BaseException:
+                    if pages is not None:
+                        pages.cancel()
                     await self._unmake()
                     raise
+                finally:
+                    self._received = ReceivedFiles()
         return answer
+
+    async def _check_received(self, detail: dict[str, Any]) -> asyncio.Task[None]:
+        """Check that what was received is still what it was. Raises ``MigrationError``.
+
+        All that CRIU acts upon is checked when this returns. The contents of the memory, which CRIU only
+        copies, are checked by the task that is returned, at the same time as they are restored: to be
+        awaited before the process gets Resume, up to which it is frozen and says nothing.
+        """
+        received = self._received
+        large = [path for path in received.paths if path.name.startswith("pages-")]
+        await asyncio.to_thread(received.check, [path for path in received.paths if path not in large])
+
+        async def check_pages() -> None:
+            began_ns = now_ns()
+            checked_bytes = await asyncio.to_thread(received.check, large)
+            detail["checked"] = {"bytes": checked_bytes, "ms": round((now_ns() - began_ns) / NS_PER_MS, 3)}
+
+        return asyncio.create_task(check_pages())
 
     def _check_room(self, manifest: CheckpointManifest) -> None:
         """Raise ``MigrationError`` when another process is in the way of the restore."""
@@ -272,7 +301,7 @@ class CriuEngine:
         # the last moment at which nothing has answered a client yet: afterwards there is no way back
         if order.epoch in self._abandoned:
             raise MigrationError(f"the move of epoch {order.epoch} was called off")
-        check_lease(order)
+        check_lease(self._context.lease_of(order), order.destination)
         self._context.before_resume()
         resume = Resume(
             epoch=order.epoch,
@@ -280,6 +309,7 @@ class CriuEngine:
             strategy=order.strategy,
             server_first=order.server_first,
             service=order.service,
+            lease=self._context.lease_of(order),
         )
         return await self._context.control.ask(resume, order.deadlines.restore_s)
 
@@ -355,7 +385,7 @@ class CopiesInRounds(CriuEngine):
     async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
         """Write the rounds to where the last image will find them."""
         self._ready()
-        unpacker = Unpacker(self._outside, self._container.path("/"))
+        unpacker = Unpacker(self._outside, self._container.path("/"), self._received)
         await unpack(order.compression, unpacker, chunks)
         manifest = unpacker.manifest()
         if manifest.epoch != order.epoch:

@@ -1,0 +1,131 @@
+"""What was received is checked again when it is about to be read; links of a container are not followed."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path, PurePosixPath
+
+import msgspec
+import pytest
+
+from quicferry.errors import MigrationError
+from quicferry.migration.container.beneath import open_beneath, remove_beneath
+from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, Unpacker, record
+from quicferry.migration.criu.received import BLOCK_BYTES, ReceivedFiles
+
+MANIFEST = CheckpointManifest(epoch=1, pid=10_000, files=[])
+NAMES = ("pages-1.img", "core-1.img", "round-0/pages-1.img", "empty.img")
+
+
+def received(tmp_path: Path) -> tuple[ReceivedFiles, dict[str, Path]]:
+    """Files of several sizes, written as a transfer writes them."""
+    root = tmp_path / "host"
+    images = root / "run" / "images"
+    images.mkdir(parents=True)
+    draw = random.Random(7)
+    contents = dict(zip(NAMES, (2 * BLOCK_BYTES + 4321, 700, BLOCK_BYTES, 0), strict=True))
+    records = []
+    for name, size in contents.items():
+        data = draw.randbytes(size)
+        cuts = [data[start : start + 300_000] for start in range(0, size, 300_000)] or [b""]
+        records += [record(RecordKind.IMAGE, name, piece) for piece in cuts]
+    records += [
+        record(RecordKind.MANIFEST, "", msgspec.json.encode(MANIFEST)),
+        record(RecordKind.END, "", b""),
+    ]
+    files = ReceivedFiles()
+    reader = Unpacker(images, root, files)
+    stream = b"".join(records)
+    for start in range(0, len(stream), 100_003):
+        reader.feed(stream[start : start + 100_003])
+    return files, {name: images / name for name in NAMES}
+
+
+def test_what_nobody_touched_passes(tmp_path: Path) -> None:
+    files, paths = received(tmp_path)
+    assert files.check() == sum(path.stat().st_size for path in paths.values())
+    assert set(files.paths) == set(paths.values())
+    assert files.check([paths["core-1.img"]]) == 700
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_one_changed_bit_anywhere_is_found(tmp_path: Path, name: str) -> None:
+    files, paths = received(tmp_path)
+    path = paths[name]
+    size = path.stat().st_size
+    for place in (0, size // 2, size - 1, min(BLOCK_BYTES, size) - 1):
+        with path.open("r+b") as file:
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 0x10]))
+        with pytest.raises(MigrationError, match=rf"{path.name} is not what was received"):
+            files.check()
+        with path.open("r+b") as file:
+            file.seek(place)
+            file.write(bytes([byte]))
+        files.check()
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "gone"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_of_another_size_is_found(tmp_path: Path, name: str, change: str) -> None:
+    files, paths = received(tmp_path)
+    path = paths[name]
+    if change == "gone":
+        path.unlink()
+    elif change == "longer":
+        with path.open("ab") as file:
+            file.write(b"x")
+    elif path.stat().st_size:
+        os.truncate(path, path.stat().st_size - 1)
+    else:
+        return
+    with pytest.raises(MigrationError):
+        files.check()
+
+
+# --- links that a container has made ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inside", ["run/link/file", "run/deep/link/file", "run/final"])
+def test_no_link_is_followed(tmp_path: Path, inside: str) -> None:
+    """The directory, a directory in the middle, or the file itself is a link to somewhere else."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    (root / "run" / "deep").mkdir(parents=True)
+    elsewhere.mkdir()
+    secret = elsewhere / "file"
+    secret.write_text("of the host")
+    (root / "run" / "link").symlink_to(elsewhere)
+    (root / "run" / "deep" / "link").symlink_to(elsewhere)
+    (root / "run" / "final").symlink_to(secret)
+    with pytest.raises(MigrationError, match="is not followed"):
+        os.close(open_beneath(root, PurePosixPath(inside), os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+    assert secret.read_text() == "of the host"
+    if inside == "run/final":
+        remove_beneath(root, PurePosixPath(inside))  # the link, not what it leads to
+        assert not (root / "run" / "final").is_symlink()
+    assert secret.read_text() == "of the host"
+
+
+def test_a_checkpoint_does_not_write_through_links(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    (root / "run").mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "log").write_text("of the host")
+    (root / "run" / "state").symlink_to(elsewhere)
+    reader = Unpacker(root / "run" / "state" / "criu", root)
+    with pytest.raises(MigrationError, match="is not followed"):
+        reader.feed(record(RecordKind.IMAGE, "core-1.img", b"data"))
+    (root / "run" / "service").symlink_to(elsewhere)
+    reader = Unpacker(root / "run" / "images", root)
+    with pytest.raises(MigrationError, match="is not followed"):
+        reader.feed(record(RecordKind.FILE, "/run/service/log", b"data"))
+    assert [path.name for path in elsewhere.iterdir()] == ["log"]
+    assert (elsewhere / "log").read_text() == "of the host"
+
+
+def test_a_path_that_leads_out(tmp_path: Path) -> None:
+    with pytest.raises(MigrationError, match="leads out of the container"):
+        open_beneath(tmp_path, PurePosixPath("run/../../etc/passwd"), os.O_RDONLY)
