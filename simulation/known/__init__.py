@@ -84,14 +84,6 @@ KNOWN: tuple[KnownFault, ...] = (
         "state-forked",
     ),
     KnownFault(
-        "relay-makes-the-client-raise",
-        "protocol",
-        "raised:LocalError:feed",
-        95,
-        "a relay's path is validated and silence sends the client probing again: the switch then raises",
-        "raised:LocalError:feed",
-    ),
-    KnownFault(
         "relay-draws-while-nobody-serves",
         "protocol",
         "drawn-away:had-moved",
