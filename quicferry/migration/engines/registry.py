@@ -187,8 +187,9 @@ def runs_in_oci(engine: str) -> bool:
 
 
 def implementation_of(order: MoveOrder) -> str:
-    """The name by which ``create`` finds the engine of this order."""
-    by_criu = get(order.engine).memory_by(order.memory_by) == "criu"
+    """The name by which ``create`` finds the engine of this order; that says so when there is none."""
+    entry = engines().get(order.engine)
+    by_criu = entry is not None and entry.memory_by(order.memory_by) == "criu"
     return order.engine + BY_CRIU if by_criu else order.engine
 
 
