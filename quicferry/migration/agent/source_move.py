@@ -52,6 +52,7 @@ LEAST_S = 0.001  # nobody answers within less
 #: After the lease, before the server here goes on. By then the kernel has ended a server that did not hold
 #: itself back (``serving_lease.KILL_AFTER_NS``, 0.3 s).
 FENCE_MARGIN_S = 0.5
+BRING_BACK_S = 10.0  # nobody else serves meanwhile, nor ever will in this epoch
 LEASE_S = 3.0  # the destination may resume for so long after this side was heard last
 RENEWALS = 4  # of a lease before it would end
 OWN_SERVER_S = 0.5  # for the server here to say whether it serves
@@ -411,13 +412,13 @@ class SourceMove:
         telling = asyncio.get_running_loop().create_task(self._tell_abort(reason))
         try:
             if self._touched:
-                async with asyncio.timeout(order.deadlines.restore_s):
-                    if self._host.address is not None:
-                        # before the server resumes: its first datagram needs the address, and the routers
-                        # heed a larger number only; the destination announced with 2 * epoch
+                if self._host.address is not None:
+                    # before the server resumes: its first datagram needs the address, and the routers
+                    # heed a larger number only; the destination announced with 2 * epoch
+                    async with asyncio.timeout(order.deadlines.restore_s):
                         await self._host.address.take()
-                        self._host.address.announce(2 * order.epoch + 1)
-                    await self._engine.resume_source(order, reason)
+                    self._host.address.announce(2 * order.epoch + 1)
+                await self._bring_back(reason)
             self._take(Signal.SETTLED)
         except Exception as error:  # it must be told, not hidden: nobody serves
             self._take(Signal.FAILED)
@@ -431,6 +432,24 @@ class SourceMove:
             peer = self._order.destination
             failure = MigrationError(f"{describe(failure)}; {peer}: {self._why_not}")
         return failure
+
+    async def _bring_back(self, reason: str) -> None:
+        """Have the engine bring the server back, again and again if need be.
+
+        What stands in the way may pass: the server cannot lift its fence while its disk is full.
+        """
+        loop, limit_s = asyncio.get_running_loop(), self._order.deadlines.restore_s
+        last_s = loop.time() + max(limit_s, BRING_BACK_S)
+        while True:
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self._engine.resume_source(self._order, reason)
+                return
+            except Exception:
+                # a server that is dead does not come back by being asked again
+                if self._host.container.service_pid is None or loop.time() >= last_s:
+                    raise
+                await asyncio.sleep(ASK_AGAIN_S)
 
     async def _tell_abort(self, reason: str) -> None:
         """Tell the destination to free what it prepared, which decides nothing any more."""
