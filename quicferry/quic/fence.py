@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from quicferry.errors import FencedError, MigrationError
+from quicferry.errors import UNDECODABLE, FencedError, MigrationError
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,7 +130,7 @@ class Fence:
             return msgspec.json.decode(self._path.read_bytes(), type=Record)
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             self._damage = str(error)
             return None
 

@@ -28,7 +28,7 @@ import msgspec
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
-from quicferry.errors import MigrationError
+from quicferry.errors import UNDECODABLE, MigrationError
 from quicferry.quic import image
 from quicferry.quic._aioquic import lease, state
 from quicferry.quic._aioquic.lease import ABORT_GAP, PACKET_NUMBER_LEASE
@@ -215,5 +215,5 @@ def _open_up(magic: bytes, data: bytes, decoder: msgspec.msgpack.Decoder[_Conten
         raise MigrationError("the hand-off data are damaged: their digest does not match")
     try:
         return decoder.decode(payload)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise MigrationError(f"the hand-off data cannot be read: {error}") from None

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from quicferry.errors import MigrationError
+from quicferry.errors import UNDECODABLE, MigrationError
 from quicferry.migration.container.beneath import directory_beneath, open_beneath, remove_beneath
 from quicferry.migration.criu.received import ReceivedFiles
 
@@ -108,7 +108,7 @@ class Unpacker:
             raise MigrationError("the checkpoint is cut off", hint="the source stopped sending it")
         try:
             manifest = msgspec.json.decode(self._manifest_bytes, type=CheckpointManifest)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise MigrationError(f"the checkpoint has no readable manifest: {error}") from error
         if manifest.format_version != FORMAT_VERSION:
             raise MigrationError(
@@ -140,12 +140,14 @@ class Unpacker:
             wanted += LENGTH.unpack_from(self._buffer)[0]
             if wanted > MAX_HEADER_BYTES:
                 raise MigrationError("the checkpoint is damaged: a record's header is too long")
+            if wanted == LENGTH.size:
+                raise MigrationError("the checkpoint is damaged: a record's header is empty")
         missing = wanted - len(self._buffer)
         self._buffer += view[:missing]
         if len(self._buffer) == wanted > LENGTH.size:
             try:
                 header = msgspec.msgpack.decode(memoryview(self._buffer)[LENGTH.size :], type=Header)
-            except msgspec.DecodeError as error:
+            except UNDECODABLE as error:
                 raise MigrationError(f"the checkpoint is damaged: {error}") from error
             self._buffer.clear()
             self._begin(header)
@@ -156,6 +158,8 @@ class Unpacker:
         self._records += 1
         if self._records > MAX_RECORDS:
             raise MigrationError(f"the checkpoint has more than {MAX_RECORDS} records")
+        if header.size < 0:
+            raise MigrationError(f"the checkpoint is damaged: a record of {header.size} bytes")
         if header.kind is RecordKind.END:
             self._complete = True
         elif header.size:

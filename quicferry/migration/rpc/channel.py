@@ -19,7 +19,7 @@ from typing import Any, Generic, Self, TypeVar
 import grpc
 import msgspec
 
-from quicferry.errors import FencedError, FerryError, InvalidInput, MigrationError, Unsupported
+from quicferry.errors import UNDECODABLE, FencedError, FerryError, InvalidInput, MigrationError, Unsupported
 from quicferry.migration.rpc.credentials import Identity
 from quicferry.model import Endpoint
 
@@ -121,8 +121,16 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def _decoder(kind: Any) -> Callable[[bytes], Any]:
-    """A decoder from MessagePack for that type."""
-    return msgspec.msgpack.Decoder(kind).decode
+    """A decoder from MessagePack for that type; it raises ``msgspec.DecodeError`` and nothing else."""
+    decoder = msgspec.msgpack.Decoder(kind)
+
+    def decode(data: bytes) -> Any:
+        try:
+            return decoder.decode(data)
+        except UNDECODABLE as error:
+            raise msgspec.DecodeError(str(error)) from error
+
+    return decode
 
 
 def address_of(endpoint: Endpoint) -> str:
