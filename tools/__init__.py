@@ -1,1 +1,1 @@
-"""Programs for those who work on the project: pages made from the code, pictures of tables, counts, the lock file."""
+"""Programs for those who work on the project: pages made from code, pictures of tables, counts."""

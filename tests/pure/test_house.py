@@ -1,4 +1,4 @@
-"""The house as CONTRIBUTING.md tells it: maps in all folders, rooms that can be taken in, tables that are complete."""
+"""The house as CONTRIBUTING.md tells it: maps in all folders, rooms to be taken in, complete tables."""
 
 from __future__ import annotations
 
