@@ -18,7 +18,15 @@ from quicferry.analysis.endpoint_split import EndpointSplit
 from quicferry.analysis.metrics import Metrics, measure
 from quicferry.analysis.repeated_moves import add_moves, measure_all
 from quicferry.analysis.statistics import summarise
-from quicferry.analysis.verdict import check_edges, fail, judge_faults, node_of, served_by, service_port
+from quicferry.analysis.verdict import (
+    check_edges,
+    fail,
+    judge_faults,
+    node_of,
+    served_by,
+    service_port,
+    where_packets_were_sent,
+)
 from quicferry.capture.clock import ClockConversion, clock_warning
 from quicferry.capture.pcap import read_datagrams
 from quicferry.capture.quic import Decryptor, TrafficTable, read_keylog
@@ -104,7 +112,7 @@ def analyse(run_dir: Path) -> Analysis:
                 f"{traffic.undecrypted} packets of the client's capture could not be decrypted"
             )
         edges = check_edges(paths, manifest, traffic, convert, result)
-        result.served_by = served_by([traffic.frame, *edges], events, manifest)
+        result.served_by = served_by(where_packets_were_sent(traffic.frame, edges), events, manifest)
         judge_faults(result, manifest, events)
     except FerryError as error:
         fail(result, str(error), error.hint)

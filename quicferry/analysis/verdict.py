@@ -17,14 +17,28 @@ from quicferry.events import Event
 from quicferry.record import PLACE_BY_SERVER, Manifest, RunPaths, RunResult
 from quicferry.units import NS_PER_MS
 
+EDGES = 2  # source and destination
+
+
+def where_packets_were_sent(client: pl.DataFrame, edges: list[pl.DataFrame]) -> list[pl.DataFrame]:
+    """The captures that tell when a server sent: those of both edges, else the client's as well.
+
+    At the client a packet of the source may come late without a second server: what stood in the queue of a
+    slow access link was sent before the move.
+    """
+    if len(edges) < EDGES:
+        return [client, *edges]
+    # in an edge's capture all counts as repeated that the client's has shown before: here it is the original
+    return [edge.with_columns(repeated=pl.lit(value=False)) for edge in edges]
+
 
 def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manifest) -> str | None:
     """Which edge served at the end: ``source``, ``destination``, ``both`` or ``none``.
 
-    It is the edge that sent new packets to the client after the last move had ended, by the captures of
-    client and edges, so that a server whose packets are lost on the way counts too. Packets already in
-    flight are left out: one round-trip time, as asked. None when the run never came to a move, and where
-    the server's address does not tell its edge.
+    It is the edge that sent new packets to the client after the last move had ended, by the captures that
+    ``where_packets_were_sent`` returns, so that a server whose packets are lost on the way counts too.
+    Packets already in flight are left out: one round-trip time, as asked. None when the run never came to a
+    move, and where the server's address does not tell its edge.
     """
     if manifest.place_by != PLACE_BY_SERVER:
         return None

@@ -7,7 +7,7 @@ import pytest
 
 import topologies
 from quicferry.analysis.repeated_moves import usage, usage_growth, windows
-from quicferry.analysis.verdict import served_by
+from quicferry.analysis.verdict import served_by, where_packets_were_sent
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.events import Event
 from quicferry.record import Manifest, Usage
@@ -106,3 +106,18 @@ def test_what_grew(after: tuple[int, int], words: list[str]) -> None:
     found = usage_growth([held])
     assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))
+
+
+def test_what_stood_in_a_queue_is_no_second_server() -> None:
+    """A slow link gives the source's last packets to the client when the destination serves already."""
+
+    def judged(*edges: pl.DataFrame) -> str | None:
+        client = packets((150, DESTINATION), (151, SOURCE))
+        return served_by(where_packets_were_sent(client, list(edges)), ENDED, MANIFEST)
+
+    # the client's capture is read first: what it has shown counts as repeated in the others
+    before, after = packets((60, SOURCE), repeated=True), packets((150, SOURCE), repeated=True)
+    destination = packets((150, DESTINATION), repeated=True)
+    assert judged(before, destination) == "destination"
+    assert judged(after, destination) == "both"
+    assert judged(destination) == "both"  # the source's capture is missing: the client's decides
