@@ -38,6 +38,11 @@ CLOSE_TCP = "--tcp-close"
 #: Connections live on, too: for an address that moves with the process.
 KEEP_TCP = "--tcp-established"
 
+#: A connection that waits in a listener's queue cannot be dumped, and the frozen server takes none out of it.
+#: It is left out: its client hears so from the destination's kernel and connects again. Without this option
+#: the whole dump fails.
+SKIP_QUEUED_TCP = "--skip-in-flight"
+
 #: What a dump with lazy pages waits for before it ends: that its page server is told to close. The
 #: rest of the request is without meaning; it is as long as the longest form there is (CRIU 4.2).
 CLOSE_PAGE_SERVER = struct.pack("<I28x", 0x1023)  # PS_IOV_CLOSE
@@ -137,7 +142,7 @@ class Criu:
         """The arguments to dump a process and leave it stopped: then it can go on if the move fails."""
         return [
             *(str(self.program), "dump", "-t", str(pid), "-D", str(images), "-o", "dump.log"),
-            *("--leave-stopped", *self._common),
+            *("--leave-stopped", SKIP_QUEUED_TCP, *self._common),
         ]
 
     def restore_argv(self, images: Path) -> list[str]:

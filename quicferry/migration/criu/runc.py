@@ -20,9 +20,12 @@ def criu_config(*, keep_tcp: bool) -> str:
     """CRIU's options that runc has no option for (criu(8), configuration files), for dump and restore.
 
     Without ``network-lock skip`` a rule that drops all packets stays in the edge host's network, as
-    the container is left there until the move is decided.
+    the container is left there until the move is decided. ``skip-in-flight`` is explained at
+    ``command.SKIP_QUEUED_TCP``.
     """
-    return "network-lock skip\nfile-validation filesize\n" + ("" if keep_tcp else "tcp-close\n")
+    return "network-lock skip\nfile-validation filesize\nskip-in-flight\n" + (
+        "" if keep_tcp else "tcp-close\n"
+    )
 
 
 class Runc(Criu):

@@ -77,7 +77,7 @@ def test_what_the_container_has_for_itself_cannot_come_from_outside(path):
 
 def test_criu_is_told_what_runc_has_no_option_for():
     assert criu_config(keep_tcp=False).splitlines() == [
-        "network-lock skip", "file-validation filesize", "tcp-close",
+        "network-lock skip", "file-validation filesize", "skip-in-flight", "tcp-close",
     ]  # fmt: skip
     assert "tcp" not in criu_config(keep_tcp=True)
 
