@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -246,3 +246,14 @@ async def world(directory: Path) -> AsyncIterator[World]:
 
 class Injected(MigrationError):
     """A failure that a test wanted."""
+
+
+def go(directory: Path, story: Callable[[World], Awaitable[None]]) -> None:
+    """Play a story with two agents; two servers at one time end it as a failure."""
+
+    async def run() -> None:
+        async with world(directory) as made:
+            await asyncio.wait_for(story(made), 90)
+            assert not made.service.ever_two
+
+    asyncio.run(run())

@@ -445,7 +445,7 @@ class SourceMove:
                 async with asyncio.timeout(limit_s):
                     await self._engine.resume_source(self._order, reason)
                 return
-            except Exception:
+            except Exception:  # whatever an engine raises, the server is to be brought back
                 # a server that is dead does not come back by being asked again
                 if self._host.container.service_pid is None or loop.time() >= last_s:
                     raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,8 @@ from quicferry.migration.rpc.messages import (
 from quicferry.migration.states import Step
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
-from tests.migration_support import Injected, World, world
+from tests.migration_support import Injected, World, go
 from tests.waiting import eventually
-
-
-def go(directory: Path, story: Callable[[World], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with world(directory) as made:
-            await asyncio.wait_for(story(made), 90)
-            assert not made.service.ever_two
-
-    asyncio.run(run())
 
 
 def at(phase: str, error: Exception | None = None) -> Callable[[str], Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -36,15 +34,7 @@ from quicferry.migration.rpc.messages import (
     StopService,
 )
 from quicferry.model import Endpoint
-from tests.migration_support import World, world
-
-
-def go(directory: Path, story: Callable[[World], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with world(directory) as made:
-            await asyncio.wait_for(story(made), 90)
-
-    asyncio.run(run())
+from tests.migration_support import World, go
 
 
 def client(w: World, name: str, edge: str = "edge-2", identity: Identity | None = None) -> RpcClient:

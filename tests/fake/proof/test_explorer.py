@@ -9,24 +9,8 @@ from proof.explore import __main__ as explore
 from proof.explore.command import accepted
 from proof.explore.findings import Finding, KnownFault
 from proof.explore.judge import Observation
-from quicferry.record import RunResult
+from tests.explored import GOOD
 
-GOOD = RunResult(
-    outcome="succeeded",
-    strategy="proactive-explicit",
-    engine="handoff",
-    seed=1,
-    service_migration_time_ms=13.0,
-    log_service_migration_time_ms=13.0,
-    container_downtime_ms=4.0,
-    connection_overhead_ms=12.0,
-    requests_sent=10,
-    requests_lost=0,
-    requests_duplicated=0,
-    bytes_verified=100,
-    state_ok=True,
-    served_by="destination",
-)
 LATER = float("inf")
 
 

@@ -13,24 +13,8 @@ import pytest
 from proof.explore.judge import complaints
 from proof.explore.perform import perform
 from quicferry.emulation.sandbox.ownership import RUN_TAG
-from quicferry.record import RunResult
+from tests.explored import GOOD
 
-RESULT = RunResult(
-    outcome="succeeded",
-    strategy="proactive-explicit",
-    engine="handoff",
-    seed=1,
-    service_migration_time_ms=13.0,
-    log_service_migration_time_ms=13.0,
-    container_downtime_ms=4.0,
-    connection_overhead_ms=12.0,
-    requests_sent=10,
-    requests_lost=0,
-    requests_duplicated=0,
-    bytes_verified=100,
-    state_ok=True,
-    served_by="destination",
-)
 #: what a run leaves when all is well, and then what the test adds
 SCRIPT = """
     import os, subprocess, sys, time
@@ -50,7 +34,7 @@ def command(tmp_path):
 
     def make(more: str = "", *, script: str = SCRIPT) -> Path:
         result = msgspec.json.encode(
-            msgspec.structs.replace(RESULT, run_dir=str(tmp_path / "runs" / "the-run"))
+            msgspec.structs.replace(GOOD, run_dir=str(tmp_path / "runs" / "the-run"))
         )
         path = tmp_path / "quicferry"
         text = textwrap.dedent(script).replace("{result!r}", repr(result.decode()))
