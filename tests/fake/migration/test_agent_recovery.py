@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,7 @@ from quicferry.migration.rpc.peer import PeerClient
 from quicferry.migration.states import Step
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
-from tests.migration_support import EDGES, QUICK, World, free_port, world
-
-
-def go(directory: Path, story: Callable[[World], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with world(directory) as made:
-            await asyncio.wait_for(story(made), 90)
-            assert not made.service.ever_two
-
-    asyncio.run(run())
+from tests.migration_support import EDGES, QUICK, World, free_port, go
 
 
 def stand_still_at(phase: str, reached: asyncio.Event) -> Callable[[str], Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,8 @@ from quicferry.migration.rpc.messages import AgentStatus, Outcome
 from quicferry.migration.serving_lease import KILL_AFTER_NS
 from quicferry.migration.states import Step
 from quicferry.units import NS_PER_S
-from tests.migration_support import World, world
+from tests.migration_support import World, go
 from tests.waiting import eventually
-
-
-def go(directory: Path, story: Callable[[World], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with world(directory) as made:
-            await asyncio.wait_for(story(made), 90)
-            assert not made.service.ever_two
-
-    asyncio.run(run())
 
 
 def fails_from(journal: Journal, step: Step) -> None:
