@@ -1,7 +1,7 @@
 """An asyncio event loop whose clock jumps: no wall clock, no socket, no thread.
 
-``BaseEventLoop`` asks its selector to wait until the next timer; the selector here turns the clock
-instead. Everything else (tasks, futures, timeouts, locks) is asyncio's own and runs unchanged. Work that
+``BaseEventLoop`` waits in a selector until the next timer; here the clock is turned instead. Everything
+else (tasks, futures, timeouts, locks) is asyncio's own and runs unchanged. Work that
 is given to a thread is done at once, in place.
 
 A callback belongs to the simulated process in whose context it was scheduled. That of a process that
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 START_S = 1000.0
 NS_PER_S = 1_000_000_000
+RESOLUTION_S = 1e-9  # a float's rounding at START_S is 1e-13
 
 
 class Owner(Protocol):
@@ -74,19 +75,6 @@ class Clock:
         return round(self.now_s * NS_PER_S)
 
 
-class _Jump:
-    """Stands where the selector is: waiting turns the clock."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise Deadlock("nothing is scheduled any more")
-        self._clock.now_s += timeout
-        return []
-
-
 class _Belongs(asyncio.Handle):
     """A callback that is run as its process's state allows."""
 
@@ -100,14 +88,9 @@ class _Belongs(asyncio.Handle):
 
 
 class _TimerBelongs(_Belongs, asyncio.TimerHandle):
-    """The same with a time; of two with the same time, the one that was set first comes first."""
+    """The same with a time."""
 
-    __slots__ = ("number",)
-    number: int
-
-    def __lt__(self, other: Any) -> bool:
-        mine, its = self.when(), other.when()
-        return mine < its or (mine == its and self.number < int(other.number))
+    __slots__ = ()
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -116,17 +99,42 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self, clock: Clock | None = None) -> None:
         super().__init__()
         self.clock = clock or Clock()
-        self._selector = _Jump(self.clock)
-        self._clock_resolution = 1e-9  # a float's rounding at START_S is 1e-13
         self._timers = 0
+        # (time, number, handle): of two with the same time, the one that was set first comes first
+        self._timed: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._nobody = contextvars.Context()
         self.kernel: Kernel | None = None  # what serves sockets, where the world has any
 
     def time(self) -> float:
         return self.clock.now_s
 
-    def _process_events(self, event_list: list[Any]) -> None:
-        """There are none: what comes from outside is scheduled as a callback."""
+    def _run_once(self) -> None:
+        """One round, as ``BaseEventLoop`` has it: wait for what is next, and run all that is due.
+
+        It waits by turning the clock. The queue of timers is compared by numbers, not by handles, which
+        is a tenth of a play's time.
+        """
+        timed, ready = self._timed, self._ready  # type: ignore[attr-defined]  # asyncio's own queue
+        while timed and timed[0][2].cancelled():
+            heapq.heappop(timed)
+        if not ready and not self._stopping:  # type: ignore[attr-defined]
+            if not timed:
+                raise Deadlock("nothing is scheduled any more")
+            self.clock.now_s = max(self.clock.now_s, timed[0][0])
+        end_s = self.clock.now_s + RESOLUTION_S
+        while timed and timed[0][0] < end_s:
+            ready.append(heapq.heappop(timed)[2])
+        for _ in range(len(ready)):  # what these schedule comes in the next round
+            handle = ready.popleft()
+            if not handle.cancelled():
+                handle._run()
+
+    def forget_timers(self) -> None:
+        """What was to come does not come any more."""
+        self._timed.clear()
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is passed over when its time has come."""
 
     def _write_to_self(self) -> None:
         """Nobody sleeps who would have to be woken."""
@@ -141,9 +149,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:
         timer = _TimerBelongs(when, callback, args, self, context)
         self._timers += 1
-        timer.number = self._timers
-        timer._scheduled = True  # type: ignore[attr-defined]
-        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        heapq.heappush(self._timed, (when, self._timers, timer))
         return timer
 
     def create_task(self, coro: Any, **keywords: Any) -> asyncio.Task[Any]:

@@ -152,7 +152,7 @@ def _bury(world: OwnershipWorld) -> None:
     loop = world.loop
     for process in world.processes:
         process.bury()
-    loop._scheduled.clear()  # type: ignore[attr-defined]  # what was to come does not come any more
+    loop.forget_timers()
     for _ in range(20):
         left = asyncio.all_tasks(loop)
         if not left:

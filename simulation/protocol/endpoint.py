@@ -66,12 +66,15 @@ class Endpoint:
             self._on_event(event)
 
     def _set_timer(self) -> None:
+        due = self.connection.get_timer()
+        when = None if due is None else max(due, self._loop.time()) + LATE_S
         if self._timer is not None:
+            if self._timer.when() == when:
+                return
             self._timer.cancel()
             self._timer = None
-        due = self.connection.get_timer()
-        if due is not None:
-            self._timer = self._loop.call_at(max(due, self._loop.time()) + LATE_S, self._due)
+        if when is not None:
+            self._timer = self._loop.call_at(when, self._due)
 
     def _due(self) -> None:
         self._timer = None

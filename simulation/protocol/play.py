@@ -56,7 +56,7 @@ def play(story: Story) -> History:
 def _end(loop: VirtualLoop) -> None:
     for task in asyncio.all_tasks(loop):
         task.cancel()
-    loop._scheduled.clear()  # type: ignore[attr-defined]  # what was to come does not come any more
+    loop.forget_timers()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
 

@@ -403,13 +403,15 @@ def frames(data: bytes, sender: Any) -> set[int]:
     crypto = sender._cryptos[tls.Epoch.ONE_RTT].send
     _, plain, _, _ = crypto.decrypt_packet(data, buf.tell(), sender._packet_number)
     types: set[int] = set()
-    body = Buffer(data=plain)
-    while not body.eof():
-        frame_type = body.pull_uint_var()
+    body = plain
+    while body:
+        frame_type = Buffer(data=body[:8].ljust(8, b"\0")).pull_uint_var()
         types.add(frame_type)
-        if frame_type in _SIZED:
-            body.pull_bytes(8)
-        elif frame_type != 0:
+        if frame_type == 0:  # hundreds of them fill a probe up
+            body = body.lstrip(b"\0")
+        elif frame_type in _SIZED:
+            body = body[9:]  # a type of one byte and eight of data
+        else:
             break
     return types
 
