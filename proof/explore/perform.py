@@ -25,6 +25,7 @@ from quicferry.process import run
 from quicferry.record import RunPaths, RunResult
 
 PROGRAM = CHECKOUT / "bin" / "quicferry"
+SYSTEM = tuple(Path(name) for name in ("/dev", "/mnt", "/proc", "/run", "/sys", "/var"))
 TIMEOUT_S = 240.0
 GONE_S = 2.0  # after the command, its processes have so long to end
 
@@ -35,8 +36,8 @@ def perform(
     """Perform the line; its run directory stays in ``runs``. Raises ``Unsupported`` without the program."""
     runs.mkdir(parents=True, exist_ok=True)
     before = {path.name for path in runs.iterdir()}
-    mounts, interfaces = _mounts(), _interfaces()
     scratch = Path(tempfile.mkdtemp(prefix="explore-"))
+    mounts, interfaces = _mounts(runs, scratch), _interfaces()
     argv: list[str | Path] = [program, "run", *words(values), "--json", "--runs", runs]
     begun, cpu = time.monotonic(), _children_s()
     try:
@@ -48,7 +49,7 @@ def perform(
     made = [runs / name for name in sorted({path.name for path in runs.iterdir()} - before)]
     left = [
         *_processes(made),
-        *(f"the mount {each}" for each in sorted(_mounts() - mounts)),
+        *(f"the mount {each}" for each in sorted(_mounts(runs, scratch) - mounts)),
         *(f"the interface {each}" for each in sorted(_interfaces() - interfaces)),
         *(f"the file {path.name} among the temporary files" for path in sorted(scratch.iterdir())),
         *(f"the directory {path.name}" for path in made if path.name.endswith(PARTIAL_SUFFIX)),
@@ -92,9 +93,15 @@ def _processes(made: Iterable[Path]) -> list[str]:
         time.sleep(0.05)
 
 
-def _mounts() -> set[str]:
+def _mounts(*places: Path) -> set[str]:
+    """Mounts below folders that a run is given, or where the system keeps its own.
+
+    Others that use the machine mount in their temporary folders and checkouts, which says nothing of the run.
+    """
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return {line.split()[4] for line in lines}
+    below = (*(place.resolve() for place in places), CHECKOUT, *SYSTEM)
+    found = {line.split()[4] for line in lines}
+    return {mount for mount in found if any(Path(mount).is_relative_to(place) for place in below)}
 
 
 def _interfaces() -> set[str]:

@@ -38,7 +38,7 @@ from quicferry.migration.datagrams.waiting_room import readdress
 from quicferry.migration.journal import Journal
 from quicferry.migration.memory import pagemap
 from quicferry.migration.rpc import messages
-from quicferry.migration.rpc.channel import Duplex, Unary
+from quicferry.migration.rpc.channel import Duplex, Unary, decoder
 from quicferry.model import Endpoint
 from quicferry.quic.fence import Fence
 from quicferry.quic.snapshot import FORMAT_VERSION, restore_snapshot, unpack_bundle
@@ -95,10 +95,10 @@ def _snapshot_fields(data: bytes, scratch: Path) -> None:
     _snapshot(msgspec.msgpack.encode(replaced(_image(), data)), scratch)
 
 
-def _rpc() -> list[msgspec.msgpack.Decoder[Any]]:
+def _rpc() -> list[Callable[[bytes], Any]]:
     methods = [each for each in vars(messages).values() if isinstance(each, Unary | Duplex)]
     kinds = [kind for method in methods for kind in (method.request, method.answer)]
-    return [msgspec.msgpack.Decoder(kind) for kind in kinds]
+    return [decoder(kind) for kind in kinds]
 
 
 _RPC = _rpc()
@@ -106,7 +106,7 @@ _RPC = _rpc()
 
 def _message(data: bytes, _: Path) -> None:
     if data:
-        _RPC[data[0] % len(_RPC)].decode(data[1:])
+        _RPC[data[0] % len(_RPC)](data[1:])
 
 
 def _capture(path: Path) -> None:

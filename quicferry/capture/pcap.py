@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -57,8 +58,11 @@ def _read(path: Path, to_monotonic_ns: Callable[[int], int] | None) -> Iterator[
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(path.open("rb"))  # by us: scapy leaves it open when it is no capture
-            reader = RawPcapReader(file)  # type: ignore[arg-type] # its metaclass takes files too
-        except (OSError, Scapy_Exception, EOFError) as error:
+            # a map, whose ``read`` ends where the file does: scapy believes the length of a block, and a
+            # damaged one would have it ask for gibibytes
+            content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            reader = RawPcapReader(content)  # type: ignore[arg-type] # its metaclass takes files too
+        except (OSError, ValueError, Scapy_Exception, EOFError) as error:  # ValueError: an empty file
             raise CaptureError(
                 f"{path} is no readable capture: {error}", hint="was the run's capture started at all?"
             ) from error

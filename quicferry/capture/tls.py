@@ -210,7 +210,7 @@ class TlsStream:
     def _learn(self, message: bytes) -> None:
         if message[0] == _CLIENT_HELLO:
             self._secrets.random = message[6:38]
-        elif message[0] == _SERVER_HELLO:
+        elif message[0] == _SERVER_HELLO and len(message) > 38:  # strangers' bytes may look like one
             at = 39 + message[38]  # after the session ID
             self._secrets.suite = int.from_bytes(message[at : at + 2], "big")
         elif message[0] == _FINISHED:

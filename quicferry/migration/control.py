@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import msgspec
 
-from quicferry.errors import MigrationError
+from quicferry.errors import UNDECODABLE, MigrationError
 from quicferry.migration.memory.userfault_offer import offer
 from quicferry.migration.order import Lease
 from quicferry.migration.serving_lease import ServingLease
@@ -259,7 +259,7 @@ class ControlServer(asyncio.DatagramProtocol):
         """Carry out an order; a duplicate gets the answer of the first."""
         try:
             envelope = self._decoder.decode(data)
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             return
         if envelope.number in self._answers:
             known = self._answers[envelope.number]
@@ -316,8 +316,11 @@ class ControlClient(asyncio.DatagramProtocol):
         """Ignore that nobody listens yet: the order is repeated until its time is over."""
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        """Hand an answer to whoever waits for it."""
-        answer = msgspec.json.decode(data, type=Answer)
+        """Hand an answer to whoever waits for it; what is no answer is left out."""
+        try:
+            answer = msgspec.json.decode(data, type=Answer)
+        except UNDECODABLE:
+            return
         future = self._waiting.get(answer.number)
         if future is not None and not future.done():
             future.set_result(answer)

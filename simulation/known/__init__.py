@@ -126,6 +126,15 @@ KNOWN: tuple[KnownFault, ...] = (
         "hang:stalled:",
     ),
     KnownFault(
+        "no-spare-id-after-a-fence",
+        "protocol",
+        "hang:no-id-left:reactive-explicit:fenced",
+        476,
+        "a client spends its connection IDs on the addresses of a large pool while a relay draws it and a "
+        "fenced destination goes: none is left for the next move",
+        "hang:no-id-left:",
+    ),
+    KnownFault(
         "too-many-streams-after-a-fence",
         "ownership",
         "client-lost",

@@ -49,9 +49,15 @@ def open_beneath(root: Path, inside: PurePosixPath, flags: int, mode: int = 0o60
 
 
 def remove_beneath(root: Path, inside: PurePosixPath) -> None:
-    """Remove a file or link below ``root``; nothing when there is none. Raises as ``open_beneath``."""
+    """Remove a file or link below ``root``; nothing when there is none. Raises as ``open_beneath``.
+
+    A directory in its place is a ``MigrationError``.
+    """
     with suppress(FileNotFoundError), directory_beneath(root, inside.parent) as parent:
-        os.unlink(inside.name, dir_fd=parent)
+        try:
+            os.unlink(inside.name, dir_fd=parent)
+        except IsADirectoryError as error:
+            raise MigrationError(f"{inside} is a directory, and no file can be put there") from error
 
 
 def _parts(inside: PurePosixPath) -> tuple[str, ...]:

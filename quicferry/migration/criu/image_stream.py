@@ -24,6 +24,7 @@ from quicferry.migration.criu.received import ReceivedFiles
 
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 64 * 1024
+NAME_MAX_BYTES = 255  # NAME_MAX of limits.h: what one step of a path may have
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_RECORDS = 10_000_000  # a terabyte of memory in pieces of 256 KiB, and as many files
 LENGTH = struct.Struct(">I")
@@ -183,6 +184,8 @@ class Unpacker:
     def _target(self, header: Header) -> Path:
         """The file that a record may write. Raises ``MigrationError`` for any other."""
         parts = header.name.split("/")
+        if "\0" in header.name or any(len(part.encode()) > NAME_MAX_BYTES for part in parts):
+            raise MigrationError(f"the checkpoint names a file that cannot be: {header.name[:40]!r}…")
         if header.kind is RecordKind.IMAGE and IMAGE_NAME.fullmatch(header.name):
             return self._images / header.name
         inside = parts[:2] == ["", "run"] and len(parts) > 2 and not {"", ".", ".."} & set(parts[2:])

@@ -27,6 +27,10 @@ PAGE_BYTES = 4096
 MAGIC = struct.pack("<II", 0x54564319, 0x56084025)  # IMG_COMMON_MAGIC, PAGEMAP_MAGIC
 SIZE = struct.Struct("<I")
 
+#: What an image may describe: 57 bits of addresses (five-level paging), and 64 GiB of pages.
+MOST_ADDRESS = 1 << 57
+MOST_PAGES = 1 << 24
+
 Pages = NDArray[np.int64]  # sorted page numbers
 NO_PAGES: Pages = np.empty(0, np.int64)
 
@@ -154,6 +158,9 @@ def decode(image: bytes) -> PageMap:
         messages = _messages(image)
         head = next(messages, {})
         entries = [_entry(fields) for fields in messages]
+        pages = sum(entry.length for entry in entries)
+        if pages > MOST_PAGES:
+            raise ValueError(f"{pages} pages are more than {MOST_PAGES}")
     except (IndexError, ValueError, KeyError) as error:
         raise MigrationError(f"a pagemap image of CRIU is damaged: {error}") from error
     return PageMap(head.get(1, 0), entries)
@@ -164,6 +171,8 @@ def _entry(fields: dict[int, int]) -> PagemapEntry:
     address, count = fields[1], fields.get(5) or fields[2]
     if address % PAGE_BYTES:
         raise ValueError(f"an address within a page: {address:#x}")
+    if address + count * PAGE_BYTES > MOST_ADDRESS:
+        raise ValueError(f"{count} pages at {address:#x} are beyond all addresses")
     # before flags there was a boolean: in the parent or not
     known = fields.get(4)
     flags = Flag(known) if known is not None else Flag.PARENT if fields.get(3) else Flag.PRESENT

@@ -120,13 +120,13 @@ DuplexHandler = Callable[[AsyncIterator[Any], Callable[[Any], Awaitable[None]], 
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def _decoder(kind: Any) -> Callable[[bytes], Any]:
+def decoder(kind: Any) -> Callable[[bytes], Any]:
     """A decoder from MessagePack for that type; it raises ``msgspec.DecodeError`` and nothing else."""
-    decoder = msgspec.msgpack.Decoder(kind)
+    plain = msgspec.msgpack.Decoder(kind)
 
     def decode(data: bytes) -> Any:
         try:
-            return decoder.decode(data)
+            return plain.decode(data)
         except UNDECODABLE as error:
             raise msgspec.DecodeError(str(error)) from error
 
@@ -221,7 +221,7 @@ class RpcServer:
                 return None
 
         self._handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-            serve, _decoder(method.request), _encode
+            serve, decoder(method.request), _encode
         )
 
     def duplex(
@@ -243,7 +243,7 @@ class RpcServer:
                 await _refuse(context, error)
 
         self._handlers[method.name] = grpc.stream_stream_rpc_method_handler(
-            serve, _decoder(method.request), _encode
+            serve, decoder(method.request), _encode
         )
 
     def _allow(self, method: str, callers: Collection[str] | None) -> frozenset[str]:
@@ -391,7 +391,7 @@ class RpcClient:
         """
         if method.name not in self._calls:
             self._calls[method.name] = self._channel.unary_unary(
-                f"/{SERVICE}/{method.name}", _encode, _decoder(method.answer)
+                f"/{SERVICE}/{method.name}", _encode, decoder(method.answer)
             )
         try:
             answer = await self._calls[method.name](
@@ -405,7 +405,7 @@ class RpcClient:
         """Open a stream that lives at most ``timeout_s``, and as much longer as its path takes."""
         if method.name not in self._calls:
             self._calls[method.name] = self._channel.stream_stream(
-                f"/{SERVICE}/{method.name}", _encode, _decoder(method.answer)
+                f"/{SERVICE}/{method.name}", _encode, decoder(method.answer)
             )
         call = self._calls[method.name](timeout=timeout_s + self.way_s)
         return DuplexCall(call, method.name, self.peer)

@@ -18,7 +18,7 @@ from aioquic.quic.connection import (
     QuicConnectionState,
     QuicNetworkPath,
 )
-from aioquic.quic.crypto import CryptoContext, apply_key_phase
+from aioquic.quic.crypto import CIPHER_SUITES, CryptoContext, apply_key_phase
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
@@ -35,6 +35,8 @@ from quicferry.quic._aioquic.state_capture import agreement
 from quicferry.quic.errors import LocalError
 
 _ONE_RTT = tls.Epoch.ONE_RTT
+#: of packets or connection IDs that an image may list one by one; what a connection keeps is far below
+MOST_NUMBERS = 1 << 20
 
 
 def blank(*, configuration: QuicConfiguration, build: Build) -> QuicConnection:
@@ -126,10 +128,13 @@ def _put_tls(connection: QuicConnection, moved: image.ConnectionImage) -> None:
 
 
 def _put_keys(connection: QuicConnection, keys: image.KeysImage) -> None:
+    suite: tls.CipherSuite | None
     try:
         suite = tls.CipherSuite(keys.cipher_suite)
     except ValueError:
-        raise MigrationError(f"cipher suite 0x{keys.cipher_suite:04x} is unknown here") from None
+        suite = None
+    if suite is None or suite not in CIPHER_SUITES:  # TLS has names for suites that QUIC has no use for
+        raise MigrationError(f"cipher suite 0x{keys.cipher_suite:04x} is unknown here")
     pair = connection._cryptos[_ONE_RTT]
     for context, first, current, phase in (
         (pair.send, keys.send_first_secret, keys.send_secret, keys.send_key_phase),
@@ -277,6 +282,8 @@ def _put_congestion(
     else:
         raise MigrationError("the image was made with another congestion controller")
     control._congestion_recovery_start_time = _since(moved.congestion_recovery_start_age_s, now)
+    if control.congestion_window <= 0:
+        raise MigrationError(f"the image has a congestion window of {control.congestion_window} bytes")
     monitor = control._rtt_monitor
     _put_plain(monitor, moved.rtt_monitor, fields.MONITOR_PLAIN)
     monitor._sample_time = _since(moved.rtt_monitor.sample_age_s, now)
@@ -311,4 +318,7 @@ def _make_ranges(moved: image.Ranges) -> RangeSet:
 
 
 def _numbers(moved: image.Ranges) -> set[int]:
+    count = sum(stop - start for start, stop in moved)
+    if count > MOST_NUMBERS:
+        raise MigrationError(f"the image has ranges of {count} numbers, more than {MOST_NUMBERS}")
     return {number for start, stop in moved for number in range(start, stop)}
