@@ -2,7 +2,8 @@
 
 ============= ==========================================================================
 ``capture``   dumpcap on the hosts of a run: ``CaptureSession``
-``pcap``      capture files to UDP and TCP payloads: ``read_datagrams``
+``files/``    capture files of every kind, block by block
+``pcap``      their UDP and TCP payloads: ``DatagramReader``, ``read_datagrams``
 ``clock``     the stamps of captures on the clock of the run
 ``quic/``     QUIC decrypted with the run's key log, as a data frame: ``Decryptor``, ``tabulate``
 ``tls``       TLS 1.3 over TCP, ``mptcp`` the data order of several subflows

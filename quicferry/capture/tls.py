@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from quicferry.capture.mptcp import DataPiece, Multipath
-from quicferry.capture.quic.keys import SUITES, KeyLog, expand_label
+from quicferry.capture.quic.keys import SUITES, KeyLog, aead_of, expand_label
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 RECORD_HEADER = 5
@@ -114,9 +113,9 @@ class _RecordKeys:
 
     def __init__(self, suite: int, secret: bytes) -> None:
         self._suite, self._secret = suite, secret
-        self._hash, length, is_chacha = SUITES[suite]
+        self._hash, length, _ = SUITES[suite]
         key = expand_label(self._hash, secret, b"key", length)
-        self._aead = ChaCha20Poly1305(key) if is_chacha else AESGCM(key)
+        self._aead = aead_of(suite, key)
         self._iv = int.from_bytes(expand_label(self._hash, secret, b"iv", 12), "big")
         self._number = 0
 
@@ -208,9 +207,9 @@ class TlsStream:
         return items
 
     def _learn(self, message: bytes) -> None:
-        if message[0] == _CLIENT_HELLO:
+        if message[0] == _CLIENT_HELLO and len(message) >= 38:
             self._secrets.random = message[6:38]
-        elif message[0] == _SERVER_HELLO and len(message) > 38:  # strangers' bytes may look like one
+        elif message[0] == _SERVER_HELLO and len(message) >= 39:
             at = 39 + message[38]  # after the session ID
             self._secrets.suite = int.from_bytes(message[at : at + 2], "big")
         elif message[0] == _FINISHED:

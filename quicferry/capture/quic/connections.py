@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Iterator
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from quicferry.capture.quic.frames import Frame
 from quicferry.capture.quic.headers import Space
@@ -15,7 +19,8 @@ from quicferry.capture.quic.keys import (
     PacketProtection,
     initial_secrets,
 )
-from quicferry.capture.quic.packets import Direction, ProtectedPacket
+from quicferry.capture.quic.packets import Direction, ProtectedPacket, Why
+from quicferry.capture.quic.versions import retry_key
 
 #: (space, direction) -> label in the key log
 LABELS = {
@@ -28,6 +33,10 @@ LABELS = {
 #: A capture that joins a connection late finds packet numbers by guesses this far apart: half of what a
 #: packet number of two bytes spans, so that each number is nearest to a guess (RFC 9000 §A.3).
 _HINT_STEP = 1 << 15
+_RETRY_TAG_BYTES = 16
+#: Of so many packets of a connection it is remembered, when memory is bounded, which nonces they used.
+_NONCES_REMEMBERED = 1 << 16
+_LONGEST_HELLO = 1 << 16
 _CLIENT_HELLO, _SERVER_HELLO = 1, 2
 
 
@@ -46,7 +55,7 @@ class CryptoStream:
 
     def add(self, offset: int, data: bytes) -> bytes:
         """Take in a frame; returns all bytes from the first on that have no hole."""
-        if len(data) > len(self._parts.get(offset, b"")):
+        if offset < _LONGEST_HELLO and len(data) > len(self._parts.get(offset, b"")):
             self._parts[offset] = data
         joined = b""
         for begin in sorted(self._parts):
@@ -59,7 +68,10 @@ class CryptoStream:
 class QuicConnection:
     """One connection. ``index`` numbers it in the order of its appearance, ``client`` is its endpoint."""
 
-    def __init__(self, index: int, client: str, version: int, keylog: KeyLog) -> None:
+    def __init__(
+        self, index: int, client: str, version: int, keylog: KeyLog, *, bounded: bool = False
+    ) -> None:
+        """``bounded``: remember the nonces of the newest packets only."""
         self.index = index
         self.client = client
         self.version = version
@@ -69,15 +81,20 @@ class QuicConnection:
         self._keylog = keylog
         self._hello = {direction: CryptoStream() for direction in Direction}
         self._protection: dict[tuple[Space, Direction, int], PacketProtection] = {}
-        #: (space, direction, key generation, packet number) -> digest of the packet that used them
-        self._used: dict[tuple[Space, Direction, int, int], bytes] = {}
+        self._retry = b""
+        self._bounded = bounded
+        #: (space, direction, key generation, packet number) -> digest of the packet that used them, and a
+        #: bit for each vantage point that saw it
+        self._used: dict[tuple[Space, Direction, int, int], tuple[bytes, int]] = {}
+        self.reset_tokens: dict[bytes, None] = {}
 
     def for_other_vantage(self) -> QuicConnection:
         """The same connection for another capture, which may see it from a later packet on."""
-        copy = QuicConnection(self.index, self.client, self.version, self._keylog)
+        copy = QuicConnection(self.index, self.client, self.version, self._keylog, bounded=self._bounded)
         copy.original_cid = self.original_cid
         copy.client_random, copy.suite = self.client_random, self.suite
         copy._used = dict(self._used)
+        copy.reset_tokens = dict(self.reset_tokens)
         copy.derive_keys()
         for key, protection in copy._protection.items():
             highest = self._protection[key].expected if key in self._protection else 0
@@ -134,14 +151,83 @@ class QuicConnection:
         protection = self._protection.get((packet.space, direction, packet.version))
         return protection.open(packet.data, packet.number_offset) if protection is not None else None
 
-    def note_nonce(self, packet: ProtectedPacket, direction: Direction, opened: Opened) -> tuple[bool, bool]:
-        """Whether the same packet was seen before, and whether another one used its key and number."""
+    def take_retry(self, packet: ProtectedPacket) -> Why:
+        """Start again with the connection ID that a Retry gives (RFC 9000 §17.2.5, RFC 9001 §5.8).
+
+        The ClientHello that follows may be the same or another one.
+        """
+        if packet.data == self._retry or self.suite is not None:
+            return Why.OPENED  # the same once more, or too late to be meant
+        if not self._retry_is_genuine(packet):
+            return Why.WRONG_TAG
+        self._retry = packet.data
+        self.original_cid = packet.source_cid
+        self.restart(packet.version)
+        return Why.OPENED
+
+    def restart(self, version: int) -> None:
+        """Forget the first flight: the client begins again, after a Retry or with another version."""
+        if self.suite is not None:
+            return  # the server has answered: this comes too late to be meant
+        self.client_random = None
+        self._hello = {direction: CryptoStream() for direction in Direction}
+        for direction in Direction:
+            self._protection.pop((Space.INITIAL, direction, version), None)
+
+    def _retry_is_genuine(self, packet: ProtectedPacket) -> bool:
+        key = retry_key(packet.version)
+        if key is None:  # the drafts before 25 have no tag
+            return True
+        if len(packet.data) < packet.number_offset + _RETRY_TAG_BYTES:
+            return False
+        body, tag = packet.data[:-_RETRY_TAG_BYTES], packet.data[-_RETRY_TAG_BYTES:]
+        pseudo = bytes([len(self.original_cid)]) + self.original_cid + body
+        try:
+            AESGCM(key[0]).decrypt(key[1], tag, pseudo)
+        except InvalidTag:
+            return False
+        return True
+
+    def is_stateless_reset(self, packet: ProtectedPacket) -> bool:
+        """Whether a packet ends with a token that this connection was given (RFC 9000 §10.3.1)."""
+        end = packet.data[-_RETRY_TAG_BYTES:]
+        return any(hmac.compare_digest(end, token) for token in self.reset_tokens)
+
+    def why_not(self, packet: ProtectedPacket, direction: Direction) -> Why:
+        """Why no key of this connection opens a packet."""
+        if packet.missing_bytes:
+            return Why.CUT_OFF
+        if packet.space is Space.ONE_RTT and self.is_stateless_reset(packet):
+            return Why.STATELESS_RESET
+        if (packet.space, direction, packet.version) in self._protection:
+            return Why.WRONG_KEYS
+        if packet.space is Space.INITIAL:
+            return Why.NO_INITIAL
+        if self.client_random is not None and not self._secrets():
+            return Why.NO_SECRETS
+        if packet.space is Space.ZERO_RTT:
+            return Why.NO_EARLY if self.client_random is not None else Why.NO_HELLO
+        return Why.NO_SECRETS if self.knows_secrets else Why.NO_HELLO
+
+    def note_nonce(
+        self, packet: ProtectedPacket, direction: Direction, opened: Opened, vantage: int = 0
+    ) -> tuple[bool, bool]:
+        """Whether this vantage point saw the same packet before, and whether another used its nonce."""
         digest = hashlib.blake2b(packet.data[packet.number_offset :], digest_size=8).digest()
         key = (packet.space, direction, opened.generation, opened.packet_number)
-        before = self._used.setdefault(key, digest)
-        if before is digest:
+        used, bit = self._used, 1 << vantage
+        before = used.get(key)
+        if before is None:
+            if self._bounded and len(used) >= _NONCES_REMEMBERED:
+                del used[next(iter(used))]
+            used[key] = (digest, bit)
             return False, False
-        return before == digest, before != digest
+        if before[0] != digest:
+            return False, True
+        if before[1] & bit:
+            return True, False
+        used[key] = (digest, before[1] | bit)
+        return False, False
 
     def _derive_early_keys(self, packet: ProtectedPacket) -> None:
         """0-RTT comes before ServerHello: its suite is the ticket's, and the packet itself tells which."""

@@ -1,14 +1,16 @@
-"""Parses a decrypted payload: every frame of RFC 9000 §19, DATAGRAM (RFC 9221) and the extension's.
+"""Parses a decrypted payload: every frame of RFC 9000 §19, DATAGRAM (RFC 9221), drafts and the extension's.
 
-The extension's frames and the two of the alternative-server-address draft are read by their
-published layout; ``docs/wire-format.md`` is the authority for the former.
+The extension's frames are read by ``docs/wire-format.md``, those of drafts by the table in ``draft_frames``.
+An unknown type hides what stands behind it, for its length is unknown, never what stands before it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
+from quicferry.capture.quic.draft_frames import DRAFT_FRAMES, Part
 from quicferry.capture.quic.varint import read_varint
 from quicferry.errors import CaptureError
 
@@ -59,6 +61,18 @@ _STREAM_NUMBERS: dict[int, tuple[str, int]] = {
 NOT_ACK_ELICITING = frozenset({"PADDING", "ACK", "CONNECTION_CLOSE"})
 #: what a probing packet may carry (RFC 9000 §9.1)
 PROBING = frozenset({"PATH_CHALLENGE", "PATH_RESPONSE", "NEW_CONNECTION_ID", "PADDING"})
+
+
+class UnknownFrame(CaptureError):
+    """A frame type that nobody knows: where the frame ends is not known either."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__(f"unknown frame type 0x{kind:x}")
+        self.kind = kind
+
+
+#: How the names of what ends a payload early begin.
+UNKNOWN, CUT_OFF = "UNKNOWN_0x", "CUT_OFF_0x"
 
 
 class _Cursor:
@@ -120,7 +134,33 @@ def _extension(kind: int, cursor: _Cursor) -> Frame:
         cursor.varint()
         v4 = kind == ALTERNATIVE_V4
         return Frame("ALTERNATIVE_SERVER_ADDRESS", address=_address(cursor, v4, not v4))
-    raise CaptureError(f"unknown frame type 0x{kind:x}")
+    parts = DRAFT_FRAMES.get(kind)
+    if parts is None:
+        raise UnknownFrame(kind)
+    return _draft(*parts, cursor)
+
+
+def _draft(name: str, parts: tuple[Part, ...], cursor: _Cursor) -> Frame:
+    """A frame of a draft, by the table."""
+    address, data = None, b""
+    for part in parts:
+        if part is Part.NUMBER:
+            cursor.varint()
+        elif part in (Part.IPV4, Part.IPV6):
+            address = _address(cursor, part is Part.IPV4, part is Part.IPV6)
+        elif part is Part.ACK_RANGES:
+            for _ in range(2 * cursor.varint() + 1):
+                cursor.varint()
+        elif part is Part.ECN_COUNTS:
+            for _ in range(3):
+                cursor.varint()
+        elif part is Part.CONNECTION_ID:
+            data = cursor.take(cursor.take(1)[0])
+        elif part is Part.TOKEN:
+            cursor.take(16)
+        elif part is Part.BYTES:
+            cursor.take(cursor.varint())
+    return Frame(name, address=address, data=data)
 
 
 def _acknowledgement(kind: int, cursor: _Cursor) -> Frame:
@@ -146,12 +186,27 @@ def _close(kind: int, cursor: _Cursor) -> Frame:
 def parse_frames(payload: bytes) -> list[Frame]:
     """All frames of a payload in order; padding is left out.
 
-    Raises ``CaptureError`` for a type that nobody knows or a frame that is cut off: after it,
-    nothing in the packet can be understood.
+    As ``read_frames``, but raises ``CaptureError`` when the very first frame is of a type that nobody knows,
+    or is cut off: then nothing in the packet can be understood.
+    """
+    frames = read_frames(payload)
+    if frames and frames[0].name.startswith(UNKNOWN):
+        raise UnknownFrame(int(frames[0].name[len(UNKNOWN) :], 16))
+    if frames and frames[-1].name.startswith(CUT_OFF):
+        raise CaptureError("a frame is cut off")
+    return frames
+
+
+def read_frames(payload: bytes) -> list[Frame]:
+    """All frames of a payload in order; padding is left out.
+
+    A frame of a type that nobody knows is told as ``UNKNOWN_0x…``, with the rest of the payload as its
+    ``data``; one that is cut off, or makes no sense, as ``CUT_OFF_0x…``. It is the last one then.
     """
     cursor = _Cursor(payload)
     frames: list[Frame] = []
     end = len(payload)
+    begin = 0
     try:
         while cursor.at < end:
             if payload[cursor.at] == 0:
@@ -162,8 +217,13 @@ def parse_frames(payload: bytes) -> list[Frame]:
             if frame.epoch is not None or frame.address is not None:
                 frame = frame._replace(data=payload[begin : cursor.at])  # the extension's: kept whole
             frames.append(frame)
-    except IndexError as error:
-        raise CaptureError("a frame is cut off") from error
+    except UnknownFrame as unknown:
+        frames.append(Frame(f"{UNKNOWN}{unknown.kind:x}", length=end - begin, data=payload[begin:]))
+    except IndexError:
+        kind = payload[begin]
+        with contextlib.suppress(IndexError):
+            kind, _ = read_varint(payload, begin)
+        frames.append(Frame(f"{CUT_OFF}{kind:x}", length=end - begin, data=payload[begin:]))
     return frames
 
 

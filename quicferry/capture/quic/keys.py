@@ -14,31 +14,60 @@ from typing import NamedTuple
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from quicferry.capture.quic.versions import INITIAL_SALT, VERSION_1, VERSION_2, label_prefix
 from quicferry.errors import CaptureError
 
-VERSION_1 = 0x00000001
-VERSION_2 = 0x6B3343CF
+__all__ = [
+    "INITIAL_SUITE",
+    "SUITES",
+    "VERSION_1",
+    "VERSION_2",
+    "KeyLog",
+    "Opened",
+    "PacketProtection",
+    "add_secrets",
+    "aead_of",
+    "decode_packet_number",
+    "expand_label",
+    "initial_secrets",
+    "read_keylog",
+    "read_keylog_into",
+]
 
 #: TLS cipher suite -> hash, AEAD key length in bytes, and whether it is ChaCha20 (RFC 8446 §B.4)
 SUITES: dict[int, tuple[str, int, bool]] = {
     0x1301: ("sha256", 16, False),  # TLS_AES_128_GCM_SHA256
     0x1302: ("sha384", 32, False),  # TLS_AES_256_GCM_SHA384
     0x1303: ("sha256", 32, True),  # TLS_CHACHA20_POLY1305_SHA256
+    0x1304: ("sha256", 16, False),  # TLS_AES_128_CCM_SHA256
 }
+_CCM = 0x1304
+Aead = AESGCM | AESCCM | ChaCha20Poly1305
 _HASHES = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384()}
 INITIAL_SUITE = 0x1301  # RFC 9001 §5.2
 
-INITIAL_SALT = {
-    VERSION_1: bytes.fromhex("38762cf7f55934b34d179ae6a4c80cadccbb7f0a"),  # RFC 9001 §5.2
-    VERSION_2: bytes.fromhex("0dede3def700a6db819381be6e269dcbf9bd2ed9"),  # RFC 9369 §3.3.1
-}
-LABEL_PREFIX = {VERSION_1: b"quic", VERSION_2: b"quicv2"}  # RFC 9369 §3.3.2
-
 KeyLog = dict[bytes, dict[str, bytes]]
 """Client random -> label (``CLIENT_TRAFFIC_SECRET_0`` …) -> secret."""
+
+
+#: The labels of TLS 1.3 and QUIC in a key log; others are of older versions of TLS, or of no use here.
+_LABELS = frozenset(
+    {
+        "CLIENT_EARLY_TRAFFIC_SECRET",
+        "CLIENT_HANDSHAKE_TRAFFIC_SECRET",
+        "SERVER_HANDSHAKE_TRAFFIC_SECRET",
+        "CLIENT_TRAFFIC_SECRET_0",
+        "SERVER_TRAFFIC_SECRET_0",
+        "EARLY_EXPORTER_SECRET",
+        "EXPORTER_SECRET",
+    }
+)
+_LONGEST_LINE_BYTES = 4096
+#: A file of which so much was read without a secret is something else.
+_HOPELESS_BYTES = 1 << 20
 
 
 def read_keylog(path: Path) -> KeyLog:
@@ -46,24 +75,50 @@ def read_keylog(path: Path) -> KeyLog:
 
     Raises ``CaptureError`` when there is no such file.
     """
+    found: KeyLog = {}
+    read_keylog_into(found, path)
+    return found
+
+
+def read_keylog_into(found: KeyLog, path: Path) -> int:
+    """As ``read_keylog``, added to ``found``; returns how many lines are neither secrets nor comments."""
+    broken = 0
     try:
-        text = path.read_text(encoding="ascii", errors="replace")
+        with path.open("rb") as file:
+            while line := file.readline(_LONGEST_LINE_BYTES):
+                broken += not _add_line(found, line)
+                if not found and file.tell() > _HOPELESS_BYTES:
+                    break
     except OSError as error:
         raise CaptureError(
             f"no key log at {path}", hint="without the run's secrets its captures cannot be decrypted"
         ) from error
-    found: KeyLog = {}
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) != 3 or line.startswith("#"):
-            continue
-        try:
-            random, secret = bytes.fromhex(words[1]), bytes.fromhex(words[2])
-        except ValueError:
-            continue
-        if len(random) == 32 and len(secret) in (32, 48):
-            found.setdefault(random, {})[words[0]] = secret
-    return found
+    return broken
+
+
+def add_secrets(found: KeyLog, log: bytes) -> int:
+    """Add the lines of a key log; returns how many of them are neither secrets nor comments."""
+    return sum(not _add_line(found, line) for line in log.splitlines())
+
+
+def _add_line(found: KeyLog, line: bytes) -> bool:
+    """Take in one line, with whatever end of line; False when it is broken."""
+    words = line.decode("ascii", errors="replace").split()
+    if not words or words[0].startswith("#"):
+        return True
+    if len(words) != 3:
+        return False
+    try:
+        random, secret = bytes.fromhex(words[1]), bytes.fromhex(words[2])
+    except ValueError:
+        return False
+    label = words[0].removeprefix("QUIC_")  # as some stacks called them before RFC 9001
+    if label not in _LABELS:
+        return label.replace("_", "").isalnum()
+    if len(random) != 32 or len(secret) not in (32, 48):
+        return False
+    found.setdefault(random, {})[label] = secret
+    return True
 
 
 def expand_label(algorithm: str, secret: bytes, label: bytes, length: int) -> bytes:
@@ -71,6 +126,13 @@ def expand_label(algorithm: str, secret: bytes, label: bytes, length: int) -> by
     full = b"tls13 " + label
     info = length.to_bytes(2, "big") + bytes([len(full)]) + full + b"\0"
     return HKDFExpand(_HASHES[algorithm], length, info).derive(secret)
+
+
+def aead_of(suite: int, key: bytes) -> Aead:
+    """The AEAD of a cipher suite, with its key."""
+    if SUITES[suite][2]:
+        return ChaCha20Poly1305(key)
+    return AESCCM(key, tag_length=16) if suite == _CCM else AESGCM(key)
 
 
 def initial_secrets(version: int, destination_cid: bytes) -> tuple[bytes, bytes]:
@@ -109,10 +171,11 @@ class PacketProtection:
     """
 
     def __init__(self, suite: int, secret: bytes, version: int) -> None:
+        self._suite = suite
         self._hash, self._key_length, self._is_chacha = SUITES[suite]
-        self._prefix = LABEL_PREFIX[version]
+        self._prefix = label_prefix(version)
         self._next_secret = secret
-        self._generations: list[tuple[AESGCM | ChaCha20Poly1305, int]] = []
+        self._generations: list[tuple[Aead, int]] = []
         self._add_generation()
         self._header_key = expand_label(self._hash, secret, self._prefix + b" hp", self._key_length)
         # ECB of one block is what RFC 9001 §5.4.3 asks for; nothing is kept secret by it here
@@ -128,7 +191,7 @@ class PacketProtection:
         secret = self._next_secret
         key = expand_label(self._hash, secret, self._prefix + b" key", self._key_length)
         iv = expand_label(self._hash, secret, self._prefix + b" iv", 12)
-        aead = ChaCha20Poly1305(key) if self._is_chacha else AESGCM(key)
+        aead = aead_of(self._suite, key)
         self._generations.append((aead, int.from_bytes(iv, "big")))
         self._next_secret = expand_label(self._hash, secret, self._prefix + b" ku", len(secret))
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from quicferry.capture.quic.frames import Frame
-from quicferry.capture.quic.headers import Space, long_header
+from quicferry.capture.quic.headers import Space, google_version, long_header
 from quicferry.capture.quic.keys import Opened
 
-_FIXED_OR_LONG, _LONG = 0xC0, 0x80
+_LONG = 0x80
 
 
 class Direction(enum.StrEnum):
@@ -23,6 +23,24 @@ class Direction(enum.StrEnum):
     def opposite(self) -> Direction:
         """The opposite direction."""
         return Direction.TO_CLIENT if self is Direction.TO_SERVER else Direction.TO_SERVER
+
+
+class Why(enum.StrEnum):
+    """Why a packet could not be opened."""
+
+    OPENED = ""
+    NO_SECRETS = "the key log has no secrets of its connection"
+    NO_HANDSHAKE = "its connection's handshake is not in the capture, and no secret of the key log opens it"
+    NO_EARLY = "the key log has no secret for the early data of its connection"
+    NO_HELLO = "the hellos of its connection are not in the capture as a whole"
+    WRONG_KEYS = "the keys of its connection do not open it"
+    NO_INITIAL = "it is not protected by the key that its connection ID gives"
+    CUT_OFF = "the capture has cut it off"
+    STATELESS_RESET = "it is a stateless reset, which has nothing to open"
+    WRONG_TAG = "it is a Retry whose integrity tag is wrong"
+    UNKNOWN_VERSION = "its version is not read"
+    GOOGLE = "it is gQUIC, which is not read"
+    NOT_QUIC = "it is no QUIC packet"
 
 
 class Packet(NamedTuple):
@@ -46,6 +64,11 @@ class Packet(NamedTuple):
     frames: list[Frame] | None
     repeated: bool = False
     nonce_reused: bool = False
+    why: Why = Why.OPENED  # it could not be opened
+    version: int = 0  # 0: not known
+    source_cid: bytes = b""
+    token: bytes = b""  # of Initial and Retry
+    supported_versions: tuple[int, ...] = ()  # of version negotiation
 
 
 class ProtectedPacket(NamedTuple):
@@ -64,6 +87,8 @@ class ProtectedPacket(NamedTuple):
     destination_cid: bytes = b""
     source_cid: bytes = b""
     number_offset: int = 1  # where the packet number begins in ``data``
+    token: bytes = b""
+    missing_bytes: int = 0  # cut off by the capture
 
     def short(self, cid_bytes: int, version: int) -> ProtectedPacket:
         """This packet with a short header, read with a destination connection ID of that length."""
@@ -79,6 +104,8 @@ class ProtectedPacket(NamedTuple):
             self.data[1:end],
             b"",
             end,
+            b"",
+            self.missing_bytes,
         )
 
     def decrypted(
@@ -103,10 +130,20 @@ class ProtectedPacket(NamedTuple):
             self.destination_cid,
             frames,
             *nonce,
+            Why.OPENED,
+            self.version,
+            self.source_cid,
+            self.token,
         )
 
-    def undecrypted(self, connection: int = -1, direction: Direction | None = None) -> Packet:
-        """The packet without frames, as no key opens it."""
+    def undecrypted(
+        self,
+        why: Why,
+        connection: int = -1,
+        direction: Direction | None = None,
+        supported: tuple[int, ...] = (),
+    ) -> Packet:
+        """The packet without frames; ``why`` is empty when there is nothing in it to be opened."""
         return Packet(
             self.t_ns,
             self.source,
@@ -119,23 +156,40 @@ class ProtectedPacket(NamedTuple):
             len(self.data),
             self.destination_cid,
             None,
+            False,
+            False,
+            why,
+            self.version,
+            self.source_cid,
+            self.token,
+            supported,
         )
 
 
 def split_datagram(
-    t_ns: int, source: str, destination: str, datagram: bytes
+    t_ns: int, source: str, destination: str, datagram: bytes, missing_bytes: int = 0
 ) -> Iterator[ProtectedPacket | None]:
-    """The packets of a UDP payload (RFC 9000 §12.2); None for a part that is no QUIC packet, the last one."""
+    """The packets of a UDP payload (RFC 9000 §12.2); None for a part that is no QUIC packet, the last one.
+
+    The fixed bit says nothing: it may be greased (RFC 9287).
+    """
     at = 0
-    while at < len(datagram):
-        if not datagram[at] & _FIXED_OR_LONG:
-            if at == 0:  # not QUIC at all; after a packet it is padding
-                yield None
-            return
+    end = len(datagram)
+    while at < end:
         if not datagram[at] & _LONG:
-            yield ProtectedPacket(t_ns, source, destination, datagram[at:], Space.ONE_RTT)
+            if at and not datagram[at:].strip(b"\0"):
+                return  # padding behind a packet
+            if not at:
+                google = google_version(datagram)
+                if google is not None:
+                    cid = datagram[1:9]
+                    yield ProtectedPacket(t_ns, source, destination, datagram, Space.UNKNOWN, google, cid)
+                    return
+            yield ProtectedPacket(
+                t_ns, source, destination, datagram[at:], Space.ONE_RTT, missing_bytes=missing_bytes
+            )
             return
-        header = long_header(datagram, at)
+        header = long_header(datagram, at, missing_bytes)
         if header is None:
             yield None
             return
@@ -149,5 +203,7 @@ def split_datagram(
             header.destination_cid,
             header.source_cid,
             header.number_offset - at,
+            header.token,
+            max(0, header.end - end),
         )
         at = header.end

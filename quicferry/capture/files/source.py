@@ -1,0 +1,64 @@
+"""The bytes of a capture file, in pieces, and what could not be read of it."""
+
+from __future__ import annotations
+
+from typing import BinaryIO, NamedTuple
+
+_CHUNK_BYTES = 1 << 20
+
+
+class Gap(NamedTuple):
+    """A part of a capture that could not be read or understood, and why."""
+
+    reason: str
+    at: int  # the number of the record, from 1; 0: of no record
+    packets: int = 1
+
+
+class Record(NamedTuple):
+    """One captured frame."""
+
+    t_ns: int  # since the epoch, on the clock of the capturing machine
+    data: bytes
+    wire_bytes: int  # as long as it was on the wire
+    link_type: int
+    interface: str
+    interface_index: int
+
+
+class Window:
+    """A file of any size through a window: what is needed next is in ``data`` from ``at`` on."""
+
+    __slots__ = ("_file", "at", "data", "dropped")
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.data = b""
+        self.at = 0
+        self.dropped = 0  # bytes of the file before ``data``
+
+    @property
+    def position(self) -> int:
+        """Where in the file ``at`` is."""
+        return self.dropped + self.at
+
+    def need(self, count: int) -> bool:
+        """Make ``count`` bytes available from ``at`` on; False when the file ends before."""
+        if len(self.data) - self.at >= count:
+            return True
+        self.dropped += self.at
+        parts = [self.data[self.at :]]
+        have = len(parts[0])
+        self.at = 0
+        while have < count:
+            piece = self._file.read(max(_CHUNK_BYTES, count - have))
+            if not piece:
+                break
+            parts.append(piece)
+            have += len(piece)
+        self.data = b"".join(parts)
+        return have >= count
+
+    def left(self) -> int:
+        """How many bytes are available now."""
+        return len(self.data) - self.at
