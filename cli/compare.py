@@ -17,7 +17,7 @@ from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.strategies import strategies as known_strategies
 from session.outcomes import raise_for
-from session.scenario import Scenario, read_scenario
+from session.scenario import Scenario
 from session.session import failure
 
 #: Compared when nothing else is asked for: the two ends of what there is, so that it stays quick.
@@ -54,13 +54,6 @@ QUICK_ENGINES = ("handoff", "criu-cold")
     help="How often each cell is run.",
 )
 @click.option(
-    "--scenario",
-    "scenario_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=None,
-    help="Take everything from a scenario file instead (see scenarios/).",
-)
-@click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
     default=None,
@@ -80,7 +73,6 @@ def compare(
     baseline_names: tuple[str, ...],
     engines: tuple[str, ...],
     repetitions: int,
-    scenario_file: Path | None,
     report: Path | None,
     figures: Path | None,
     runs_root: Path | None,
@@ -92,21 +84,18 @@ def compare(
     Runs are interleaved, one repetition of all cells before the next, and the cells of one
     repetition share a seed. With --json each run is one line as soon as it is done.
     """
-    if scenario_file is not None:
-        scenario = read_scenario(scenario_file)
-    else:
-        if not strategies and not baseline_names:
-            strategies = tuple(known_strategies())
-        scenario = Scenario(
-            title="compare",
-            repetitions=repetitions,
-            run=values,
-            sweep={
-                "engine": list(engines or QUICK_ENGINES),
-                "strategy": list(strategies),
-                "baseline": list(baseline_names),
-            },
-        )
+    if not strategies and not baseline_names:
+        strategies = tuple(known_strategies())
+    scenario = Scenario(
+        title="compare",
+        repetitions=repetitions,
+        run=values,
+        sweep={
+            "engine": list(engines or QUICK_ENGINES),
+            "strategy": list(strategies),
+            "baseline": list(baseline_names),
+        },
+    )
     specs = list(scenario.runs())
     try:
         results = perform_shown(specs, runs_root, print_json if as_json else None)

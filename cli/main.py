@@ -24,6 +24,8 @@ from quicferry.errors import FerryError
 COMMANDS: dict[str, str] = {
     "run": "Move a live server from one edge to another, once, and measure how long it was gone.",
     "compare": "Run strategies and baselines with every engine; print medians with 95 % intervals.",
+    "sweep": "Run every combination of a scenario's axes, repeated, in random order.",
+    "export": "Write sweeps or runs as one table: CSV, Parquet, JSON or LaTeX.",
     "demo": "Move the server once with each strategy, by CRIU and by hand-off, and show the result.",
     "topo": "List, show and draw the emulated topologies.",
     "faults": "List what `quicferry run --fault` can make go wrong, and where the server is afterwards.",

@@ -10,6 +10,7 @@ Format history:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     clock: Clock | None = None
     tool_version: str = ""
     kernel: str = ""
-    versions: dict[str, str] = {}  # program or package -> version
+    versions: dict[str, str] = {}  # program or package -> version; "source" -> digest of what played
+    machine: dict[str, str] = {}  # cpu, cores, memory
     interfaces: dict[str, str] = {}  # host -> captured interface
     fault_places: list[str] = []  # where the server may be after the faults: source, destination
     outcome: str = "running"  # succeeded, failed, unsupported, invalid
@@ -213,6 +215,22 @@ def result_of(spec: RunSpec, outcome: str, *, error: str | None = None, hint: st
         error=error,
         hint=hint,
     )
+
+
+def conditions_of(manifest: Manifest) -> dict[str, str]:
+    """What two runs must have in common to be compared, besides their axes; what is not known is left out."""
+    found = {"kernel": manifest.kernel, "quicferry": manifest.tool_version, "links": manifest.link_backend}
+    found |= manifest.versions | manifest.machine
+    return {name: value for name, value in found.items() if value and value != "plain"}
+
+
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """The conditions that both know and that differ, each in words; empty when runs can be compared."""
+    return [
+        f"{name}: {one[name]} and {other[name]}"
+        for name in sorted(set(one) & set(other))
+        if one[name] != other[name]
+    ]
 
 
 def read_manifest(root: Path) -> Manifest:

@@ -6,7 +6,7 @@ raises ``InvalidInput`` with what to give instead. What comes after it only read
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -65,8 +65,41 @@ def to_spec_of_cell(values: Mapping[str, Any]) -> tuple[RunSpec, dict[str, str]]
 
 def _without_effect(spec: RunSpec) -> dict[str, str]:
     """The axes that have another value than their default, which nobody reads; each with the reason."""
-    unused = unread(spec, parts_of(spec))
+    parts = parts_of(spec)
+    unused = unread(spec, parts) | _same_whatever(spec, parts)
     return {name: why for name, why in unused.items() if getattr(spec, name) != axes()[name].default}
+
+
+#: axes whose words come from a registry -> how a word is looked up; each raises ``InvalidInput``
+_REGISTRIES: dict[str, Callable[[str], object]] = {
+    "topology": topologies.get,
+    "strategy": rules_of,
+    "baseline": baselines.get,
+    "engine": registry.get,
+    "workload": workloads.get,
+}
+
+
+def check_value(name: str, value: Any) -> None:
+    """Check one value of one axis by itself: that there is such an axis, its type, its bounds, its words.
+
+    Raises ``InvalidInput``. Whether values go together is checked by ``to_spec`` and ``to_spec_of_cell``.
+    """
+    spec = _read({name: value})
+    if value is not None and name in _REGISTRIES:
+        _REGISTRIES[name](getattr(spec, name))
+
+
+def _same_whatever(spec: RunSpec, parts: Parts) -> dict[str, str]:
+    """What a run may be given although its strategy is the same without: a sweep need not run it twice."""
+    if parts.baseline is not None or spec.mixed_strategies:
+        return {}
+    reasons: dict[str, str] = {}
+    if not parts.rules.pool:
+        reasons["pool"] = f"pool is for strategies with candidates: {spec.strategy} is given none"
+    if parts.rules.server_first:
+        reasons["server_first"] = f"with {spec.strategy} the server speaks first in any case"
+    return reasons
 
 
 class Parts(NamedTuple):

@@ -5,6 +5,7 @@ values; every combination is run ``repetitions`` times. An axis is a field of ``
 
     title = "Five strategies"
     repetitions = 3
+    warm_up = 1
     [run]
     engine = "handoff"
     [sweep]
@@ -15,26 +16,34 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from quicferry.errors import UNDECODABLE, InvalidInput
 from quicferry.spec import RunSpec
-from session.request import to_spec_of_cell
+from session.request import check_value, to_spec_of_cell
 
 #: Runs of one scenario: at a few seconds each more than a week.
 MOST_RUNS = 100_000
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An experiment: base values, swept axes, repetitions."""
+    """An experiment: base values, swept axes, repetitions.
+
+    ``warm_up``: how many runs of each engine and baseline are made first and do not count, because the first
+    run of a program on a machine is slower than all later ones.
+    """
 
     title: str = "untitled"
-    repetitions: int = 1
+    repetitions: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    warm_up: Annotated[int, Meta(ge=0, le=100)] = 1
+    time_budget_min: Annotated[float, Meta(gt=0, le=100_000)] | None = None
     run: dict[str, Any] = {}
     sweep: dict[str, list[Any]] = {}
 
@@ -42,16 +51,19 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Every run, interleaved: one repetition of all combinations before the next.
 
         All combinations of one repetition share a seed, so that they meet the same network; a
-        machine that grows slower meanwhile slows all of them alike. An axis that a combination does not
-        read keeps its default there, and combinations that are the same then are run once. Raises
-        ``InvalidInput``, also for a value that no combination reads.
+        machine that grows slower meanwhile slows all of them alike. Raises ``InvalidInput``, see ``cells``.
         """
-        cells = self._cells()
+        cells = self.cells()
         for repetition in range(self.repetitions):
             for spec in cells:
                 yield msgspec.structs.replace(spec, seed=spec.seed + repetition)
 
-    def _cells(self) -> list[RunSpec]:
+    def cells(self) -> list[RunSpec]:
+        """Every combination once, with the seed of the first repetition.
+
+        An axis that a combination does not read keeps its default there, and combinations that are the same
+        then are one. Raises ``InvalidInput``, also for a value that no combination reads.
+        """
         cells: dict[RunSpec, None] = {}
         read: set[str] = set()
         unread: dict[str, str] = {}
@@ -84,24 +96,68 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def read_scenario(path: Path) -> Scenario:
-    """Read a scenario file; all its runs are checked. Raises ``InvalidInput``."""
+    """Read a scenario file; all its runs are checked.
+
+    Raises ``InvalidInput``, which names file, line and key, and says what is allowed.
+    """
     try:
-        with path.open("rb") as file:
-            scenario = msgspec.convert(tomllib.load(file), Scenario)
-    except OSError as error:
-        raise InvalidInput(f"cannot read the scenario {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, *UNDECODABLE) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidInput(f"cannot read the scenario {path}: {reason}") from error
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InvalidInput(f"{path}: {error}", hint="see scenarios/ for examples") from error
-    if not 1 <= scenario.repetitions <= 10_000:
-        raise InvalidInput(f"{path}: {scenario.repetitions} repetitions", hint="give 1 to 10000")
-    for axis, values in scenario.sweep.items():
-        if not values:
-            raise InvalidInput(f"{path}: the axis {axis} is swept over no value at all")
-    cells = math.prod(len(values) for values in scenario.sweep.values()) * scenario.repetitions
-    if cells > MOST_RUNS:
-        raise InvalidInput(f"{path}: {cells} runs", hint=f"sweep over fewer values: {MOST_RUNS} runs at most")
+    scenario = _read(document, text, path)
     try:
-        list(scenario.runs())
+        _check_size(scenario)
+        scenario.cells()
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}", hint=error.hint) from error
     return scenario
+
+
+def _read(document: dict[str, Any], text: str, path: Path) -> Scenario:
+    """A parsed file as a scenario, every value checked by itself. Raises ``InvalidInput``."""
+    for name in document:
+        if name not in Scenario.__struct_fields__:
+            raise InvalidInput(
+                f"{_place(path, text, name)}: there is no key {name!r}",
+                hint="the keys are " + ", ".join(Scenario.__struct_fields__) + "; an axis stands below "
+                "[run] or [sweep]",
+            )
+    try:
+        scenario = msgspec.convert(document, Scenario)
+    except UNDECODABLE as error:
+        found = re.search(r"\$\.(\w+)", str(error))
+        where = _place(path, text, found[1]) if found else str(path)
+        key = f"{found[1]}: " if found else ""
+        raise InvalidInput(f"{where}: {key}{error}", hint="see docs/sweep.md") from error
+    given = [(name, [value]) for name, value in scenario.run.items()]
+    for name, values in [*given, *scenario.sweep.items()]:
+        try:
+            for value in values:
+                check_value(name, value)
+        except InvalidInput as error:
+            raise InvalidInput(f"{_place(path, text, name)}: {name}: {error}", hint=error.hint) from error
+    return scenario
+
+
+def _place(path: Path, text: str, key: str) -> str:
+    """``file:line`` of a key; the file alone when its line cannot be told, as in an inline table."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=|\s*\[{re.escape(key)}\]", line):
+            return f"{path}:{number}"
+    return str(path)
+
+
+def _check_size(scenario: Scenario) -> None:
+    for axis, values in scenario.sweep.items():
+        if not values:
+            raise InvalidInput(
+                f"the axis {axis} is swept over no value at all", hint="give a value, or leave it out"
+            )
+    cells = math.prod(len(values) for values in scenario.sweep.values()) * scenario.repetitions
+    if cells > MOST_RUNS:
+        raise InvalidInput(f"{cells} runs", hint=f"sweep over fewer values: {MOST_RUNS} runs at most")

@@ -13,7 +13,6 @@ from quicferry.events import Event
 from quicferry.experiment.launch import launch
 from quicferry.experiment.preflight import check as ask_machine
 from quicferry.experiment.store import RunStore
-from quicferry.model import Topology
 from quicferry.record import RunResult, result_of
 from quicferry.spec import RunSpec
 from session.downtimes import Downtimes
@@ -43,6 +42,58 @@ def _nobody(spec: RunSpec, done: int, event: Event | None) -> None:
     """Nobody watches."""
 
 
+class Session:
+    """Performs runs in a store, one at a time, and knows from the start which this machine cannot make.
+
+    ``specs`` are all that may be asked for. ``draw`` makes a picture of each timeline, which takes longer
+    than the rest of the analysis. Raises ``InvalidInput`` when any of them cannot be meant, and
+    ``Unsupported`` when this machine can do none of them.
+    """
+
+    def __init__(
+        self, specs: Sequence[RunSpec], runs_root: Path | None, watch: Watcher = _nobody, *, draw: bool = True
+    ) -> None:
+        self._parts = {spec: parts_of(spec) for spec in specs}
+        self._store = RunStore(runs_root)
+        self._watch = watch
+        self._draw = draw
+        self._refused = self._ask()
+        if specs and None not in self._refused.values():
+            raise next(error for error in self._refused.values() if error is not None)
+        self.results: list[RunResult] = []
+        self._downtimes = Downtimes(self.results)
+
+    def _ask(self) -> dict[RunSpec, FerryError | None]:
+        """Ask this machine, once, for all that the runs need; each run with the reason why it cannot be."""
+        needed = {spec: needs(spec, parts) for spec, parts in self._parts.items()}
+        refusals: dict[str, FerryError] = {}
+        for name in sorted({probe for names in needed.values() for probe in names}):
+            try:
+                ask_machine([name])
+            except FerryError as error:
+                refusals[name] = error
+        return {
+            spec: next((refusals[probe] for probe in needed[spec] if probe in refusals), None)
+            or refusal(spec, parts)
+            for spec, parts in self._parts.items()
+        }
+
+    def perform(self, spec: RunSpec, done: int) -> RunResult:
+        """Perform one of the runs and analyse it; ``done`` are over. A run that fails gives a result, too."""
+        topology = self._parts[spec].topology
+
+        def perform(spec: RunSpec) -> RunResult:
+            self._watch(spec, done, None)
+            on_event = functools.partial(self._watch, spec, done)
+            paths = launch(spec, topology, self._store, "session.play", on_event)
+            return derive(paths.root) if self._draw else derive(paths.root, draw=False)
+
+        why_not = self._refused[spec]
+        result = failure(spec, why_not) if why_not is not None else self._downtimes.perform(spec, perform)
+        self.results.append(result)
+        return result
+
+
 def perform_all(
     specs: Sequence[RunSpec],
     runs_root: Path | None,
@@ -51,37 +102,11 @@ def perform_all(
 ) -> list[RunResult]:
     """Perform runs one after another and analyse each; a run that fails does not stop the next.
 
-    ``on_result`` is given each result as soon as it is there. Raises ``InvalidInput`` before the first
-    run when any of them cannot be meant, and ``Unsupported`` when this machine can do none of them.
+    ``on_result`` is given each result as soon as it is there. Raises as ``Session`` does.
     """
-    plans = [(spec, parts_of(spec)) for spec in specs]
-    store = RunStore(runs_root)
-    refusals: dict[str, FerryError] = {}
-    for name in sorted({probe for spec, parts in plans for probe in needs(spec, parts)}):
-        try:
-            ask_machine([name])
-        except FerryError as error:
-            refusals[name] = error
-    refused = [
-        next((refusals[probe] for probe in needs(spec, parts) if probe in refusals), None)
-        or refusal(spec, parts)
-        for spec, parts in plans
-    ]
-    if refused and None not in refused:
-        raise next(error for error in refused if error is not None)
-    results: list[RunResult] = []
-    downtimes = Downtimes(results)
-    for done, (spec, parts) in enumerate(plans):
-
-        def perform(spec: RunSpec, topology: Topology = parts.topology, done: int = done) -> RunResult:
-            watch(spec, done, None)
-            on_event = functools.partial(watch, spec, done)
-            paths = launch(spec, topology, store, "session.play", on_event)
-            return derive(paths.root)
-
-        why_not = refused[done]
-        result = failure(spec, why_not) if why_not is not None else downtimes.perform(spec, perform)
-        results.append(result)
+    session = Session(specs, runs_root, watch)
+    for done, spec in enumerate(specs):
+        result = session.perform(spec, done)
         if on_result is not None:
             on_result(result)
-    return results
+    return session.results

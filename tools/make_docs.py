@@ -1,4 +1,4 @@
-"""Writes the parts of docs/ that are made from the code: events.md, axes.md and faults.md.
+"""Writes the parts of docs/ that are made from the code: events.md, axes.md, columns.md and faults.md.
 
 ``tools/make_docs.py`` writes them, ``tools/make_docs.py --check`` says whether they are current.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import baselines
 from quicferry import events
+from quicferry.analysis import tidy
 from quicferry.experiment import faults
 from quicferry.experiment.fault_kinds import KINDS
 from quicferry.paths import CHECKOUT
@@ -95,9 +96,29 @@ def faults_page() -> str:
     )
 
 
+def columns_page() -> str:
+    """docs/columns.md: every column of the table over many runs, from ``quicferry.analysis.tidy``."""
+    lines = [
+        "# Columns of the table over many runs",
+        "",
+        _MADE,
+        "`table.parquet` of a sweep and `quicferry export` have a row for each run and these columns. What",
+        "is not known is empty. See [sweep.md](sweep.md).",
+        "",
+        "| column | type | unit | meaning |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{column.name}` | {column.kind} | {column.unit} | {column.text} |"
+        for column in tidy.columns().values()
+    ]
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "events.md": events_page,
     "axes.md": axes_page,
+    "columns.md": columns_page,
     "faults.md": faults_page,
 }
 

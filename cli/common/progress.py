@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,6 +32,23 @@ _SHOWN = {
 }
 
 
+def time_left(began_s: float, done: int, total: int, now_s: float) -> str:
+    """How long the rest takes if it goes on as until now: ``about 4 min left``; empty at the beginning."""
+    if not done or done >= total:
+        return ""
+    left_s = (now_s - began_s) / done * (total - done)
+    minutes, seconds = divmod(round(left_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    words = (
+        f"{hours} h {minutes:02} min"
+        if hours
+        else f"{minutes} min"
+        if minutes >= 3
+        else f"{minutes}:{seconds:02}"
+    )
+    return f"about {words} left"
+
+
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[Watcher]:
     """A bar over ``total`` runs on stderr with the step of the current one.
@@ -38,11 +56,15 @@ def progress(total: int) -> Iterator[Watcher]:
     Without a terminal, one line per run is printed.
     """
     console = stderr_console()
+    began_s = time.monotonic()
     if not console.is_terminal:
 
         def plain(spec: RunSpec, done: int, event: Event | None) -> None:
             if event is None:
-                console.print(f"[{done + 1}/{total}] {title(spec)}")
+                left = time_left(began_s, done, total, time.monotonic())
+                console.print(
+                    f"[{done + 1}/{total}] {title(spec)}" + (f" ({left})" if left else ""), markup=False
+                )
 
         yield plain
         return
@@ -54,13 +76,15 @@ def progress(total: int) -> Iterator[Watcher]:
         TextColumn("[bold]{task.description}[/]"),
         TextColumn("{task.fields[step]}"),
         TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[left]}"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total, step="")
+        task = bar.add_task("", total=total, step="", left="")
 
         def show(spec: RunSpec, done: int, event: Event | None) -> None:
             if event is None:
-                bar.update(task, description=title(spec), step="", completed=done)
+                left = time_left(began_s, done, total, time.monotonic())
+                bar.update(task, description=title(spec), step="", completed=done, left=left)
             elif event.name in _SHOWN:
                 bar.update(task, step=_SHOWN[event.name])
 

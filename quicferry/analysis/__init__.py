@@ -6,6 +6,8 @@
 ``run_text``       one run on the terminal
 ``figures/``       timelines and comparisons, drawn with matplotlib
 ``describe``       one run as titled rows with units, for ``report`` and ``run_text``
+``export``         many runs as CSV, Parquet, JSON or LaTeX
+``tidy``           many runs as one table, a row each, and what its columns mean
 ``tables``         tables over many runs for the terminal
 ``analyse``        one run: ``analyse`` gives an ``Analysis`` and writes nothing
 ``repeated_moves`` several moves in one run, and what processes kept of them

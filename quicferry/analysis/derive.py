@@ -14,9 +14,10 @@ from quicferry.analysis.analyse import analyse
 from quicferry.record import RunPaths, RunResult, write_json
 
 
-def derive(run_dir: Path) -> RunResult:
+def derive(run_dir: Path, *, draw: bool = True) -> RunResult:
     """Analyse a run and write result.json, timeline.parquet, timeline.svg and timeline.png.
 
+    Without ``draw`` the pictures, which take longer than the rest, are left out.
     Of a run that never came to a measurement only result.json is written. Returns the result. Raises
     ``StoreError`` when there is no readable manifest.
     """
@@ -25,13 +26,14 @@ def derive(run_dir: Path) -> RunResult:
     paths.derived.mkdir(exist_ok=True)
     write_json(paths.result, analysis.result)
     if analysis.metrics is not None:
-        # matplotlib takes half a second to load
-        from quicferry.analysis.figures.timeline import save_timeline
-
         moments = analysis.metrics.moments()
         table = timeline.as_table(moments, analysis.events, analysis.packets, analysis.zero_ns)
         table.write_parquet(paths.derived / "timeline.parquet")
-        save_timeline(analysis, paths.derived)
+        if draw:
+            # matplotlib takes half a second to load
+            from quicferry.analysis.figures.timeline import save_timeline
+
+            save_timeline(analysis, paths.derived)
     return analysis.result
 
 

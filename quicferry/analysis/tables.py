@@ -123,9 +123,11 @@ class ResultTable:
         if not shares:
             return _COLUMNS
 
+        others = other_axes(self._results)
+
         def share(result: RunResult) -> str:
             succeeded = result.outcome == "succeeded" and result.service_migration_time_ms is not None
-            cell = (cell_name(result), engine_name(result))
+            cell = (name_in(result, others), engine_name(result))
             return number(shares.get(cell) if succeeded else None, 2)
 
         return [*_COLUMNS[:3], ("times the\nbest\nstrategy", "right", share), *_COLUMNS[3:]]
@@ -174,11 +176,43 @@ def result_table(results: Sequence[RunResult], *, with_id: bool = False) -> Resu
 Cell = tuple[str, str]
 
 
+#: axes that ``cell_name`` and ``engine_name`` tell already, and the one in which samples of a cell differ
+_TOLD = frozenset(
+    ("strategy", "baseline", "engine", "server_first", "pool", "memory_mib", "dns_ttl_s", "seed", "faults")
+)
+
+
+def other_axes(results: Iterable[RunResult]) -> list[str]:
+    """The axes of which there is more than one value among these runs, besides those in a cell's name."""
+    specs = [result.spec for result in results if result.spec is not None]
+    found = []
+    for name in RunSpec.__struct_fields__:
+        values = {getattr(spec, name) for spec in specs}
+        given = [value for spec in specs if (value := getattr(spec, name)) is not None]
+        if name == "downtime_ms" and len(set(given)) == len(given):
+            continue  # borrowed from an engine: another one in each run
+        if name not in _TOLD and len(values) > 1:
+            found.append(name)
+    return found
+
+
+def name_in(result: RunResult, others: Sequence[str]) -> str:
+    """The name of a run's cell where these ``other_axes`` vary as well."""
+    name = cell_name(result)
+    for axis in others:
+        value = getattr(result.spec, axis) if result.spec is not None else None
+        words = NOTHING if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        name += f", {axis} {words}"
+    return name
+
+
 def cells(results: Iterable[RunResult]) -> dict[Cell, list[RunResult]]:
-    """Runs grouped by strategy and engine, in the order in which the groups first appear."""
+    """Runs grouped by strategy, engine and whatever else varies, in the order of their first appearance."""
+    results = list(results)
+    others = other_axes(results)
     found: dict[Cell, list[RunResult]] = {}
     for result in results:
-        found.setdefault((cell_name(result), engine_name(result)), []).append(result)
+        found.setdefault((name_in(result, others), engine_name(result)), []).append(result)
     return found
 
 

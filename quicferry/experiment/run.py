@@ -19,6 +19,7 @@ from quicferry.emulation.links.layer import warnings_about
 from quicferry.errors import FerryError, MigrationError
 from quicferry.events import Event, write_events
 from quicferry.experiment.context import Deployment, RunContext, Service
+from quicferry.experiment.machine import machine, source_digest
 from quicferry.experiment.usage import note_usage
 from quicferry.migration.criu.versions import versions_of
 from quicferry.migration.engines import registry
@@ -34,7 +35,10 @@ MakeDeployment = Callable[[RunContext], Deployment]
 
 def package_versions() -> dict[str, str]:
     """The versions of the packages whose behaviour shapes a result."""
-    return {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    return {name: metadata.version(name) for name in PACKAGES} | {
+        "python": platform.python_version(),
+        "source": source_digest(),
+    }
 
 
 def perform(
@@ -52,6 +56,7 @@ def perform(
     manifest.tool_version = __version__
     manifest.kernel = f"{platform.system()} {platform.release()}"
     manifest.versions |= package_versions()
+    manifest.machine = machine()
     start_offset_ns = realtime_minus_monotonic_ns()
     try:
         manifest.versions |= versions_of(registry.get(manifest.spec.engine).programs)

@@ -50,7 +50,7 @@ def make_docs():
     return module
 
 
-@pytest.mark.parametrize("page", ["events.md", "axes.md", "faults.md"])
+@pytest.mark.parametrize("page", ["events.md", "axes.md", "columns.md", "faults.md"])
 def test_a_page_made_from_code_is_current(make_docs, page):
     assert (CHECKOUT / "docs" / page).read_text() == make_docs.PAGES[page](), "run tools/make_docs.py"
 

@@ -51,8 +51,9 @@ def comparison_figures(analyses: Sequence[Analysis]) -> dict[str, Any]:
             if any(values.values()):
                 figures[name] = bars_figure(values, title)
     gaps: dict[str, list[float]] = {}
+    others = tables.other_axes(analysis.result for analysis in analyses)
     for analysis in analyses:
-        name = f"{tables.cell_name(analysis.result)} · {tables.engine_name(analysis.result)}"
+        name = f"{tables.name_in(analysis.result, others)} · {tables.engine_name(analysis.result)}"
         gaps.setdefault(name, []).extend(delivery_gaps_ms(analysis))
     if any(gaps.values()):
         figures["delivery-gaps"] = gaps_figure(gaps)
