@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import msgspec
 
 from cli.common import output
-from quicferry.emulation.sandbox import ownership
+from quicferry.emulation.sandbox import cgroups, ownership
 from quicferry.paths import RUNS
 
 
@@ -29,15 +30,24 @@ def clean(ctx: click.Context, partial: bool, dry_run: bool, runs_dir: Path, as_j
 
     A run's processes, interfaces and mounts go with its private root, so there is hardly ever
     something to end. Processes are ended by their process id, and only those that carry the tag of a
-    run whose tool is gone. Directories of complete runs are never touched.
+    run whose tool is gone. The same holds for control groups, by their names. Directories of complete
+    runs are never touched.
     """
     report = ownership.clean(runs_dir, partial=partial, dry_run=dry_run)
+    groups, stuck = cgroups.remove_orphans(dry_run=dry_run)
+    report = msgspec.structs.replace(
+        report,
+        groups=tuple(groups),
+        failed=(*report.failed, *(f"the control group {name} could not be removed" for name in stuck)),
+    )
     if as_json:
         output.print_json(report)
     else:
         done, removed = ("would end", "would remove") if dry_run else ("ended", "removed")
         for process in report.ended:
             click.echo(f"{done} process {process.pid} of run {process.run_id}: {process.command}")
+        for group in report.groups:
+            click.echo(f"{removed} the control group {group}")
         for directory in report.removed:
             click.echo(f"{removed} {directory}")
         for directory in report.kept:
@@ -47,6 +57,6 @@ def clean(ctx: click.Context, partial: bool, dry_run: bool, runs_dir: Path, as_j
             click.echo(f"run {run} is going on: left alone")
         for failure in report.failed:
             output.say_error(failure)
-        if not (report.ended or report.removed or report.kept or report.failed):
+        if not (report.ended or report.groups or report.removed or report.kept or report.failed):
             click.echo("nothing to clean")
     ctx.exit(1 if report.failed else 0)

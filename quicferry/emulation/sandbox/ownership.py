@@ -43,6 +43,7 @@ class CleanReport(msgspec.Struct, frozen=True, kw_only=True):
 
     dry_run: bool
     ended: tuple[TaggedProcess, ...] = ()  # orphans that were ended (or would be)
+    groups: tuple[str, ...] = ()  # control groups of dead tools that were removed (or would be)
     living_runs: tuple[str, ...] = ()  # runs whose tool is alive: left alone
     removed: tuple[str, ...] = ()  # directories of incomplete runs that were removed (or would be)
     kept: tuple[str, ...] = ()  # directories of incomplete runs that were left

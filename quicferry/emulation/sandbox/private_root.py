@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from quicferry.emulation.sandbox import cgroups
 from quicferry.emulation.sandbox.ownership import tags
 from quicferry.errors import Unsupported
 from quicferry.process import Popen, TimeoutExpired, spawn
@@ -47,6 +48,7 @@ class PrivateRoot:
         self.process = process
         self.run_id = run_id
         self._lifeline: int | None = lifeline
+        self._cleared = False
 
     @property
     def pid(self) -> int:
@@ -56,15 +58,11 @@ class PrivateRoot:
     def poll(self) -> int | None:
         """The command's exit code if it has ended (128 + N: signal N), else None."""
         code = self.process.poll()
-        if code is not None:
-            self._let_go()
-        return code
+        return code if code is None else self._ended(code)
 
     def wait(self, timeout_s: float | None = None) -> int:
         """Wait for the end; the command's exit code. Raises ``TimeoutExpired``."""
-        code = self.process.wait(timeout_s)
-        self._let_go()
-        return code
+        return self._ended(self.process.wait(timeout_s))
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the command inside; nothing happens when it has ended."""
@@ -88,15 +86,23 @@ class PrivateRoot:
         """End everything inside at once. Returns the exit code."""
         self._let_go()
         try:
-            return self.process.wait(1.0)
+            return self._ended(self.process.wait(1.0))
         except TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+            return self._ended(self.process.wait())
 
     def _let_go(self) -> None:
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
+
+    def _ended(self, code: int) -> int:
+        """Remove, once, what its processes could not take with them: their groups. Returns ``code``."""
+        self._let_go()
+        if not self._cleared:
+            self._cleared = True
+            cgroups.remove_of_run(self.run_id)
+        return code
 
     def __enter__(self) -> PrivateRoot:
         return self

@@ -20,17 +20,20 @@ import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from quicferry.emulation.sandbox import cgroups
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container import init
 from quicferry.migration.container.processes import ContainerNamespaces, only_child
 from quicferry.migration.container.readiness import until_readable
 
 INIT = Path(init.__file__)
+STOPPED_S = 1.0  # for a process that is halted to stand still
+STOPPED_POLL_S = 0.0005
 READY_S = 30.0  # an idle machine needs 0.03 s
 #: Service PIDs are 10 000 + 1 000 times the edge's number: no two edges of one run choose the same.
 PIDS_PER_EDGE = 1_000
@@ -38,6 +41,8 @@ FIRST_SERVICE_PID = 10_000
 #: Between two services started in one container: room for the threads of the first.
 PIDS_PER_SERVICE = 50
 MOUNT_RUN = "mount -t tmpfs -o mode=0755 tmpfs /run"
+#: Joins the control group whose ``cgroup.procs`` is $0, then becomes the program.
+JOIN = 'echo 0 >"$0" && exec "$@"'
 MAX_KEPT = 16  # descriptors that init keeps
 
 
@@ -64,14 +69,22 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     next_pid: int
 
 
+class Surroundings(NamedTuple):
+    """What a container is made with."""
+
+    mounts: str = MOUNT_RUN  # shell commands that make its mounts, before init starts
+    namespaces: tuple[str, ...] = ()  # options of unshare(1), beside those that all have
+    group: PurePosixPath | None = None  # the control group of all that is in it; None: that of the agent
+
+
 class Container(ContainerNamespaces):
     """One container. ``container = await Container.create("edge-1")`` … ``await container.close()``.
 
     Also an asynchronous context manager. Not for use by several event loops.
     """
 
-    #: shell commands that make its mounts, before init starts
-    mounts = MOUNT_RUN
+    #: ``halt`` sends a signal, which is in the process's image; False: nothing of it can be seen there
+    halts_by_signal = True
 
     def __init__(
         self,
@@ -109,12 +122,33 @@ class Container(ContainerNamespaces):
         if record is not None and (found := await cls._find(edge, record)) is not None:
             return found
         name = f"quicferry-{edge}-{secrets.token_hex(8)}" if record is not None else ""
+        around = cls.surroundings(edge)
+        try:
+            return await cls._create(edge, enter, record, name, around)
+        except BaseException:
+            if around.group is not None:
+                cgroups.remove(around.group)
+            raise
+
+    @classmethod
+    def surroundings(cls, edge: str) -> Surroundings:  # noqa: ARG003 - one may be named after it
+        """What a new container on that edge is made with."""
+        return Surroundings()
+
+    @classmethod
+    async def _create(
+        cls, edge: str, enter: Sequence[str], record: Path | None, name: str, around: Surroundings
+    ) -> Self:
+        """Make a container in these surroundings, with an init that listens on the socket ``name``."""
+        procs = cgroups.open_procs(around.group) if around.group is not None else None
         argv = [
             *enter,
+            # before the namespaces are made: the root of a cgroup namespace is the group of who makes it
+            *(("sh", "-c", JOIN, f"/proc/self/fd/{procs}") if procs is not None else ()),
             # The first dies with the agent's thread, the second kills init when the first dies.
             *(() if record is not None else ("setpriv", "--pdeathsig", "KILL")),
-            *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"),
-            *("sh", "-c", f'{cls.mounts} && exec "$@"', "sh"),
+            *("unshare", *around.namespaces, "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"),
+            *("sh", "-c", f'{around.mounts} && exec "$@"', "sh"),
             *(sys.executable, "-I", "-S", str(INIT), *filter(None, [name])),
         ]
         try:
@@ -124,9 +158,13 @@ class Container(ContainerNamespaces):
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
+                pass_fds=() if procs is None else (procs,),
             )
         except FileNotFoundError as error:
             raise Unsupported(f"the program {argv[0]} is not installed", hint="run `make setup`") from error
+        finally:
+            if procs is not None:
+                os.close(procs)
         assert parent.stdout is not None and parent.stderr is not None
         try:
             ready = await asyncio.wait_for(parent.stdout.readline(), READY_S)
@@ -251,13 +289,31 @@ class Container(ContainerNamespaces):
         """Send a signal to a process inside; nothing when it is gone."""
         await self._ask(do="kill", pid=pid, signal=number)
 
+    async def halt(self, pid: int) -> None:
+        """Have a process inside stand still (``is_stopped``) until ``unhalt``. Raises ``MigrationError``."""
+        await self.signal(pid, signal.SIGSTOP)
+        # SIGSTOP takes effect in each thread on its next way back to user mode, not at once
+        await self._until_stopped(pid)
+
+    async def _until_stopped(self, pid: int) -> None:
+        try:
+            async with asyncio.timeout(STOPPED_S):
+                while not self.is_stopped(pid):  # noqa: ASYNC110 - the kernel stops it, no event tells
+                    await asyncio.sleep(STOPPED_POLL_S)
+        except TimeoutError as error:
+            raise MigrationError(f"process {pid} on {self.edge} does not stand still") from error
+
+    async def unhalt(self, pid: int) -> None:
+        """Let a process go on that ``halt`` stopped; nothing when it is gone or runs."""
+        await self.signal(pid, signal.SIGCONT)
+
     async def stop(self, pid: int, *, grace_s: float = 1.0) -> None:
         """End a process inside: SIGTERM, then SIGKILL after ``grace_s``; 0 means SIGKILL at once."""
         if grace_s > 0:
             await self.signal(pid, signal.SIGTERM)
             # a stopped process acts on SIGTERM only when it goes on
-            if self._state(pid) == "T":
-                await self.signal(pid, signal.SIGCONT)
+            if self.is_stopped(pid):
+                await self.unhalt(pid)
             if await self._gone(pid, grace_s):
                 return
         await self.signal(pid, signal.SIGKILL)
@@ -305,6 +361,7 @@ class Container(ContainerNamespaces):
 
     async def close(self) -> None:
         """End everything in the container and the container; may be called again."""
+        group = self._group()
         if self._parent is None or self._parent.returncode is None:
             # init leads to the end of all in its PID namespace, and with the last one the mounts go
             with contextlib.suppress(ProcessLookupError):
@@ -316,6 +373,16 @@ class Container(ContainerNamespaces):
         if self._parent is not None:
             # communicate() closes our ends of the pipes and waits
             await self._parent.communicate()
+        if group is not None:
+            await asyncio.to_thread(cgroups.remove, group)
+
+    def _group(self) -> PurePosixPath | None:
+        """The control group that was made for this container; None when there is none."""
+        try:
+            group = cgroups.own_group(self._init_pid)
+        except OSError:  # it has ended; the tool removes the group at the end of the run
+            return None
+        return group if cgroups.NAME.fullmatch(group.name) else None
 
 
 def _read(path: Path) -> bytes:

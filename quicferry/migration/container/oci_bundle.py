@@ -27,10 +27,11 @@ BUNDLE = HOME / "bundle"
 ROOTFS = BUNDLE / "rootfs"
 TMP = ROOTFS / "tmp"
 STATE = HOME / "state"
-WORK = HOME / "work"  # CRIU's logs and statistics
 DEVICES = HOME / "dev"
 CRIU_CONFIG = HOME / "criu.conf"
 PID_FILE = HOME / "pid"
+#: The container's control group, as the edge host's cgroup namespace has it: the same on every host.
+GROUP = PurePosixPath("/server")
 
 #: What a program needs of the system; links among them (``/bin`` to ``usr/bin``) stay links.
 SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr")
@@ -93,10 +94,28 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     path: str = ""
 
 
-class Linux(msgspec.Struct, frozen=True, kw_only=True):
-    """The namespaces of the container."""
+class DeviceRule(msgspec.Struct, frozen=True, kw_only=True):
+    """What the control group lets the container do with devices; the last rule that fits counts."""
+
+    allow: bool
+    access: str  # r, w, m: read, write, mknod
+    type: str = "a"
+    major: int | None = None
+    minor: int | None = None
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of the control group."""
+
+    devices: list[DeviceRule]
+
+
+class Linux(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Namespaces and control group of the container."""
 
     namespaces: list[Namespace]
+    cgroupsPath: str = ""  # noqa: N815
+    resources: Resources | None = None
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +150,9 @@ def root_files(readable: Iterable[str | Path], system: Sequence[str] = SYSTEM) -
             links[str(name)] = str(name.readlink())
         elif name.is_dir():
             wanted.append(PurePosixPath(name))
-    for given in (sys.base_prefix, sys.prefix, CHECKOUT, *plugins.folders(), *readable):
+    # an environment may be a link to one that others share: what it leads to is needed as well
+    prefix = Path(sys.prefix).resolve()
+    for given in (sys.base_prefix, sys.prefix, prefix, CHECKOUT, *plugins.folders(), *readable):
         path = PurePosixPath(os.path.normpath(given))
         if not path.is_absolute() or any(path.is_relative_to(own) for own in OWN):
             raise InvalidInput(
@@ -146,13 +167,29 @@ def root_files(readable: Iterable[str | Path], system: Sequence[str] = SYSTEM) -
     return RootFiles(links, [str(path) for path in binds])
 
 
+def device_rules() -> list[DeviceRule]:
+    """No device but those of ``NODES``."""
+    allowed = [
+        DeviceRule(allow=True, access="rw", type="c", major=major, minor=minor)
+        for major, minor in NODES.values()
+    ]
+    return [DeviceRule(allow=False, access="rwm"), *allowed]
+
+
 def spec(
-    argv: Sequence[str], env: Mapping[str, str], *, hostname: str, log: str, binds: Iterable[str]
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    hostname: str,
+    log: str,
+    binds: Iterable[str],
+    group: PurePosixPath | None = None,
 ) -> Spec:
     """The bundle's description of a server that runs ``argv`` and writes its stdout and stderr to ``log``.
 
     No tmpfs is mounted, as CRIU would pack its files into the image, and nothing of cgroup, mqueue,
-    sysfs or devpts. ``/run`` is that of the edge host's container, ``/dev`` a directory on it.
+    sysfs or devpts. ``/run`` is that of the edge host's container, ``/dev`` a directory on it. ``group`` is
+    its control group; None: it has none of its own.
     """
     return Spec(
         hostname=hostname,
@@ -178,6 +215,8 @@ def spec(
                 Namespace(type="uts"),
                 # the edge host's: runc runs in it, and so does the init that is PID 1 for runc
                 Namespace(type="network", path="/proc/1/ns/net"),
-            ]
+            ],
+            cgroupsPath="" if group is None else str(group),
+            resources=None if group is None else Resources(devices=device_rules()),
         ),
     )

@@ -9,9 +9,15 @@ and the agent reaches the server's ``/run``, which is the same, by ``path``.
 PIDs are those that the edge host's container gives. The server is PID 1 in its own namespace; out
 here it has another PID on every host it comes to.
 
-runc wants cgroups. It finds what it insists on, the devices hierarchy of cgroup v1, mounted for it
-alone and read-only. With ``--rootless true`` it then does without a cgroup, so none is left behind, and
-CRIU finds the server in the cgroups it is in itself and restores it there.
+The control group. The edge host's container has a group of cgroup v2, and a cgroup namespace whose root it
+is. In it the server's container has the group ``/server``: by this name runc and CRIU find it on every host,
+and it is always that of the host where the server runs. What joins the namespaces must join the group
+before, or it would see the group of others in ``/proc/self/cgroup``. Freezing the group stops all that is in
+it at once, and nothing of that is to be seen in the images.
+
+Where cgroup v2 cannot be mounted, runc 1.1 can do without: it finds what it insists on, the devices
+hierarchy of cgroup v1, mounted for it alone and read-only, and with ``--rootless true`` makes no group in it.
+The server is then stopped by SIGSTOP. See docs/adr/0010.
 """
 
 from __future__ import annotations
@@ -19,16 +25,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 import msgspec
 
+from quicferry.emulation.sandbox import cgroups
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container import oci_bundle
-from quicferry.migration.container.container import MOUNT_RUN, Container
+from quicferry.migration.container.container import JOIN, MOUNT_RUN, Container, Surroundings
 from quicferry.migration.container.processes import Completed
 from quicferry.process import find_program
 
@@ -37,16 +46,19 @@ DELETE_S = 10.0
 INSTALL_HINT = "run `make setup` as root, or `apt-get install runc`; `quicferry doctor` tries it out"
 
 #: A fresh /sys, as cgroup mounts that are only hidden are found in the mount table.
-CGROUP_VIEW = " && ".join(
+FRESH_SYS = ("while mountpoint -q /sys; do umount -R -l /sys || exit; done", "mount -t sysfs sysfs /sys")
+WITH_GROUP = " && ".join((MOUNT_RUN, *FRESH_SYS, "mount -t cgroup2 cgroup2 /sys/fs/cgroup"))
+WITHOUT_GROUP = " && ".join(
     (
-        "while mountpoint -q /sys; do umount -R -l /sys || exit; done",
-        "mount -t sysfs sysfs /sys",
+        MOUNT_RUN,
+        *FRESH_SYS,
         "mount -t tmpfs -o mode=0755 tmpfs /sys/fs/cgroup",
         "mkdir /sys/fs/cgroup/devices",
         "mount -t cgroup -o devices cgroup /sys/fs/cgroup/devices",
         "mount -o remount,bind,ro /sys/fs/cgroup/devices",
     )
 )
+GROUPS = "/sys/fs/cgroup"
 
 
 def find_runc() -> Path:
@@ -63,9 +75,17 @@ class OciContainer(Container):
     ``box = await OciContainer.make("edge-1")`` … ``await box.close()``; see the module.
     """
 
-    mounts = f"{MOUNT_RUN} && {CGROUP_VIEW}"
     runc = Path("runc")
     files = oci_bundle.RootFiles({}, [])
+
+    @classmethod
+    def surroundings(cls, edge: str) -> Surroundings:
+        """With a control group and a cgroup namespace, where cgroup v2 can be mounted."""
+        try:
+            group = cgroups.make(edge)
+        except Unsupported:
+            return Surroundings(WITHOUT_GROUP)
+        return Surroundings(WITH_GROUP, ("--cgroup",), group)
 
     @classmethod
     async def make(
@@ -97,7 +117,6 @@ class OciContainer(Container):
             oci_bundle.BUNDLE,
             oci_bundle.ROOTFS,
             oci_bundle.STATE,
-            oci_bundle.WORK,
             oci_bundle.DEVICES,
         ):
             self.inside(directory).mkdir(mode=0o700, exist_ok=True)
@@ -119,6 +138,69 @@ class OciContainer(Container):
             # a restore reads namespaces and mounts from the bundle, and the program from the images
             self._write_bundle(["true"], {})
 
+    @cached_property
+    def has_group(self) -> bool:
+        """Whether the server's container has a control group of its own."""
+        return (self.path(GROUPS) / "cgroup.procs").exists()
+
+    @property
+    def halts_by_signal(self) -> bool:  # type: ignore[override]
+        """Whether ``halt`` sends SIGSTOP, for want of a group to freeze."""
+        return not self.has_group
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """As in the base; in the container's control group and cgroup namespace, too."""
+        plain = super().command(argv)
+        if not self.has_group:
+            return plain
+        program, *words = plain
+        return ["sh", "-c", JOIN, str(self.path(GROUPS) / "cgroup.procs"), program, "--cgroup", *words]
+
+    async def halt(self, pid: int) -> None:
+        """Freeze the server's control group, with all its processes and threads."""
+        if not self.has_group:
+            await super().halt(pid)
+            return
+        self._write_frozen(1)
+        await self._until_stopped(pid)
+
+    async def unhalt(self, pid: int) -> None:
+        """Thaw the server's control group."""
+        if not self.has_group:
+            await super().unhalt(pid)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._write_frozen(0)
+
+    def is_stopped(self, pid: int) -> bool:
+        """Whether the process is there and its control group frozen."""
+        if not self.has_group:
+            return super().is_stopped(pid)
+        try:
+            events = (self._server_group / "cgroup.events").read_text()
+        except OSError:
+            return False
+        return "frozen 1" in events and self.is_alive(pid)
+
+    @property
+    def _server_group(self) -> Path:
+        return self.path(GROUPS) / oci_bundle.GROUP.name
+
+    def _write_frozen(self, value: int) -> None:
+        (self._server_group / "cgroup.freeze").write_text(str(value))
+
+    def pid_of_inner(self, inner: int) -> int | None:
+        """The PID here of the process that has the PID ``inner`` in the server's container."""
+        server = self.service_pid
+        if server is None or inner == 1:
+            return server
+        for process in self.processes():
+            with contextlib.suppress(OSError):  # it ended while we looked
+                status = self.path(f"/proc/{process.pid}/status").read_text()
+                if re.search(rf"^NSpid:\s+{process.pid}\s+{inner}$", status, re.MULTILINE):
+                    return process.pid
+        return None
+
     def inside(self, path: PurePosixPath) -> Path:
         """The agent's path to a file or directory on the private ``/run``."""
         return self.path(str(path))
@@ -126,7 +208,12 @@ class OciContainer(Container):
     def _write_bundle(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
         """Write ``config.json`` for a server with that argument vector and environment."""
         described = oci_bundle.spec(
-            argv, env, hostname=self.edge, log=self.log_path(0), binds=self.files.binds
+            argv,
+            env,
+            hostname=self.edge,
+            log=self.log_path(0),
+            binds=self.files.binds,
+            group=oci_bundle.GROUP if self.has_group else None,
         )
         (self.inside(oci_bundle.BUNDLE) / "config.json").write_bytes(
             msgspec.json.format(msgspec.json.encode(described))
@@ -145,11 +232,16 @@ class OciContainer(Container):
         """The PID, among those of this host's container, of the server that runc started or restored last."""
         return int(self.inside(oci_bundle.PID_FILE).read_bytes())
 
-    async def run_runc(self, *words: str, timeout_s: float, path: str | None = None) -> Completed:
-        """Run runc in the edge host's container; ``path`` is its PATH."""
+    async def run_runc(
+        self, *words: str, timeout_s: float, path: str | None = None, descriptors: Sequence[int] = ()
+    ) -> Completed:
+        """Run runc in the edge host's container; ``path`` is its PATH, ``descriptors`` are as in ``run``."""
         environment = [f"PATH={path}"] if path is not None else []
-        fixed = [str(self.runc), "--rootless", "true", "--root", str(oci_bundle.STATE)]
-        return await self.run(["env", *environment, *fixed, *words], timeout_s=timeout_s)
+        rootless = [] if self.has_group else ["--rootless", "true"]
+        fixed = [str(self.runc), *rootless, "--root", str(oci_bundle.STATE)]
+        return await self.run(
+            ["env", *environment, *fixed, *words], timeout_s=timeout_s, descriptors=descriptors
+        )
 
     async def start(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
         """Start the server's process in a new OCI container, with stdio opened inside; returns its PID."""

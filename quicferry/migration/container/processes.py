@@ -61,7 +61,8 @@ class ContainerNamespaces:
         for child in children_of(self._init_pid):
             with contextlib.suppress(OSError):  # it ended while we looked
                 status = Path(f"/proc/{child}/status").read_text()
-                if re.search(rf"^NSpid:.*\s{pid}$", status, re.MULTILINE):
+                # ours, the container's, then those of namespaces within
+                if re.search(rf"^NSpid:\s+\d+\s+{pid}(\s|$)", status, re.MULTILINE):
                     return child
         return None
 

@@ -63,7 +63,7 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
 
     format_version: int = FORMAT_VERSION
     epoch: int
-    pid: int  # inside the container, at both ends
+    pid: int  # of the server, in the images (engines that need none: at the source)
     files: list[str]  # regular files under /run that the process holds open
     rounds: int = 0  # how many incremental images came before this one
     portions: int = 0  # how many of these, the last ones, were read from the stopped process

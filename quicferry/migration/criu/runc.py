@@ -7,13 +7,18 @@ configuration file that an annotation of the bundle names (``criu_config``).
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from quicferry.errors import MigrationError
 from quicferry.migration.container import oci_bundle
 from quicferry.migration.container.oci_container import OciContainer
-from quicferry.migration.criu.command import Criu, explain, log_text
+from quicferry.migration.criu.command import CLOSE_PAGE_SERVER, Criu, explain, log_text
 from quicferry.migration.criu.stats import DumpStats, RestoreStats, read_dump_stats, read_restore_stats
+
+#: What runc insists on where pages are to come later; see ``Runc.dump_without_memory``.
+UNUSED_ADDRESS = "127.0.0.1:7009"
 
 
 def criu_config(*, keep_tcp: bool) -> str:
@@ -42,12 +47,18 @@ class Runc(Criu):
     async def warm_up(self, images: Path) -> None:
         """As ``Criu.warm_up``; also write the configuration that CRIU will read."""
         await super().warm_up(images)
-        self._box.inside(oci_bundle.CRIU_CONFIG).write_text(criu_config(keep_tcp=self._keep_tcp))
+        self._configure()
+
+    def _configure(self, *more: str) -> None:
+        """Write the configuration that CRIU will read, with further options."""
+        lines = "".join(f"{line}\n" for line in more)
+        config = criu_config(keep_tcp=self._keep_tcp) + lines
+        self._box.inside(oci_bundle.CRIU_CONFIG).write_text(config)
 
     def _words(self, step: str, images: Path, *more: str) -> list[str]:
         """Arguments of a runc command that has CRIU at work."""
         tcp = ["--tcp-established"] if self._keep_tcp else []
-        where = ["--image-path", str(images), "--work-path", str(oci_bundle.WORK)]
+        where = ["--image-path", str(images), "--work-path", str(images)]
         return [step, *where, *tcp, *more, self._box.name]
 
     async def dump(self, pid: int, images: Path, *, timeout_s: float) -> DumpStats:
@@ -56,32 +67,50 @@ class Runc(Criu):
         Raises ``MigrationError``; then, too, it goes on.
         """
         words = self._words("checkpoint", images, "--leave-running")
-        done = await self._box.run_runc(*words, timeout_s=timeout_s, path=self._path)
-        if done.status != 0:
-            raise explain(
-                "checkpoint", done, log_text(self._box.inside(oci_bundle.WORK) / "dump.log"), "runc"
-            )
-        return read_dump_stats((self._box.inside(oci_bundle.WORK) / "stats-dump").read_bytes())
+        await self._run("checkpoint", images, words, timeout_s)
+        return read_dump_stats((self._outside(images) / "stats-dump").read_bytes())
 
     async def dump_without_memory(self, pid: int, images: Path, *, timeout_s: float) -> None:
-        """Refuse with ``MigrationError``: runc cannot dump without serving the memory itself."""
-        raise MigrationError("runc dumps a server with all its memory or not at all")
+        """As ``Criu.dump_without_memory``. The server goes on afterwards as it was before.
+
+        runc has an option for the address of a page server, and none for a socket: CRIU takes that from its
+        configuration, then, and does not use the address. It inherits the socket by way of runc.
+        """
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.sendall(CLOSE_PAGE_SERVER)
+            self._configure(f"ps-socket {theirs.fileno()}")
+            try:
+                lazily = ["--lazy-pages", "--page-server", UNUSED_ADDRESS]
+                words = self._words("checkpoint", images, "--leave-running", *lazily)
+                await self._run("checkpoint", images, words, timeout_s, [theirs.fileno()])
+            finally:
+                self._configure()
 
     async def restore(self, images: Path, *, timeout_s: float, lazy: bool = False) -> RestoreStats:
         """Make a running container of the images. Raises ``MigrationError``; then none is left.
 
         Its process has the PID ``container.pid_made()``.
         """
-        if lazy:
-            raise MigrationError("runc restores a server with all its memory or not at all")
         await self._box.forget()
         self.leave_behind(images)
         bundle = ["--bundle", str(oci_bundle.BUNDLE), "--pid-file", str(oci_bundle.PID_FILE)]
-        words = self._words("restore", images, "--detach", *bundle)
-        done = await self._box.run_runc(*words, timeout_s=timeout_s, path=self._path)
-        if done.status != 0:
+        words = self._words("restore", images, "--detach", *(["--lazy-pages"] if lazy else []), *bundle)
+        try:
+            await self._run("restore", images, words, timeout_s)
+        except MigrationError:
             await self._box.remove()
-            raise explain(
-                "restore", done, log_text(self._box.inside(oci_bundle.WORK) / "restore.log"), "runc"
-            )
-        return read_restore_stats((self._box.inside(oci_bundle.WORK) / "stats-restore").read_bytes())
+            raise
+        return read_restore_stats((self._outside(images) / "stats-restore").read_bytes())
+
+    async def _run(
+        self, step: str, images: Path, words: list[str], timeout_s: float, descriptors: Sequence[int] = ()
+    ) -> None:
+        """Run runc with CRIU. Raises ``MigrationError`` with what CRIU says of a failure."""
+        done = await self._box.run_runc(*words, timeout_s=timeout_s, path=self._path, descriptors=descriptors)
+        if done.status != 0:
+            log = "dump.log" if step == "checkpoint" else "restore.log"
+            raise explain(step, done, log_text(self._outside(images) / log), "runc")
+
+    def _outside(self, images: Path) -> Path:
+        return self._box.path(str(images))

@@ -66,6 +66,7 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 _COPY = "quicferry.migration.engines.criu.agent_copy"
 _NATIVE = "quicferry.migration.engines.criu.native_copy"
+_RUNC = "quicferry.migration.engines.criu.runc"
 
 OWN = (
     EngineEntry(
@@ -122,12 +123,43 @@ OWN = (
     EngineEntry(
         name="runc-cold",
         title="As criu-cold, for a server that runc runs as an OCI container.",
-        implementation="quicferry.migration.engines.criu.runc_cold:RuncColdEngine",
+        implementation=f"{_RUNC}:RuncColdEngine",
         needs=("oci",),
         programs=("criu", "runc"),
         packs_images=True,
         runs_in_oci=True,
         moves_kernel_state=True,
+    ),
+    EngineEntry(
+        name="runc-pre-copy",
+        title="As criu-pre-copy, for a server that runc runs as an OCI container.",
+        implementation=f"{_RUNC}:RuncPreCopyEngine",
+        needs=("oci",),
+        programs=("criu", "runc"),
+        packs_images=True,
+        copies_ahead=True,
+        runs_in_oci=True,
+    ),
+    EngineEntry(
+        name="runc-post-copy",
+        title="As criu-post-copy, for a server that runc runs as an OCI container.",
+        implementation=f"{_RUNC}:RuncPostCopyEngine",
+        needs=("oci", "criu-lazy-pages"),
+        programs=("criu", "runc"),
+        packs_images=True,
+        keeps_source=True,
+        runs_in_oci=True,
+    ),
+    EngineEntry(
+        name="runc-hybrid",
+        title="As criu-hybrid, for a server that runc runs as an OCI container.",
+        implementation=f"{_RUNC}:RuncHybridEngine",
+        needs=("oci", "criu-lazy-pages"),
+        programs=("criu", "runc"),
+        packs_images=True,
+        copies_ahead=True,
+        keeps_source=True,
+        runs_in_oci=True,
     ),
 )
 

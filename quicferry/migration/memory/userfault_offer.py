@@ -17,6 +17,7 @@ from quicferry.errors import Unsupported
 
 #: The number of userfaultfd(2) differs between machines (asm/unistd.h).
 USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282, "ppc64le": 364, "s390x": 355}
+USER_MODE_ONLY = 1  # linux/userfaultfd.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -26,7 +27,10 @@ def offer() -> int:
     number = USERFAULTFD.get(platform.machine())
     if number is None:
         raise Unsupported(f"the number of userfaultfd(2) on {platform.machine()} is not known here")
-    descriptor = int(_libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK))
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = int(_libc.syscall(number, flags))
+    if descriptor < 0:  # without privileges: one that stops nobody in the kernel, which tracking never does
+        descriptor = int(_libc.syscall(number, flags | USER_MODE_ONLY))
     if descriptor < 0:
         raise Unsupported(f"this process gets no userfaultfd: {os.strerror(ctypes.get_errno())}")
     return descriptor

@@ -22,13 +22,14 @@ def cgroups_made():
 def test_a_container_moves_to_and_fro_and_is_one(tmp_path):
     got = played(
         """
+from quicferry.emulation.sandbox import cgroups
 def seen(box, pid):
     status = dict(line.split(":", 1) for line in box.path(f"/proc/{pid}/status").read_text().splitlines())
     mounts = [line.split() for line in box.path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
     return dict(
         pids=status["NSpid"].split(), capabilities=int(status["CapEff"], 16),
         writable=sorted(m[4] for m in mounts if "rw" in m[5].split(",")),
-        cgroup=box.path(f"/proc/{pid}/cgroup").read_text() == Path("/proc/self/cgroup").read_text(),
+        group=str(cgroups.own_group(box.outside_pid(pid))),
         shared=[
             name for name in ("net", "pid", "mnt", "ipc", "uts", "time")
             if box.path(f"/proc/{pid}/ns/{name}").readlink() == box.path(f"/proc/1/ns/{name}").readlink()
@@ -64,7 +65,9 @@ async def play():
         assert seen["pids"][-1] == "1", "a PID namespace of its own"
         assert seen["capabilities"] == 0
         assert seen["writable"] == ["/proc", "/run"]
-        assert seen["cgroup"], "no cgroup of its own"
+        host, name = seen["group"].split("/")[-2:]
+        assert name == "server", "a group of its own"
+        assert {"first": ".edge-1.", "second": ".edge-2."}[where] in host, "on the host where it runs"
         assert seen["shared"] == ["net", "time"], "the host's network, and its clock also after the move"
     before, there, back = got["before"], got["there"], got["back"]
     assert (there["requests"], back["requests"]) == (before["requests"] + 1, before["requests"] + 2)

@@ -1,13 +1,13 @@
 """The bundle that runc is given, and what is said where runc cannot be had."""
 
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 import pytest
 
 from quicferry.errors import InvalidInput, MigrationError, Unsupported
-from quicferry.migration.container.oci_bundle import SYSTEM, root_files, spec
+from quicferry.migration.container.oci_bundle import NODES, SYSTEM, root_files, spec
 from quicferry.migration.container.oci_container import find_runc, last_words
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.criu.command import CHECKOUT, explain
@@ -45,6 +45,26 @@ def test_nothing_is_mounted_that_hinders_a_checkpoint():
     assert "seccomp" not in bundle()["linux"]
     assert "rlimits" not in bundle()["process"]
     assert bundle()["annotations"] == {"org.criu.config": "/run/oci/criu.conf"}
+
+
+def test_with_a_control_group_only_the_devices_that_are_there_can_be_opened():
+    plain, own = bundle()["linux"], bundle(group=PurePosixPath("/server"))["linux"]
+    assert "cgroupsPath" not in plain and "resources" not in plain
+    assert own["cgroupsPath"] == "/server"
+    first, *others = own["resources"]["devices"]
+    assert (first["allow"], first["access"], first["type"]) == (False, "rwm", "a"), "all are refused at first"
+    assert {(rule["major"], rule["minor"]) for rule in others} == set(NODES.values())
+    assert all(rule["allow"] and "m" not in rule["access"] for rule in others)
+
+
+def test_an_environment_that_is_a_link_is_seen_with_what_it_leads_to(tmp_path, monkeypatch):
+    shared, link = tmp_path / "shared", tmp_path / "mine" / ".venv"
+    shared.mkdir()
+    link.parent.mkdir()
+    link.symlink_to(shared)
+    monkeypatch.setattr(sys, "prefix", str(link))
+    binds = root_files([]).binds
+    assert str(link) in binds and str(shared) in binds
 
 
 def test_the_program_gets_its_arguments_environment_and_log_inside():
@@ -91,8 +111,9 @@ def test_a_missing_runc_is_unsupported_with_a_remedy(tmp_path, monkeypatch):
 
 
 def test_an_engine_that_needs_runc_says_so():
-    assert [engine for engine in known_engines() if runs_in_oci(engine)] == ["runc-cold"]
-    assert "oci" in needs_with(engine="runc-cold")
+    in_oci = [engine for engine in known_engines() if runs_in_oci(engine)]
+    assert in_oci == ["runc-cold", "runc-pre-copy", "runc-post-copy", "runc-hybrid"]
+    assert all("oci" in needs_with(engine=engine) for engine in in_oci)
     assert "oci" not in needs_with(engine="criu-cold")
 
 

@@ -162,7 +162,7 @@ class CopyDestination(LazyDestination):
         self._context.events.emit("migration.pages.taken_over", epoch=order.epoch, pages=pages, error=error)
         await sink.serving()
         for target in found:
-            maps = self._container.path(f"/proc/{target.pid}/maps")
+            maps = self._proc_of(target.pid) / "maps"
             wake(target.descriptor, private_areas(maps.read_text()))
 
     def _retrace(self, left: list[tuple[int, int]], lacking: Unfinished) -> tuple[list[Target], Unfinished]:
@@ -172,7 +172,7 @@ class CopyDestination(LazyDestination):
         local = unfinished.pages_by_pid(lacking.local)
         found = []
         for pid, descriptor in left:
-            with ProcessMemory(self._container.path(f"/proc/{pid}")) as memory:
+            with ProcessMemory(self._proc_of(pid)) as memory:
                 there = set(memory.anonymous_pages().tolist())
             wanted = {page for pages in (missing, local) if pid in pages for page in pages[pid].tolist()}
             target = Target(descriptor, pid, wanted)

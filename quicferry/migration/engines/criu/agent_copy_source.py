@@ -67,7 +67,7 @@ class CopySource(CriuEngine):
         self._sent: list[Pages] = []  # portions that crossed while CRIU dumped, one round each
         self._same = NO_PAGES  # pages that are as the rounds before the freeze sent them
         self._stopped = asyncio.Event()
-        self._memory: dict[int, ProcessMemory] = {}  # of the stopped process, by PID
+        self._memory: dict[int, ProcessMemory] = {}  # of the stopped processes, by PID in the images
         self._tracker: WriteTracker | None = None
         self._source: PageSource | None = None
         self._left_behind = False  # the destination needs memory of the stopped process
@@ -100,12 +100,12 @@ class CopySource(CriuEngine):
         try:
             await asyncio.wait([dumping, stopping], return_when=asyncio.FIRST_COMPLETED)
             if self._stopped.is_set():
-                async for chunk in packer.pack_all(self._last_portions(pid, dumping)):
+                async for chunk in packer.pack_all(self._last_portions(self._image_pid(pid), dumping)):
                     yield chunk
             await asyncio.shield(dumping)
             if self.lazily:
                 self._source = PageSource(self._read_pages, order.compression)
-            async for chunk in packer.pack_all(self._records(order, pid), flush=True):
+            async for chunk in packer.pack_all(self._records(order, self._image_pid(pid)), flush=True):
                 yield chunk
         finally:
             stopping.cancel()
@@ -115,7 +115,7 @@ class CopySource(CriuEngine):
         """Freeze, stop, dump without memory; the event tells how."""
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
-            await self._stop(pid)
+            await self._container.halt(pid)
             self._stopped.set()
             await self._ready().dump_without_memory(pid, self._images, timeout_s=order.deadlines.checkpoint_s)
             detail["method"] = self.method
@@ -125,9 +125,9 @@ class CopySource(CriuEngine):
             detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir() if file.is_file())
 
     def _memory_of(self, pid: int) -> ProcessMemory:
-        """The memory of a process inside, opened once."""
+        """The memory of a process by its PID in the images, opened once."""
         if pid not in self._memory:
-            self._memory[pid] = ProcessMemory(self._container.path(f"/proc/{pid}"))
+            self._memory[pid] = ProcessMemory(self._proc_of(pid))
         return self._memory[pid]
 
     def _list(self) -> Listed | None:
@@ -196,11 +196,11 @@ class CopySource(CriuEngine):
         manifest = CheckpointManifest(
             epoch=order.epoch,
             pid=pid,
-            files=self._container.open_files(pid),
+            files=self._container.open_files(self._server_pid()),
             rounds=self._rounds + len(self._sent),
             portions=len(self._sent),
             lazy=lazy,
-            stopped=True,
+            stopped=self._container.halts_by_signal,
         )
         yield from self._file_records(pid, manifest)
 
@@ -274,9 +274,10 @@ class CopySourceAhead(CopiesInRounds, CopySource):
 
     async def _next_round(self, order: MoveOrder, pid: int) -> Round:
         """Read the pages that differ from the last round."""
-        memory = self._memory_of(pid)
+        owner = self._image_pid(pid)
+        memory = self._memory_of(owner)
         reading = await asyncio.to_thread(lambda: memory.differing(self._known, self._list()))
         self._known = await asyncio.to_thread(merged, self._known, reading)
         return Round(
-            round_records(self._rounds, pid, reading), len(reading.changed.pages), len(reading.pages), {}
+            round_records(self._rounds, owner, reading), len(reading.changed.pages), len(reading.pages), {}
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import signal
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -30,8 +29,6 @@ from quicferry.migration.engines.criu.rounds import closing_records, why_stop
 from quicferry.migration.order import MoveOrder, check_lease
 from quicferry.units import NS_PER_MS, now_ns
 
-STOPPED_S = 1.0  # for a process that got SIGSTOP to stand still
-POLL_S = 0.0005
 DUMPERS = ("criu", "runc")  # programs that must not be disturbed
 OTHERS_POLL_S = 0.01
 
@@ -134,14 +131,6 @@ class CriuEngine:
         await self._context.control.ask(freeze, order.deadlines.checkpoint_s)
         await self._context.after_freeze()
 
-    async def _stop(self, pid: int) -> None:
-        """Stop the process by SIGSTOP and wait until it stands still."""
-        # SIGSTOP takes effect in each thread on its next way back to user mode, not at once
-        await self._container.signal(pid, signal.SIGSTOP)
-        async with asyncio.timeout(STOPPED_S):
-            while not self._container.is_stopped(pid):  # noqa: ASYNC110 - the kernel stops it, no event tells
-                await asyncio.sleep(POLL_S)
-
     async def _dump_is_over(self) -> None:
         """Wait for CRIU: to kill it in the middle of a dump breaks the server."""
         if self._dumping is not None:
@@ -211,7 +200,7 @@ class CriuEngine:
     async def _revive(self, held: Held, order: MoveOrder) -> None:
         """Continue the stopped process, or restore it if it has died."""
         if self._container.is_alive(held.pid):
-            await self._container.signal(held.pid, signal.SIGCONT)
+            await self._container.unhalt(held.pid)
             return
         await self._restore_dead(held, order)
 
@@ -248,7 +237,7 @@ class CriuEngine:
                     await pages
                     # CRIU restores a process in the state in which it was dumped
                     if manifest.stopped:
-                        await self._container.signal(self._pid_of(manifest), signal.SIGCONT)
+                        await self._container.unhalt(self._pid_of(manifest))
                     # before it serves: should this agent die then, the next one must find it
                     self._container.adopt(self._pid_of(manifest))
                     answer = await self._resume(order)
@@ -289,6 +278,17 @@ class CriuEngine:
         """The PID that the restored process has in this host's container: the same on every host."""
         return manifest.pid
 
+    def _image_pid(self, pid: int) -> int:
+        """The PID that a process of this host's container has in its images."""
+        return pid
+
+    def _proc_of(self, image_pid: int) -> Path:
+        """The directory of a process under ``/proc``, by its PID in the images.
+
+        Raises ``MigrationError`` when it is gone; not every engine looks.
+        """
+        return self._container.path(f"/proc/{image_pid}")
+
     async def _make_process(
         self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
     ) -> None:
@@ -321,9 +321,18 @@ class CriuEngine:
     async def _unmake(self) -> None:
         """Kill the process that was restored here; its images stay for whoever looks into the failure."""
         if self._made is not None:
+            await self._unmake_process()
+            self._made = None
+
+    async def _kill_made(self) -> None:
+        """Kill the process that was restored here."""
+        if self._made is not None:
             with contextlib.suppress(MigrationError):  # the container itself may be gone
                 await self._container.stop(self._made.pid, grace_s=0)
-            self._made = None
+
+    async def _unmake_process(self) -> None:
+        """Kill the process that was restored here, and remove what belongs to it."""
+        await self._kill_made()
 
     async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
         """Undo the move: when this returns, no process of this order is here or will be."""

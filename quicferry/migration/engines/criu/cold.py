@@ -33,7 +33,7 @@ class CriuColdEngine(CriuEngine):
 
     name = "criu-cold"
     method = "dumped by CRIU"  # how the memory gets into the image, for the record
-    #: the process is stopped by a signal first, and is restored as one that is stopped
+    #: the process is halted first; halted by a signal, it is restored as one that is stopped
     dumps_stopped = False
 
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
@@ -91,7 +91,7 @@ class CriuColdEngine(CriuEngine):
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
             if self.dumps_stopped:
-                await self._stop(pid)
+                await self._container.halt(pid)
             stats = await criu.dump(pid, self._images, timeout_s=order.deadlines.checkpoint_s)
             detail["method"] = self.method
             detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir())
@@ -103,7 +103,8 @@ class CriuColdEngine(CriuEngine):
             if not _is_pages(path) and path.name not in LEFT_BEHIND:
                 yield record(RecordKind.IMAGE, path.name, path.read_bytes())
         files = self._container.open_files(pid)
-        manifest = CheckpointManifest(epoch=order.epoch, pid=pid, files=files, stopped=self.dumps_stopped)
+        stopped = self.dumps_stopped and self._container.halts_by_signal
+        manifest = CheckpointManifest(epoch=order.epoch, pid=pid, files=files, stopped=stopped)
         yield from self._file_records(pid, manifest)
 
     async def _restore_dead(self, held: Held, order: MoveOrder) -> None:

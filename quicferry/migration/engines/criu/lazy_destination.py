@@ -8,11 +8,10 @@ when the task is cancelled, the server must have been ended before.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
-from quicferry.errors import MigrationError, Unsupported
+from quicferry.errors import Unsupported
 from quicferry.migration.criu.command import LAZY_FEATURE
 from quicferry.migration.criu.image_stream import CheckpointManifest
 from quicferry.migration.engines.criu.base import CriuEngine
@@ -47,8 +46,7 @@ class LazyDestination(CriuEngine):
     async def _end_incomplete(self) -> None:
         """Kill a server of whose memory a part is lost: it must not run on without it."""
         if self._made is not None:
-            with contextlib.suppress(MigrationError):  # the container itself may be gone
-                await self._container.stop(self._made.pid, grace_s=0)
+            await self._kill_made()
 
     async def _brought_up(self, order: MoveOrder, manifest: CheckpointManifest) -> None:
         """Remove the images when the last page is in place."""

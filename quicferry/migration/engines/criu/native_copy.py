@@ -141,7 +141,7 @@ class CriuNativeEngine(LazyDestination):
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
             # so that it stays where it is, however CRIU ends
-            await self._stop(pid)
+            await self._container.halt(pid)
             if self.lazily:
                 self._server = await criu.dump_and_serve(
                     pid, self._images, self._previous(), timeout_s=limit_s

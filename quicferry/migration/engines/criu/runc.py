@@ -1,0 +1,113 @@
+"""Engines ``runc-…``: as ``criu-…``, for a server that runc runs as an OCI container.
+
+What differs is the same for all: runc dumps and restores; the container is halted before the dump, so that
+it stands still at the source until the move is decided; and it has a PID namespace of its own, so that its
+processes have other PIDs in the images than on the hosts. The rest is the base's, and so are the
+guarantees.
+
+Memory moves by the agents, as with the engines ``criu-…``: it is read in the halted container, put in
+place in the restored one, and crosses in the agents' stream. What runc itself can do about it is compared
+in docs/adr/0010.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from quicferry.errors import MigrationError
+from quicferry.migration.container.oci_container import OciContainer
+from quicferry.migration.criu.command import Criu
+from quicferry.migration.criu.image_stream import CheckpointManifest
+from quicferry.migration.criu.runc import Runc
+from quicferry.migration.engines.base import EngineContext
+from quicferry.migration.engines.criu.agent_copy import (
+    CriuHybridEngine,
+    CriuPostCopyEngine,
+    CriuPreCopyEngine,
+)
+from quicferry.migration.engines.criu.base import CriuEngine, Held
+from quicferry.migration.engines.criu.cold import CriuColdEngine
+from quicferry.migration.order import MoveOrder
+
+
+class RuncEngine(CriuEngine):
+    """What is the same for all engines with runc; goes before the engine without it in the list of bases."""
+
+    def __init__(self, context: EngineContext) -> None:
+        super().__init__(context)
+        if not isinstance(context.container, OciContainer):
+            raise MigrationError(f"{self.name} needs a server that runs as an OCI container")
+        self._box = context.container
+
+    def _tool(self) -> Criu:
+        """runc, which runs CRIU."""
+        return Runc(self._box, keep_tcp=self._context.keep_tcp)
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        """Also let runc forget a container that was here before."""
+        await super().prepare_destination(order)
+        await self._box.forget()
+
+    async def _restore_dead(self, held: Held, order: MoveOrder) -> None:
+        """Restore the container from its own images; the server has a new PID then."""
+        await super()._restore_dead(held, order)
+        pid = self._box.pid_made()
+        self._box.adopt(pid)
+        await self._box.unhalt(pid)
+
+    def _check_room(self, manifest: CheckpointManifest) -> None:
+        """Raise ``MigrationError`` when a server runs here. PIDs do not matter: it has its own namespace."""
+        if self._box.service_pid is not None:
+            raise MigrationError(f"a server already runs on {self._context.edge}")
+
+    def _pid_of(self, manifest: CheckpointManifest) -> int:
+        """The PID that runc noted of what it restored."""
+        return self._box.pid_made()
+
+    def _image_pid(self, pid: int) -> int:
+        """The server is PID 1 of its container; in its images every process has the PID it has there."""
+        return 1
+
+    def _proc_of(self, image_pid: int) -> Path:
+        """The directory of a process under ``/proc``, by its PID in the images."""
+        pid = self._box.pid_of_inner(image_pid)
+        if pid is None:
+            raise MigrationError(f"process {image_pid} of the container on {self._context.edge} is gone")
+        return self._box.path(f"/proc/{pid}")
+
+    async def _kill_made(self) -> None:
+        """Kill the container that was restored here, with all its processes."""
+        with contextlib.suppress(OSError, ValueError):  # runc has noted nothing: then it made nothing
+            await self._box.stop(self._box.pid_made(), grace_s=0)
+
+    async def _unmake_process(self) -> None:
+        """Remove the container that was restored here."""
+        with contextlib.suppress(MigrationError):  # the edge host's container may be gone
+            await self._box.remove()
+
+
+class RuncColdEngine(RuncEngine, CriuColdEngine):
+    """The engine ``runc-cold``: as ``criu-cold``, with runc for CRIU."""
+
+    name = "runc-cold"
+    method = "dumped by runc with CRIU"
+    dumps_stopped = True
+
+
+class RuncPreCopyEngine(RuncEngine, CriuPreCopyEngine):
+    """The engine ``runc-pre-copy``: as ``criu-pre-copy``, with runc for CRIU."""
+
+    name = "runc-pre-copy"
+
+
+class RuncPostCopyEngine(RuncEngine, CriuPostCopyEngine):
+    """The engine ``runc-post-copy``: as ``criu-post-copy``, with runc for CRIU."""
+
+    name = "runc-post-copy"
+
+
+class RuncHybridEngine(RuncEngine, CriuHybridEngine):
+    """The engine ``runc-hybrid``: as ``criu-hybrid``, with runc for CRIU."""
+
+    name = "runc-hybrid"

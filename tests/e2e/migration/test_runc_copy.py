@@ -1,0 +1,85 @@
+"""Pre-copy, post-copy and hybrid of a container that runc runs: what holds for a process holds for it."""
+
+import pytest
+
+from tests.e2e.migration.criu_scripts import check_hops, check_way_back, played
+
+ENGINES = ["runc-pre-copy", "runc-post-copy", "runc-hybrid"]
+
+pytestmark = pytest.mark.needs("oci", "criu-lazy-pages")
+
+
+def test_a_container_that_writes_moves_there_and_back(tmp_path):
+    got = played(
+        """
+async def play():
+    async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
+        await a.start_server("30", "writes")
+        stopped = []
+        first = await a.ask()
+        for epoch, (here, there) in enumerate([(a, b), (b, a), (a, b)], 1):
+            move = order(epoch, here, there)
+            pid = here.container.service_pid
+            await carry(move, here, there)
+            stopped.append(here.container.is_stopped(pid))
+            await settle(move, here)
+        last = await b.ask()
+        await asyncio.sleep(0.1)
+        return dict(first=first, last=last, later=await b.ask(), stopped=stopped, left=a.running())
+""",
+        tmp_path,
+        ENGINE="runc-hybrid",
+    )
+    assert got["last"]["orders"] == ["Freeze", "Resume"] * 3
+    assert got["last"]["requests"] == got["first"]["requests"] + 1
+    assert got["first"]["written"] < got["last"]["written"] < got["later"]["written"], "it goes on writing"
+    assert got["stopped"] == [True] * 3, "until it is decided the source's container stands still"
+    assert got["left"] == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_in_memory_is_the_same_after_three_moves(tmp_path, engine):
+    got = played(
+        """
+async def play():
+    async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
+        await a.start_server("30")
+        return await hops(a, b, 3)
+""",
+        tmp_path,
+        ENGINE=engine,
+    )
+    check_hops(got, 3)
+    assert len({answer["sha256"] for answer in got["seen"]}) == 1
+    pages = [drained["pages"] for drained in got["drained"]]
+    if engine == "runc-post-copy":
+        assert min(pages) > 30 * 256
+    else:
+        assert max(pages) < 5 * 256, "what changed after the last round, and nothing else"
+    assert all(detail["criu"]["pages_restored"] < 10 * 256 for detail in got["restored"])
+    assert all(detail["rounds"] == 0 or detail["tracked"] for detail in got["taken"]), "the kernel tells"
+
+
+@pytest.mark.parametrize("engine", ["runc-pre-copy", "runc-post-copy"])
+def test_a_move_of_a_container_that_is_called_off_leads_back(tmp_path, engine):
+    got = played(
+        """
+async def play():
+    async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
+        await a.start_server("20")
+        before = await a.ask()
+        move = order(1, a, b)
+        await prepare(move, a, b)
+        stream = a.engine.checkpoint(move)
+        first = await anext(stream)
+        await stream.aclose()
+        said = await broken_off(move, a, b, [first[: len(first) // 2]])
+        back = await a.ask()
+        await whole_move(2, a, b)
+        return dict(said=said, before=before, back=back, moved=await b.ask())
+""",
+        tmp_path,
+        ENGINE=engine,
+    )
+    assert "cut off" in got["said"]
+    check_way_back(got)
