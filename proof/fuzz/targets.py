@@ -7,7 +7,9 @@ that would stop every changed byte is made anew, so that what stands behind it i
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -49,6 +51,7 @@ from session.scenario import read_scenario
 
 Call = Callable[[bytes, Path], object]
 _HEADER = struct.Struct("!4sHHQ")  # of hand-off data, docs/adr/0005-hand-off-format.md
+MOST_SWEPT = 200  # combinations of a scenario; more of the same would only take time
 CLIENT, SERVER = "10.0.0.2:40000", "10.0.1.2:4433"
 
 
@@ -182,6 +185,16 @@ def _control(data: bytes, _: Path) -> None:
     ControlClient().datagram_received(data, ("127.0.0.1", 1))
 
 
+def _scenario(path: Path) -> None:
+    try:
+        swept = tomllib.loads(path.read_bytes().decode()).get("sweep", {})
+        many = math.prod(len(values) for values in swept.values()) > MOST_SWEPT
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError, AttributeError, TypeError):
+        many = False
+    if not many:  # each combination is checked, which takes the third of a millisecond that it should
+        read_scenario(path)
+
+
 def _request(data: bytes, _: Path) -> None:
     try:
         values = msgspec.json.decode(data)
@@ -211,7 +224,7 @@ TARGETS: dict[str, Target] = {
         Target("fence", _from_file("fence.json", Fence), (), "whether this host may send"),
         Target("rpc", _message, (msgspec.DecodeError,), "messages between agents and orchestrator"),
         Target("control", _control, (), "the server's answers to its agent"),
-        Target("scenario", _from_file("s.toml", read_scenario), (InvalidInput,), "a scenario file"),
+        Target("scenario", _from_file("s.toml", _scenario), (InvalidInput,), "a scenario file"),
         Target("request", _request, (InvalidInput,), "values of axes"),
         Target("fault", _fault, (InvalidInput,), "a fault as on the command line"),
         Target("capture", _from_file("a.pcapng", _capture), (CaptureError,), "pcap and pcapng files"),
