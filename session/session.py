@@ -56,12 +56,7 @@ def perform_all(
     """
     plans = [(spec, parts_of(spec)) for spec in specs]
     store = RunStore(runs_root)
-    refusals: dict[str, FerryError] = {}
-    for name in sorted({probe for spec, parts in plans for probe in needs(spec, parts)}):
-        try:
-            ask_machine([name])
-        except FerryError as error:
-            refusals[name] = error
+    refusals = _refusals(sorted({probe for spec, parts in plans for probe in needs(spec, parts)}))
     refused = [
         next((refusals[probe] for probe in needs(spec, parts) if probe in refusals), None)
         or refusal(spec, parts)
@@ -85,3 +80,20 @@ def perform_all(
         if on_result is not None:
             on_result(result)
     return results
+
+
+def _refusals(names: list[str]) -> dict[str, FerryError]:
+    """What this machine cannot do of that; each with the reason."""
+    try:
+        ask_machine(names)
+    except FerryError:
+        pass
+    else:
+        return {}
+    refusals: dict[str, FerryError] = {}
+    for name in names:  # the first one that said no is not the only one perhaps
+        try:
+            ask_machine([name])
+        except FerryError as error:
+            refusals[name] = error
+    return refusals
