@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 FAULTS_ARGS ?=
+SIGNALS_ARGS ?=
 COUNT ?= 100
 SEED ?= 1
 MINUTES ?=
@@ -20,7 +21,7 @@ SIMULATE_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream simulate lint bench soak faults explore fuzz lock clean
+.PHONY: help setup demo test test-upstream simulate lint bench soak faults signals explore fuzz lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +62,9 @@ soak: setup ## move one connection 200 times to and fro and look for leaks (as r
 
 faults: setup ## perform every fault with every engine and strategy (as root, an hour)
 	@$(PYTHON) -m bench.fault_matrix $(FAULTS_ARGS)
+
+signals: setup ## end the tool by each signal at each moment and look for what is left (as root, 5 minutes)
+	@$(PYTHON) -m bench.signals $(SIGNALS_ARGS)
 
 explore: setup ## draw COUNT command lines (SEED, MINUTES), run and judge them (as root, 10 s each)
 	@$(PYTHON) -m proof.explore --count $(COUNT) --seed $(SEED) $(if $(MINUTES),--minutes $(MINUTES))

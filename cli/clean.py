@@ -9,7 +9,7 @@ import msgspec
 
 from cli.common import output
 from quicferry.emulation.sandbox import cgroups, ownership
-from quicferry.paths import RUNS
+from quicferry.experiment.store import RunStore
 
 
 @click.command()
@@ -19,13 +19,12 @@ from quicferry.paths import RUNS
     "--runs",
     "runs_dir",
     type=click.Path(path_type=Path, file_okay=False),
-    default=RUNS,
-    show_default="runs/ of this checkout",
-    help="Where the run directories are.",
+    default=None,
+    help="Where the run directories are.  [default: runs/ in the checkout, or $QUICFERRY_RUNS]",
 )
 @output.json_option
 @click.pass_context
-def clean(ctx: click.Context, partial: bool, dry_run: bool, runs_dir: Path, as_json: bool) -> None:
+def clean(ctx: click.Context, partial: bool, dry_run: bool, runs_dir: Path | None, as_json: bool) -> None:
     """Remove what interrupted runs left behind.
 
     A run's processes, interfaces and mounts go with its private root, so there is hardly ever
@@ -33,7 +32,7 @@ def clean(ctx: click.Context, partial: bool, dry_run: bool, runs_dir: Path, as_j
     run whose tool is gone. The same holds for control groups, by their names. Directories of complete
     runs are never touched.
     """
-    report = ownership.clean(runs_dir, partial=partial, dry_run=dry_run)
+    report = ownership.clean(RunStore(runs_dir).root, partial=partial, dry_run=dry_run)
     groups, stuck = cgroups.remove_orphans(dry_run=dry_run)
     report = msgspec.structs.replace(
         report,

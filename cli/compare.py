@@ -11,7 +11,7 @@ import baselines
 from cli.common.axes import axis_options
 from cli.common.output import json_option, print_json
 from cli.common.progress import perform_shown
-from cli.common.results import show, write
+from cli.common.results import check_places, show, write
 from quicferry.errors import Unsupported
 from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.registry import engines as known_engines
@@ -97,6 +97,7 @@ def compare(
         },
     )
     specs = list(scenario.runs())
+    check_places(report, figures)
     try:
         results = perform_shown(specs, runs_root, print_json if as_json else None)
     except Unsupported as error:

@@ -9,7 +9,7 @@ import click
 from cli.common.axes import runs_option
 from cli.common.output import ask_for_root, say
 from cli.common.progress import perform_shown
-from cli.common.results import show
+from cli.common.results import check_places, show
 from quicferry.experiment.store import RunStore
 from quicferry.strategies import strategies
 from session.outcomes import raise_for
@@ -36,6 +36,7 @@ def demo(report: Path | None, runs_root: Path | None) -> None:
         title="demo",
         sweep={"engine": list(ENGINES), "strategy": list(strategies())},
     )
+    check_places(report, None)
     results = perform_shown(list(scenario.runs()), runs_root)
     store = RunStore(runs_root)
     show(results, report or store.root / "demo.html")

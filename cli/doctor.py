@@ -38,9 +38,11 @@ def doctor(ctx: click.Context, as_json: bool, names: tuple[str, ...], require_li
     results: list[ProbeResult] = []
     console = output.stderr_console()
     with console.status("asking …") as status:
-        for probe in chosen:
-            status.update(f"asking {probe.name} …")
-            results.append(probe.run())
+        status.update(f"asking {chosen[0].name} …")
+        for result in preflight.ask(chosen):
+            results.append(result)
+            if len(results) < len(chosen):
+                status.update(f"asking {chosen[len(results)].name} …")
     if require_list:
         click.echo(",".join(result.name for result in results if result.works))
         return

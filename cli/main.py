@@ -2,13 +2,14 @@
 
 A subcommand is a module of this folder, loaded when it is called and not before, so that
 ``quicferry --help`` need not wait for numpy. Exit codes: 0 it worked, 1 it failed, 2 the request was
-wrong, 127 this machine cannot do it, 130 it was interrupted.
+wrong, 3 a run was degraded or overloaded, 127 this machine cannot do it, 128 + N it was ended by signal N.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import click
 
 from cli.common import output
 from quicferry import __version__, plugins
-from quicferry.errors import FerryError
+from quicferry.errors import FerryError, disk_error
 
 #: command -> the first line of its help, here so that listing the commands loads none of them.
 #: Command ``x`` is the object ``x`` of the module ``cli.x``. A test holds both ends together.
@@ -33,6 +34,10 @@ COMMANDS: dict[str, str] = {
     "doctor": "Find out by trying what this machine can do.",
     "clean": "Remove what interrupted runs left behind.",
 }
+
+
+#: Signals that end the tool. SIGKILL cannot be handled: what a run has made goes with its private root.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LazyGroup(click.Group):
@@ -106,11 +111,17 @@ def call(arguments: Sequence[str]) -> int:
             output.print_json({"outcome": outcome, "error": error.format_message(), "hint": None})
         error.show(sys.stderr)
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return 130  # 128 + SIGINT, as shells have it
+    except (click.Abort, KeyboardInterrupt) as error:
+        # click has made an Abort of it
+        stopped = error if isinstance(error, Stopped) else error.__context__
+        return stopped.status if isinstance(stopped, Stopped) else 130  # 128 + SIGINT, as shells have it
     except BrokenPipeError:
         # the reader of our output has gone (`quicferry runs list | head`): nothing is left to be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        output.report(disk_error("a file cannot be read or written", error, "its option"), as_json=as_json)
+        _trace_if_asked()
         return 1
     except Exception as error:  # the last resort: a defect of ours must not look like one of the user's
         if as_json:
@@ -135,9 +146,33 @@ def _trace_if_asked() -> None:
         traceback.print_exc()
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asks the tool to end: raised in the main thread, so that all that is open is ended first."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+def _stop(number: int, _frame: object) -> None:
+    for each in STOPPING:  # the end itself is not to be interrupted; it takes some seconds at most
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(number)
+
+
 def main() -> None:
     """The entry point of ``bin/quicferry``."""
-    sys.exit(call(sys.argv[1:]))
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and `&` have it
+            signal.signal(number, _stop)
+    status = call(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # said here, else the interpreter says it in words of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.say_error(f"the output cannot be written: {error.strerror}")
+        status = status or 1
+    sys.exit(status)
 
 
 if __name__ == "__main__":

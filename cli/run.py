@@ -12,6 +12,7 @@ from cli.common.output import json_option, print_json, say, stdout_console
 from cli.common.progress import progress
 from quicferry.errors import FerryError, InvalidInput
 from quicferry.record import RunResult
+from session.outcomes import exit_code
 from session.request import to_spec
 from session.session import failure, perform_all
 
@@ -22,8 +23,10 @@ class RunFailed(FerryError):
     already_printed = True
 
     def __init__(self, result: RunResult) -> None:
-        super().__init__(f"the run {result.outcome}: {result.error}", hint=result.hint)
-        self.exit_code = {"unsupported": 127, "invalid": 2}.get(result.outcome, 1)
+        is_adjective = result.outcome in ("degraded", "overloaded")
+        said = f"was {result.outcome}" if is_adjective else result.outcome
+        super().__init__(f"the run {said}: {result.error}", hint=result.hint)
+        self.exit_code = exit_code(result)
 
 
 @click.command()

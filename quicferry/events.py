@@ -169,17 +169,21 @@ class EventLog:
         self.emit(f"{name}.complete", **outcome)
 
 
-def read_events(path: Path) -> list[Event]:
-    """Read a JSON-lines file of events; a last line cut off by a crash is left out."""
+def read_events(path: Path, damaged: list[int] | None = None) -> list[Event]:
+    """Read a JSON-lines file of events; lines that are none, as one cut off by a crash, are left out.
+
+    Their numbers, from 1, are added to ``damaged``. Raises ``OSError``.
+    """
     events: list[Event] = []
     decoder = msgspec.json.Decoder(Event)
-    for line in path.read_bytes().split(b"\n"):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line:
             continue
         try:
             events.append(decoder.decode(line))
         except UNDECODABLE:
-            continue
+            if damaged is not None:
+                damaged.append(number)
     return events
 
 

@@ -10,6 +10,7 @@ Format history:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     fault_places: list[str] = []  # where the server may be after the faults: source, destination
     outcome: str = "running"  # succeeded, failed, unsupported, invalid
     error: str | None = None
+    hint: str | None = None
     warnings: list[str] = []
 
 
@@ -141,7 +143,11 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
-    """The result of a run: the JSON object of ``quicferry run --json``. None means not known."""
+    """The result of a run: the JSON object of ``quicferry run --json``. None means not known.
+
+    ``outcome`` is one of ``errors.EXIT_CODES``. ``degraded``: the server moved, and requests were lost or
+    executed twice. ``overloaded``: the path carried less than was offered already before the move.
+    """
 
     outcome: str
     strategy: str  # or the name of the baseline
@@ -195,6 +201,11 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     error: str | None = None
     hint: str | None = None
     run_dir: str | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its times are those of a move that took place; also when requests were lost in it."""
+        return self.outcome in ("succeeded", "degraded")
 
 
 def result_of(spec: RunSpec, outcome: str, *, error: str | None = None, hint: str | None = None) -> RunResult:
@@ -277,8 +288,13 @@ def _fault_of_words(words: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a msgspec-encodable value as indented JSON, whole or not at all."""
+    """Write a msgspec-encodable value as indented JSON, whole or not at all. Raises ``OSError``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-    partial.replace(path)
+    try:
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise

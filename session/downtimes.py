@@ -17,7 +17,7 @@ Perform = Callable[[RunSpec], RunResult]
 def same_conditions(result: RunResult, spec: RunSpec) -> bool:
     """Whether an engine moved a server in that run, under the conditions asked for here."""
     return (
-        result.outcome == "succeeded"
+        result.is_measured
         and result.kind == "strategy"
         and result.container_downtime_ms is not None
         and (result.engine, result.memory_mib, result.topology)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import baselines
-from quicferry.errors import FerryError, Unsupported
+from quicferry.errors import EXIT_CODES, FerryError, Unsupported
 from quicferry.record import RunResult
 
 
@@ -13,6 +13,16 @@ class SomeFailed(FerryError):
     """Not every run succeeded; all results have been printed."""
 
     already_printed = True
+
+    def __init__(self, message: str, bad: Sequence[RunResult]) -> None:
+        super().__init__(message, hint=bad[0].hint)
+        #: 3 when nothing worse came than a service that suffered or a path that was overloaded
+        self.exit_code = 3 if all(exit_code(result) == 3 for result in bad) else 1
+
+
+def exit_code(result: RunResult) -> int:
+    """The exit status of a command for which this is the only result."""
+    return EXIT_CODES.get(result.outcome, 1)
 
 
 def reasons(results: Sequence[RunResult]) -> list[str]:
@@ -53,4 +63,4 @@ def raise_for(results: Sequence[RunResult]) -> None:
         error: FerryError = Unsupported(message, hint=first.hint)
         error.already_printed = True
         raise error
-    raise SomeFailed(message, hint=first.hint)
+    raise SomeFailed(message, bad)

@@ -66,12 +66,7 @@ class Session:
     def _ask(self) -> dict[RunSpec, FerryError | None]:
         """Ask this machine, once, for all that the runs need; each run with the reason why it cannot be."""
         needed = {spec: needs(spec, parts) for spec, parts in self._parts.items()}
-        refusals: dict[str, FerryError] = {}
-        for name in sorted({probe for names in needed.values() for probe in names}):
-            try:
-                ask_machine([name])
-            except FerryError as error:
-                refusals[name] = error
+        refusals = _refusals(sorted({probe for names in needed.values() for probe in names}))
         return {
             spec: next((refusals[probe] for probe in needed[spec] if probe in refusals), None)
             or refusal(spec, parts)
@@ -110,3 +105,20 @@ def perform_all(
         if on_result is not None:
             on_result(result)
     return session.results
+
+
+def _refusals(names: list[str]) -> dict[str, FerryError]:
+    """What this machine cannot do of that; each with the reason."""
+    try:
+        ask_machine(names)
+    except FerryError:
+        pass
+    else:
+        return {}
+    refusals: dict[str, FerryError] = {}
+    for name in names:  # the first one that said no is not the only one perhaps
+        try:
+            ask_machine([name])
+        except FerryError as error:
+            refusals[name] = error
+    return refusals

@@ -6,6 +6,7 @@ script. Progress and messages go to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -71,7 +72,8 @@ def say_error(message: str, *, hint: str | None = None) -> None:
 def report(error: FerryError, *, as_json: bool) -> None:
     """Tell of an error on stderr; with ``as_json`` also as one object on stdout, if none told of it yet."""
     if as_json and not error.already_printed:
-        print_json({"outcome": error.outcome, "error": str(error), "hint": error.hint})
+        with contextlib.suppress(OSError):  # it may be this that cannot be written
+            print_json({"outcome": error.outcome, "error": str(error), "hint": error.hint})
     say_error(str(error), hint=error.hint)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from proof.explore import overhead
 from proof.explore.load import too_much
+from quicferry.errors import EXIT_CODES
 from quicferry.experiment import faults
 from quicferry.record import RunResult
 from quicferry.spec import RunSpec
@@ -75,7 +76,7 @@ Rule = Callable[[Judged], Iterator[str]]
 def complaints(seen: Observation) -> list[Complaint]:
     """Everything that is wrong with a run; nothing is as it should be."""
     found = list(_from_outside(seen))
-    if seen.result is None or seen.spec is None or seen.status not in (0, 1) or not seen.built:
+    if seen.result is None or seen.spec is None or seen.status not in (0, 1, 3) or not seen.built:
         return found
     judged = Judged(seen, seen.result, seen.spec)
     for name, rule in RULES.items():
@@ -104,11 +105,11 @@ def _from_outside(seen: Observation) -> Iterator[Complaint]:
             yield Complaint("refused", f"a valid request was refused: {_last_line(seen.stderr)}")
     elif seen.spec is None:
         yield Complaint("not refused", f"exit status {seen.status} for a request that makes no sense")
-    elif seen.status not in (0, 1):
+    elif seen.status not in (0, 1, 3):
         yield Complaint("exit status", f"exit status {seen.status}: {_last_line(seen.stderr)}")
     elif seen.result is None:
         yield Complaint("no result", f"exit status {seen.status} and no JSON: {_last_line(seen.stderr)}")
-    elif (seen.result.outcome == "succeeded") != (seen.status == 0):
+    elif EXIT_CODES.get(seen.result.outcome) != seen.status:
         yield Complaint("exit status", f"exit status {seen.status} for a run that {seen.result.outcome}")
 
 

@@ -64,7 +64,7 @@ def perform(
         stderr=stderr,
         result=result,
         built=bool(made),
-        incomplete=tuple(_lacking(result, made)) if status in (0, 1) else (),
+        incomplete=tuple(_lacking(result, made)) if status in (0, 1, 3) else (),
         left=tuple(left),
         traces={name: last for path in made for name, last in _traces(path)},
     )

@@ -17,6 +17,7 @@ from quicferry.analysis.breakdown import TOLERANCE_MS, breakdown_ms, unexplained
 from quicferry.analysis.endpoint_split import EndpointSplit
 from quicferry.analysis.metrics import Metrics, measure
 from quicferry.analysis.repeated_moves import add_moves, measure_all
+from quicferry.analysis.service import judge_service, overload
 from quicferry.analysis.statistics import summarise
 from quicferry.analysis.verdict import (
     check_edges,
@@ -28,11 +29,12 @@ from quicferry.analysis.verdict import (
     where_packets_were_sent,
 )
 from quicferry.capture.clock import ClockConversion, clock_warning
+from quicferry.capture.damage import damage_of
 from quicferry.capture.pcap import read_datagrams
 from quicferry.capture.quic import Decryptor, TrafficTable, read_keylog
 from quicferry.capture.quic.table import SCHEMA, tabulate
 from quicferry.capture.tcp_table import tabulate_tcp
-from quicferry.errors import CaptureError, FerryError
+from quicferry.errors import UNDECODABLE, CaptureError, FerryError
 from quicferry.events import Event, read_events
 from quicferry.record import (
     ClientSummary,
@@ -78,7 +80,9 @@ def analyse(run_dir: Path) -> Analysis:
     events = _events(paths, result)
     if any(event.name == "dns.started" for event in events):
         result.dns_ttl_s = manifest.spec.dns_ttl_s
-    _add_client_summary(paths, result)
+    _check_captures(paths, result)
+    summary = _add_client_summary(paths, result)
+    too_much = overload(summary.requests, events, manifest) if summary is not None else None
     metrics: Metrics | None = None
     packets = timeline.packets(pl.DataFrame(schema=SCHEMA))
     try:
@@ -99,7 +103,7 @@ def analyse(run_dir: Path) -> Analysis:
                 manifest.destination_endpoint,
                 EndpointSplit.of_run(manifest, events),
             )
-        _add_metrics(result, metrics, manifest)
+        _add_metrics(result, metrics, manifest, must_arrive=too_much is None)
         if manifest.spec.clients > 1 and not moves:
             result.clients_validated_ms = _clients_validated_ms(traffic.frame, metrics, manifest)
         if moves:
@@ -114,6 +118,7 @@ def analyse(run_dir: Path) -> Analysis:
         edges = check_edges(paths, manifest, traffic, convert, result)
         result.served_by = served_by(where_packets_were_sent(traffic.frame, edges), events, manifest)
         judge_faults(result, manifest, events)
+        judge_service(result, summary, too_much)
     except FerryError as error:
         fail(result, str(error), error.hint)
     return Analysis(manifest, result, metrics, events, packets)
@@ -125,7 +130,7 @@ def _is_service(event: Event) -> bool:
 
 def _result_of_manifest(run_dir: Path, manifest: Manifest) -> RunResult:
     """What is known before anything is measured."""
-    result = result_of(manifest.spec, manifest.outcome, error=manifest.error)
+    result = result_of(manifest.spec, manifest.outcome, error=manifest.error, hint=manifest.hint)
     result.link_backend = manifest.link_backend or None
     result.fault = ", ".join(fault.words for fault in manifest.spec.faults) or None
     result.warnings = list(manifest.warnings)
@@ -136,19 +141,40 @@ def _result_of_manifest(run_dir: Path, manifest: Manifest) -> RunResult:
 
 
 def _events(paths: RunPaths, result: RunResult) -> list[Event]:
+    damaged: list[int] = []
     try:
-        return sorted(read_events(paths.events), key=lambda event: event.t_ns)
+        events = sorted(read_events(paths.events, damaged), key=lambda event: event.t_ns)
     except OSError:
         fail(result, "the run has no events", "its processes did not come up: see logs/ in the run directory")
         return []
+    if damaged:
+        lines = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
+        result.warnings.append(
+            f"{paths.events.name} is damaged: {len(damaged)} lines are no events and are left out ({lines})"
+        )
+    return events
 
 
-def _add_client_summary(paths: RunPaths, result: RunResult) -> None:
+def _check_captures(paths: RunPaths, result: RunResult) -> None:
+    """Name the captures that are cut off or damaged: what is missing in them is not measured."""
+    for capture in sorted(paths.captures.glob("*.pcapng")):
+        try:
+            words = damage_of(capture)
+        except OSError as error:
+            words = f"{capture.name} cannot be read: {error.strerror}"
+        if words is not None:
+            result.warnings.append(f"the capture {words}")
+
+
+def _add_client_summary(paths: RunPaths, result: RunResult) -> ClientSummary | None:
     try:
         summary = msgspec.json.decode(paths.client.read_bytes(), type=ClientSummary)
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
         result.warnings.append(f"the client left no summary: {error}")
-        return
+        return None
+    except UNDECODABLE as error:
+        result.warnings.append(f"{paths.client.name} is damaged, the client left no summary: {error}")
+        return None
     result.requests_sent = summary.requests_sent
     result.requests_lost = summary.requests_lost
     result.requests_duplicated = summary.requests_duplicated
@@ -169,6 +195,7 @@ def _add_client_summary(paths: RunPaths, result: RunResult) -> None:
             result.warnings.append(
                 f"{transfer.kind}: {transfer.done_bytes} of {transfer.size_bytes} bytes, not verified"
             )
+    return summary
 
 
 def _clock(manifest: Manifest, events: list[Event], result: RunResult) -> ClockConversion:
@@ -202,7 +229,7 @@ def _client_traffic(paths: RunPaths, manifest: Manifest, convert: ClockConversio
     return traffic
 
 
-def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest) -> None:
+def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest, *, must_arrive: bool) -> None:
     def rounded(value: float | None) -> float | None:
         return None if value is None else round(value, 6)
 
@@ -223,7 +250,7 @@ def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest) -> Non
     result.moments_ms = metrics.moments_ms()
     # a baseline may stay where it is; after a fault, ``judge_faults`` knows where the server must be
     moved = (result.kind == "strategy" or metrics.frozen_ns is not None) and not manifest.spec.faults
-    if result.outcome == "succeeded" and metrics.gap is None and moved:
+    if result.outcome == "succeeded" and metrics.gap is None and moved and must_arrive:
         fail(
             result,
             f"the client got no useful service from {manifest.destination_endpoint or 'the new address'}",

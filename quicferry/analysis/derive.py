@@ -10,19 +10,34 @@ from pathlib import Path
 import msgspec
 
 from quicferry.analysis import timeline
-from quicferry.analysis.analyse import analyse
+from quicferry.analysis.analyse import Analysis, analyse
+from quicferry.analysis.verdict import fail
+from quicferry.errors import disk_error
 from quicferry.record import RunPaths, RunResult, write_json
 
 
-def derive(run_dir: Path, *, draw: bool = True) -> RunResult:
+def derive(run_dir: Path, *, draw: bool = True, must_write: bool = True) -> RunResult:
     """Analyse a run and write result.json, timeline.parquet, timeline.svg and timeline.png.
 
-    Without ``draw`` the pictures, which take longer than the rest, are left out.
-    Of a run that never came to a measurement only result.json is written. Returns the result. Raises
-    ``StoreError`` when there is no readable manifest.
+    Without ``draw`` the pictures, which take longer than the rest, are left out. Of a run that never came
+    to a measurement only result.json is written. Returns the result; one that could not be written has
+    failed, unless it need not be: then it has a warning. Raises ``StoreError`` when there is no readable
+    manifest.
     """
     analysis = analyse(run_dir)
-    paths = RunPaths(run_dir)
+    try:
+        _write(analysis, RunPaths(run_dir), draw=draw)
+    except OSError as error:
+        wrong = disk_error("what was derived from the run cannot be written", error)
+        if must_write:
+            fail(analysis.result, str(wrong), wrong.hint)
+        else:
+            analysis.result.warnings.append(str(wrong))
+    return analysis.result
+
+
+def _write(analysis: Analysis, paths: RunPaths, *, draw: bool) -> None:
+    """Write all that is derived. Raises ``OSError``."""
     paths.derived.mkdir(exist_ok=True)
     write_json(paths.result, analysis.result)
     if analysis.metrics is not None:
@@ -34,7 +49,6 @@ def derive(run_dir: Path, *, draw: bool = True) -> RunResult:
             from quicferry.analysis.figures.timeline import save_timeline
 
             save_timeline(analysis, paths.derived)
-    return analysis.result
 
 
 def read_result(run_dir: Path) -> RunResult:
@@ -46,6 +60,6 @@ def read_result(run_dir: Path) -> RunResult:
     try:
         result = msgspec.json.decode(path.read_bytes(), type=RunResult)
     except (OSError, msgspec.DecodeError):
-        return derive(run_dir)
+        return derive(run_dir, must_write=False)
     result.run_dir = str(run_dir)
     return result

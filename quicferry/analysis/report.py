@@ -85,15 +85,16 @@ def _summary(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     number_of = {id(result): number for number, result in enumerate(results, start=1)}
     for (strategy, engine), group in tables.cells(results).items():
         good = [result for result in group if result.outcome == "succeeded"]
+        measured = [result for result in group if result.is_measured]
 
         def spread(values: Sequence[float | None], digits: int = 1) -> tuple[str, str]:
             known = [value for value in values if value is not None]
             middle, _, interval = tables.median_and_interval(known, digits).partition(" ")
             return middle, interval
 
-        times = [r.service_migration_time_ms for r in good if r.service_migration_time_ms is not None]
+        times = [r.service_migration_time_ms for r in measured if r.service_migration_time_ms is not None]
         middle = median(times) if times else 0.0
-        moved = [r.transferred_bytes for r in good if r.transferred_bytes is not None]
+        moved = [r.transferred_bytes for r in measured if r.transferred_bytes is not None]
         rows.append(
             {
                 "anchor": f"run-{number_of[id(group[0])]}",
@@ -102,10 +103,10 @@ def _summary(results: Sequence[RunResult]) -> list[dict[str, Any]]:
                 "engine": engine,
                 "time": spread(list(times)),
                 "share": round(100 * middle / longest, 1),
-                "downtime": spread([r.container_downtime_ms for r in good]),
-                "overhead": spread([r.connection_overhead_ms for r in good]),
-                "overhead_rtt": spread([tables.overhead_in_rtt(r) for r in good], 2),
-                "rtt": spread([r.rtt_ms for r in good]),
+                "downtime": spread([r.container_downtime_ms for r in measured]),
+                "overhead": spread([r.connection_overhead_ms for r in measured]),
+                "overhead_rtt": spread([tables.overhead_in_rtt(r) for r in measured], 2),
+                "rtt": spread([r.rtt_ms for r in measured]),
                 "moved": tables.size(round(median(moved)) if moved else None),
                 "lost": _total_lost(group),
                 "runs": f"{len(good)} of {len(group)}",

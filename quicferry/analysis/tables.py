@@ -16,7 +16,14 @@ from quicferry.spec import RunSpec
 from quicferry.strategies import rules_of
 
 NOTHING = "–"  # noqa: RUF001 - the sign of a value that is not known
-_COLOURS = {"succeeded": "green", "failed": "bold red", "unsupported": "yellow", "invalid": "yellow"}
+_COLOURS = {
+    "succeeded": "green",
+    "degraded": "yellow",
+    "overloaded": "yellow",
+    "failed": "bold red",
+    "unsupported": "yellow",
+    "invalid": "yellow",
+}
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -126,9 +133,9 @@ class ResultTable:
         others = other_axes(self._results)
 
         def share(result: RunResult) -> str:
-            succeeded = result.outcome == "succeeded" and result.service_migration_time_ms is not None
+            measured = result.is_measured and result.service_migration_time_ms is not None
             cell = (name_in(result, others), engine_name(result))
-            return number(shares.get(cell) if succeeded else None, 2)
+            return number(shares.get(cell) if measured else None, 2)
 
         return [*_COLUMNS[:3], ("times the\nbest\nstrategy", "right", share), *_COLUMNS[3:]]
 
@@ -240,7 +247,7 @@ def ratios(results: Sequence[RunResult]) -> dict[Cell, float]:
         times = [
             r.service_migration_time_ms
             for r in group
-            if r.outcome == "succeeded" and r.service_migration_time_ms is not None
+            if r.is_measured and r.service_migration_time_ms is not None
         ]
         if not times:
             continue
@@ -255,7 +262,7 @@ def ratios(results: Sequence[RunResult]) -> dict[Cell, float]:
 def comparison_table(results: Sequence[RunResult]) -> Table | ResultTable:
     """One row per strategy, variant and engine: medians with 95 % confidence intervals.
 
-    With one run per row this is ``result_table``. Failed runs count in the last columns only.
+    With one run per row this is ``result_table``. Failed and overloaded runs count in the last columns only.
     """
     groups = cells(results)
     if all(len(group) == 1 for group in groups.values()):
@@ -281,12 +288,14 @@ def comparison_table(results: Sequence[RunResult]) -> Table | ResultTable:
         table.add_column(heading, justify="right", overflow="fold")
     for (strategy, engine), group in groups.items():
         good = [result for result in group if result.outcome == "succeeded"]
+        # a degraded run counts: to leave out the moves in which something was lost would flatter the rest
+        measured = [result for result in group if result.is_measured]
         row = [strategy, engine]
         for _, digits, value in columns:
-            row.append(median_and_interval([v for r in good if (v := value(r)) is not None], digits))
+            row.append(median_and_interval([v for r in measured if (v := value(r)) is not None], digits))
         if shares:
             row.append(number(shares.get((strategy, engine)), 2))
-        moved = [r.transferred_bytes for r in good if r.transferred_bytes is not None]
+        moved = [r.transferred_bytes for r in measured if r.transferred_bytes is not None]
         row.append(size(round(summarise(moved).median)) if moved else NOTHING)
         lost = sum(r.requests_lost or 0 for r in group)
         row.append(f"{lost} of {sum(r.requests_sent or 0 for r in group)}")

@@ -10,19 +10,22 @@ import datetime
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
 from quicferry.emulation.sandbox import private_root
-from quicferry.errors import last_line
+from quicferry.errors import StoreError, disk_error, last_line
 from quicferry.events import Event
 from quicferry.experiment import faults
-from quicferry.experiment.store import RunStore
+from quicferry.experiment.store import RunStore, free_reserve
 from quicferry.model import Topology
 from quicferry.paths import CHECKOUT
 from quicferry.process import PIPE
 from quicferry.record import Manifest, RunPaths, read_manifest, write_json
 from quicferry.spec import RunSpec
+
+LOG = "run.log"  # of the process that plays
 
 OnEvent = Callable[[Event], None]
 
@@ -37,7 +40,9 @@ def launch(
     """Perform one run and return its complete directory; the outcome is in the manifest.
 
     ``player`` is the module that plays the run within the private root. ``spec`` was checked by whoever made
-    it, and the machine was asked whether it can.
+    it, and the machine was asked whether it can. Raises ``StoreError`` when nothing can be written down.
+    Whatever else is raised here, such as ``KeyboardInterrupt``: what plays has ended by then, and the
+    directory says so.
     """
     run_id, paths = store.begin(spec)
     manifest = Manifest(
@@ -47,10 +52,28 @@ def launch(
         topology=topology,
         fault_places=faults.allowed_places(spec.faults),
     )
-    write_json(paths.manifest, manifest)
+    try:
+        write_json(paths.manifest, manifest)
+        status = _play(paths, run_id, player, on_event)
+    except OSError as error:
+        wrong = disk_error("the run directory cannot be written", error)
+        return _end(store, paths, manifest, str(wrong), wrong.hint)
+    except BaseException as error:
+        with suppress(StoreError):
+            _end(store, paths, manifest, f"the run was interrupted: {describe_interruption(error)}", None)
+        raise
+    return _end(store, paths, manifest, f"the run ended early with status {status}", None)
+
+
+def describe_interruption(error: BaseException) -> str:
+    """What has ended the tool in the middle of a run."""
+    return str(error) or type(error).__name__
+
+
+def _play(paths: RunPaths, run_id: str, player: str, on_event: OnEvent | None) -> int:
+    """Play the run in a private root, and tell of its events. Returns the exit code of what played."""
     argv = [sys.executable, "-m", player, str(paths.root)]
-    log = paths.logs / "run.log"
-    with log.open("wb") as stderr:
+    with (paths.logs / LOG).open("wb") as stderr:
         root = private_root.start(argv, run_id=run_id, stdout=PIPE, stderr=stderr, cwd=CHECKOUT)
     assert root.process.stdout is not None
     with root, root.process.stdout as lines:
@@ -60,13 +83,23 @@ def launch(
                     on_event(msgspec.json.decode(line, type=Event))
                 except msgspec.DecodeError:
                     continue  # not an event: a library's print
-        status = root.wait()
+        return root.wait()
+
+
+def _end(store: RunStore, paths: RunPaths, manifest: Manifest, why: str, hint: str | None) -> RunPaths:
+    """Complete the directory; ``why`` is the error of a run that did not get to write its own end."""
     # what was mounted there went with the private root
     shutil.rmtree(paths.credentials, ignore_errors=True)
-    ended = read_manifest(paths.root)
-    if ended.outcome == "running":
-        last = last_line(log.read_text(errors="replace"))
-        ended.outcome = "failed"
-        ended.error = f"the run ended early with status {status}: {last}"
-        write_json(paths.manifest, ended)
+    with suppress(StoreError):  # of the beginning, nothing could be written
+        manifest = read_manifest(paths.root)
+    if manifest.outcome == "running":
+        with suppress(OSError):
+            said = (paths.logs / LOG).read_text(errors="replace")
+            why = f"{why}: {last_line(said)}" if said.strip() else why
+        manifest.outcome, manifest.error, manifest.hint = "failed", why, hint
+        free_reserve(paths)
+        try:
+            write_json(paths.manifest, manifest)
+        except OSError as error:
+            raise disk_error(f"{why}; and this cannot be written down", error) from error
     return store.complete(paths)

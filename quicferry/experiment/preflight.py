@@ -1,20 +1,30 @@
 """Collects all probes of the machine, and checks those that a run needs before it starts.
 
-The probes themselves are defined beside what they are about.
+The probes themselves are defined beside what they are about. They are asked in a private root: they capture,
+make namespaces and dump processes, and however the tool ends in the middle of that, nothing of it stays.
+As a program, ``python -m quicferry.experiment.preflight PROBE …`` asks in there, a line of JSON for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
 
 from quicferry.capture import probes as capture_probes
 from quicferry.emulation import probes as emulation_probes
 from quicferry.emulation.links import probes as link_probes
-from quicferry.errors import InvalidInput
+from quicferry.emulation.sandbox import private_root
+from quicferry.errors import InvalidInput, last_line
 from quicferry.experiment import service_probes
 from quicferry.migration.criu import probes as criu_probes
 from quicferry.migration.criu import runc_probes
+from quicferry.paths import CHECKOUT
 from quicferry.probe import Probe, ProbeResult, require
+from quicferry.process import DEVNULL, PIPE
 
 _SOURCES = (
     emulation_probes.PROBES,
@@ -50,11 +60,60 @@ def select(names: Iterable[str]) -> list[Probe]:
     return chosen
 
 
+def ask(chosen: Sequence[Probe]) -> Iterator[ProbeResult]:
+    """Ask probes one after another, in one private root; each answer as soon as it is there.
+
+    Who may not make one, and a probe that is not of this machine's list, is answered here: without root there
+    is nothing that could stay.
+    """
+    ours = {id(probe) for source in _SOURCES for probe in source}
+    if os.geteuid() != 0 or any(id(probe) not in ours for probe in chosen):
+        yield from (probe.run() for probe in chosen)
+        return
+    # of the private root and in memory: files that probes write must not outlive them either
+    env = {**os.environ, "TMPDIR": "/run"}
+    argv = [sys.executable, "-m", __name__, *(probe.name for probe in chosen)]
+    unanswered = list(chosen)
+    with tempfile.TemporaryFile() as log:
+        root = private_root.start(argv, stdin=DEVNULL, stdout=PIPE, stderr=log, env=env, cwd=CHECKOUT)
+        assert root.process.stdout is not None
+        with root, root.process.stdout as lines:
+            for line in lines:
+                try:
+                    result = msgspec.json.decode(line, type=ProbeResult)
+                except msgspec.DecodeError:
+                    continue  # not an answer: a library's print
+                unanswered.pop(0)
+                yield result
+            status = root.wait()
+        log.seek(0)
+        why = last_line(log.read().decode(errors="replace"))
+    for probe in unanswered:
+        yield ProbeResult(
+            name=probe.name,
+            works=False,
+            detail=f"the private root that asks ended with status {status}: {why}",
+            hint="a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN",
+            needed_for=probe.needed_for,
+            duration_ms=0.0,
+        )
+
+
 def check(names: Iterable[str]) -> list[ProbeResult]:
     """Ask those probes, one after another. Raises ``Unsupported`` at the first that says no."""
     results: list[ProbeResult] = []
-    for probe in select(names):
-        result = probe.run()
+    for result in ask(select(names)):
         require(result)
         results.append(result)
     return results
+
+
+def main() -> None:
+    """Inside the private root: ask, and print the answers."""
+    for probe in select(sys.argv[1:]):
+        sys.stdout.buffer.write(msgspec.json.encode(probe.run()) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

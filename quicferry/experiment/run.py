@@ -16,10 +16,11 @@ from quicferry.capture.capture import CaptureSession
 from quicferry.capture.clock import realtime_minus_monotonic_ns
 from quicferry.emulation.emulator import Emulator
 from quicferry.emulation.links.layer import warnings_about
-from quicferry.errors import FerryError, MigrationError
+from quicferry.errors import FerryError, MigrationError, disk_error
 from quicferry.events import Event, write_events
 from quicferry.experiment.context import Deployment, RunContext, Service
 from quicferry.experiment.machine import machine, source_digest
+from quicferry.experiment.store import free_reserve
 from quicferry.experiment.usage import note_usage
 from quicferry.migration.criu.versions import versions_of
 from quicferry.migration.engines import registry
@@ -27,6 +28,7 @@ from quicferry.model import LinkReading
 from quicferry.record import Clock, Manifest, RunPaths, write_json
 
 READY_S = 60.0
+FULL_BYTES = 64 << 10  # a disk with less is full: a capture's buffer is larger
 BETWEEN_MOVES_S = 1.1  # a client takes no two announcements within a second
 PACKAGES = ("aioquic", "mininet", "cryptography", "grpcio", "pyroute2", "scapy", "polars", "msgspec")
 
@@ -51,6 +53,7 @@ def perform(
     """Play one run and write all raw data; returns the manifest with the outcome.
 
     ``on_event`` hears of every event as it comes. Never raises ``FerryError``: a failed run is data too.
+    Raises ``OSError`` when not even its end can be written down.
     """
     context = RunContext(manifest.spec, manifest.topology, paths, emulator, on_event)
     manifest.tool_version = __version__
@@ -65,7 +68,10 @@ def perform(
         manifest.outcome = "succeeded"
     except FerryError as error:
         manifest.outcome = error.outcome if error.outcome != "invalid" else "failed"
-        manifest.error = str(error) + (f" ({error.hint})" if error.hint else "")
+        manifest.error, manifest.hint = str(error), error.hint
+    except OSError as error:
+        wrong = disk_error("the run could not go on", error)
+        manifest.outcome, manifest.error, manifest.hint = "failed", str(wrong), wrong.hint
     finally:
         shutil.rmtree(context.credentials, ignore_errors=True)
         manifest.warnings += context.warnings
@@ -73,11 +79,33 @@ def perform(
             realtime_minus_monotonic_start_ns=start_offset_ns,
             realtime_minus_monotonic_end_ns=realtime_minus_monotonic_ns(),
         )
-        events = context.collected()
-        manifest.memory_by = memory_moved_by(events)
-        write_events(paths.events, events)
-        write_json(paths.manifest, manifest)
+        _tell_of_full_disk(manifest, paths)
+        _write_down(manifest, paths, context.collected())
     return manifest
+
+
+def _tell_of_full_disk(manifest: Manifest, paths: RunPaths) -> None:
+    """A run whose disk is full has failed for that, whatever it was that could not be written first."""
+    if shutil.disk_usage(paths.root).free >= FULL_BYTES:
+        return
+    also = f" ({manifest.error})" if manifest.error else ""
+    manifest.outcome, manifest.error = "failed", f"the disk with the run directory is full{also}"
+    manifest.hint = "make room there, or give another place with --runs"
+
+
+def _write_down(manifest: Manifest, paths: RunPaths, events: list[Event]) -> None:
+    """Write events and manifest. On a full disk the manifest says so. Raises ``OSError`` when it cannot."""
+    manifest.memory_by = memory_moved_by(events)
+    try:
+        write_events(paths.events, events)
+    except OSError as error:
+        wrong = disk_error("the events of the run could not be written", error)
+        if manifest.error is None:
+            manifest.outcome, manifest.error, manifest.hint = "failed", str(wrong), wrong.hint
+        else:
+            manifest.warnings.append(str(wrong))
+        free_reserve(paths)
+    write_json(paths.manifest, manifest)
 
 
 def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployment) -> None:
