@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "topo": "List, show and draw the emulated topologies.",
     "faults": "List what `quicferry run --fault` can make go wrong, and where the server is afterwards.",
     "runs": "List and show the runs that were recorded, and make a report of them.",
+    "inspect": "Tell a capture packet by packet: connections, paths, migrations, frames, gaps.",
     "doctor": "Find out by trying what this machine can do.",
     "clean": "Remove what interrupted runs left behind.",
 }

@@ -37,6 +37,7 @@ class RunPaths:
         self.manifest = root / "manifest.json"
         self.events = root / "events.jsonl"  # one Event per line, sorted by time
         self.captures = root / "captures"  # <host>.pcapng, nanosecond stamps
+        self.capture = root / "run.pcapng"  # all of them in one file, with the secrets; mode 0600
         self.secrets = root / "secrets"  # mode 0700
         self.keys = root / "secrets" / "keys.log"  # NSS key log of the run's QUIC and TLS connections
         self.credentials = root / "credentials"  # private keys, in memory while the run lasts

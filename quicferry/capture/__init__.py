@@ -8,6 +8,7 @@
 ``quic/``     QUIC decrypted with the run's key log, as a data frame: ``Decryptor``, ``tabulate``
 ``tls``       TLS 1.3 over TCP, ``mptcp`` the data order of several subflows
 ``tcp_table`` both as the same data frame
+``tcp_options`` the options of TCP segments, those of MPTCP among them
 ``timeline``  what a data frame says: useful service, gaps, round trips, packets
 ``layers``    the extension's frames for scapy
 ``merge``     captures with their keys for Wireshark

@@ -163,9 +163,16 @@ class TlsStream:
         self._epoch = "HANDSHAKE_TRAFFIC_SECRET"
         self._received = 0
         self.undecrypted = 0
+        self.is_fresh = True  # nothing has come yet
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much has come of records and messages that are not complete."""
+        return len(self._buffer) + len(self._messages)
 
     def feed(self, data: bytes) -> list[RecordItem]:
         """The items of all records that are complete now."""
+        self.is_fresh = False
         self._buffer += data
         items: list[RecordItem] = []
         while len(self._buffer) >= RECORD_HEADER:

@@ -1,0 +1,13 @@
+"""Tells a capture packet by packet: of a run or of a stranger, QUIC and TCP, opened where secrets are known.
+
+=============== ================================================================================
+``sources``     what is inspected: a run's captures, or one file, and its secrets
+``inspector``   goes through it once: ``Inspector``, ``Told``
+``stories``     connections, paths and migrations of QUIC
+``tcp_stories`` connections of TCP and MPTCP
+``choices``     which packets are wanted
+``lines``       a packet, a connection, a gap as a line of text or of JSON
+=============== ================================================================================
+
+It reads files and nothing else, in constant memory, and works without root.
+"""
