@@ -30,11 +30,14 @@ async def serve(config: AgentConfig) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     moves: set[asyncio.Task[None]] = set()
+    planned = [*filter(None, [config.on_signal]), *config.on_signal_later]
 
     async def move() -> None:
-        assert config.on_signal is not None
         try:
-            tell("outcome", await agent.move_locally(config.on_signal))
+            outcome = await agent.move_locally(planned[0])
+            if outcome.outcome == "moved" and len(planned) > 1:
+                del planned[0]
+            tell("outcome", outcome)
         except FerryError as error:
             tell("outcome", {"outcome": "refused", "error": str(error), "hint": error.hint})
 

@@ -47,17 +47,25 @@ _settings = click.option(
 @topo.command(name="list")
 @output.json_option
 def list_(as_json: bool) -> None:
-    """List the topologies and what can be chosen about each."""
+    """List the topologies and what can be chosen about each.
+
+    A parameter is chosen with the name, as for Mininet: `quicferry run --topology chain,edges=5`. A topology
+    of your own is a TOML file: `--topology FILE.toml` (docs/topologies.md).
+    """
     for name in topologies.names():
         family = topologies.get(name)
         if as_json:
-            defaults = {parameter.name: parameter.default for parameter in family.parameters}
+            defaults = {
+                parameter.name: parameter.default for parameter in (*family.parameters, topologies.IP)
+            }
             output.print_json(Listed(name=name, summary=family.summary, parameters=defaults))
             continue
         click.echo(f"{name}: {family.summary}")
-        wide = max((len(parameter.name) for parameter in family.parameters), default=0)
-        for parameter in family.parameters:
-            default = "none" if parameter.default is None else f"{parameter.default:g}"
+        parameters = (*family.parameters, topologies.IP)
+        wide = max(len(parameter.name) for parameter in parameters)
+        for parameter in parameters:
+            value = parameter.default
+            default = "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
             click.echo(f"   {parameter.name:<{wide}}  {default:>5}  {parameter.summary}")
 
 
@@ -115,18 +123,6 @@ def draw(name: str, settings: tuple[str, ...], output: Path | None) -> None:
 
 def _build(name: str, settings: tuple[str, ...]) -> tuple[Topology, dict[str, int | float | str | None]]:
     family = topologies.get(name)
-    chosen = {parameter.name: parameter.default for parameter in family.parameters}
-    spec = dict(_setting(words) for words in settings)
-    return family.build(**spec), {**chosen, **spec}
-
-
-def _setting(words: str) -> tuple[str, int | float | None]:
-    name, equals, value = words.partition("=")
-    if equals and value.lower() == "none":
-        return name, None
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    raise InvalidInput(f"cannot read the setting {words!r}", hint="write NAME=NUMBER, such as rtt_ms=30")
+    chosen = {parameter.name: parameter.default for parameter in (*family.parameters, topologies.IP)}
+    asked = dict(map(topologies.setting, settings))
+    return family.build(**asked), {**chosen, **family.settings, **asked}

@@ -23,6 +23,11 @@ class Endpoint(NamedTuple):
     host: str
     port: int
 
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether the address is one of IPv6."""
+        return ":" in self.host
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -97,7 +102,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 class Link(msgspec.Struct, frozen=True, kw_only=True):
     """A cable between two nodes, each direction with a shape of its own.
 
-    Addresses are interfaces in CIDR form (``10.0.1.2/24``); the end at a switch has none.
+    Addresses are interfaces in CIDR form (``10.0.1.2/24``); the end at a switch has none. With dual stack an
+    end has another address beside it, of the other IP version. A link that is not ``up`` is there, but
+    down at first: a mobile host may change to it.
     """
 
     a: str
@@ -107,13 +114,19 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     a_to_b: Shape = Shape()
     b_to_a: Shape = Shape()
     mtu_bytes: int = 1500
+    a_other_address: str | None = None
+    b_other_address: str | None = None
+    up: bool = True
+    cost: float = 1.0  # routes take the cheapest way; in equal units all over the topology
 
     def __post_init__(self) -> None:
         if self.a == self.b:
             raise InvalidInput(f"a link from {self.a} to itself", hint="name two different nodes")
         if not 1280 <= self.mtu_bytes <= 65_535:
             raise InvalidInput(f"an MTU of {self.mtu_bytes} bytes", hint="give 1280 to 65535")
-        for address in (self.a_address, self.b_address):
+        if not (math.isfinite(self.cost) and self.cost > 0):
+            raise InvalidInput(f"a link cannot cost {self.cost}", hint="give more than 0")
+        for address in (self.a_address, self.b_address, self.a_other_address, self.b_other_address):
             if address is not None:
                 try:
                     ipaddress.ip_interface(address)
@@ -146,7 +159,9 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
     ``parts`` says which node is what for a run: ``client``, ``source``, ``destination``,
     ``orchestrator``, ``dns``; ``pool`` lists nodes that may be destinations, the true one among them.
-    ``service_addresses`` maps an edge to the address at which clients reach a server there.
+    ``service_addresses`` maps an edge to the address at which clients reach a server there, with dual stack
+    ``other_service_addresses`` to that of the other IP version. ``rtts_ms`` is the round-trip time that
+    the links between the client and an edge add up to, jitter left out.
     """
 
     name: str
@@ -156,6 +171,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     parts: dict[str, str] = {}
     pool: tuple[str, ...] = ()
     service_addresses: dict[str, str] = {}
+    other_service_addresses: dict[str, str] = {}
+    rtts_ms: dict[str, float] = {}
 
     def __post_init__(self) -> None:
         names = [node.name for node in self.nodes]
@@ -173,7 +190,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidInput(
                     f"topology {self.name}: the part {part} is given to an unknown node {name}"
                 )
-        addresses = [a for link in self.links for a in (link.a_address, link.b_address) if a is not None]
+        addresses = [a for link in self.links for _, *both in _ends(link) for a in both if a is not None]
         if len(set(addresses)) != len(addresses):
             raise InvalidInput(f"topology {self.name}: one address is given twice")
 
@@ -192,9 +209,17 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(link for link in self.links if name in (link.a, link.b))
 
     def addresses_of(self, name: str) -> tuple[str, ...]:
-        """The interface addresses of a node in CIDR form."""
-        ends = ((end, address) for link in self.links for end, address in _ends(link))
-        return tuple(address for end, address in ends if end == name and address is not None)
+        """The interface addresses of a node in CIDR form; those of the other IP version come last."""
+        ends = [end for link in self.links for end in _ends(link) if end[0] == name]
+        every = [address for _, address, _ in ends] + [other for _, _, other in ends]
+        return tuple(address for address in every if address is not None)
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """The names of all edges, the source first, then the destination, then in the topology's order."""
+        first = [self.parts[part] for part in ("source", "destination") if part in self.parts]
+        others = [n.name for n in self.nodes if n.kind is NodeKind.EDGE and n.name not in first]
+        return (*first, *others)
 
     def networks(self) -> tuple[str, ...]:
         """Every IP network that some interface is in, sorted."""
@@ -204,8 +229,11 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(sorted(found))
 
 
-def _ends(link: Link) -> Iterable[tuple[str, str | None]]:
-    return ((link.a, link.a_address), (link.b, link.b_address))
+def _ends(link: Link) -> Iterable[tuple[str, str | None, str | None]]:
+    return (
+        (link.a, link.a_address, link.a_other_address),
+        (link.b, link.b_address, link.b_other_address),
+    )
 
 
 class LinkReading(msgspec.Struct, frozen=True, kw_only=True):

@@ -111,7 +111,14 @@ BaselineName = Annotated[str, _axis("An alternative to the extension that is run
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a run is asked to be: the axes of an experiment, one value each."""
 
-    topology: Annotated[str, _axis("The emulated network, see `quicferry topo list`.")] = "two_edges"
+    topology: Annotated[
+        str,
+        _axis("The emulated network: NAME or NAME,PARAMETER=VALUE, see `quicferry topo list`; or FILE.toml."),
+    ] = "two_edges"
+    ip: Annotated[
+        Literal["4", "6", "dual"],
+        _network("IP version of the whole network; dual has both, and clients prefer IPv6."),
+    ] = "4"
     strategy: Annotated[
         StrategyName, _axis("How client and server find each other again.", read_by=_EXTENSION)
     ] = Strategy.PROACTIVE_EXPLICIT
@@ -255,6 +262,14 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "moves", least=1, most=1000, read_by=_EXTENSION,
         ),
     ] = 1  # fmt: skip
+    route: Annotated[
+        Literal["to-and-fro", "round", "along"],
+        _axis(
+            "Where several moves lead: back and forth between two edges, round all edges of the topology "
+            "(A, B, C, A), or along them and back (A, B, C, B, A).",
+            read_by=_EXTENSION,
+        ),
+    ] = "to-and-fro"
     faults: Annotated[
         tuple[Fault, ...],
         _axis("What is made to go wrong, see `quicferry faults`.", read_by=_EXTENSION),

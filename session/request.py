@@ -186,6 +186,8 @@ def unread(spec: RunSpec, parts: Parts) -> dict[str, str]:
     for axis in axes().values():
         if axis.read_by is ReadBy.BASELINES:
             reasons[axis.name] = f"{axis.name} is for baselines: no strategy reads it"
+    if spec.moves == 1:
+        reasons["route"] = "route says where several moves lead, and there is one"
     return reasons
 
 

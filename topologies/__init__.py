@@ -1,5 +1,5 @@
 """The emulated edge topologies: one module each, and the registry that knows them."""
 
-from topologies.registry import Family, Parameter, get, names
+from topologies.registry import IP, Family, Parameter, get, names, setting
 
-__all__ = ["Family", "Parameter", "get", "names"]
+__all__ = ["IP", "Family", "Parameter", "get", "names", "setting"]

@@ -28,12 +28,20 @@ class RoutedNode(MininetNode):  # type: ignore[misc]  # Mininet has no types
     """A Mininet node with static routes; ``forward`` makes it a router."""
 
     def config(
-        self, *, routes: tuple[tuple[str, str], ...] = (), forward: bool = False, **params: Any
+        self,
+        *,
+        routes: tuple[tuple[str, str], ...] = (),
+        forward: bool = False,
+        six: tuple[tuple[int, str], ...] = (),
+        **params: Any,
     ) -> Any:
-        """Set addresses as every node does, then forwarding and routes."""
+        """Set addresses as every node does, then IPv6 addresses by interface, forwarding and routes."""
         result = super().config(**params)
         if forward:
             self.cmd("sysctl -w net.ipv4.ip_forward=1")
+            self.cmd("sysctl -w net.ipv6.conf.all.forwarding=1")
+        for number, address in six:
+            self.cmd("ip address add", address, "dev", self.intfList()[number].name, "nodad")
         for network, gateway in routes:
             self.cmd("ip route replace", network, "via", gateway)
         return result
@@ -52,24 +60,39 @@ def to_mininet(topology: Topology, *, shaped: bool = True) -> Topo:
         if node.kind is NodeKind.SWITCH:
             topo.addSwitch(node.name, cls=LinuxBridge, dpid=f"{len(topo.switches()) + 1:x}")
         else:
+            own = [end for end in routing.attachments(topology) if end.node == node.name]
             topo.addHost(
                 node.name,
                 cls=RoutedNode,
-                ip=topology.addresses_of(node.name)[0],
+                ip=next(filter(None, map(_four, topology.addresses_of(node.name))), None),
+                six=tuple(
+                    (number, address)
+                    for number, end in enumerate(own)
+                    for address in (end.address, end.other_address)
+                    if address is not None and ":" in address
+                ),
                 routes=tuple(routes.get(node.name, ())),
                 forward=node.kind is NodeKind.ROUTER,
             )
     for link in topology.links:
         a_params, b_params = (
             {
-                **({"ip": address} if address is not None else {}),
+                **({"ip": four} if (four := _four(address) or _four(other)) is not None else {}),
                 **(tc_parameters(shape, link.mtu_bytes) if shaped else {}),
             }
-            for address, shape in ((link.a_address, link.a_to_b), (link.b_address, link.b_to_a))
+            for address, other, shape in (
+                (link.a_address, link.a_other_address, link.a_to_b),
+                (link.b_address, link.b_other_address, link.b_to_a),
+            )
         )
         cls = PlainLink if link.is_plain or not shaped else TCLink
         topo.addLink(link.a, link.b, cls=cls, params1=a_params, params2=b_params)
     return topo
+
+
+def _four(address: str | None) -> str | None:
+    """The address if it is one of IPv4, which is what Mininet itself can set."""
+    return None if address is None or ":" in address else address
 
 
 def tc_parameters(shape: Shape, mtu_bytes: int = 1500) -> dict[str, float | int | str]:

@@ -1,7 +1,10 @@
 """The registry: which topologies there are, with which parameters.
 
 A topology module offers one ``FAMILY``; ours are listed in ``_MODULES``. Others come from outside: entry
-points of the group ``quicferry.topologies``, or plug-in files (``quicferry.plugins``).
+points of the group ``quicferry.topologies``, plug-in files (``quicferry.plugins``), or TOML files.
+
+A topology is asked for in the words of ``mn --topo``: its name, and after commas parameters, such as
+``chain,edges=5``; or the name of a TOML file. The parameter ``ip`` is one of every topology.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,9 +21,12 @@ import msgspec
 from quicferry import plugins
 from quicferry.errors import InvalidInput
 from quicferry.model import Topology
+from topologies.building.addresses import VERSIONS, with_ip
+from topologies.building.roundtrips import with_round_trips
+from topologies.building.toml_file import SUFFIX, read_topology
 
 GROUP = "quicferry.topologies"
-_MODULES = ("two_edges", "one_lan")
+_MODULES = ("two_edges", "one_lan", "chain", "ring", "cloud_edge", "map")
 
 Value = int | float | str | None
 
@@ -32,13 +39,18 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
 
 
+#: a parameter of every topology; it is also an axis of an experiment
+IP = Parameter(name="ip", default="4", summary="IP version of everything: " + ", ".join(VERSIONS))
+
+
 class Family(msgspec.Struct, frozen=True, kw_only=True):
-    """All topologies that one module can build."""
+    """All topologies that one module can build; ``settings`` are parameters chosen with its name."""
 
     name: str
     summary: str
     parameters: tuple[Parameter, ...]
     builder: Callable[..., Topology]
+    settings: dict[str, Value] = {}
 
     def __post_init__(self) -> None:
         asked = {
@@ -51,28 +63,40 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
 
     def build(self, **parameters: Value) -> Topology:
         """The topology with these parameters; the others have their defaults. Raises ``InvalidInput``."""
-        known = [parameter.name for parameter in self.parameters]
-        for name in parameters:
+        known = [parameter.name for parameter in self.parameters] + [IP.name]
+        chosen = {**self.settings, **parameters}
+        for name in chosen:
             if name not in known:
                 raise InvalidInput(
                     f"topology {self.name} has no parameter {name!r}", hint="it has " + ", ".join(known)
                 )
-        return self.builder(**parameters)
+        ip = str(chosen.pop(IP.name, IP.default))
+        try:
+            return with_round_trips(with_ip(self.builder(**chosen), ip))
+        except TypeError as error:  # a word where a number is wanted
+            given = ", ".join(f"{name}={value}" for name, value in chosen.items())
+            raise InvalidInput(
+                f"topology {self.name} cannot be built with {given}", hint="see `quicferry topo list`"
+            ) from error
 
     def build_from_axes(self, values: Mapping[str, Value], defaults: Mapping[str, Value]) -> Topology:
         """The topology for an experiment's axes, of which it may not know all.
 
         An axis that this topology does not have is left out while it has its default, and refused when
-        it was chosen. Raises ``InvalidInput``.
+        it was chosen; so is one that was chosen with the topology's name as well. Raises ``InvalidInput``.
         """
         known = {parameter.name for parameter in self.parameters}
-        return self.build(
-            **{
-                name: value
-                for name, value in values.items()
-                if name in known or name not in defaults or value != defaults[name]
-            }
-        )
+        asked: dict[str, Value] = {}
+        for name, value in values.items():
+            chosen = name not in defaults or value != defaults[name]
+            if chosen and name in self.settings and value != self.settings[name]:
+                raise InvalidInput(
+                    f"topology {self.name}: {name} is asked for twice, {self.settings[name]} and {value}",
+                    hint="leave out one of them",
+                )
+            if chosen or (name in known and name not in self.settings):
+                asked[name] = value
+        return self.build(**asked)
 
     def mininet_topos(self) -> dict[str, Callable[..., Any]]:
         """What ``mn --custom FILE`` looks for: ``topos``, with this family under its name.
@@ -101,9 +125,36 @@ def names() -> tuple[str, ...]:
     return tuple(families())
 
 
-def get(name: str) -> Family:
-    """The topology family of that name. Raises ``InvalidInput`` with the names there are."""
+def get(words: str) -> Family:
+    """The topology family of that name, with the parameters that were chosen with it, or that of a file.
+
+    Raises ``InvalidInput``, for an unknown name with the names there are.
+    """
+    if words.endswith(SUFFIX):
+        topology = read_topology(Path(words))
+        return Family(name=topology.name, summary=topology.summary, parameters=(), builder=lambda: topology)
+    name, *settings = words.split(",")
     known = families()
     if name not in known:
-        raise InvalidInput(f"there is no topology {name!r}", hint="there are " + ", ".join(known))
-    return known[name]
+        raise InvalidInput(
+            f"there is no topology {name!r}",
+            hint="there are " + ", ".join(known) + f", or name a file that ends in {SUFFIX}",
+        )
+    if not settings:
+        return known[name]
+    return msgspec.structs.replace(known[name], settings=dict(map(setting, settings)))
+
+
+def setting(words: str) -> tuple[str, Value]:
+    """Read ``NAME=VALUE``: a number, a word, or none. Raises ``InvalidInput``."""
+    name, equals, value = words.partition("=")
+    if not (name and equals and value):
+        raise InvalidInput(f"cannot read the setting {words!r}", hint="write NAME=VALUE, such as rtt_ms=30")
+    if value.lower() == "none":
+        return name, None
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value

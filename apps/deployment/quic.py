@@ -17,6 +17,7 @@ from quicferry.errors import FerryError
 from quicferry.experiment.context import Program, RunContext, Service
 from quicferry.experiment.fault_injector import FaultInjector
 from quicferry.experiment.faults import DESTINATION, SOURCE
+from quicferry.experiment.itinerary import stops
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.process import children_of
 from quicferry.strategies import rules_of
@@ -45,6 +46,8 @@ class QuicDeployment:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         source, destination = context.part(SOURCE), context.part(DESTINATION)
+        self._route = stops(context.topology, context.spec)
+        edges = list(dict.fromkeys([source, destination, *self._route]))
         issue = Credentials(context).issue
         server = issue(SERVER_NAME)
         faults = FaultInjector(context, self)
@@ -52,17 +55,15 @@ class QuicDeployment:
             edge: AgentService(
                 context,
                 edge,
-                peer,
+                [peer for peer in edges if peer != edge],
                 issue(edge),
                 server,
                 moves_alone=self.server_moves,
                 failpoints=faults.failpoints(edge),
             )
-            for edge, peer in ((source, destination), (destination, source))
+            for edge in edges
         }
-        self._orchestrator = OrchestratorService(
-            context, [source, destination], issue(context.part("orchestrator"))
-        )
+        self._orchestrator = OrchestratorService(context, edges, issue(context.part("orchestrator")))
         config = client_config(context, server.authority)
         if faults.client_refuses:
             config = msgspec.structs.replace(config, accept_moves=False)
@@ -74,30 +75,31 @@ class QuicDeployment:
             connections=context.spec.clients,
         )
         self.services: list[Service] = [*self._agents.values(), self._orchestrator, faults, self._client]
-        self._at, self._next = source, destination
+        self._done = 0  # moves
         context.watched["server"] = self._server_pid
 
     def _server_pid(self) -> int | None:
         """The server's process, seen from here."""
-        return next(iter(children_of(self._agents[self._at].container_pid)), None)
+        return next(iter(children_of(self._agents[self._route[self._done]].container_pid)), None)
 
     def move(self) -> dict[str, Any]:
-        """Move the server to the other edge, by the orchestrator or by the host alone."""
+        """Move the server to the next edge of its route, by the orchestrator or by the host alone."""
         spec = self._context.spec
+        here, there = self._route[self._done : self._done + 2]
         if rules_of(spec.strategy).notice:
             outcome = order_move(
                 self._context,
                 self._orchestrator,
                 spec.strategy,
                 forwarding=spec.forwarding,
-                source=self._at,
-                destination=self._next,
+                source=here,
+                destination=there,
             )
         else:
-            outcome = self._agents[self._at].move()
+            outcome = self._agents[here].move()
         if not spec.faults:
             detail = moved(outcome)
-            self._at, self._next = self._next, self._at
+            self._done += 1
             return detail
         # where the server is after a fault is read from the captures, not from who was told what
         return {key: outcome.get(key) for key in ("outcome", "error", "transferred_bytes")}

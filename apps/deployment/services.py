@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from apps.deployment.replies import Replies, Restarts
 from quicferry.errors import MigrationError
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext
 from quicferry.experiment.faults import DESTINATION, SOURCE
+from quicferry.experiment.itinerary import onward, stops
 from quicferry.migration.agent.config import AgentConfig, LocalMove, ServerCommand
 from quicferry.migration.agent.failpoints import Failpoints
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
@@ -24,7 +26,7 @@ from quicferry.migration.engines.registry import runs_in_oci
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import Files
-from quicferry.model import Endpoint, NodeKind
+from quicferry.model import Endpoint, NodeKind, Topology
 from quicferry.strategies import StrategyName, rules_of
 
 CONTROL = Endpoint("127.0.0.1", SERVICE_PORT + 1)
@@ -44,16 +46,16 @@ class AgentService:
     """The node agent of one edge, with the commands for a server and a standby there.
 
     ``module`` is the server's. With ``plain`` the server offers no pool, and no datagram is forwarded or
-    kept waiting, as in a move without the extension. With ``moves_alone`` it can move the server to ``peer``
-    without an orchestrator, by ``move``. ``address`` moves with the server, which then listens only there;
-    with ``keep_tcp`` its TCP connections move too.
+    kept waiting, as in a move without the extension. ``peers`` are the other edges, that to which the server
+    goes first. With ``moves_alone`` it can move the server without an orchestrator, by ``move``. ``address``
+    moves with the server, which then listens only there; with ``keep_tcp`` its TCP connections move too.
     """
 
     def __init__(
         self,
         context: RunContext,
         edge: str,
-        peer: str,
+        peers: Sequence[str],
         tls: TlsFiles,
         server_tls: TlsFiles,
         *,
@@ -68,7 +70,7 @@ class AgentService:
         self.name = f"agent-{edge}"
         self.edge = edge
         self._context = context
-        self._peer = peer
+        self._peers = peers
         self._tls = tls
         self._server_tls = server_tls
         self._module = module
@@ -115,21 +117,28 @@ class AgentService:
             if topology.node(link.b if link.a == self.edge else link.a).kind is not NodeKind.EDGE
         ]
         state = journals(context)
-        local_move = LocalMove(
-            strategy=context.spec.strategy,
-            engine=context.spec.engine,
-            destination=self._peer,
-            service=context.service_endpoint(self._peer),
-            server_first=context.spec.server_first,
-            forwarding=context.spec.forwarding,
-            compression=context.spec.compression,
-            memory_by=context.spec.memory_by,
-        )
+        onwards = onward(stops(topology, context.spec), self.edge) or self._peers[:1]
+        local_moves = [
+            LocalMove(
+                strategy=context.spec.strategy,
+                engine=context.spec.engine,
+                destination=peer,
+                service=context.service_endpoint(peer),
+                server_first=context.spec.server_first,
+                forwarding=context.spec.forwarding,
+                compression=context.spec.compression,
+                memory_by=context.spec.memory_by,
+            )
+            for peer in (onwards if self._moves_alone else ())
+        ]
+        any_address = every_address(context)
+        # whoever calls by one of several ways is told the address at which he called
+        room = any_address if len(self._peers) > 1 else between_edges(context, self.edge, self._peers[0])
         return AgentConfig(
             edge=self.edge,
-            listen=Endpoint("0.0.0.0", RPC_PORT),
-            peers={self._peer: Endpoint(between_edges(context, self._peer, self.edge), RPC_PORT)},
-            detours={self._peer: Endpoint(topology.service_addresses[self._peer], RPC_PORT)},
+            listen=Endpoint(any_address, RPC_PORT),
+            peers={peer: Endpoint(between_edges(context, peer, self.edge), RPC_PORT) for peer in self._peers},
+            detours={peer: Endpoint(topology.service_addresses[peer], RPC_PORT) for peer in self._peers},
             orchestrators=[context.part("orchestrator")],
             detour_rtt_ms=2 * longest_rtt_ms(context),  # by way of the core network, to and fro
             tls=self._tls,
@@ -138,9 +147,10 @@ class AgentService:
             control=CONTROL,
             service_address=context.service_endpoint(self.edge),
             client_interfaces=[] if self._plain else facing_clients,
-            waiting_room=Endpoint(between_edges(context, self.edge, self._peer), WAITING_ROOM_PORT),
+            waiting_room=Endpoint(room, WAITING_ROOM_PORT),
             collect=[SERVER_EVENTS, SERVER_LOGS],
-            on_signal=local_move if self._moves_alone else None,
+            on_signal=local_moves[0] if local_moves else None,
+            on_signal_later=local_moves[1:],
             journal=str(state / f"{self.edge}.journal"),
             container_record=str(state / f"{self.edge}.container"),
             oci_readable=(
@@ -159,13 +169,13 @@ class AgentService:
         pool = (rules_of(spec.strategy).pool or spec.mixed_strategies) and not self._plain
         config = ServerConfig(
             edge=self.edge,
-            listen=Endpoint(self._address.address if self._address else "0.0.0.0", SERVICE_PORT),
+            listen=Endpoint(self._address.address if self._address else every_address(context), SERVICE_PORT),
             control=CONTROL,
             events=SERVER_EVENTS,
             fence=SERVER_FENCE,
             certificate=self._server_tls.certificate,
             key=self._server_tls.key,
-            pool=[context.service_endpoint(edge) for edge in context.topology.pool] if pool else [],
+            pool=[context.service_endpoint(edge) for edge in pool_at(context, self.edge)] if pool else [],
             tickets=self._tickets,
             standby=standby,
             expected_connections=spec.clients,
@@ -188,10 +198,27 @@ def between_edges(context: RunContext, edge: str, other: str) -> str:
     return context.topology.service_addresses[edge]
 
 
+def every_address(context: RunContext) -> str:
+    """What a process listens on to be reached at all addresses of its host; :: is both IP versions."""
+    return "0.0.0.0" if context.spec.ip == "4" and not _in_ipv6(context.topology) else "::"
+
+
+def _in_ipv6(topology: Topology) -> bool:
+    return any(":" in address for address in topology.service_addresses.values())
+
+
+def pool_at(context: RunContext, edge: str) -> tuple[str, ...]:
+    """The candidates that a server at an edge names: those of the topology, or all others that it visits."""
+    route = stops(context.topology, context.spec)
+    if context.spec.route == "to-and-fro":
+        return context.topology.pool
+    return tuple(dict.fromkeys(stop for stop in route if stop != edge))
+
+
 def longest_rtt_ms(context: RunContext) -> float:
     """The longest round trip between an edge and the core network, without jitter."""
     spec = context.spec
-    return max(spec.rtt_ms, spec.source_rtt_ms or 0.0)
+    return max(spec.rtt_ms, spec.source_rtt_ms or 0.0, *context.topology.rtts_ms.values())
 
 
 def journals(context: RunContext) -> Path:

@@ -80,7 +80,7 @@ class ClientMigrationDeployment:
         )
         self._client = MovingLoadClient(context, config, address)
         self.services: list[Service] = [
-            AgentService(context, source, destination, issue(source), tls, plain=True),
+            AgentService(context, source, [destination], issue(source), tls, plain=True),
             OrchestratorService(context, [source], issue(context.part("orchestrator"))),
             self._client,
         ]

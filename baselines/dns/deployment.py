@@ -50,7 +50,7 @@ class DnsDeployment:
 
         def agent(edge: str, peer: str) -> AgentService:
             return AgentService(
-                context, edge, peer, issue(edge), tls, module=server, plain=True, tickets=tickets
+                context, edge, [peer], issue(edge), tls, module=server, plain=True, tickets=tickets
             )
 
         self._updater = NameUpdater(context, key)

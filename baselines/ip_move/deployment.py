@@ -91,7 +91,7 @@ class IpMoveDeployment:
             return AgentService(
                 context,
                 edge,
-                peer,
+                [peer],
                 issue(edge),
                 tls,
                 module=server,

@@ -20,6 +20,7 @@ from quicferry.analysis.repeated_moves import add_moves, measure_all
 from quicferry.analysis.service import judge_service, overload
 from quicferry.analysis.statistics import summarise
 from quicferry.analysis.verdict import (
+    captured_edges,
     check_edges,
     fail,
     judge_faults,
@@ -116,7 +117,9 @@ def analyse(run_dir: Path) -> Analysis:
                 f"{traffic.undecrypted} packets of the client's capture could not be decrypted"
             )
         edges = check_edges(paths, manifest, traffic, convert, result)
-        result.served_by = served_by(where_packets_were_sent(traffic.frame, edges), events, manifest)
+        result.served_by = served_by(
+            where_packets_were_sent(traffic.frame, edges, len(captured_edges(manifest))), events, manifest
+        )
         judge_faults(result, manifest, events)
         judge_service(result, summary, too_much)
     except FerryError as error:

@@ -12,7 +12,7 @@ from quicferry.analysis.metrics import Metrics, measure
 from quicferry.events import Event
 from quicferry.record import Manifest, MoveRecord, RunResult, Usage
 
-#: both roles have been played once by both edges: from here on nothing should grow
+#: to and fro, both roles have been played once by both edges: from here on nothing should grow
 SETTLED_AFTER_MOVES = 2
 #: what Python's allocator and a client's log of its own requests may come to
 RSS_NOISE_KIB = 6 * 1024
@@ -53,7 +53,10 @@ def measure_all(
     first: Metrics | None = None
     records = []
     for window in windows(traffic, events):
-        old, new = ends if window.number % 2 else ends[::-1]
+        if manifest.stop_endpoints:
+            old, new = manifest.stop_endpoints[window.number - 1 : window.number + 1]
+        else:  # a run of an older version: to and fro
+            old, new = ends if window.number % 2 else ends[::-1]
         metrics = measure(window.traffic, window.events, old, new)
         first = first or metrics
         records.append(
@@ -76,7 +79,7 @@ def add_moves(result: RunResult, records: list[MoveRecord], events: Sequence[Eve
     for name in ("container_downtime_ms", "service_migration_time_ms", "connection_overhead_ms"):
         values = [value for record in records if (value := getattr(record, name)) is not None]
         setattr(result, name, round(median(values), 6) if values else None)
-    result.usage = usage(events)
+    result.usage = usage(events, round_of(records))
     result.warnings += usage_growth(result.usage)
     ids = [e.detail.get("connection_ids") for e in events if e.name == "server.resumed"]
     result.connection_ids = next((count for count in reversed(ids) if isinstance(count, int)), None)
@@ -94,16 +97,22 @@ def usage_growth(readings: Sequence[Usage]) -> list[str]:
     return found
 
 
-def usage(events: Sequence[Event]) -> list[Usage]:
-    """What each process held after the first two moves and at the end."""
+def round_of(records: Sequence[MoveRecord]) -> int:
+    """After how many moves the server is for the first time where it began; 2 when it never is."""
+    back = [r.number for r in records if r.destination == records[0].source]
+    return back[0] if back else SETTLED_AFTER_MOVES
+
+
+def usage(events: Sequence[Event], round_moves: int = SETTLED_AFTER_MOVES) -> list[Usage]:
+    """What each process held after the first round of moves and at the end."""
     readings: dict[str, list[Event]] = {}
     settled = False
     moves = 0
     for event in sorted(events, key=lambda each: each.t_ns):
         if event.name == "run.migrate.complete":
             moves += 1
-            settled = moves >= SETTLED_AFTER_MOVES
-        elif event.name == "process.usage" and settled and moves % 2 == 0:  # everybody where he was
+            settled = moves >= round_moves
+        elif event.name == "process.usage" and settled and moves % round_moves == 0:  # everybody where he was
             readings.setdefault(str(event.detail["process"]), []).append(event)
     return [
         Usage(

@@ -17,23 +17,29 @@ from quicferry.events import Event
 from quicferry.record import PLACE_BY_SERVER, Manifest, RunPaths, RunResult
 from quicferry.units import NS_PER_MS
 
-EDGES = 2  # source and destination
+
+def captured_edges(manifest: Manifest) -> dict[str, str]:
+    """The edges whose traffic was captured by name: source, destination, and others by their own name."""
+    parts = {part: node_of(manifest, part) for part in ("source", "destination")}
+    return parts | {edge: edge for edge in manifest.stops if edge not in parts.values()}
 
 
-def where_packets_were_sent(client: pl.DataFrame, edges: list[pl.DataFrame]) -> list[pl.DataFrame]:
-    """The captures that tell when a server sent: those of both edges, else the client's as well.
+def where_packets_were_sent(
+    client: pl.DataFrame, edges: list[pl.DataFrame], expected: int = 2
+) -> list[pl.DataFrame]:
+    """The captures that tell when a server sent: those of all ``expected`` edges, else the client's as well.
 
     At the client a packet of the source may come late without a second server: what stood in the queue of a
     slow access link was sent before the move.
     """
-    if len(edges) < EDGES:
+    if len(edges) < expected:
         return [client, *edges]
     # in an edge's capture all counts as repeated that the client's has shown before: here it is the original
     return [edge.with_columns(repeated=pl.lit(value=False)) for edge in edges]
 
 
 def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manifest) -> str | None:
-    """Which edge served at the end: ``source``, ``destination``, ``both`` or ``none``.
+    """Which edge served at the end: ``source``, ``destination``, another's name, ``both`` or ``none``.
 
     It is the edge that sent new packets to the client after the last move had ended, by the captures that
     ``where_packets_were_sent`` returns, so that a server whose packets are lost on the way counts too.
@@ -48,7 +54,8 @@ def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manif
     )
     if ended is None:
         return None
-    settled_ns = ended + round((manifest.spec.rtt_ms + manifest.spec.jitter_ms) * NS_PER_MS)
+    rtt_ms = max([manifest.spec.rtt_ms, *manifest.topology.rtts_ms.values()])
+    settled_ns = ended + round((rtt_ms + manifest.spec.jitter_ms) * NS_PER_MS)
     senders = (
         pl.concat(captures)
         .filter(
@@ -59,7 +66,8 @@ def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manif
         )["source"]
         .unique()
     )
-    edges = {manifest.source_endpoint: "source", manifest.destination_endpoint: "destination"}
+    edges = dict(zip(manifest.stop_endpoints, manifest.stops, strict=False))
+    edges |= {manifest.source_endpoint: "source", manifest.destination_endpoint: "destination"}
     found = sorted(edges[sender] for sender in senders if sender in edges)
     return "both" if len(found) > 1 else (found or ["none"])[0]
 
@@ -96,15 +104,13 @@ def check_edges(
     reused = _reused_nonces(traffic.frame)
     crossed = 0
     own = {
-        part: [
-            address.partition("/")[0] for address in manifest.topology.addresses_of(node_of(manifest, part))
-        ]
-        for part in ("source", "destination")
-        if any(node.name == node_of(manifest, part) for node in manifest.topology.nodes)
+        part: [address.partition("/")[0] for address in manifest.topology.addresses_of(edge)]
+        for part, edge in captured_edges(manifest).items()
+        if any(node.name == edge for node in manifest.topology.nodes)
     }
     decryptor = traffic.decryptor
-    for part in ("source", "destination"):
-        capture = paths.captures / f"{node_of(manifest, part)}.pcapng"
+    for part, edge in captured_edges(manifest).items():
+        capture = paths.captures / f"{edge}.pcapng"
         if not capture.is_file():
             result.warnings.append(f"there is no capture of the {part} edge")
             continue

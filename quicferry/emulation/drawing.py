@@ -41,6 +41,8 @@ def describe_shape(shape: Shape) -> str:
 def describe_link(link: Link) -> str:
     """What a link does, each way; "" for a plain one."""
     there, back = describe_shape(link.a_to_b), describe_shape(link.b_to_a)
+    if not link.up:
+        return "down at first"
     if there == back:
         return f"{there} each way" if there else ""
     return f"{link.a}→{link.b}: {there or 'plain'}; {link.b}→{link.a}: {back or 'plain'}"
@@ -155,6 +157,8 @@ def _bracket(words: str) -> str:
 
 def _next(topology: Topology, name: str) -> Iterator[tuple[str, Link]]:
     for link in topology.links_of(name):
+        if not link.up:
+            continue
         yield (link.b if link.a == name else link.a), link
 
 

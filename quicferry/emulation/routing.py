@@ -2,16 +2,25 @@
 
 Nodes that share an IP network without a router between them (a cable, or everything around a set of
 bridges) form a *segment*. Only routers forward; a path is a sequence of segments joined by routers,
-and the shortest one by hops is taken, in a tie the one whose link stands first in the topology. So a
-network that only end systems are in, such as a cable between two edges, has no route from elsewhere.
+and the cheapest one is taken (each link costs 1 unless it says otherwise, so usually the one of fewest
+hops), in a tie the one whose link stands first in the topology. So a network that only end systems are
+in, such as a cable between two edges, has no route from elsewhere.
+
+With dual stack everything is done once for each IP version. A node does not use its own links that are
+down; others know the way to what is behind them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import ipaddress
-from collections import Counter, deque
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
+
+import msgspec
 
 from quicferry.errors import InvalidInput
 from quicferry.model import Link, NodeKind, Route, Topology
@@ -26,6 +35,9 @@ class Attachment(NamedTuple):
     link: str  # "a--b"
     interface: str
     address: str | None  # CIDR form; None at a switch
+    other_address: str | None = None  # of the other IP version, with dual stack
+    up: bool = True
+    cost: float = 1.0
 
     @property
     def host_address(self) -> str | None:
@@ -39,10 +51,17 @@ class Attachment(NamedTuple):
 
     @property
     def mac(self) -> str:
-        """A locally administered address made of the IP address, or of the interface's name."""
+        """A locally administered address made of the IP address, or of the interface's name.
+
+        10.0.1.2 and fd00:a:0:1::2, its twin in dual stack, give the same one.
+        """
         if self.address is not None:
-            tail = ipaddress.ip_interface(self.address).ip.packed[-4:]
-            return "02:00:" + ":".join(f"{byte:02x}" for byte in tail)
+            packed = ipaddress.ip_interface(self.address).ip.packed
+            if len(packed) > 4:
+                short = bytes((packed[3], packed[5], packed[7], packed[15]))
+                is_twin = packed == b"\xfd\0\0%c\0%c\0%c\0\0\0\0\0\0\0%c" % tuple(short)
+                packed = short if is_twin else hashlib.sha256(packed).digest()
+            return "02:00:" + ":".join(f"{byte:02x}" for byte in packed[:4])
         tail = sum(ord(c) << (7 * i) for i, c in enumerate(self.interface)).to_bytes(16, "big")[-4:]
         return "06:00:" + ":".join(f"{byte:02x}" for byte in tail)
 
@@ -64,13 +83,16 @@ def attachments(topology: Topology) -> tuple[Attachment, ...]:
     counters = {node.name: int(node.kind is NodeKind.SWITCH) for node in topology.nodes}
     found = []
     for link in topology.links:
-        for end, address in ((link.a, link.a_address), (link.b, link.b_address)):
+        for end, address, other in (
+            (link.a, link.a_address, link.a_other_address),
+            (link.b, link.b_address, link.b_other_address),
+        ):
             number = counters[end]
             counters[end] += 1
             name = f"{end}-eth{number}"
             if len(name) > _MOST_INTERFACE_NAME:
                 name = f"{end}-e{number}"
-            found.append(Attachment(end, link.name, name, address))
+            found.append(Attachment(end, link.name, name, address, other, link.up, link.cost))
     return tuple(found)
 
 
@@ -96,25 +118,54 @@ def segments(topology: Topology) -> tuple[tuple[Attachment, ...], ...]:
     return tuple(tuple(members[group]) for group in sorted(members))
 
 
+def by_version(topology: Topology) -> tuple[Topology, ...]:
+    """The topology, and with dual stack once more with the addresses of the other IP version alone."""
+    replace = msgspec.structs.replace
+    if not any(link.a_other_address or link.b_other_address for link in topology.links):
+        return (topology,)
+    first, other = (
+        replace(
+            topology,
+            links=tuple(
+                replace(link, a_address=a, b_address=b, a_other_address=None, b_other_address=None)
+                for link, a, b in addressed
+            ),
+            service_addresses=services,
+            other_service_addresses={},
+        )
+        for addressed, services in (
+            (((x, x.a_address, x.b_address) for x in topology.links), topology.service_addresses),
+            (
+                ((x, x.a_other_address, x.b_other_address) for x in topology.links),
+                topology.other_service_addresses,
+            ),
+        )
+    )
+    return first, other
+
+
 def neighbours(topology: Topology) -> tuple[Neighbour, ...]:
     """Every neighbour of every node, so that no packet ever waits for ARP."""
     return tuple(
         Neighbour(here.node, here.interface, there.host_address or "", there.mac)
-        for segment in segments(topology)
+        for view in by_version(topology)
+        for segment in segments(view)
         for here in segment
         for there in segment
-        if here.node != there.node and here.network == there.network
+        if here.node != there.node and here.network == there.network and here.up and there.up
     )
 
 
 def shortest_routes(topology: Topology) -> tuple[Route, ...]:
     """For every node, one route to every network that it can reach and is not in itself."""
     found = []
-    for node in topology.nodes:
-        if node.kind is NodeKind.SWITCH:
-            continue
-        for network, gateway in _first_gateways(topology, node.name).items():
-            found.append(Route(node.name, network, gateway))
+    for view in by_version(topology):
+        parts = segments(view)
+        for node in view.nodes:
+            if node.kind is NodeKind.SWITCH:
+                continue
+            for network, gateway in _first_gateways(view, parts, node.name).items():
+                found.append(Route(node.name, network, gateway))
     return tuple(found)
 
 
@@ -200,22 +251,35 @@ def link_between(topology: Topology, name: str) -> Link:
     )
 
 
-def _first_gateways(topology: Topology, start: str) -> dict[str, str]:
-    """Network to first gateway for one node: breadth first over the segments."""
-    parts = segments(topology)
+def _first_gateways(
+    topology: Topology, parts: tuple[tuple[Attachment, ...], ...], start: str
+) -> dict[str, str]:
+    """Network to first gateway for one node: Dijkstra's algorithm over the segments."""
     routers = {node.name for node in topology.nodes if node.kind is NodeKind.ROUTER}
-    own = {end.network for part in parts for end in part if end.node == start}
+    own = {end.network for part in parts for end in part if end.node == start and end.up}
+    at: dict[str, list[tuple[Attachment, tuple[Attachment, ...]]]] = {}
+    for part in parts:
+        for end in part:
+            if end.up or end.node != start:
+                at.setdefault(end.node, []).append((end, part))
     gateways: dict[str, str] = {}
-    seen = {start}
-    waiting: deque[tuple[str, str | None]] = deque([(start, None)])  # a node, and the gateway towards it
+    settled: set[str] = set()
+    order = itertools.count()  # in a tie, what was found first
+    waiting: list[tuple[float, int, str, str | None]] = [(0.0, next(order), start, None)]
     while waiting:
-        here, first = waiting.popleft()
-        for part in parts:
-            for mine in (end for end in part if end.node == here):
-                if mine.network is not None and mine.network not in own and first is not None:
-                    gateways.setdefault(mine.network, first)
-                for there in part:
-                    if there.node in routers and there.node not in seen and there.network == mine.network:
-                        seen.add(there.node)
-                        waiting.append((there.node, first if first is not None else there.host_address))
+        cost, _, here, first = heapq.heappop(waiting)
+        if here in settled:
+            continue
+        settled.add(here)
+        for mine, part in at.get(here, ()):
+            if mine.network is not None and mine.network not in own and first is not None:
+                gateways.setdefault(mine.network, first)
+            for there in part:
+                if there.node not in routers or there.node in settled or there.network != mine.network:
+                    continue
+                if not there.up and start in (here, there.node):
+                    continue
+                step = max(mine.cost, there.cost)
+                gateway = first if first is not None else there.host_address
+                heapq.heappush(waiting, (cost + step, next(order), there.node, gateway))
     return gateways

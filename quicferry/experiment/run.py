@@ -19,6 +19,7 @@ from quicferry.emulation.links.layer import warnings_about
 from quicferry.errors import FerryError, MigrationError, disk_error
 from quicferry.events import Event, write_events
 from quicferry.experiment.context import Deployment, RunContext, Service
+from quicferry.experiment.itinerary import stops
 from quicferry.experiment.machine import machine, source_digest
 from quicferry.experiment.store import free_reserve
 from quicferry.experiment.usage import note_usage
@@ -113,6 +114,7 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
     with events.phase("run.deploy"):
         emulator.deploy(manifest.topology)
     client, source, destination = (context.part(part) for part in ("client", "source", "destination"))
+    manifest.stops = list(stops(manifest.topology, spec))
     manifest.client_address = emulator.address(client)
     if spec.calibrate:
         with events.phase("run.calibrate"):
@@ -121,10 +123,13 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
     captures = CaptureSession(emulator, context.paths.captures)
     try:
         with events.phase("run.start"):
-            manifest.interfaces = captures.start([client, source, destination])
+            manifest.interfaces = captures.start(
+                list(dict.fromkeys([client, source, destination, *manifest.stops]))
+            )
             deployment = make_deployment(context)
             manifest.source_endpoint = str(context.service_endpoint(source))
             manifest.destination_endpoint = str(context.service_endpoint(destination))
+            manifest.stop_endpoints = [str(context.service_endpoint(edge)) for edge in manifest.stops]
             manifest.place_by = context.place_by
             for service in deployment.services:
                 started.append(service)

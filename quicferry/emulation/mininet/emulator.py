@@ -62,7 +62,17 @@ _EVERYWHERE = {
 }
 _ROUTER = {"ipv4/ip_forward": 1}
 _NO_IPV6 = {"ipv6/conf/all/disable_ipv6": 1, "ipv6/conf/default/disable_ipv6": 1}
-_IPV6 = {"ipv6/conf/all/accept_dad": 0, "ipv6/conf/default/accept_dad": 0}  # an address works at once
+#: An address works at once and stays when its link is cut for a while; nobody asks for routers.
+_IPV6 = {
+    f"ipv6/conf/{where}/{name}": value
+    for where in ("all", "default")
+    for name, value in (
+        ("accept_dad", 0),
+        ("keep_addr_on_down", 1),
+        ("accept_ra", 0),
+        ("router_solicitations", 0),
+    )
+}
 _IPV6_ROUTER = {"ipv6/conf/all/forwarding": 1}
 
 
@@ -167,7 +177,10 @@ class MininetEmulator:
                 own.append(f"address add {end.address} dev {end.interface}")
                 interface = self._network[end.node].nameToIntf[end.interface]
                 interface.ip, _, interface.prefixLen = end.address.partition("/")
-            own.append(f"link set dev {end.interface} up")
+            if end.other_address is not None:
+                own.append(f"address add {end.other_address} dev {end.interface}")
+            if end.up:
+                own.append(f"link set dev {end.interface} up")
         for name, own in lines.items():
             ip_batch(self.pid(name), own)
         self._network.start()  # the bridges
@@ -190,7 +203,7 @@ class MininetEmulator:
         for node in self.topology.nodes:
             if only is not None and node.name not in only:
                 continue
-            own = [end.interface for end in self._ends.values() if end.node == node.name]
+            own = [end.interface for end in self._ends.values() if end.node == node.name and end.up]
             with network_of(self.pid(node.name)):
                 while missing := without_carrier(own):
                     if time.monotonic() > deadline:

@@ -176,7 +176,8 @@ class NodeAgent:
             config.client_interfaces,
             capacity=config.waiting_room_capacity,
         )
-        return Forwarder(config.client_interfaces, config.service_address.port), room
+        service = config.service_address
+        return Forwarder(config.client_interfaces, service.port, ipv6=service.is_ipv6), room
 
     def _serve_methods(self) -> None:
         """Register a handler for every method of ``rpc.messages``, with those who may call it.

@@ -51,6 +51,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     container_record: str | None = None  # with it, container and server outlive an agent that is killed
     oci_readable: list[str] | None = None  # the server is an OCI container that may read these directories
     on_signal: LocalMove | None = None
+    on_signal_later: list[LocalMove] = []  # after the first one has led away: the next, and so on
     failpoints: Failpoints = Failpoints()  # for fault injection
     moving_address: MovingAddressConfig | None = None  # one that moves with the server
     keep_tcp: bool = False  # established TCP connections move with the server; only where the address does

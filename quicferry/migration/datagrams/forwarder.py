@@ -1,6 +1,6 @@
 """Late datagrams: seen at the source after the freeze, handed on to the destination.
 
-A ``Tap`` sees the IPv4 UDP datagrams that arrive for the service, without taking them from anybody:
+A ``Tap`` sees the UDP datagrams that arrive for the service, without taking them from anybody:
 an AF_PACKET socket with a BPF filter, so that other traffic costs nothing. A ``Forwarder`` sends
 them, as whole IP datagrams, in UDP to the destination's waiting room. QUIC drops duplicates by
 packet number, so sending one too many is harmless and one too few costs a retransmission.
@@ -25,9 +25,11 @@ from quicferry.model import Endpoint
 from quicferry.units import NS_PER_MS, now_ns
 
 ETH_P_IP = 0x0800
+ETH_P_IPV6 = 0x86DD
 PACKET_OUTGOING = 4  # linux/if_packet.h: sent by this host
 RECEIVE_BUFFER_BYTES = 4 << 20
 IP_HEADER_BYTES = 20
+IPV6_HEADER_BYTES = 40
 UDP_HEADER_BYTES = 8
 BATCH = 64  # datagrams read per wake-up, so that other tasks get their turn
 
@@ -58,6 +60,19 @@ def service_filter(port: int) -> bytes:
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
 
 
+def service_filter_ipv6(port: int) -> bytes:
+    """The same for IPv6: UDP to that port directly behind the IP header (RFC 8200); else nothing."""
+    program = (
+        (0x30, 0, 0, 6),  # ldb [6]           next header
+        (0x15, 0, 3, socket.IPPROTO_UDP),  # jeq #17  else drop
+        (0x28, 0, 0, IPV6_HEADER_BYTES + 2),  # ldh [42]  UDP destination port
+        (0x15, 0, 1, port),  # jeq port        else drop
+        (0x06, 0, 0, 0xFFFF),  # ret whole
+        (0x06, 0, 0, 0),  # ret nothing
+    )
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+
+
 class Tap:
     """Hands every datagram that arrives at ``interfaces`` for UDP ``port`` to ``receiver``.
 
@@ -65,9 +80,12 @@ class Tap:
     CAP_NET_RAW. ``open`` before ``close``; both may be repeated.
     """
 
-    def __init__(self, interfaces: Sequence[str], port: int, receiver: Receiver) -> None:
+    def __init__(
+        self, interfaces: Sequence[str], port: int, receiver: Receiver, *, ipv6: bool = False
+    ) -> None:
         self._interfaces = list(interfaces)
         self._port = port
+        self._ipv6 = ipv6
         self._receiver = receiver
         self._sockets: list[socket.socket] = []
 
@@ -98,9 +116,10 @@ class Tap:
         # protocol 0: nothing is queued before the filter stands and the socket is bound
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
         try:
-            packet_filter.attach(tap, service_filter(self._port))
+            make_filter = service_filter_ipv6 if self._ipv6 else service_filter
+            packet_filter.attach(tap, make_filter(self._port))
             tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-            tap.bind((interface, ETH_P_IP))
+            tap.bind((interface, ETH_P_IPV6 if self._ipv6 else ETH_P_IP))
         except OSError:
             tap.close()
             raise
@@ -150,8 +169,8 @@ class Forwarder:
     Its latency is one wake-up of the loop and one ``sendto``.
     """
 
-    def __init__(self, interfaces: Sequence[str], port: int) -> None:
-        self._tap = Tap(interfaces, port, self._take)
+    def __init__(self, interfaces: Sequence[str], port: int, *, ipv6: bool = False) -> None:
+        self._tap = Tap(interfaces, port, self._take, ipv6=ipv6)
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=LOOK_BACK_DATAGRAMS)
         self._socket: socket.socket | None = None
         self._closing: asyncio.TimerHandle | None = None
@@ -168,7 +187,8 @@ class Forwarder:
 
     def start(self, waiting_room: Endpoint) -> None:
         """Forward everything from now on, and what arrived within ``LOOK_BACK_NS`` before."""
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        family = socket.AF_INET6 if waiting_room.is_ipv6 else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.connect(tuple(waiting_room))
         since = now_ns() - LOOK_BACK_NS
         for t_ns, datagram in self._recent:

@@ -81,7 +81,7 @@ class MovingAddress:
         """Open the sockets, and take the address if this host has it at the start."""
         loop = asyncio.get_running_loop()
         self._transport, self._answers = await loop.create_datagram_endpoint(
-            _Answers, local_addr=("0.0.0.0", 0)
+            _Answers, local_addr=("::" if ":" in self._config.address else "0.0.0.0", 0)
         )
         if self._config.here:
             await self.take()

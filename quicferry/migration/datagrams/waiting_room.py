@@ -24,7 +24,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from quicferry.errors import MigrationError
-from quicferry.migration.datagrams.forwarder import IP_HEADER_BYTES, UDP_HEADER_BYTES, Tap
+from quicferry.migration.datagrams.forwarder import (
+    IP_HEADER_BYTES,
+    IPV6_HEADER_BYTES,
+    UDP_HEADER_BYTES,
+    Tap,
+)
 from quicferry.model import Endpoint
 
 CAPACITY = 128  # datagrams; of one client at 10 ms between requests more than half a second
@@ -45,18 +50,25 @@ def _sum(data: bytes) -> int:
 
 
 def udp_checksum(source: bytes, destination: bytes, segment: bytes) -> int:
-    """The UDP checksum over IPv4 (RFC 768); the segment's own checksum field must be zero."""
+    """The UDP checksum over IPv4 (RFC 768) or IPv6 (RFC 8200 section 8.1), by the length of the addresses.
+
+    The segment's own checksum field must be zero. Both pseudo headers sum up alike: their words are the
+    addresses, the protocol and the length.
+    """
     pseudo = source + destination + struct.pack("!BBH", 0, socket.IPPROTO_UDP, len(segment))
     checksum = 0xFFFF - (_sum(pseudo) + _sum(segment)) % 0xFFFF
     return checksum or 0xFFFF  # zero would mean "no checksum"
 
 
 def readdress(datagram: bytes, destination: Endpoint) -> bytes | None:
-    """The same IPv4 UDP datagram for another destination; None for one that is not whole, or no UDP.
+    """The same UDP datagram for another destination; None for one that is not whole, or no UDP.
 
-    IP options are left out, the UDP checksum is made anew (one taken from a veth interface may never
-    have been computed). The kernel fills in the IP checksum and identification.
+    Its IP version must be that of the destination. IP options are left out, the UDP checksum is made anew
+    (one taken from a veth interface may never have been computed). The kernel fills in the IP checksum and
+    identification.
     """
+    if destination.is_ipv6:
+        return _readdress_ipv6(datagram, destination)
     if len(datagram) < IP_HEADER_BYTES or datagram[0] >> 4 != 4 or datagram[9] != socket.IPPROTO_UDP:
         return None
     header_bytes = (datagram[0] & 0x0F) * 4
@@ -79,6 +91,33 @@ def readdress(datagram: bytes, destination: Endpoint) -> bytes | None:
     return header + bytes(segment)
 
 
+def _readdress_ipv6(datagram: bytes, destination: Endpoint) -> bytes | None:
+    """As ``readdress`` for IPv6 without extension headers, which is what the tap lets through."""
+    if len(datagram) < IPV6_HEADER_BYTES or datagram[0] >> 4 != 6 or datagram[6] != socket.IPPROTO_UDP:
+        return None
+    segment_bytes = struct.unpack_from("!H", datagram, 4)[0]
+    if not UDP_HEADER_BYTES <= segment_bytes <= len(datagram) - IPV6_HEADER_BYTES:
+        return None
+    segment = bytearray(datagram[IPV6_HEADER_BYTES : IPV6_HEADER_BYTES + segment_bytes])
+    if struct.unpack_from("!H", segment, 4)[0] != len(segment):
+        return None
+    source = datagram[8:24]
+    target = ipaddress.IPv6Address(destination.host).packed
+    struct.pack_into("!H", segment, 2, destination.port)
+    struct.pack_into("!H", segment, 6, 0)
+    struct.pack_into("!H", segment, 6, udp_checksum(source, target, bytes(segment)))
+    # traffic class, flow label and hop limit as they came
+    return datagram[:24] + target + bytes(segment)
+
+
+def _sharer(datagram: bytes) -> bytes:
+    """Whose datagram it is: the source's address and port."""
+    if datagram and datagram[0] >> 4 == 6:
+        return datagram[8:24] + datagram[IPV6_HEADER_BYTES : IPV6_HEADER_BYTES + 2]
+    ports = (datagram[0] & 0x0F) * 4 if datagram else 0
+    return datagram[12:16] + datagram[ports : ports + 2]
+
+
 class PerClientBuffer:
     """The newest datagrams of each client; ``capacity`` is shared out among the clients.
 
@@ -93,9 +132,8 @@ class PerClientBuffer:
         self._queues: dict[tuple[bool, bytes], deque[tuple[int, bytes]]] = {}
 
     def add(self, datagram: bytes, *, direct: bool) -> None:
-        """Keep an IPv4 UDP datagram; its client's oldest may be dropped for it."""
-        ports = (datagram[0] & 0x0F) * 4 if datagram else 0
-        sharer = (direct, datagram[12:16] + datagram[ports : ports + 2])
+        """Keep a UDP datagram; its client's oldest may be dropped for it."""
+        sharer = (direct, _sharer(datagram))
         queue = self._queues.get(sharer)
         if queue is None:
             if len(self._queues) >= MOST_SHARERS:
@@ -144,7 +182,7 @@ class WaitingRoom:
         self._listen = listen
         self._sources = frozenset(sources)
         self._service = service
-        self._tap = Tap(interfaces, service.port, self._direct)
+        self._tap = Tap(interfaces, service.port, self._direct, ipv6=service.is_ipv6)
         self._buffer = PerClientBuffer(capacity)
         self._receiver: socket.socket | None = None
         self._injector: socket.socket | None = None
@@ -179,13 +217,16 @@ class WaitingRoom:
         self.handed_on = self.early = self.replayed = self.passed = 0
         try:
             if self._receiver is None:
-                self._receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                family = socket.AF_INET6 if self._listen.is_ipv6 else socket.AF_INET
+                self._receiver = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
                 self._receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
                 self._receiver.bind(tuple(self._listen))
                 asyncio.get_running_loop().add_reader(self._receiver, self._read)
             if self._injector is None:
                 self._injector = socket.socket(
-                    socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW
+                    socket.AF_INET6 if self._service.is_ipv6 else socket.AF_INET,
+                    socket.SOCK_RAW | socket.SOCK_NONBLOCK,
+                    socket.IPPROTO_RAW,  # the IP header is in the data
                 )
         except OSError as error:
             self.close()

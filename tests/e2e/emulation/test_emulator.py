@@ -76,7 +76,14 @@ PING_ALL = """
 
 
 @pytest.mark.parametrize(
-    ("topology", "parameters"), [("two_edges", PLAIN), ("one_lan", {"rtt_ms": 0})], ids=["routers", "bridge"]
+    ("topology", "parameters"),
+    [
+        ("two_edges", PLAIN),
+        ("one_lan", {"rtt_ms": 0}),
+        ("chain", {"rtt_ms": 0, "hop_rtt_ms": 0, "inter_edge_mbps": None, "ip": "dual"}),
+        ("ring", {"rtt_ms": 0, "hop_rtt_ms": 0, "inter_edge_mbps": None, "ip": "6"}),
+    ],
+    ids=["routers", "bridge", "dual stack along a road", "IPv6 around a ring"],
 )
 def test_every_pair_reaches_each_other_with_the_first_packet(
     topology: str, parameters: dict[str, Any], tmp_path: Path

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP, IPOption_NOP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 
-from quicferry.migration.datagrams.forwarder import service_filter
+from quicferry.migration.datagrams.forwarder import service_filter, service_filter_ipv6
 from quicferry.migration.datagrams.waiting_room import LEAST_SHARE, MOST_SHARERS, PerClientBuffer, readdress
 from quicferry.model import Endpoint
 
@@ -71,6 +72,41 @@ def test_readdressed_datagrams_are_right(payload: bytes, tos: int, ttl: int) -> 
     checksum = seen[UDP].chksum
     del seen[UDP].chksum
     assert IP(bytes(seen))[UDP].chksum == checksum
+
+
+def datagram_ipv6(port: int = 4433, payload: bytes = b"payload", **ip: object) -> bytes:
+    return bytes(IPv6(src="fd00::2", dst="fd00:1::2", **ip) / UDP(sport=50000, dport=port) / payload)
+
+
+def test_filter_takes_the_service_only_in_ipv6() -> None:
+    program = service_filter_ipv6(4433)
+    assert run_filter(program, datagram_ipv6()) == 0xFFFF
+    assert run_filter(program, datagram_ipv6(port=4434)) == 0
+    assert run_filter(program, datagram_ipv6(nh=6)) == 0
+    fragment = bytes(IPv6(src="fd00::2", dst="fd00:1::2") / IPv6ExtHdrFragment(offset=3) / (b"4433" * 4))
+    assert run_filter(program, fragment) == 0
+    assert run_filter(program, bytes(6) + b"\x11") == 0
+
+
+@given(payload=st.binary(max_size=1400), tc=st.integers(0, 255), hlim=st.integers(1, 255))
+def test_readdressed_datagrams_are_right_in_ipv6(payload: bytes, tc: int, hlim: int) -> None:
+    made = readdress(datagram_ipv6(payload=payload, tc=tc, hlim=hlim) + bytes(9), Endpoint("fd00:2::2", 4433))
+    assert made is not None
+    seen = IPv6(made)
+    assert (seen.src, seen.dst, seen[UDP].sport, seen[UDP].dport) == ("fd00::2", "fd00:2::2", 50000, 4433)
+    assert (seen.tc, seen.hlim) == (tc, hlim)
+    assert bytes(seen[UDP].payload) == payload
+    checksum = seen[UDP].chksum
+    del seen[UDP].chksum
+    assert IPv6(bytes(seen))[UDP].chksum == checksum
+
+
+@given(st.binary(max_size=100))
+def test_anything_else_is_dropped_or_sound_in_ipv6(data: bytes) -> None:
+    made = readdress(data, Endpoint("fd00:2::2", 4433))
+    assert made is None or (made[0] >> 4 == 6 and len(made) == 40 + struct.unpack_from("!H", made, 4)[0])
+    assert readdress(datagram(), Endpoint("fd00:2::2", 4433)) is None
+    assert readdress(datagram_ipv6(), HERE) is None
 
 
 def test_ip_options_and_padding_are_left_out() -> None:
