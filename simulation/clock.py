@@ -29,6 +29,11 @@ class Owner(Protocol):
         """Its tasks that have not ended; the loop adds and removes them."""
         ...
 
+    @property
+    def ahead_s(self) -> float:
+        """How far its host's clock is ahead of the true time."""
+        ...
+
     def admits(self, handle: asyncio.Handle) -> bool:
         """Whether a callback may run now; one that must wait, the owner keeps."""
         ...
@@ -61,18 +66,25 @@ class Deadlock(Exception):
 
 
 class Clock:
-    """Seconds and nanoseconds of one simulated CLOCK_MONOTONIC."""
+    """Seconds and nanoseconds of CLOCK_MONOTONIC; where ``skewed``, as the running process's host has it."""
 
     def __init__(self) -> None:
-        self.now_s = START_S
+        self.now_s = START_S  # the true time
+        self.skewed = False
+
+    @property
+    def ahead_s(self) -> float:
+        """How far the clock of whoever runs now is ahead of the true time."""
+        owner = OWNER.get() if self.skewed else None
+        return 0.0 if owner is None else owner.ahead_s
 
     def monotonic(self) -> float:
         """As ``time.monotonic``."""
-        return self.now_s
+        return self.now_s + self.ahead_s
 
     def monotonic_ns(self) -> int:
         """As ``time.monotonic_ns``."""
-        return round(self.now_s * NS_PER_S)
+        return round(self.monotonic() * NS_PER_S)
 
 
 class _Belongs(asyncio.Handle):
@@ -104,9 +116,16 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timed: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._nobody = contextvars.Context()
         self.kernel: Kernel | None = None  # what serves sockets, where the world has any
+        self.readers: dict[Any, tuple[Callable[..., None], tuple[Any, ...]]] = {}  # simulated socket -> whom
 
     def time(self) -> float:
-        return self.clock.now_s
+        return self.clock.monotonic()
+
+    def add_reader(self, fd: Any, callback: Callable[..., None], *args: Any) -> None:  # type: ignore[override]
+        self.readers[fd] = (callback, args)
+
+    def remove_reader(self, fd: Any) -> bool:
+        return self.readers.pop(fd, None) is not None
 
     def _run_once(self) -> None:
         """One round, as ``BaseEventLoop`` has it: wait for what is next, and run all that is due.
@@ -149,7 +168,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:
         timer = _TimerBelongs(when, callback, args, self, context)
         self._timers += 1
-        heapq.heappush(self._timed, (when, self._timers, timer))
+        # by the true time; ``when`` is the time of the caller's host
+        heapq.heappush(self._timed, (when - self.clock.ahead_s, self._timers, timer))
         return timer
 
     def create_task(self, coro: Any, **keywords: Any) -> asyncio.Task[Any]:

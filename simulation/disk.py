@@ -25,7 +25,8 @@ class Disk:
         root.mkdir(parents=True, exist_ok=True)
         self.full = False
         self.short_writes = 0  # so many writes to come write half of what they should
-        self._synced: dict[Path, int] = {}  # length that would survive a loss of power
+        # lengths that would survive a loss of power: by the latest fsync, and by the one before it
+        self._synced: dict[Path, tuple[int, int]] = {}
         self.on_write: Callable[[Path, bytes], None] | None = None
 
     def path(self, inside: str) -> Path:
@@ -39,7 +40,8 @@ class Disk:
 
     def synced(self, path: Path) -> None:
         """All of the file would survive now."""
-        self._synced[path] = path.stat().st_size if path.exists() else 0
+        latest, _ = self._synced.get(path, (0, 0))
+        self._synced[path] = (path.stat().st_size if path.exists() else 0, latest)
 
     def tear(self, path: Path) -> bool:
         """Cut the last line of a file in half, as a crash in the middle of a write does."""
@@ -52,11 +54,11 @@ class Disk:
         os.truncate(path, last + (len(content) - last) // 2)
         return True
 
-    def lose_power(self) -> None:
-        """What was not synced is gone."""
+    def lose_power(self, *, sync_lost: bool = False) -> None:
+        """What was not synced is gone; with ``sync_lost`` the disk lied about each last sync."""
         for path in sorted(self.root.rglob("*")):
             if path.is_file():
-                kept = self._synced.get(path, 0)
+                kept = self._synced.get(path, (0, 0))[sync_lost]
                 if kept < path.stat().st_size:
                     os.truncate(path, kept)
 

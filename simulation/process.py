@@ -32,6 +32,7 @@ class Process:
     def __init__(self, loop: VirtualLoop, name: str, host: str) -> None:
         self.name = name
         self.host = host
+        self.ahead_s = 0.0  # how far its host's clock is ahead
         self.state = State.RUNNING
         self._loop = loop
         self._backlog: list[asyncio.Handle] = []

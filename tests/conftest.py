@@ -45,6 +45,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PROBE,…",
         help="probes that must work here: a test that needs one of them fails instead of being skipped",
     )
+    parser.addoption(
+        "--matrix-seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="what draws the end-to-end runs of test_matrix",
+    )
+    parser.addoption("--matrix-cells", type=int, default=4, metavar="N", help="how many of them are run")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,18 +20,15 @@ from typing import Any
 
 from proof.explore.command import accepted, line, without_defaults
 from proof.explore.covering import Covering, Drawn
-from proof.explore.findings import Finding, append, known_as, read_known, summary
+from proof.explore.findings import Finding, append, as_test, known_as, read_known, summary
 from proof.explore.judge import Complaint, Observation, complaints, kind_of
 from proof.explore.levels import factors
 from proof.explore.load import too_much
+from proof.explore.machine import can, unsupported
 from proof.explore.minimise import ON_THE_WAY, minimise, repeatedly
 from proof.explore.perform import perform
-from quicferry.errors import FerryError
-from quicferry.experiment import preflight
 from quicferry.experiment.faults import ROWS
 from quicferry.paths import RUNS
-from quicferry.spec import RunSpec
-from session.request import needs, parts_of
 
 FAULT_FREE = 0.6  # of the lines
 LEAN, LEAN_FACTORS = 0.5, 8  # of the lines so many have at most so many axes off their defaults
@@ -47,7 +45,7 @@ class Explorer:
         self._random = Random(seed)
         self._runs = runs
         self._lean, self._lean_factors = lean, lean_factors
-        self._refused = _unsupported()
+        self._refused = unsupported()
         self._known = read_known()
         self.covering = Covering(factors(), self._wanted, seed)
         self.findings: list[Finding] = []
@@ -56,10 +54,7 @@ class Explorer:
     def _wanted(self, values: Mapping[str, Any]) -> bool:
         """Whether the line can be run here and says something: the link carries what it offers."""
         spec = accepted(values)
-        return spec is not None and self._can(spec) and too_much(spec) is None
-
-    def _can(self, spec: RunSpec) -> bool:
-        return not self._refused.intersection(needs(spec, parts_of(spec)))
+        return spec is not None and can(spec, self._refused) and too_much(spec) is None
 
     def draw(self) -> Drawn:
         """The next line."""
@@ -125,26 +120,9 @@ class Explorer:
                 return accepted(rest) is None if refusal else self._wanted(rest)
 
             shortest = minimise(values, repeatedly(once, ON_THE_WAY), valid, lambda: time.monotonic() < until)
-            finding.shortest = line(shortest if fails(shortest) else values)
+            shortest = shortest if fails(shortest) else dict(values)
+            finding.shortest, finding.test = line(shortest), as_test(shortest, kind)
             self._minimised[kind] = finding.shortest
-
-
-def _unsupported() -> frozenset[str]:
-    """The probes of all runs that say no here; each is asked once."""
-    refused = set()
-    for levels in factors().values():
-        for level in levels:
-            for extra in ({}, {"engine": "criu-post-copy"}, {"engine": "criu-hybrid"}):
-                spec = accepted({**extra, **level.draw(Random(1))})
-                refused |= set(needs(spec, parts_of(spec))) if spec is not None else set()
-    for name in sorted(refused):
-        try:
-            preflight.check([name])
-        except FerryError as error:
-            print(f"explore: not on this machine: {name}: {error}", file=sys.stderr)
-        else:
-            refused.discard(name)
-    return frozenset(refused)
 
 
 def main() -> int:
@@ -176,6 +154,7 @@ def main() -> int:
             print(f"    {word}: {finding.kind}: {finding.words}", flush=True)
             if finding.shortest:
                 print(f"    shortest: {finding.shortest}", flush=True)
+                print(textwrap.indent(finding.test, "    "), flush=True)
     print(
         f"{lines} lines, {covering.covered} of {len(covering.possible)} pairs, "
         f"{len(explorer.findings)} findings, {time.monotonic() - begun:.0f} s"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -33,6 +34,7 @@ class Finding(msgspec.Struct, kw_only=True):
     line: str  # as drawn
     shortest: str | None = None  # as minimised; None: not tried, or it did not come again
     confirmed: bool = False  # came again in two of three runs
+    test: str = ""  # the shortest line as a test
     known: str | None = None  # the text of the known fault
     run_dir: str | None = None
 
@@ -53,6 +55,16 @@ def known_as(known: Iterable[KnownFault], kind: str, line: str) -> str | None:
         ):
             return fault.text
     return None
+
+
+def as_test(values: Mapping[str, Any], kind: str) -> str:
+    """The line as a test for tests/e2e/proof: fails while a run of these values has that fault."""
+    name = re.sub(r"[^a-z]+", "_", kind.lower()).strip("_")[:50]
+    return (
+        f"def test_{name}(tmp_path: Path) -> None:\n"
+        f"    seen = perform({dict(values)!r}, tmp_path)\n"
+        f"    assert {kind!r} not in [kind_of(each) for each in complaints(seen)]\n"
+    )
 
 
 def append(path: Path, finding: Finding) -> None:

@@ -19,6 +19,8 @@ from quicferry.migration import journal as journal_module
 from quicferry.migration.agent import agent as agent_module
 from quicferry.migration.agent.agent import NodeAgent
 from quicferry.migration.agent.config import AgentConfig, ServerCommand
+from quicferry.migration.datagrams import forwarder as forwarder_module
+from quicferry.migration.datagrams import waiting_room as waiting_room_module
 from quicferry.migration.orchestrator import (
     MoveCommand,
     Orchestrator,
@@ -70,8 +72,10 @@ class NamedTls(TlsFiles, frozen=True, kw_only=True):
 
 
 @contextmanager
-def bound_to(*, grpc: Any, files: Any, udp_port: Any, path: Any, event_log: Any) -> Iterator[None]:
-    """While this lasts, the code stands on simulated RPC, disks and UDP ports."""
+def bound_to(
+    *, grpc: Any, files: Any, udp_port: Any, path: Any, event_log: Any, sockets: Any, threading: Any
+) -> Iterator[None]:
+    """While this lasts, the code stands on simulated RPC, disks, UDP ports and raw sockets."""
     with ExitStack() as patches:
         for target, name, value in (
             (channel_module, "grpc", grpc),
@@ -85,6 +89,12 @@ def bound_to(*, grpc: Any, files: Any, udp_port: Any, path: Any, event_log: Any)
             (shell_module, "gc", mock.Mock()),  # gc.freeze would keep every world for ever
             # it warms up caches of a real process, and needs a clock that runs on while it does
             (server_module, "rehearse", lambda *_: None),
+            (forwarder_module, "socket", sockets),
+            (forwarder_module, "threading", threading),
+            # the filter of a tap: nothing else than the service's datagrams comes here
+            (forwarder_module, "packet_filter", mock.Mock()),
+            (waiting_room_module, "socket", sockets),
+            (agent_module, "hold_back_port_unreachable", lambda _: None),  # clients here hear of no ICMP
         ):
             patches.enter_context(mock.patch.object(target, name, value))
         yield

@@ -31,5 +31,7 @@ KINDS: dict[str, Kind] = {
     "all-cut": Kind("no agent reaches another", 5, _WHILE),
     "disk-full": Kind("nothing can be written", 3, _WHILE, orchestrator_too=True),
     "short-write": Kind("one write is cut in half, without an error", 2),
+    "power-lost": Kind("all of a host ends; what was not synced is gone", 2, _WHILE),
+    "sync-lost": Kind("the same, and the disk had lied about the last fsync", 1, _WHILE),
     "torn-journal": Kind("SIGKILL in the middle of a write; started again", 3, _WHILE),
 }

@@ -120,6 +120,16 @@ def _short_write(world: FaultTarget, fault: Fault) -> None:
     world.disks[fault.at].short_writes = 1
 
 
+def _lose_power(*, sync_lost: bool) -> Action:
+    def begin(world: FaultTarget, fault: Fault) -> End:
+        world.kill_agent(fault.at)
+        _kill_server(world, fault)
+        world.disks[fault.at].lose_power(sync_lost=sync_lost)
+        return lambda: world.start_agent(fault.at)
+
+    return begin
+
+
 #: kind -> what it does; the names are those of ``fault_kinds.KINDS``
 ACTIONS: dict[str, Action] = {
     "agent-killed": _kill_agent,
@@ -132,5 +142,7 @@ ACTIONS: dict[str, Action] = {
     "all-cut": _cut("edge", "detour", "core"),
     "disk-full": _full_disk,
     "short-write": _short_write,
+    "power-lost": _lose_power(sync_lost=False),
+    "sync-lost": _lose_power(sync_lost=True),
     "torn-journal": _tear_journal,
 }

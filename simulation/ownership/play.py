@@ -12,6 +12,7 @@ from simulation.determinism import determined
 from simulation.history import History
 from simulation.nonces import watching
 from simulation.ownership.adapter import Outcome, bound_to
+from simulation.ownership.raw_sockets import THREADING
 from simulation.ownership.story import Story
 from simulation.ownership.world import ORCHESTRATOR, OwnershipWorld
 
@@ -24,6 +25,7 @@ ANSWER_S = 6.0
 WAITING_MANY = 20
 TASKS_MOST = 20  # of one agent that has nothing to do
 TRAFFIC_MOST_S = 120.0
+PIECES = 100  # requests between all moves, so that long stories cost no more than short ones
 
 
 def play(story: Story) -> History:
@@ -46,6 +48,8 @@ def play(story: Story) -> History:
                 udp_port=world.ports.make,
                 path=world.path_of,
                 event_log=world.server_event_log,
+                sockets=world.raw.module(),
+                threading=THREADING,
             ):
                 try:
                     loop.run_until_complete(_live(world))
@@ -73,7 +77,8 @@ async def _live(world: OwnershipWorld) -> None:
         return
     world.connected.set()
     end = loop.time() + TRAFFIC_MOST_S
-    pause_s = story.interval_s
+    lasts_s = sum(move.after_s for move in story.moves)
+    pause_s = max(story.interval_s, lasts_s / PIECES)
     while loop.time() < end and not _done(world):
         client.ask()
         await asyncio.sleep(pause_s)

@@ -21,6 +21,10 @@ def shorter(story: Story) -> Iterator[Story]:
     for name, plain in (("edges", 2), ("edge_rtt_s", 0.001), ("core_rtt_s", 0.01), ("interval_s", 0.1)):
         if getattr(story, name) != plain and not (name == "edges" and any(m.to > 2 for m in story.moves)):
             yield _replace(story, **{name: plain})
+    if story.clocks_ahead_s:
+        yield _replace(story, clocks_ahead_s=[])
+    if story.forwarding:
+        yield _replace(story, forwarding=False)
     for at, move in enumerate(story.moves):
         for name, wanted in (("strategy", Strategy.SYMMETRIC), ("server_first", True), ("after_s", 0.3)):
             if getattr(move, name) != wanted:

@@ -45,7 +45,13 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     core_rtt_s: float = 0.01  # by the detour, and to the orchestrator
     commit_s: float = 0.6  # a deadline: the fence lies so far behind the lease
     interval_s: float = 0.05  # between two requests
+    forwarding: bool = False  # agents hand late datagrams on, and keep early ones
+    clocks_ahead_s: list[float] = []  # of the edges, from the first on; none: all have the true time
 
+
+#: The fence of a source begins half a second behind the lease, so that the server there has surely ended. So
+#: much may the clocks of two hosts differ; they are one clock in a run, and those of real hosts are set.
+SKEW_MOST_S = 0.1
 
 #: where a move can be hit, most dangerous first, with the weight of each; {s} source, {d} destination
 ANCHORS: tuple[tuple[str, int], ...] = (
@@ -76,7 +82,7 @@ ANCHORS: tuple[tuple[str, int], ...] = (
 def draw(seed: int) -> Story:
     """The story of a seed."""
     rng = random.Random(f"ownership {seed}")
-    edges = rng.choice((2, 2, 3))
+    edges = rng.choice((2, 2, 3, 4))
     moves: list[Move] = []
     here = 1
     for number in range(rng.choice((1, 1, 1, 2, 3))):
@@ -86,7 +92,7 @@ def draw(seed: int) -> Story:
                 to=to,
                 strategy=rng.choice((Strategy.SYMMETRIC, Strategy.SYMMETRIC, *Strategy)),
                 server_first=rng.random() < 0.7,
-                after_s=0.3 if number == 0 else rng.choice((0.0, 0.3, 1.5, 6.0)),
+                after_s=0.3 if number == 0 else rng.choice((0.0, 0.3, 1.5, 6.0, 10.0)),
             )
         )
         here = to
@@ -117,4 +123,8 @@ def draw(seed: int) -> Story:
         edge_rtt_s=rng.choice((0.001, 0.001, 0.02)),
         core_rtt_s=rng.choices((0.01, 0.2, 0.6), weights=(96, 2, 2))[0],
         commit_s=rng.choice((0.6, 5.0)),
+        forwarding=rng.random() < 0.7,
+        clocks_ahead_s=[round(rng.uniform(-SKEW_MOST_S, SKEW_MOST_S), 4) for _ in range(edges)]
+        if rng.random() < 0.25
+        else [],
     )

@@ -45,6 +45,7 @@ from simulation.ownership.adapter import (
 from simulation.ownership.client import SimulatedClient
 from simulation.ownership.faults import ACTIONS
 from simulation.ownership.machinery import Ports, SimulatedContainer, Sockets, caller_lives
+from simulation.ownership.raw_sockets import CLIENT_INTERFACE, RawSockets, ip_datagram
 from simulation.ownership.story import Fault, Story
 from simulation.paths import Path as NetworkPath
 from simulation.paths import Paths
@@ -78,6 +79,11 @@ class OwnershipWorld:
         self.rpc = Network(loop, self.paths, self._route)
         loop.kernel = Sockets(loop, self.rpc)
         self.ports = Ports(self._server_sends)
+        self.raw = RawSockets(loop, self._route, _number_of, self._injected)
+        self.clock_ahead_s = {
+            f"edge-{number}": ahead_s for number, ahead_s in enumerate(story.clocks_ahead_s, 1)
+        }
+        loop.clock.skewed = any(story.clocks_ahead_s)
         self.edges = [f"edge-{number}" for number in range(1, story.edges + 1)]
         self.hosts = [*self.edges, ORCHESTRATOR]
         self.disks = {host: Disk(directory / host) for host in self.hosts}
@@ -166,6 +172,7 @@ class OwnershipWorld:
 
     def _process(self, name: str, host: str) -> Process:
         process = Process(self.loop, name, host)
+        process.ahead_s = self.clock_ahead_s.get(host, 0.0)
         self.processes.append(process)
         return process
 
@@ -224,8 +231,8 @@ class OwnershipWorld:
         )
 
     async def _serve_agent(self, edge: str) -> None:
-        number = int(edge.rpartition("-")[2])
-        others = {other: int(other.rpartition("-")[2]) for other in self.edges if other != edge}
+        number = _number_of(edge)
+        others = {other: _number_of(other) for other in self.edges if other != edge}
         config = AgentConfig(
             edge=edge,
             listen=Endpoint("0.0.0.0", RPC_PORT),
@@ -238,6 +245,7 @@ class OwnershipWorld:
             standby=ServerCommand(argv=["standby"]),
             control=Endpoint("127.0.0.1", CONTROL_PORT),
             service_address=Endpoint(f"10.0.{number}.2", 4433),
+            client_interfaces=[CLIENT_INTERFACE] if self.story.forwarding else [],
             journal=str(self.disks[edge].path("journal.journal")),
         )
         events = EventLog(edge, None, functools.partial(self._sink, edge))
@@ -271,6 +279,7 @@ class OwnershipWorld:
         while self.next_move < len(self.story.moves):
             move = self.story.moves[self.next_move]
             self.next_move += 1
+            self.calm(move.after_s)
             await asyncio.sleep(move.after_s)
             source = self._where()
             if source is None or source == f"edge-{move.to}":
@@ -324,7 +333,7 @@ class OwnershipWorld:
         return process
 
     async def _serve(self, process: Process, standby: bool) -> None:
-        number = int(process.host.rpartition("-")[2])
+        number = _number_of(process.host)
         files = _certificate_files()
         config = ServerConfig(
             edge=process.host,
@@ -389,9 +398,14 @@ class OwnershipWorld:
         self.wire.send(WireDatagram(data, UP, address), functools.partial(self._at_edge, host))
 
     def _at_edge(self, host: str, data: bytes) -> None:
+        self.raw.arrived(host, ip_datagram(CLIENT, (f"10.0.{_number_of(host)}.2", 4433), data))
+        self._injected(host, data, CLIENT)
+
+    def _injected(self, host: str, data: bytes, source: Address) -> None:
+        """A datagram for a host's service, from the wire or out of its waiting room."""
         port = self.ports.bound.get(host)
         if port is not None:
-            port.arrive(data, CLIENT)
+            port.arrive(data, source)
 
     def _server_sends(self, listen: Endpoint, data: bytes, receiver: tuple[str, int]) -> None:
         at: Address = (listen.host, listen.port)
@@ -399,6 +413,10 @@ class OwnershipWorld:
         if self.client is not None:
             client = self.client
             self.wire.send(WireDatagram(data, DOWN, at), lambda copy: client.receive(copy, at))
+
+
+def _number_of(host: str) -> int:
+    return int(host.rpartition("-")[2])
 
 
 @cache

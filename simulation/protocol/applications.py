@@ -9,6 +9,7 @@ from typing import Any
 from simulation import payload
 
 BACKLOG_BYTES = 60_000
+GIVEN_UP = 7  # an error code of the application
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Exchange:
     size_bytes: int
     received: int = 0
     closed_at: float | None = None
-    served: bool = False
+    given_up: bool = False  # its stream was reset; it ends when the service has answered with a reset
 
 
 @dataclass
@@ -75,6 +76,22 @@ class ClientLoad:
         self.exchanges[stream] = exchange
         connection.send_stream_data(stream, payload.request(number, answer_bytes, size_bytes), True)
         return exchange
+
+    def give_up(self, connection: Any, size_bytes: int) -> Callable[[], None]:
+        """Send half of a request; the returned call resets its stream (RFC 9000 §3.5)."""
+        stream = connection.get_next_available_stream_id()
+        exchange = Exchange(len(self.exchanges), "request", self._now(), 0, given_up=True)
+        self.exchanges[stream] = exchange
+        connection.send_stream_data(stream, payload.request(exchange.number, 0, size_bytes), False)
+        return lambda: connection.reset_stream(stream, GIVEN_UP)
+
+    def was_reset(self, stream: int) -> None:
+        """The service has ended its half of a stream, as the client did."""
+        exchange = self.exchanges.get(stream)
+        if exchange is None or not exchange.given_up:
+            self._wrong("bytes:reset", f"stream {stream} was reset, which nobody had given up")
+        else:
+            exchange.closed_at = self._now()
 
     def expect(self, stream: int, size_bytes: int) -> Exchange:
         """The server has begun a feed of so many bytes."""

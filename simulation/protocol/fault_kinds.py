@@ -58,4 +58,10 @@ KINDS: dict[str, Kind] = {
         seconds=(3.0,),
         amounts=(0.02, 1.05),
     ),
+    "replay-elsewhere": Kind(
+        "an attacker sends what the client sends to all other edges too, up to the amount in seconds later",
+        0,  # drawn by itself, see ``story.draw``
+        seconds=(1.0, 3.0),
+        amounts=(0.05, 1.5),
+    ),
 }

@@ -28,6 +28,7 @@ class FaultTarget(Protocol):
     """What the faults use of the world that they act on."""
 
     relay_ahead_s: float | None  # None: no relay
+    replayed_after_s: float | None  # None: nobody replays
 
     @property
     def wire(self) -> Wire:
@@ -94,6 +95,15 @@ def _relay(world: FaultTarget, fault: Fault) -> End:
     return world.end_relay
 
 
+def _replay_elsewhere(world: FaultTarget, fault: Fault) -> End:
+    world.replayed_after_s = fault.amount
+
+    def end() -> None:
+        world.replayed_after_s = None
+
+    return end
+
+
 def _server_updates_key(world: FaultTarget, _: Fault) -> None:
     if world.server is not None and not world.server.stopped:
         world.server.connection.request_key_update()
@@ -126,6 +136,7 @@ ACTIONS: dict[str, Action] = {
     "small-mtu": _impair(lambda f: SmallMtu(round(f.amount), where(f, BOTH))),
     "rebind": _rebind,
     "relay": _relay,
+    "replay-elsewhere": _replay_elsewhere,
     "server-key-update": _server_updates_key,
     "client-key-update": _client_updates_key,
     "server-closes": _server_closes,

@@ -150,7 +150,8 @@ def _judge_settled(world: ProtocolWorld, client: dict[str, Any], situation: str)
     history = world.history
     if not client["spare_ids"]:
         history.violated(f"no-spare-id:{situation}", "the client has no connection ID left for the next move")
-    answered = {e.number for e in world.load.exchanges.values() if e.closed_at is not None}
+    ended = [e for e in world.load.exchanges.values() if e.closed_at is not None and not e.given_up]
+    answered = {e.number for e in ended}
     forgotten = answered - set(world.service.obeyed)
     if forgotten:
         history.violated(

@@ -25,6 +25,7 @@ class Traffic(enum.StrEnum):
     UPLOAD = "upload"  # one large request
     IDLE = "idle"  # nothing; one request at the end
     DATAGRAMS = "datagrams"  # the server sends unreliable datagrams (RFC 9221) in bursts
+    RESETS = "resets"  # as ECHO, but every third request is given up half-way
 
 
 class Ending(enum.StrEnum):
@@ -93,6 +94,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
         return any(fault.kind in ("jitter", "replay", "duplicate") for fault in self.faults)
 
 
+EDGES_MOST = 4
 FLOOD_BYTES = 10_000_000
 POOL_MOST = 7  # addresses that a client takes
 #: anchors that come with a move, and how often a fault is aimed at them
@@ -110,7 +112,7 @@ WINDOWS = (
 def draw(seed: int) -> Story:
     """The story of a seed."""
     rng = random.Random(f"protocol {seed}")
-    edges = rng.choice((2, 3, 4))
+    edges = rng.choice(range(2, EDGES_MOST + 1))
     moves: list[Move] = []
     favourite = rng.choice(tuple(Strategy))
     mixed = rng.random() < 0.4
@@ -121,7 +123,11 @@ def draw(seed: int) -> Story:
         moves.append(move)
         if move.ending is Ending.COMMIT:
             here = to
-    traffic = rng.choices(tuple(Traffic), weights=(5, 4, 4, 3, 3, 2))[0]
+    # what is drawn besides has a source of its own, so that the rest of a seed's story stays as it is
+    besides = random.Random(f"protocol besides {seed}")
+    traffic = rng.choices(tuple(Traffic)[:6], weights=(5, 4, 4, 3, 3, 2))[0]
+    if traffic is Traffic.ECHO and besides.random() < 0.3:
+        traffic = Traffic.RESETS
     flooded = rng.random() < 0.01
     if flooded:  # a destination that sends more packets than its lease has numbers, and is taken down
         traffic = Traffic.DOWNLOAD
@@ -132,6 +138,8 @@ def draw(seed: int) -> Story:
     faults = [_fault(rng, moves, edges) for _ in range(rng.choice((0, 1, 1, 2, 3)))]
     if rng.random() < 0.15:
         faults += _recipe(rng, rng.randrange(len(moves)) + 1)
+    if besides.random() < 0.05:
+        faults.append(_made(besides, "replay-elsewhere", moves, edges))
     if any(fault.kind == "victims" for fault in faults):  # it plays its own moves
         faults = [Fault(kind="victims", seconds=3.0, amount=rng.choice((0.02, 1.05)))]
         moves = []
@@ -220,6 +228,10 @@ def _move(rng: random.Random, to: int, strategy: Strategy, *, first: bool) -> Mo
 
 def _fault(rng: random.Random, moves: list[Move], edges: int) -> Fault:
     kind = rng.choices(list(KINDS), weights=[each.weight for each in KINDS.values()])[0]
+    return _made(rng, kind, moves, edges)
+
+
+def _made(rng: random.Random, kind: str, moves: list[Move], edges: int) -> Fault:
     if rng.random() < 0.8:
         window = rng.choices([name for name, _ in WINDOWS], weights=[weight for _, weight in WINDOWS])[0]
         anchor = f"{window} {rng.randrange(len(moves)) + 1}"

@@ -21,6 +21,7 @@ class Load:
 
     def __init__(self, world: ProtocolWorld) -> None:
         self._world = world
+        self._reset: Callable[[], None] | None = None  # what was given up, and is reset next
 
     def begin(self, until_s: Until) -> None:
         """Start what the story wants; it goes on until the time that ``until_s`` gives, once it does."""
@@ -41,14 +42,24 @@ class Load:
         world = self._world
         end_s = until_s()
         over = end_s is not None and world.loop.time() >= end_s
-        if world.story.traffic is Traffic.ECHO:
-            if not over:
-                world.load.ask(world.client.connection, 50, world.story.size_bytes)
-                world.client.proceed()
+        if world.story.traffic in (Traffic.ECHO, Traffic.RESETS):
+            if not over or self._reset is not None:
+                self._request()
         else:
             over &= self._served_piece(over)
         if not over:
             world.loop.call_later(every_s, self._piece, every_s, until_s)
+
+    def _request(self) -> None:
+        world = self._world
+        reset, self._reset = self._reset, None
+        if reset is not None:
+            reset()
+        elif world.story.traffic is Traffic.RESETS and len(world.load.exchanges) % 3 == 2:
+            self._reset = world.load.give_up(world.client.connection, world.story.size_bytes)
+        else:
+            world.load.ask(world.client.connection, 50, world.story.size_bytes)
+        world.client.proceed()
 
     def _served_piece(self, last: bool) -> bool:
         """The server sends of its own accord; a service whose process is stopped does nothing."""

@@ -39,10 +39,11 @@ from simulation.protocol.applications import ClientLoad, Service
 from simulation.protocol.endpoint import Endpoint, client_view
 from simulation.protocol.fault_kinds import FOREVER
 from simulation.protocol.faults import ACTIONS, edge_address
-from simulation.protocol.story import Fault, Story, Traffic
+from simulation.protocol.story import EDGES_MOST, Fault, Story, Traffic
 
 CLIENT: Address = ("10.0.0.2", 40_000)
 RELAY: Address = ("10.0.66.2", 4433)
+ATTACKER: Address = ("10.0.67.2", 5000)
 INTER_EDGE_S = 0.0005
 IDLE_TIMEOUT_S = 30.0
 #: when all faults are over and a server runs, this long after it everything must have been answered
@@ -81,6 +82,7 @@ class ProtocolWorld:
         self.forwards: dict[int, int] = {}
         self.room: Room | None = None
         self.relay_ahead_s: float | None = None
+        self.replayed_after_s: float | None = None
         self.connected = asyncio.Event()
         self.answers: dict[int, Result] = {}  # epoch -> what the client said
         self.number = 0  # of the present move
@@ -180,8 +182,19 @@ class ProtocolWorld:
         if not address[0].startswith("10.0."):
             self.to_victims_bytes += len(data)
             return
-        arrive = functools.partial(self._arrive_up, int(address[0].split(".")[2]), self.client_at)
-        self.wire.send(Datagram(data, UP, address), arrive)
+        edge = int(address[0].split(".")[2])
+        self.wire.send(Datagram(data, UP, address), functools.partial(self._arrive_up, edge, self.client_at))
+        if self.replayed_after_s is not None:
+            self._replay_elsewhere(data, edge)
+
+    def _replay_elsewhere(self, data: bytes, edge: int) -> None:
+        """An attacker's copy comes to every other edge, from its own address and from the client's."""
+        assert self.replayed_after_s is not None
+        for number in range(1, EDGES_MOST + 1):
+            if number != edge:
+                source = self.rng.choice((ATTACKER, self.client_at))
+                after_s = self.rng.uniform(0.0, self.replayed_after_s)
+                self.loop.physics(after_s, self._at_edge, number, data, source)
 
     def _arrive_up(self, edge: int, source: Address, data: bytes) -> None:
         self._at_edge(edge, data, source)
@@ -281,7 +294,9 @@ class ProtocolWorld:
             if self.heard_at is None:
                 self.heard_at = self.loop.time()
             return
-        if isinstance(event, quic_events.HandshakeCompleted):
+        if isinstance(event, quic_events.StreamReset):
+            self.load.was_reset(event.stream_id)
+        elif isinstance(event, quic_events.HandshakeCompleted):
             self.connected.set()
         elif isinstance(event, PathValidated):
             self.validated.add(event.address)
@@ -339,6 +354,8 @@ class ProtocolWorld:
             answer = self.service.take(event.stream_id, event.data, event.end_stream, self.history.violated)
             if answer is not None:
                 connection.send_stream_data(event.stream_id, answer, True)
+        elif isinstance(event, quic_events.StreamReset):
+            connection.reset_stream(event.stream_id, event.error_code)
         elif isinstance(event, quic_events.HandshakeCompleted):
             if self.story.pool:
                 pool = [edge_address(edge) for edge in self.story.pool]

@@ -35,7 +35,7 @@ class Command:
 @pytest.fixture
 def explorer(monkeypatch, tmp_path):
     """An explorer on a machine that can do everything, in the hands of such a command."""
-    monkeypatch.setattr(explore, "_unsupported", frozenset)
+    monkeypatch.setattr(explore, "unsupported", frozenset)
     every = explore.factors()
     few = {name: every[name][:3] for name in (*list(every)[:8], "faults")}
     monkeypatch.setattr(explore, "factors", lambda: few)
@@ -63,6 +63,8 @@ def test_a_new_fault_is_confirmed_and_shortened_and_written_down(explorer, tmp_p
     (found,) = made.judge(LINE, LATER)
     assert (found.kind, found.confirmed, found.known) == ("lost", True, None)
     assert found.shortest == "quicferry run --pool 3 --rtt-ms 40"
+    assert found.test.startswith("def test_lost(tmp_path: Path) -> None:")
+    assert "perform({'rtt_ms': 40.0, 'pool': 3}, tmp_path)" in found.test and "'lost' not in" in found.test
     (written,) = (tmp_path / "findings.jsonl").read_bytes().splitlines()
     assert msgspec.json.decode(written, type=Finding) == found
 
