@@ -20,10 +20,12 @@ from quicferry.analysis.repeated_moves import add_moves, measure_all
 from quicferry.analysis.service import judge_service, overload
 from quicferry.analysis.statistics import summarise
 from quicferry.analysis.verdict import (
+    EDGES,
     check_edges,
     fail,
     judge_faults,
     node_of,
+    overlap,
     served_by,
     service_port,
     where_packets_were_sent,
@@ -116,7 +118,10 @@ def analyse(run_dir: Path) -> Analysis:
                 f"{traffic.undecrypted} packets of the client's capture could not be decrypted"
             )
         edges = check_edges(paths, manifest, traffic, convert, result)
-        result.served_by = served_by(where_packets_were_sent(traffic.frame, edges), events, manifest)
+        sent = where_packets_were_sent(traffic.frame, edges)
+        result.served_by = served_by(sent, events, manifest, by_edges=len(edges) == EDGES)
+        if manifest.spec.baseline is None and (words := overlap(edges, events, manifest)) is not None:
+            fail(result, words, "see the captures of the edges")
         judge_faults(result, manifest, events)
         judge_service(result, summary, too_much)
     except FerryError as error:
