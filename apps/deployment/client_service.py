@@ -11,7 +11,15 @@ from quicferry.experiment.context import Program, RunContext
 from quicferry.process import TimeoutExpired
 from quicferry.units import BYTES_PER_MIB
 
-CLIENT_END_S = 25.0  # longer than the client's own patience
+PATIENCE_S = 15.0  # how long a client waits at the end for what is still open
+CLIENT_END_S = 25.0  # longer than that
+PATIENCE_RTTS = 5  # besides: a request that was lost twice
+
+
+def patience_of_path_s(context: RunContext) -> float:
+    """How much longer clients are patient, as their path is long."""
+    spec = context.spec
+    return PATIENCE_RTTS * max(spec.rtt_ms, spec.source_rtt_ms or 0.0) / 1e3
 
 
 def client_config(context: RunContext, authority: str) -> ClientConfig:
@@ -32,6 +40,7 @@ def client_config(context: RunContext, authority: str) -> ClientConfig:
         clients=spec.clients,
         plain_clients=spec.plain_clients,
         mixed_strategies=spec.mixed_strategies,
+        patience_s=PATIENCE_S + patience_of_path_s(context),
     )
 
 
@@ -52,7 +61,7 @@ class LoadClient:
         self._context = context
         self._config = config
         self._module = module
-        self._end_s = end_s
+        self._end_s = end_s + patience_of_path_s(context)
         self._connections = connections
         self._connected: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.program: Program | None = None

@@ -24,6 +24,7 @@ from quicferry.migration.agent.failpoints import Failpoints
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
 from quicferry.migration.engines.registry import runs_in_oci
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
+from quicferry.migration.order import deadlines_over
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import Files
 from quicferry.model import Endpoint, NodeKind, Topology
@@ -128,6 +129,7 @@ class AgentService:
                 forwarding=context.spec.forwarding,
                 compression=context.spec.compression,
                 memory_by=context.spec.memory_by,
+                deadlines=deadlines_over(longest_rtt_ms(context) / 1e3),
             )
             for peer in (onwards if self._moves_alone else ())
         ]
@@ -313,6 +315,7 @@ def order_move(
         forwarding=forwarding,
         compression=context.spec.compression,
         memory_by=context.spec.memory_by,
+        deadlines=deadlines_over(longest_rtt_ms(context) / 1e3),
     )
     return orchestrator.command(command, "outcome", MOVE_S)
 

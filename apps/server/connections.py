@@ -33,6 +33,7 @@ class Peer:
         self.key = key
         self.connection = connection
         self.connection_ids: set[bytes] = set()
+        self.shaking = False  # in the middle of its handshake
         self.strategy: StrategyName | None = None  # how this client follows the present move
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at: float | None = None
@@ -103,7 +104,9 @@ class ConnectionTable:
             session_ticket_fetcher=None if self.tickets is None else self.tickets.get,
             session_ticket_handler=None if self.tickets is None else self._keep_ticket,
         )
-        return self.adopt(connection, {header.destination_cid, connection.host_cid})
+        peer = self.adopt(connection, {header.destination_cid, connection.host_cid})
+        peer.shaking = True
+        return peer
 
     def _keep_ticket(self, ticket: SessionTicket) -> None:
         assert self.tickets is not None

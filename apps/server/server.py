@@ -91,6 +91,7 @@ class QuicServer(ServerShell):
         self._answers: dict[str, Result] = {}  # connection key -> SM_READY's result, in the notice phase
         self._answered = asyncio.Event()  # set when nobody is waited for any more
         self._awaited: dict[str, float] = {}  # connection key -> until when it is waited for
+        self._shaken = asyncio.Event()  # set when a handshake has come to its end
         self._new_address = ""  # where the clients are to be told to go
         self._build = functools.partial(MigratableConnection, extension=extension)
         self._window: NoticeWindow | None = None  # while something is told to all clients
@@ -147,6 +148,8 @@ class QuicServer(ServerShell):
             except (ValueError, msgspec.DecodeError):
                 peer.connection.reset_stream(event.stream_id, 1)
         elif isinstance(event, HandshakeCompleted):
+            peer.shaking = False
+            self._shaken.set()
             self.events.emit("server.connected", negotiated=bool(peer.connection.negotiated))
             if self.config.pool and any(rules_of(name).pool for name in peer.connection.negotiated):
                 peer.connection.offer_addresses(
@@ -202,6 +205,11 @@ class QuicServer(ServerShell):
         self._awaited.clear()
         self._answered.clear()
         self._new_address = str(order.service or "")
+        begun = now_s()
+        await self._await_handshakes(order.deadline_s)
+        # both waits together take no longer than was given
+        left_s = max(NOTICE_LEAST_S, order.deadline_s - (now_s() - begun))
+        order = msgspec.structs.replace(order, deadline_s=min(order.deadline_s, left_s))
         # whoever takes longest to answer is told first: then the last answer comes as early as it can
         peers = sorted(self.table.peers.values(), key=lambda each: -each.connection.pto_s)
         window = self._window = NoticeWindow(peers, functools.partial(self._tell, order, len(peers)))
@@ -216,6 +224,31 @@ class QuicServer(ServerShell):
             "unable": unable,
             "silent": silent,
         }
+
+    async def _await_handshakes(self, most_s: float) -> None:
+        """Wait for connections that are in the middle of their handshake: they cannot move before it is over.
+
+        A client far away takes itself for connected, and asks, half a round trip before the server is.
+        Whoever never answers is waited for no longer than a client that is to be told of a move.
+        """
+        until = {
+            key: now_s() + min(most_s, max(NOTICE_LEAST_S, NOTICE_PTOS * peer.connection.pto_s))
+            for key, peer in self.table.peers.items()
+            if peer.shaking
+        }
+        while True:
+            now = now_s()
+            left = [
+                end - now
+                for key, end in until.items()
+                if end > now and (peer := self.table.peers.get(key)) is not None and peer.shaking
+            ]
+            if not left:
+                return
+            self._shaken.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left)):
+                    await self._shaken.wait()
 
     def _tell(self, order: control.Prepare, clients: int, peer: Peer) -> bool:
         """Tell a client of the move, if the strategy that it follows has notice; whether it will answer."""

@@ -25,6 +25,7 @@ from quicferry.analysis.verdict import (
     fail,
     judge_faults,
     node_of,
+    overlap,
     served_by,
     service_port,
     where_packets_were_sent,
@@ -117,9 +118,11 @@ def analyse(run_dir: Path) -> Analysis:
                 f"{traffic.undecrypted} packets of the client's capture could not be decrypted"
             )
         edges = check_edges(paths, manifest, traffic, convert, result)
-        result.served_by = served_by(
-            where_packets_were_sent(traffic.frame, edges, len(captured_edges(manifest))), events, manifest
-        )
+        expected = len(captured_edges(manifest))
+        sent = where_packets_were_sent(traffic.frame, edges, expected)
+        result.served_by = served_by(sent, events, manifest, by_edges=len(edges) == expected)
+        if manifest.spec.baseline is None and (words := overlap(edges, events, manifest)) is not None:
+            fail(result, words, "see the captures of the edges")
         judge_faults(result, manifest, events)
         judge_service(result, summary, too_much)
     except FerryError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +17,9 @@ from quicferry.capture.tcp_table import SPACE
 from quicferry.events import Event
 from quicferry.record import PLACE_BY_SERVER, Manifest, RunPaths, RunResult
 from quicferry.units import NS_PER_MS
+
+#: what begins a server's serving at its edge
+BEGINNINGS = frozenset({"server.started", "server.resumed", "server.aborted", "server.kept"})
 
 
 def captured_edges(manifest: Manifest) -> dict[str, str]:
@@ -38,13 +42,16 @@ def where_packets_were_sent(
     return [edge.with_columns(repeated=pl.lit(value=False)) for edge in edges]
 
 
-def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manifest) -> str | None:
+def served_by(
+    captures: list[pl.DataFrame], events: list[Event], manifest: Manifest, *, by_edges: bool = False
+) -> str | None:
     """Which edge served at the end: ``source``, ``destination``, another's name, ``both`` or ``none``.
 
     It is the edge that sent new packets to the client after the last move had ended, by the captures that
     ``where_packets_were_sent`` returns, so that a server whose packets are lost on the way counts too.
-    Packets already in flight are left out: one round-trip time, as asked. None when the run never came to a
-    move, and where the server's address does not tell its edge.
+    Packets already in flight are left out: one round-trip time, as asked, unless all captures are those of
+    edges (``by_edges``), which tell when a packet was sent. None when the run never came to a move, and where
+    the server's address does not tell its edge.
     """
     if manifest.place_by != PLACE_BY_SERVER:
         return None
@@ -55,7 +62,8 @@ def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manif
     if ended is None:
         return None
     rtt_ms = max([manifest.spec.rtt_ms, *manifest.topology.rtts_ms.values()])
-    settled_ns = ended + round((rtt_ms + manifest.spec.jitter_ms) * NS_PER_MS)
+    in_flight_ms = 0.0 if by_edges else rtt_ms + manifest.spec.jitter_ms
+    settled_ns = ended + round(in_flight_ms * NS_PER_MS)
     senders = (
         pl.concat(captures)
         .filter(
@@ -70,6 +78,54 @@ def served_by(captures: list[pl.DataFrame], events: list[Event], manifest: Manif
     edges |= {manifest.source_endpoint: "source", manifest.destination_endpoint: "destination"}
     found = sorted(edges[sender] for sender in senders if sender in edges)
     return "both" if len(found) > 1 else (found or ["none"])[0]
+
+
+def overlap(edge_captures: list[pl.DataFrame], events: list[Event], manifest: Manifest) -> str | None:
+    """Whether two servers served one connection at a time, anywhere in the run; in words, None: never.
+
+    A server serves from one of ``BEGINNINGS`` of its edge to its next one; within that, from its first to its
+    last packet to a client. Two such intervals at different edges must not overlap: also not before a
+    move has ended, and not for a moment after which one of the two fell silent.
+    """
+    if manifest.place_by != PLACE_BY_SERVER or len(edge_captures) < len(captured_edges(manifest)):
+        return None
+    edges = dict(zip(manifest.stop_endpoints, manifest.stops, strict=False))
+    edges |= {
+        manifest.source_endpoint: node_of(manifest, "source"),
+        manifest.destination_endpoint: node_of(manifest, "destination"),
+    }
+    begins = {
+        edge: sorted(each.t_ns for each in events if each.vantage == edge and each.name in BEGINNINGS)
+        for edge in edges.values()
+    }
+    sent = (
+        pl.concat(edge_captures)
+        .filter(
+            (pl.col("direction") == "to-client")
+            & (pl.col("space") == "1-rtt")
+            & (pl.col("connection") >= 0)
+            & pl.col("source").is_in(list(edges))
+        )
+        .select("connection", "source", "t_ns")
+        .unique()
+        .sort("t_ns")
+    )
+    intervals: dict[tuple[int, str, int], tuple[int, int]] = {}
+    for connection, source, t_ns in sent.iter_rows():
+        edge = edges[source]
+        key = (connection, edge, bisect.bisect_right(begins[edge], t_ns))
+        intervals[key] = (intervals[key][0] if key in intervals else t_ns, t_ns)
+    last: dict[int, tuple[int, str]] = {}  # connection -> until when it was served so far, and by whom
+    for (connection, edge, _), (first_ns, last_ns) in sorted(intervals.items(), key=lambda item: item[1]):
+        until_ns, other = last.get(connection, (first_ns, edge))
+        if edge != other and first_ns < until_ns:
+            return (
+                f"two servers served one connection: {other} for {(until_ns - first_ns) / NS_PER_MS:.1f} ms "
+                f"after {edge} had begun"
+            )
+        if last_ns >= until_ns:
+            last[connection] = (last_ns, edge)
+    return None
 
 
 def judge_faults(result: RunResult, manifest: Manifest, events: list[Event]) -> None:

@@ -35,6 +35,14 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     pages_s: float = 120.0  # after the commit: the rest of the memory follows
 
 
+NOTICE_RTTS = 2.5  # for the end of a handshake, and for an answer that has to be asked for twice
+
+
+def deadlines_over(rtt_s: float) -> Deadlines:
+    """The usual deadlines, longer where clients are to answer over that round trip, in seconds."""
+    return Deadlines(notice_s=max(Deadlines().notice_s, NOTICE_RTTS * rtt_s))
+
+
 class PlannedMove(msgspec.Struct, frozen=True, kw_only=True):
     """All of a move that can be said before it is known from where and as which epoch it begins."""
 

@@ -9,20 +9,25 @@ import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.events import HandshakeCompleted
 
-from apps.config import SERVER_NAME, ClientConfig, ServerConfig
+from apps.config import ALPN, SERVER_NAME, ClientConfig, ServerConfig
 from quicferry.errors import MigrationError
 from quicferry.events import Event, read_events
 from quicferry.migration import control
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.model import Endpoint
+from quicferry.quic import ExtensionConfig, MigratableConnection
 from quicferry.record import ClientSummary
 from quicferry.strategies import Strategy
+from quicferry.units import now_s
 
 DEADLINE_S = 30.0
 
@@ -257,3 +262,66 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
             assert (await it.controls[0].ask(control.Status(), DEADLINE_S))["standby"]
 
     asyncio.run(play())
+
+
+@contextlib.asynccontextmanager
+async def half_connected(it: LoopbackRun) -> AsyncIterator[Callable[[], None]]:
+    """A client that has the server's whole flight, and whose answer to it is sent when it is asked to be."""
+    quic = QuicConfiguration(is_client=True, alpn_protocols=[ALPN], server_name=SERVER_NAME)
+    quic.load_verify_locations(it.tls.authority)
+    client = MigratableConnection(configuration=quic, extension=ExtensionConfig())
+    server = (it.addresses[0].host, it.addresses[0].port)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        link.settimeout(DEADLINE_S)
+
+        def send() -> None:
+            for data, _ in client.datagrams_to_send(now_s()):
+                link.sendto(data, server)
+
+        client.connect(server, now_s())
+        send()
+        while not isinstance(event := client.next_event(), HandshakeCompleted):
+            if event is None:
+                client.receive_datagram(await asyncio.to_thread(link.recv, 65536), server, now_s())
+        yield send
+
+
+def symmetric_move(deadline_s: float) -> control.Prepare:
+    return control.Prepare(
+        epoch=1,
+        strategy=Strategy.SYMMETRIC,
+        server_first=False,
+        destination=None,
+        downtime_ms=100.0,
+        deadline_s=deadline_s,
+    )
+
+
+def test_a_move_waits_for_a_handshake_that_is_under_way(tmp_path: Path) -> None:
+    """A client half a round trip away takes itself for connected before the server does."""
+
+    async def play() -> dict[str, Any]:
+        async with loopback_run(tmp_path) as it:
+            await it.server(1)
+            async with half_connected(it) as send:
+                ordered = asyncio.create_task(it.controls[0].ask(symmetric_move(20.0), DEADLINE_S))
+                await asyncio.sleep(0.3)
+                assert not ordered.done()
+                send()
+                return await ordered
+
+    assert asyncio.run(play())["ready"] == 1
+
+
+def test_a_client_that_does_not_end_its_handshake_holds_a_move_up_for_a_while_only(tmp_path: Path) -> None:
+    async def play() -> tuple[float, dict[str, Any]]:
+        async with loopback_run(tmp_path) as it:
+            await it.server(1)
+            async with half_connected(it):
+                begun = now_s()
+                answer = await it.controls[0].ask(symmetric_move(0.5), DEADLINE_S)
+                return now_s() - begun, answer
+
+    took_s, answer = asyncio.run(play())
+    assert took_s >= 0.5
+    assert answer["ready"] == 0

@@ -7,7 +7,7 @@ import pytest
 
 import topologies
 from quicferry.analysis.repeated_moves import usage, usage_growth, windows
-from quicferry.analysis.verdict import served_by, where_packets_were_sent
+from quicferry.analysis.verdict import overlap, served_by, where_packets_were_sent
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.events import Event
 from quicferry.record import Manifest, Usage
@@ -62,6 +62,13 @@ ENDED = [event("run.migrate.started", 0), event("run.migrate.complete", 100)]
 )
 def test_who_serves_at_the_end(captures: list[pl.DataFrame], expected: str) -> None:
     assert served_by(captures, ENDED, MANIFEST) == expected
+
+
+def test_what_an_edge_sent_needs_no_time_to_arrive() -> None:
+    """A path of some seconds is longer than the load after a move."""
+    captures = [packets((90, SOURCE)), packets((110, DESTINATION))]
+    assert served_by(captures, ENDED, MANIFEST) == "none"
+    assert served_by(captures, ENDED, MANIFEST, by_edges=True) == "destination"
 
 
 def test_nobody_can_tell_without_a_move() -> None:
@@ -121,3 +128,46 @@ def test_what_stood_in_a_queue_is_no_second_server() -> None:
     assert judged(before, destination) == "destination"
     assert judged(after, destination) == "both"
     assert judged(destination) == "both"  # the source's capture is missing: the client's decides
+
+
+def at_edge(edge: str, name: str, t_ms: float) -> Event:
+    return Event(t_ns=round(t_ms * NS_PER_MS), vantage=edge, name=name)
+
+
+BEGUN = [at_edge("edge-1", "server.started", 0), at_edge("edge-2", "server.resumed", 100)]
+BACK = [*BEGUN, at_edge("edge-1", "server.aborted", 200)]
+TO_AND_FRO = [*BEGUN, at_edge("edge-1", "server.resumed", 200), at_edge("edge-2", "server.resumed", 300)]
+
+
+@pytest.mark.parametrize(
+    ("events", "source_ms", "destination_ms", "overlaps"),
+    [
+        (BEGUN, (10, 90), (101, 150), False),
+        # after the move had ended only the destination sends: what was before counts, too
+        (BEGUN, (10, 120), (101, 150), True),
+        (BEGUN, (10, 101.5), (101, 150), True),
+        # within the lease the destination served; then the source took it back
+        (BACK, (10, 90, 201, 250), (101, 199), False),
+        (BACK, (10, 90, 201, 250), (101, 202), True),
+        (TO_AND_FRO, (10, 90, 201, 290), (101, 199, 301, 400), False),
+        (TO_AND_FRO, (10, 90, 201, 310), (101, 199, 301, 400), True),
+        # who serves again without having been told so
+        (BEGUN, (10, 90, 160), (101, 150), True),
+    ],
+)
+def test_two_servers_are_seen_anywhere_in_the_run(
+    events: list[Event], source_ms: tuple[float, ...], destination_ms: tuple[float, ...], overlaps: bool
+) -> None:
+    def of(connection: int) -> list[pl.DataFrame]:
+        return [
+            packets(*((t_ms, endpoint) for t_ms in times)).with_columns(
+                connection=pl.lit(connection, dtype=pl.Int32)
+            )
+            for times, endpoint in ((source_ms, SOURCE), (destination_ms, DESTINATION))
+        ]
+
+    assert (overlap(of(1), events, MANIFEST) is not None) is overlaps
+    # one connection that stayed and another that moved are no two servers of one
+    apart = [of(1)[0], of(2)[1]]
+    assert overlap(apart, events, MANIFEST) is None
+    assert overlap(of(1)[:1], events, MANIFEST) is None
