@@ -9,6 +9,8 @@ from quicferry.errors import MigrationError
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
 from quicferry.process import TimeoutExpired
+from quicferry.spec import RunSpec
+from quicferry.strategies import StrategyName, rules_of, strategies
 from quicferry.units import BYTES_PER_MIB
 
 CLIENT_END_S = 25.0  # longer than the client's own patience
@@ -32,7 +34,15 @@ def client_config(context: RunContext, authority: str) -> ClientConfig:
         clients=spec.clients,
         plain_clients=spec.plain_clients,
         mixed_strategies=spec.mixed_strategies,
+        strategies=strategies_in(spec),
     )
+
+
+def strategies_in(spec: RunSpec) -> tuple[StrategyName, ...]:
+    """What client and server of a run can do: all; a standard is run without the extension beside it."""
+    if rules_of(spec.strategy).extended or spec.mixed_strategies:
+        return tuple(strategies())
+    return (spec.strategy,)
 
 
 class LoadClient:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from apps.config import ServerConfig
+from apps.deployment.client_service import strategies_in
 from apps.deployment.replies import Replies, Restarts
 from quicferry.errors import MigrationError
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext
@@ -25,7 +26,7 @@ from quicferry.migration.orchestrator import EndCommand, MoveCommand, Orchestrat
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import Files
 from quicferry.model import Endpoint, NodeKind
-from quicferry.strategies import StrategyName, rules_of
+from quicferry.strategies import Carrier, StrategyName, rules_of
 
 CONTROL = Endpoint("127.0.0.1", SERVICE_PORT + 1)
 RPC_PORT = SERVICE_PORT + 2
@@ -157,6 +158,7 @@ class AgentService:
     def _server(self, kind: str, *, standby: bool) -> ServerCommand:
         context, spec = self._context, self._context.spec
         pool = (rules_of(spec.strategy).pool or spec.mixed_strategies) and not self._plain
+        preferred = rules_of(spec.strategy).carrier is Carrier.PREFERRED_ADDRESS or spec.mixed_strategies
         config = ServerConfig(
             edge=self.edge,
             listen=Endpoint(self._address.address if self._address else "0.0.0.0", SERVICE_PORT),
@@ -166,6 +168,10 @@ class AgentService:
             certificate=self._server_tls.certificate,
             key=self._server_tls.key,
             pool=[context.service_endpoint(edge) for edge in context.topology.pool] if pool else [],
+            preferred_address=(
+                context.service_endpoint(context.part(DESTINATION)) if preferred and not self._plain else None
+            ),
+            strategies=strategies_in(spec),
             tickets=self._tickets,
             standby=standby,
             expected_connections=spec.clients,

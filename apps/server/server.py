@@ -60,7 +60,12 @@ WAITING_AT_ONCE = 8  # datagrams between two looks at the clock
 BEFORE_FIRST_FLIGHT_S = 0.002
 WAITING_MOST = 8192  # datagrams looked at then
 #: answers of clients that will not be where the server is
-STAYS = frozenset({Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID})
+STAYS = frozenset(
+    {
+        *(Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID),
+        *(Result.NO_ADDRESS, Result.UNTOLD),
+    }
+)
 
 
 class HandedOver(msgspec.Struct, kw_only=True):
@@ -80,7 +85,13 @@ class QuicServer(ServerShell):
         self.fence = Fence(Path(config.fence))
         quic = QuicConfiguration(is_client=False, alpn_protocols=[ALPN], idle_timeout=config.idle_timeout_s)
         quic.load_cert_chain(config.certificate, config.key)
-        extension = ExtensionConfig(strategies=frozenset(config.strategies)) if config.extension else None
+        preferred = config.preferred_address
+        extension = None
+        if config.extension:
+            extension = ExtensionConfig(
+                strategies=frozenset(config.strategies),
+                preferred_address=() if preferred is None else ((preferred.host, preferred.port),),
+            )
         self.port = UdpPort(config.listen, self._received)
         self.table = ConnectionTable(
             self.port, quic, extension, self._on_event, self._pump, self.lease.may_send

@@ -114,7 +114,9 @@ class MigratableConnection(HookedConnection):
         its way; else the connection is mute until an authentic packet of the client has come, or for one
         PTO. CONNECTION_CLOSE leaves at once.
         """
-        self._server().resume(epoch, speak_first=speak_first, now=now, clients=clients, address=address)
+        self._server().resume(
+            epoch, strategy, speak_first=speak_first, now=now, clients=clients, address=address
+        )
 
     def record_commit(self) -> None:
         """At the destination: it is recorded that the source never goes on. Raises ``LocalError``.
