@@ -4,9 +4,9 @@
 
 Runs as root in the edge host's namespaces. Its stdout has one JSON object per line: ``{"ready":
 {"edge": …, "port": …}}`` once it serves, ``{"event": {…}}`` for its events when they go to no file,
-``{"outcome": {…}}`` for moves it ordered itself (SIGUSR1), ``{"recovered": {…}}`` for a move that an
-agent before it was killed in. SIGTERM ends it, and with it the container and the server; SIGKILL
-does not, if it has a ``container_record``.
+``{"outcome": {…}}`` for moves it ordered itself (SIGUSR1, or a client's request), ``{"recovered": {…}}`` for
+a move that an agent before it was killed in. SIGTERM ends it, and with it the container and the server;
+SIGKILL does not, if it has a ``container_record``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from apps.config import read_config
 from apps.reporting import errors_to_stderr, event_log, tell
 from quicferry.errors import FerryError
 from quicferry.migration.agent.agent import NodeAgent
-from quicferry.migration.agent.config import AgentConfig
+from quicferry.migration.agent.config import AgentConfig, LocalMove
+from quicferry.migration.agent.requests import RequestDesk
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what we raise
 
@@ -31,10 +32,9 @@ async def serve(config: AgentConfig) -> None:
     loop = asyncio.get_running_loop()
     moves: set[asyncio.Task[None]] = set()
 
-    async def move() -> None:
-        assert config.on_signal is not None
+    async def move(what: LocalMove) -> None:
         try:
-            tell("outcome", await agent.move_locally(config.on_signal))
+            tell("outcome", await agent.move_locally(what))
         except FerryError as error:
             tell("outcome", {"outcome": "refused", "error": str(error), "hint": error.hint})
 
@@ -43,22 +43,31 @@ async def serve(config: AgentConfig) -> None:
         if outcome is not None:
             tell("recovered", outcome)
 
-    def on_usr1() -> None:
-        task = loop.create_task(move())
+    def begin(what: LocalMove | None) -> None:
+        assert what is not None
+        task = loop.create_task(move(what))
         moves.add(task)
         task.add_done_callback(moves.discard)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     if config.on_signal is not None:
-        loop.add_signal_handler(signal.SIGUSR1, on_usr1)
+        loop.add_signal_handler(signal.SIGUSR1, begin, config.on_signal)
     await agent.start()
+    desk = RequestDesk(
+        config,
+        is_busy=lambda: bool(moves) or agent.is_moving,
+        begin=lambda: begin(config.on_request),
+    )
     try:
+        if config.on_request is not None:
+            await desk.open()
         tell("ready", {"edge": config.edge, "port": agent.rpc.port, "init_pid": agent.container.init_pid})
         recovering = loop.create_task(recover())
         await ended.wait()
         recovering.cancel()
     finally:
+        desk.close()
         await agent.close()
 
 

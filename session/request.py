@@ -180,6 +180,16 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
             "handshake, and a client goes there once",
             hint="choose --strategy alternative-address, or one of the extension, or leave out --moves",
         )
+    if parts.baseline is None and spec.trigger == "client":
+        if not (parts.rules.extended or spec.mixed_strategies):
+            raise InvalidInput(
+                f"with {spec.strategy} a client cannot ask for the move: that takes a frame of the extension",
+                hint="choose --trigger server or orchestrator, or another strategy",
+            )
+        if spec.plain_clients == spec.clients:
+            raise InvalidInput(
+                "plain clients cannot ask for the move", hint="give more --clients, or another --trigger"
+            )
     faults.check(spec, parts.topology, parts.engine, parts.rules)
     return spec
 

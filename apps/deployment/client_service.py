@@ -13,6 +13,7 @@ from quicferry.spec import RunSpec
 from quicferry.strategies import StrategyName, rules_of, strategies
 from quicferry.units import BYTES_PER_MIB
 
+ANSWER_S = 20.0  # a request for a move is lost and sent again a few times at most
 CLIENT_END_S = 25.0  # longer than the client's own patience
 
 
@@ -65,6 +66,7 @@ class LoadClient:
         self._end_s = end_s
         self._connections = connections
         self._connected: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.program: Program | None = None
 
     def start(self) -> None:
@@ -80,6 +82,27 @@ class LoadClient:
     def _heard(self, event: Event) -> None:
         if event.name == "client.connected":
             self._connected.put(None)
+        elif event.name == "client.move.answered":
+            self._answered.put(str(event.detail.get("reply")))
+
+    def ask_for_move(self) -> None:
+        """Have the client ask the server to move. Raises ``MigrationError`` when that does not accept."""
+        assert self.program is not None
+        while not self._answered.empty():
+            self._answered.get()
+        self.program.tell(b"ask")
+        try:
+            reply = self._answered.get(timeout=ANSWER_S)
+        except queue.Empty:
+            raise MigrationError(
+                f"the client's request for a move was not answered within {ANSWER_S:g} s",
+                hint="see client.log",
+            ) from None
+        if reply != "accepted":
+            raise MigrationError(
+                f"the server did not accept the client's request for a move: {reply}",
+                hint="ask again later, or let the orchestrator decide: --trigger orchestrator",
+            )
 
     def wait_ready(self, timeout_s: float) -> None:
         assert self.program is not None

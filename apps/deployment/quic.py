@@ -19,7 +19,15 @@ from quicferry.experiment.fault_injector import FaultInjector
 from quicferry.experiment.faults import DESTINATION, SOURCE
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.process import children_of
+from quicferry.spec import RunSpec
 from quicferry.strategies import rules_of
+
+
+def decided_by(spec: RunSpec) -> str:
+    """Who decides that the server moves: ``orchestrator``, ``server`` or ``client``."""
+    if spec.trigger != "auto":
+        return spec.trigger
+    return "orchestrator" if rules_of(spec.strategy).notice else "server"
 
 
 class Credentials:
@@ -82,9 +90,10 @@ class QuicDeployment:
         return next(iter(children_of(self._agents[self._at].container_pid)), None)
 
     def move(self) -> dict[str, Any]:
-        """Move the server to the other edge, by the orchestrator or by the host alone."""
+        """Move the server to the other edge, as the one decides whose decision it is in this run."""
         spec = self._context.spec
-        if rules_of(spec.strategy).notice:
+        trigger = decided_by(spec)
+        if trigger == "orchestrator":
             outcome = order_move(
                 self._context,
                 self._orchestrator,
@@ -93,6 +102,11 @@ class QuicDeployment:
                 source=self._at,
                 destination=self._next,
             )
+        elif trigger == "client":
+            agent = self._agents[self._at]
+            agent.replies.forget()
+            self._client.ask_for_move()
+            outcome = agent.outcome()
         else:
             outcome = self._agents[self._at].move()
         if not spec.faults:

@@ -31,6 +31,7 @@ from quicferry.strategies import Carrier, StrategyName, rules_of
 CONTROL = Endpoint("127.0.0.1", SERVICE_PORT + 1)
 RPC_PORT = SERVICE_PORT + 2
 WAITING_ROOM_PORT = SERVICE_PORT + 3
+REQUESTS = Endpoint("127.0.0.1", SERVICE_PORT + 4)
 SERVER_EVENTS = "/run/server.jsonl"  # inside the container
 SERVER_LOGS = "/run/service-*.log"  # what a server wrote to stderr
 SERVER_FENCE = "/run/server.fence"
@@ -101,6 +102,12 @@ class AgentService:
         assert program is not None
         self.replies.forget()
         program.process.send_signal(signal.SIGUSR1)
+        return self.outcome()
+
+    def outcome(self) -> dict[str, Any]:
+        """Wait for the end of the move that the agent itself has decided on; returns the outcome."""
+        program = self.program
+        assert program is not None
         kinds = {"outcome", "recovered"}
         return self.replies.wait(program, kinds, MOVE_S, replaced=lambda: self.restarts.is_replaced)
 
@@ -142,6 +149,8 @@ class AgentService:
             waiting_room=Endpoint(between_edges(context, self.edge, self._peer), WAITING_ROOM_PORT),
             collect=[SERVER_EVENTS, SERVER_LOGS],
             on_signal=local_move if self._moves_alone else None,
+            on_request=local_move if context.spec.trigger == "client" else None,
+            requests=REQUESTS,
             journal=str(state / f"{self.edge}.journal"),
             container_record=str(state / f"{self.edge}.container"),
             oci_readable=(
@@ -171,6 +180,7 @@ class AgentService:
             preferred_address=(
                 context.service_endpoint(context.part(DESTINATION)) if preferred and not self._plain else None
             ),
+            requests=REQUESTS if spec.trigger == "client" else None,
             strategies=strategies_in(spec),
             tickets=self._tickets,
             standby=standby,

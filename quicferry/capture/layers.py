@@ -31,6 +31,8 @@ from quicferry.capture.quic.frames import (
     SM_MIGRATED,
     SM_PREPARE,
     SM_READY,
+    SM_REPLY,
+    SM_REQUEST,
     parse_frames,
 )
 from quicferry.capture.quic.varint import read_varint
@@ -113,6 +115,26 @@ class SMAbort(_Frame):
     ]
 
 
+class SMRequest(_Frame):
+    """The client asks for a move."""
+
+    name = "SM_REQUEST"
+    frame_type = SM_REQUEST
+    fields_desc = [QuicVarIntField("type", SM_REQUEST), QuicVarIntField("request", 0)]  # noqa: RUF012 - scapy's way
+
+
+class SMReply(_Frame):
+    """The server's answer to that."""
+
+    name = "SM_REPLY"
+    frame_type = SM_REPLY
+    fields_desc = [  # noqa: RUF012 - scapy's way of declaring fields
+        QuicVarIntField("type", SM_REPLY),
+        QuicVarIntField("request", 0),
+        QuicVarIntField("reply", 0),
+    ]
+
+
 class AlternativeEntry(Packet):
     """One entry of the draft's set: the current path, or an address with its priority."""
 
@@ -145,7 +167,16 @@ class AlternativeAddresses(_Frame):
 
 LAYERS: dict[int, type[_Frame]] = {
     layer.frame_type: layer
-    for layer in (SMAddress, SMPrepare, SMReady, SMMigrated, SMAbort, AlternativeAddresses)
+    for layer in (
+        SMAddress,
+        SMPrepare,
+        SMReady,
+        SMMigrated,
+        SMAbort,
+        SMRequest,
+        SMReply,
+        AlternativeAddresses,
+    )
 }
 
 

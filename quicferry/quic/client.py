@@ -17,9 +17,11 @@ from quicferry.quic import events
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam, plain_address
 from quicferry.quic.addresses import AddressBook
+from quicferry.quic.asking import Asking
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.errors import ErrorCode, PeerError
 from quicferry.quic.probing import Allowance, Candidate, KeptIds, Prober
+from quicferry.quic.request_wire import SmReply
 from quicferry.quic.role import Role
 from quicferry.quic.silence import Silence
 from quicferry.quic.standard_wire import AlternativeAddress
@@ -27,6 +29,7 @@ from quicferry.quic.standards import FIRST_VALIDATION_PTOS, ClientAddresses
 from quicferry.quic.tables import CLIENT, ClientInput, ClientState, Machine
 from quicferry.quic.wire import (
     CIDS_BESIDE_A_RACE,
+    REQUESTS,
     VERSION,
     Address,
     Frame,
@@ -103,6 +106,7 @@ class ClientRole(Role):
         self._answerable: dict[bytes, float] = {}  # challenges of the path that was switched to
         self._answer_interval_s = 0.0  # between them
         self._standard = ClientAddresses(config)
+        self.asking = Asking()
         self._first_validation = False  # of a preferred address; the server need not be there yet
         self._former: dict[NetworkAddress, float] = {}  # address -> until when stragglers are read
 
@@ -118,7 +122,9 @@ class ClientRole(Role):
         standard = self._standard.own_parameter()
         if not any(rules_of(name).extended for name in self._config.strategies):
             return standard
-        offer = Parameter(strategies=self._config.strategies, max_addresses=self._config.max_addresses)
+        offer = Parameter(
+            strategies=self._config.strategies, max_addresses=self._config.max_addresses, flags=REQUESTS
+        )
         return standard + offer.encode()
 
     def peer_parameter(self, value: bytes | None) -> bool:
@@ -133,6 +139,7 @@ class ClientRole(Role):
         if answer.max_addresses > self._config.max_addresses:
             raise PeerError(ErrorCode.TRANSPORT_PARAMETER_ERROR, "server_migration: too many addresses")
         self.negotiated = answer.strategies
+        self.asking.agreed = bool(answer.flags & REQUESTS and answer.strategies)
         self.max_addresses = answer.max_addresses
         return bool(self.negotiated)
 
@@ -166,6 +173,12 @@ class ClientRole(Role):
         """The active_connection_id_limit of an offer (RFC 9000 §5.1.1)."""
         return self._config.max_addresses + CIDS_BESIDE_A_RACE
 
+    def ask_for_move(self) -> int:
+        """Asks the server to move; ``MoveAnswered`` follows. Returns the request's number."""
+        frame = self.asking.ask()
+        self.send_control(frame)
+        return frame.request
+
     # ------------------------------------------------------------------ frames
 
     def frame(self, frame: Frame, address: NetworkAddress, now: float) -> None:
@@ -181,8 +194,11 @@ class ClientRole(Role):
             self._on_abort(frame, address, now)
         elif isinstance(frame, AlternativeAddress):
             self._on_alternative(frame, now)
+        elif isinstance(frame, SmReply):
+            if self.asking.take(frame):
+                self._seam.emit(events.MoveAnswered(frame.request, frame.reply))
         else:
-            raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_READY from a server")
+            raise PeerError(ErrorCode.PROTOCOL_VIOLATION, f"{frame.frame_type.name} from a server")
 
     def _on_address(self, frame: SmAddress, now: float) -> None:
         if frame.here:

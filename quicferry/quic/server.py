@@ -11,14 +11,17 @@ from quicferry.errors import InvalidInput
 from quicferry.quic import events
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam
+from quicferry.quic.asking import Asked
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.errors import ErrorCode, LocalError, PeerError
+from quicferry.quic.request_wire import Reply, SmReply, SmRequest
 from quicferry.quic.role import Role
 from quicferry.quic.standard_wire import AlternativeAddress
 from quicferry.quic.standards import Probation, ServerAddresses
 from quicferry.quic.tables import SERVER, Machine, ServerInput, ServerState
 from quicferry.quic.wire import (
     CIDS_BESIDE_A_RACE,
+    REQUESTS,
     VERSION,
     AbortReason,
     Address,
@@ -56,6 +59,7 @@ class ServerRole(Role):
         self._cid_before_move = b""
         self._here: int | None = None  # the sequence number of the address that it is at, where it knows it
         self._frozen_number = 0  # the next packet number at the freeze
+        self.asked = Asked(config.timings)
         self._standard = ServerAddresses(seam, config)
         self._probation: Probation | None = None  # at an address that the client has not come to
         self._speaks_at: float | None = None  # when a mute server has waited long enough
@@ -72,7 +76,12 @@ class ServerRole(Role):
         standard = self._standard.own_parameter()
         if not self.extended:
             return standard
-        return standard + Parameter(strategies=self.extended, max_addresses=self.max_addresses).encode()
+        answer = Parameter(
+            strategies=self.extended,
+            max_addresses=self.max_addresses,
+            flags=REQUESTS if self.asked.agreed else 0,
+        )
+        return standard + answer.encode()
 
     def peer_parameter(self, value: bytes | None) -> bool:
         """The client's offer: what both can do is answered; nothing in common is no answer."""
@@ -87,6 +96,7 @@ class ServerRole(Role):
             return False
         self.negotiated = offer.strategies & self._config.strategies
         self.max_addresses = min(offer.max_addresses, self._config.max_addresses, can_hold)
+        self.asked.agreed = bool(offer.flags & REQUESTS)
         return bool(self.negotiated)
 
     def standard_parameters(self, parameters: bytes) -> bool:
@@ -339,7 +349,10 @@ class ServerRole(Role):
     # ------------------------------------------------------------------ frames and packets
 
     def frame(self, frame: Frame, address: NetworkAddress, now: float) -> None:
-        """A frame of the client: only SM_READY may come."""
+        """A frame of the client: only SM_READY and SM_REQUEST may come."""
+        if isinstance(frame, SmRequest):
+            self._on_request(frame, now)
+            return
         if not isinstance(frame, SmReady):
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, f"{frame.frame_type.name} from a client")
         if frame.epoch > self._epoch:
@@ -354,6 +367,19 @@ class ServerRole(Role):
         ok = frame.result is Result.OK
         self._machine.feed(ServerInput.ANSWER_OK if ok else ServerInput.ANSWER_REFUSED)
         self._seam.emit(events.MigrationReady(frame.epoch, frame.result))
+
+    def _on_request(self, frame: SmRequest, now: float) -> None:
+        at_once = self.asked.take(frame, now)
+        if at_once is not None:
+            self.send_control(SmReply(request=frame.request, reply=at_once))
+        elif frame.request == self.asked.is_open:
+            self._seam.emit(events.MoveRequested(frame.request))
+
+    def answer_request(self, request: int, reply: Reply) -> None:
+        """Tells the client what became of its request; one that is answered already is left alone."""
+        frame = self.asked.answer(request, reply)
+        if frame is not None:
+            self.send_control(frame)
 
     def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
         """A probe of the client, from its known address: answered at once, in a datagram of its own."""
@@ -429,6 +455,8 @@ class ServerRole(Role):
         frame = decode_frame(encoded)
         if isinstance(frame, SmPrepare):
             return self.state is ServerState.PREPARING and frame.epoch == self._epoch
+        if isinstance(frame, SmReply):
+            return self.asked.is_current(frame)
         if isinstance(frame, AlternativeAddress):
             return self._standard.is_current(frame)
         if isinstance(frame, SmMigrated | SmAbort):
@@ -459,6 +487,7 @@ class ServerRole(Role):
             "held": self.held,
             "mute": self.mute,
             "standard": self._standard.dump(),
+            "asked": self.asked.dump(),
         }
 
     def load(self, values: dict[str, Any]) -> None:
@@ -482,3 +511,4 @@ class ServerRole(Role):
         self.held = values["held"]
         self.mute = values["mute"]
         self._standard.load(values["standard"])
+        self.asked.load(values["asked"])

@@ -15,6 +15,8 @@ from aioquic.buffer import Buffer, BufferReadError  # type: ignore[attr-defined]
 
 from quicferry.quic.errors import ErrorCode, PeerError
 from quicferry.quic.frame_types import FrameType as FrameType
+from quicferry.quic.request_wire import SmReply as SmReply
+from quicferry.quic.request_wire import SmRequest as SmRequest
 from quicferry.quic.standard_wire import AlternativeAddress
 from quicferry.strategies import StrategyName, rules_of, strategies
 
@@ -27,6 +29,8 @@ MAX_ADDRESSES = 7  # each takes a connection ID of its own (RFC 9000 §9.5)
 #: connection IDs that a race of so many takes besides: one is in use on the old path, one is held back for
 #: an address that nobody has named and that an authentic packet comes from
 CIDS_BESIDE_A_RACE = 2
+#: flag of the transport parameter: a client may ask its server to move, and is answered
+REQUESTS = 0x01
 VARINT_MAX = (1 << 62) - 1
 
 
@@ -326,7 +330,9 @@ class SmAbort:
         return cls(epoch=buf.pull_uint_var(), reason=buf.pull_uint_var())
 
 
-Frame: TypeAlias = SmAddress | SmPrepare | SmReady | SmMigrated | SmAbort | AlternativeAddress
+Frame: TypeAlias = (
+    SmAddress | SmPrepare | SmReady | SmMigrated | SmAbort | SmRequest | SmReply | AlternativeAddress
+)
 
 _CLASSES: dict[int, type[Frame]] = {
     FrameType.SM_ADDRESS: SmAddress,
@@ -334,6 +340,8 @@ _CLASSES: dict[int, type[Frame]] = {
     FrameType.SM_READY: SmReady,
     FrameType.SM_MIGRATED: SmMigrated,
     FrameType.SM_ABORT: SmAbort,
+    FrameType.SM_REQUEST: SmRequest,
+    FrameType.SM_REPLY: SmReply,
     FrameType.ALTERNATIVE_ADDRESS: AlternativeAddress,
 }
 #: the types that come with the parameter ``server_migration``

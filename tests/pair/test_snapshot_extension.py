@@ -171,6 +171,7 @@ ROLE_FIELDS: dict[str, str | None] = {
     "_standard": "standard",
     "_strategy": "strategy",
     "_unconfirmed": "unconfirmed",
+    "asked": "asked",
     "held": "held",
     "max_addresses": "max_addresses",
     "mute": "mute",

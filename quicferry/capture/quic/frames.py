@@ -37,6 +37,8 @@ SM_PREPARE = 0x1F3A7C11
 SM_READY = 0x1F3A7C12
 SM_MIGRATED = 0x1F3A7C13
 SM_ABORT = 0x1F3A7C14
+SM_REQUEST = 0x1F3A7C1A
+SM_REPLY = 0x1F3A7C1B
 ALTERNATIVE_ADDRESS = 0x1D5845E2
 ALTERNATIVE_V4_00 = 0x1D5845E2  # of the draft's version -00
 ALTERNATIVE_V6_00 = 0x1D5845E3
@@ -163,6 +165,12 @@ def _extension(kind: int, cursor: _Cursor) -> Frame:
         epoch = cursor.varint()
         cursor.varint()
         return Frame("SM_READY" if kind == SM_READY else "SM_ABORT", epoch=epoch)
+    if kind in (SM_REQUEST, SM_REPLY):
+        begin = cursor.at
+        for _ in range(1 if kind == SM_REQUEST else 2):
+            cursor.varint()
+        name = "SM_REQUEST" if kind == SM_REQUEST else "SM_REPLY"
+        return Frame(name, data=cursor.data[begin - 4 : cursor.at])  # the type takes 4 bytes
     if kind == ALTERNATIVE_ADDRESS:
         return _alternative(cursor)
     if kind == ALTERNATIVE_V6_00:

@@ -22,6 +22,7 @@ from quicferry.capture.quic.frames import Frame, parse_frames
 from quicferry.capture.quic.varint import read_varint
 from quicferry.errors import CaptureError
 from quicferry.quic import wire
+from quicferry.quic.request_wire import Reply
 from quicferry.quic.standard_wire import AlternativeAddress, Entry
 from quicferry.strategies import EXTENSION_STRATEGIES, Strategy
 
@@ -166,6 +167,8 @@ others = st.one_of(
     st.builds(wire.SmReady, epoch=numbers, result=st.sampled_from(list(wire.Result)[:5])),
     st.builds(wire.SmMigrated, epoch=numbers),
     st.builds(wire.SmAbort, epoch=numbers, reason=small),
+    st.builds(wire.SmRequest, request=numbers),
+    st.builds(wire.SmReply, request=numbers, reply=st.sampled_from(list(Reply))),
 )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from quicferry.paths import CHECKOUT
 from quicferry.quic.errors import ErrorCode, PeerError
+from quicferry.quic.request_wire import Reply, SmReply, SmRequest
 from quicferry.quic.wire import (
     MAX_ADDRESSES,
     TRANSPORT_PARAMETER_ID,
@@ -61,6 +62,8 @@ frames = st.one_of(
     st.builds(SmReady, epoch=varints, result=st.sampled_from(crossing)),
     st.builds(SmMigrated, epoch=varints),
     st.builds(SmAbort, epoch=varints, reason=varints),
+    st.builds(SmRequest, request=varints),
+    st.builds(SmReply, request=varints, reply=st.sampled_from(Reply)),
 )
 parameters = st.builds(
     Parameter,
