@@ -4,9 +4,9 @@
 
 Runs as root in the edge host's namespaces. Its stdout has one JSON object per line: ``{"ready":
 {"edge": …, "port": …}}`` once it serves, ``{"event": {…}}`` for its events when they go to no file,
-``{"outcome": {…}}`` for moves it ordered itself (SIGUSR1), ``{"recovered": {…}}`` for a move that an
-agent before it was killed in. SIGTERM ends it, and with it the container and the server; SIGKILL
-does not, if it has a ``container_record``.
+``{"outcome": {…}}`` for moves it ordered itself (SIGUSR1, or a client's request), ``{"recovered": {…}}`` for
+a move that an agent before it was killed in. SIGTERM ends it, and with it the container and the server;
+SIGKILL does not, if it has a ``container_record``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from apps.config import read_config
 from apps.reporting import errors_to_stderr, event_log, tell
 from quicferry.errors import FerryError
 from quicferry.migration.agent.agent import NodeAgent
-from quicferry.migration.agent.config import AgentConfig
+from quicferry.migration.agent.config import AgentConfig, LocalMove
+from quicferry.migration.agent.requests import RequestDesk
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what we raise
 
@@ -30,11 +31,11 @@ async def serve(config: AgentConfig) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     moves: set[asyncio.Task[None]] = set()
-    planned = [*filter(None, [config.on_signal]), *config.on_signal_later]
+    planned = [*filter(None, [config.on_signal or config.on_request]), *config.later]
 
-    async def move() -> None:
+    async def move(what: LocalMove) -> None:
         try:
-            outcome = await agent.move_locally(planned[0])
+            outcome = await agent.move_locally(what)
             if outcome.outcome == "moved" and len(planned) > 1:
                 del planned[0]
             tell("outcome", outcome)
@@ -46,22 +47,30 @@ async def serve(config: AgentConfig) -> None:
         if outcome is not None:
             tell("recovered", outcome)
 
-    def on_usr1() -> None:
-        task = loop.create_task(move())
+    def begin() -> None:
+        task = loop.create_task(move(planned[0]))
         moves.add(task)
         task.add_done_callback(moves.discard)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     if config.on_signal is not None:
-        loop.add_signal_handler(signal.SIGUSR1, on_usr1)
+        loop.add_signal_handler(signal.SIGUSR1, begin)
     await agent.start()
+    desk = RequestDesk(
+        config,
+        is_busy=lambda: bool(moves) or agent.is_moving,
+        begin=begin,
+    )
     try:
+        if config.on_request is not None:
+            await desk.open()
         tell("ready", {"edge": config.edge, "port": agent.rpc.port, "init_pid": agent.container.init_pid})
         recovering = loop.create_task(recover())
         await ended.wait()
         recovering.cancel()
     finally:
+        desk.close()
         await agent.close()
 
 

@@ -29,6 +29,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     certificate: str
     key: str
     pool: list[Endpoint] = []  # candidates that clients are told right after the handshake
+    preferred_address: Endpoint | None = None  # what clients are told in the handshake (RFC 9000 §9.6)
+    requests: Endpoint | None = None  # where its agent hears that a client asks for a move; None: refused
     strategies: tuple[StrategyName, ...] = msgspec.field(default_factory=lambda: tuple(strategies()))
     extension: bool = True
     tickets: bool = False  # clients may resume their TLS session, and send early data

@@ -270,6 +270,14 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             read_by=_EXTENSION,
         ),
     ] = "to-and-fro"
+    trigger: Annotated[
+        Literal["auto", "orchestrator", "server", "client"],
+        _axis(
+            "Who decides on a move: the orchestrator, the server's host alone, or that host because a "
+            "client asks; auto: the orchestrator where clients are told beforehand, else the host.",
+            read_by=_EXTENSION,
+        ),
+    ] = "auto"
     faults: Annotated[
         tuple[Fault, ...],
         _axis("What is made to go wrong, see `quicferry faults`.", read_by=_EXTENSION),

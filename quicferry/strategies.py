@@ -1,7 +1,8 @@
 """How client and server find each other again: the strategies as one table.
 
 Every strategy works with every migration engine; nothing here knows how the process moves.
-Source: Puliafito et al. 2022 (the first three), Casu 2022 (the symmetric ones).
+Source: Puliafito et al. 2022 (the first three), Casu 2022 (the symmetric ones), RFC 9000 §9.6 and
+draft-munizaga-quic-alternative-server-address-02 (the last two, which have no frame of the extension).
 
 A strategy is a row of rules, so that one can be added from outside: as an entry point of the group
 ``quicferry.strategies``, or in the tuple ``STRATEGIES`` of a plug-in file (``quicferry.plugins``). Client and
@@ -33,6 +34,14 @@ class ProbeOn(enum.StrEnum):
     SERVER_PACKET = "server-packet"  # when an authentic packet comes from the new address
 
 
+class Carrier(enum.StrEnum):
+    """By what the client learns where the server may be."""
+
+    EXTENSION = "extension"  # the frames of docs/wire-format.md
+    PREFERRED_ADDRESS = "preferred-address"  # a transport parameter of the server (RFC 9000 §9.6)
+    ALTERNATIVE_ADDRESS = "alternative-address"  # a frame of draft-munizaga-quic-alternative-server-address
+
+
 #: Where any strategy may stand, also one from outside: its name.
 StrategyName: TypeAlias = str
 
@@ -44,10 +53,17 @@ class StrategyRules(NamedTuple):
     title: str
     wire_bit: int  # its bit in the transport parameter, and its number in SM_PREPARE
     notice: bool  # the client is told before the checkpoint (SM_PREPARE)
-    carries_address: bool  # ... and the notice names the destination
+    carries_address: bool  # the client is told which address is the destination
     pool: bool  # possible addresses are given right after the handshake
     probe_on: ProbeOn
     server_first: bool  # as published, the restored server sends first
+    #: with one that is no part of the extension the bit is 0: it is never named in a frame of ours
+    carrier: Carrier = Carrier.EXTENSION
+
+    @property
+    def extended(self) -> bool:
+        """Whether it stands on the frames of the extension."""
+        return self.carrier is Carrier.EXTENSION
 
 
 class Strategy(enum.StrEnum):
@@ -58,6 +74,8 @@ class Strategy(enum.StrEnum):
     POOL = "pool"
     SYMMETRIC = "symmetric"
     SYNCHRONIZED_SYMMETRIC = "synchronized-symmetric"
+    PREFERRED_ADDRESS = "preferred-address"
+    ALTERNATIVE_ADDRESS = "alternative-address"
 
 
 _NOTICE, _LOSS, _SERVER_PACKET = ProbeOn.NOTICE, ProbeOn.LOSS, ProbeOn.SERVER_PACKET
@@ -82,10 +100,23 @@ _OWN = (
         name=Strategy.SYNCHRONIZED_SYMMETRIC, title="Synchronized Symmetric", wire_bit=0x10,
         notice=True, carries_address=False, pool=False, probe_on=_SERVER_PACKET, server_first=True,
     ),
+    StrategyRules(
+        name=Strategy.PREFERRED_ADDRESS, title="Preferred Address (RFC 9000)", wire_bit=0,
+        notice=False, carries_address=True, pool=False, probe_on=_LOSS, server_first=False,
+        carrier=Carrier.PREFERRED_ADDRESS,
+    ),
+    StrategyRules(
+        name=Strategy.ALTERNATIVE_ADDRESS, title="Alternative Address (IETF draft)", wire_bit=0,
+        notice=True, carries_address=True, pool=False, probe_on=_NOTICE, server_first=False,
+        carrier=Carrier.ALTERNATIVE_ADDRESS,
+    ),
 )  # fmt: skip
 
 #: The rules of the strategies of this distribution.
 RULES: dict[Strategy, StrategyRules] = {Strategy(rules.name): rules for rules in _OWN}
+#: Those that stand on the frames of the extension, and those that are standards of their own.
+EXTENSION_STRATEGIES = tuple(strategy for strategy, rules in RULES.items() if rules.extended)
+STANDARD_STRATEGIES = tuple(strategy for strategy, rules in RULES.items() if not rules.extended)
 
 
 def strategies() -> Mapping[StrategyName, StrategyRules]:
@@ -109,11 +140,16 @@ def rules_of(name: StrategyName) -> StrategyRules:
 def _table_with(_files: str) -> Mapping[StrategyName, StrategyRules]:
     """The table while these plug-in files are named: packages do not change while a process runs."""
     rows = plugins.table(GROUP, StrategyRules, _OWN, lambda rules: str(rules.name))
-    bits: dict[int, str] = {rules.wire_bit: rules.name for rules in _OWN}
+    bits: dict[int, str] = {rules.wire_bit: rules.name for rules in _OWN if rules.extended}
     for rules in list(rows.values())[len(_OWN) :]:
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", rules.name):
             raise InvalidInput(
                 f"a strategy cannot be named {rules.name!r}", hint="use a-z, 0-9 and '-', a letter first"
+            )
+        if not rules.extended:
+            raise InvalidInput(
+                f"the strategy {rules.name} cannot have the carrier {rules.carrier}",
+                hint="one from outside stands on the frames of the extension: leave carrier out",
             )
         bit = rules.wire_bit
         if bit.bit_count() != 1 or not FIRST_FREE_BIT <= bit <= LAST_FREE_BIT or bit in bits:
@@ -125,9 +161,18 @@ def _table_with(_files: str) -> Mapping[StrategyName, StrategyRules]:
     return rows
 
 
+def may_speak_first(strategy: StrategyName) -> bool:
+    """Whether a server may send data from its new address before its client has come there.
+
+    RFC 9000 §9.6.2 forbids it, and the draft follows that section: a server may only probe from there.
+    """
+    return rules_of(strategy).extended
+
+
 def speaks_first(strategy: StrategyName, server_first: bool) -> bool:
     """Whether the restored server sends before it has heard from the client.
 
-    ``server_first`` is the variant in which nobody waits for a timer; it is open to every strategy.
+    ``server_first`` is the variant in which nobody waits for a timer; it is open to every strategy that
+    stands on the extension.
     """
-    return server_first or rules_of(strategy).server_first
+    return may_speak_first(strategy) and (server_first or rules_of(strategy).server_first)

@@ -19,7 +19,7 @@ from quicferry.experiment import faults
 from quicferry.migration.engines import registry
 from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
-from quicferry.strategies import StrategyRules, rules_of
+from quicferry.strategies import Carrier, StrategyRules, may_speak_first, rules_of
 
 T = TypeVar("T")
 DEFAULT_ENGINE = RunSpec().engine
@@ -174,6 +174,22 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
         raise InvalidInput(
             "many clients send requests only", hint="leave out --download-mib and --upload-mib"
         )
+    if parts.baseline is None and parts.rules.carrier is Carrier.PREFERRED_ADDRESS and spec.moves > 1:
+        raise InvalidInput(
+            f"{spec.moves} moves with {spec.strategy}: RFC 9000 §9.6 has one preferred address, said in the "
+            "handshake, and a client goes there once",
+            hint="choose --strategy alternative-address, or one of the extension, or leave out --moves",
+        )
+    if parts.baseline is None and spec.trigger == "client":
+        if not (parts.rules.extended or spec.mixed_strategies):
+            raise InvalidInput(
+                f"with {spec.strategy} a client cannot ask for the move: that takes a frame of the extension",
+                hint="choose --trigger server or orchestrator, or another strategy",
+            )
+        if spec.plain_clients == spec.clients:
+            raise InvalidInput(
+                "plain clients cannot ask for the move", hint="give more --clients, or another --trigger"
+            )
     faults.check(spec, parts.topology, parts.engine, parts.rules)
     return spec
 
@@ -183,6 +199,11 @@ def unread(spec: RunSpec, parts: Parts) -> dict[str, str]:
     reasons = _unread_by_server(spec, parts.engine)
     if parts.baseline is not None:
         return reasons | _unread_by_baseline(spec, parts.baseline)
+    if not (may_speak_first(spec.strategy) or spec.mixed_strategies):
+        reasons["server_first"] = (
+            f"with {spec.strategy} the server may not speak first: until its client has come it only probes "
+            "(RFC 9000 §9.6.2)"
+        )
     for axis in axes().values():
         if axis.read_by is ReadBy.BASELINES:
             reasons[axis.name] = f"{axis.name} is for baselines: no strategy reads it"

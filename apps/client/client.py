@@ -2,8 +2,9 @@
 
     python -m apps.client.client --config FILE
 
-Events go to stdout as JSON lines. A line ``stop`` on stdin, its end, or SIGTERM ends the load: the
-client waits for what is still open, writes its summary and ends.
+Events go to stdout as JSON lines. A line ``ask`` on stdin has the client ask its server to move. A line
+``stop``, the end of stdin, or SIGTERM ends the load: the client waits for what is still open, writes its
+summary and ends.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from quicferry.events import EventLog
 from quicferry.model import Endpoint
 from quicferry.quic import (
     ExtensionConfig,
+    LocalError,
     LossNoticed,
     MigratableConnection,
     MigrationAborted,
     MigrationAnnounced,
     MigrationFellBack,
+    MoveAnswered,
     PathSwitched,
     PathValidated,
     PeerMigrated,
@@ -85,7 +88,7 @@ class Client:
 
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""
-        self.schedule.listen()
+        self.schedule.listen(self.ask)
         self.port.start()
         self.connection.connect((self.config.server.host, self.config.server.port), now_s())
         self._proceed()
@@ -100,6 +103,16 @@ class Client:
         self._proceed()
         self.port.close()
         self._keys.close()
+
+    def ask(self) -> None:
+        """Ask the server to move; what comes of it is told in events."""
+        try:
+            request = self.connection.ask_for_move()
+        except LocalError as error:
+            self.events.emit("client.move.answered", request=0, reply=str(error))
+            return
+        self.events.emit("client.move.requested", request=request)
+        self._proceed()
 
     def _request(self) -> None:
         self.load.request(self.connection.get_next_available_stream_id)
@@ -171,6 +184,8 @@ class Client:
                     address=address_text(event.address),
                     rtt_ms=event.rtt_s * 1e3,
                 )
+            case MoveAnswered():
+                emit("client.move.answered", request=event.request, reply=str(event.reply))
             case PathSwitched():
                 emit("client.switched", old=address_text(event.old), new=address_text(event.new))
             case MigrationAborted():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -37,16 +38,21 @@ class LoadSchedule:
         self.seed = f"{config.seed} {config.session}"
         self._workload = workloads.get(config.workload)
         self.stopping = asyncio.Event()
+        self._on_ask: Callable[[], None] | None = None
 
-    def listen(self) -> None:
-        """Watch stdin and SIGTERM for the word to stop."""
+    def listen(self, on_ask: Callable[[], None] | None = None) -> None:
+        """Watch stdin and SIGTERM for the word to stop, and for the word to ask the server to move."""
+        self._on_ask = on_ask
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stopping.set)
         loop.add_reader(sys.stdin.fileno(), self._stdin)
 
     def _stdin(self) -> None:
-        line = sys.stdin.buffer.readline()
-        if not line or line.strip() == b"stop":
+        read = os.read(sys.stdin.fileno(), 4096)
+        words = read.split()
+        if b"ask" in words and self._on_ask is not None:
+            self._on_ask()
+        if not read or b"stop" in words:
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self.stopping.set()
 

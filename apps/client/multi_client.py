@@ -37,7 +37,7 @@ LEAST_INTERVAL_MS = 5.0  # between two requests of all clients together, when th
 TOLD = frozenset(
     {
         *("client.connected", "client.migration.announced", "client.migration.aborted", "client.switched"),
-        *("client.fell-back", "client.reconnecting"),
+        *("client.fell-back", "client.reconnecting", "client.move.requested", "client.move.answered"),
     }
 )
 
@@ -154,10 +154,15 @@ class MultiClient:
             for number in range(1, config.clients + 1)
         ]
 
+    def _ask(self) -> None:
+        """One client asks the server to move: the first that can."""
+        able = (member for member in self.members if member.connection.may_ask)
+        next(able, self.members[0]).ask()
+
     async def run(self) -> None:
         """Connect all, load until told to stop, write one summary."""
         schedule = self.members[0].schedule
-        schedule.listen()
+        schedule.listen(self._ask)
         for start in range(0, len(self.members), CONNECTING_AT_ONCE):
             group = self.members[start : start + CONNECTING_AT_ONCE]
             async with asyncio.timeout(CONNECT_S):

@@ -9,8 +9,11 @@ from quicferry.errors import MigrationError
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
 from quicferry.process import TimeoutExpired
+from quicferry.spec import RunSpec
+from quicferry.strategies import StrategyName, rules_of, strategies
 from quicferry.units import BYTES_PER_MIB
 
+ANSWER_S = 20.0  # a request for a move is lost and sent again a few times at most
 PATIENCE_S = 15.0  # how long a client waits at the end for what is still open
 CLIENT_END_S = 25.0  # longer than that
 PATIENCE_RTTS = 5  # besides: a request that was lost twice
@@ -41,7 +44,15 @@ def client_config(context: RunContext, authority: str) -> ClientConfig:
         plain_clients=spec.plain_clients,
         mixed_strategies=spec.mixed_strategies,
         patience_s=PATIENCE_S + patience_of_path_s(context),
+        strategies=strategies_in(spec),
     )
+
+
+def strategies_in(spec: RunSpec) -> tuple[StrategyName, ...]:
+    """What client and server of a run can do: all; a standard is run without the extension beside it."""
+    if rules_of(spec.strategy).extended or spec.mixed_strategies:
+        return tuple(strategies())
+    return (spec.strategy,)
 
 
 class LoadClient:
@@ -64,6 +75,7 @@ class LoadClient:
         self._end_s = end_s + patience_of_path_s(context)
         self._connections = connections
         self._connected: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._answered: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.program: Program | None = None
 
     def start(self) -> None:
@@ -79,6 +91,27 @@ class LoadClient:
     def _heard(self, event: Event) -> None:
         if event.name == "client.connected":
             self._connected.put(None)
+        elif event.name == "client.move.answered":
+            self._answered.put(str(event.detail.get("reply")))
+
+    def ask_for_move(self) -> None:
+        """Have the client ask the server to move. Raises ``MigrationError`` when that does not accept."""
+        assert self.program is not None
+        while not self._answered.empty():
+            self._answered.get()
+        self.program.tell(b"ask")
+        try:
+            reply = self._answered.get(timeout=ANSWER_S)
+        except queue.Empty:
+            raise MigrationError(
+                f"the client's request for a move was not answered within {ANSWER_S:g} s",
+                hint="see client.log",
+            ) from None
+        if reply != "accepted":
+            raise MigrationError(
+                f"the server did not accept the client's request for a move: {reply}",
+                hint="ask again later, or let the orchestrator decide: --trigger orchestrator",
+            )
 
     def wait_ready(self, timeout_s: float) -> None:
         assert self.program is not None

@@ -20,7 +20,15 @@ from quicferry.experiment.faults import DESTINATION, SOURCE
 from quicferry.experiment.itinerary import stops
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.process import children_of
+from quicferry.spec import RunSpec
 from quicferry.strategies import rules_of
+
+
+def decided_by(spec: RunSpec) -> str:
+    """Who decides that the server moves: ``orchestrator``, ``server`` or ``client``."""
+    if spec.trigger != "auto":
+        return spec.trigger
+    return "orchestrator" if rules_of(spec.strategy).notice else "server"
 
 
 class Credentials:
@@ -83,10 +91,11 @@ class QuicDeployment:
         return next(iter(children_of(self._agents[self._route[self._done]].container_pid)), None)
 
     def move(self) -> dict[str, Any]:
-        """Move the server to the next edge of its route, by the orchestrator or by the host alone."""
+        """Move the server to the next edge of its route; who decides is the axis ``trigger``."""
         spec = self._context.spec
         here, there = self._route[self._done : self._done + 2]
-        if rules_of(spec.strategy).notice:
+        trigger = decided_by(spec)
+        if trigger == "orchestrator":
             outcome = order_move(
                 self._context,
                 self._orchestrator,
@@ -95,6 +104,11 @@ class QuicDeployment:
                 source=here,
                 destination=there,
             )
+        elif trigger == "client":
+            agent = self._agents[here]
+            agent.replies.forget()
+            self._client.ask_for_move()
+            outcome = agent.outcome()
         else:
             outcome = self._agents[here].move()
         if not spec.faults:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from apps.config import ServerConfig
+from apps.deployment.client_service import strategies_in
 from apps.deployment.replies import Replies, Restarts
 from quicferry.errors import MigrationError
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext
@@ -28,11 +29,12 @@ from quicferry.migration.order import deadlines_over
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import Files
 from quicferry.model import Endpoint, NodeKind, Topology
-from quicferry.strategies import StrategyName, rules_of
+from quicferry.strategies import Carrier, StrategyName, rules_of
 
 CONTROL = Endpoint("127.0.0.1", SERVICE_PORT + 1)
 RPC_PORT = SERVICE_PORT + 2
 WAITING_ROOM_PORT = SERVICE_PORT + 3
+REQUESTS = Endpoint("127.0.0.1", SERVICE_PORT + 4)
 SERVER_EVENTS = "/run/server.jsonl"  # inside the container
 SERVER_LOGS = "/run/service-*.log"  # what a server wrote to stderr
 SERVER_FENCE = "/run/server.fence"
@@ -103,6 +105,12 @@ class AgentService:
         assert program is not None
         self.replies.forget()
         program.process.send_signal(signal.SIGUSR1)
+        return self.outcome()
+
+    def outcome(self) -> dict[str, Any]:
+        """Wait for the end of the move that the agent itself has decided on; returns the outcome."""
+        program = self.program
+        assert program is not None
         kinds = {"outcome", "recovered"}
         return self.replies.wait(program, kinds, MOVE_S, replaced=lambda: self.restarts.is_replaced)
 
@@ -119,6 +127,7 @@ class AgentService:
         ]
         state = journals(context)
         onwards = onward(stops(topology, context.spec), self.edge) or self._peers[:1]
+        decides = self._moves_alone or context.spec.trigger == "client"
         local_moves = [
             LocalMove(
                 strategy=context.spec.strategy,
@@ -131,7 +140,7 @@ class AgentService:
                 memory_by=context.spec.memory_by,
                 deadlines=deadlines_over(longest_rtt_ms(context) / 1e3),
             )
-            for peer in (onwards if self._moves_alone else ())
+            for peer in (onwards if decides else ())
         ]
         any_address = every_address(context)
         # whoever calls by one of several ways is told the address at which he called
@@ -151,8 +160,10 @@ class AgentService:
             client_interfaces=[] if self._plain else facing_clients,
             waiting_room=Endpoint(room, WAITING_ROOM_PORT),
             collect=[SERVER_EVENTS, SERVER_LOGS],
-            on_signal=local_moves[0] if local_moves else None,
-            on_signal_later=local_moves[1:],
+            on_signal=local_moves[0] if self._moves_alone else None,
+            on_request=local_moves[0] if context.spec.trigger == "client" else None,
+            requests=REQUESTS,
+            later=local_moves[1:],
             journal=str(state / f"{self.edge}.journal"),
             container_record=str(state / f"{self.edge}.container"),
             oci_readable=(
@@ -169,6 +180,7 @@ class AgentService:
     def _server(self, kind: str, *, standby: bool) -> ServerCommand:
         context, spec = self._context, self._context.spec
         pool = (rules_of(spec.strategy).pool or spec.mixed_strategies) and not self._plain
+        preferred = rules_of(spec.strategy).carrier is Carrier.PREFERRED_ADDRESS or spec.mixed_strategies
         config = ServerConfig(
             edge=self.edge,
             listen=Endpoint(self._address.address if self._address else every_address(context), SERVICE_PORT),
@@ -178,6 +190,11 @@ class AgentService:
             certificate=self._server_tls.certificate,
             key=self._server_tls.key,
             pool=[context.service_endpoint(edge) for edge in pool_at(context, self.edge)] if pool else [],
+            preferred_address=(
+                context.service_endpoint(context.part(DESTINATION)) if preferred and not self._plain else None
+            ),
+            requests=REQUESTS if spec.trigger == "client" else None,
+            strategies=strategies_in(spec),
             tickets=self._tickets,
             standby=standby,
             expected_connections=spec.clients,

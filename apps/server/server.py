@@ -35,7 +35,15 @@ from apps.server.warm_up import rehearse
 from apps.udp import BATCH, Datagram, UdpPort
 from quicferry.errors import MigrationError
 from quicferry.migration import control
-from quicferry.quic import ExtensionConfig, MigratableConnection, MigrationCommitted, MigrationReady
+from quicferry.model import Endpoint
+from quicferry.quic import (
+    ExtensionConfig,
+    MigratableConnection,
+    MigrationCommitted,
+    MigrationReady,
+    MoveRequested,
+    Reply,
+)
 from quicferry.quic.fence import Fence
 from quicferry.quic.snapshot import (
     blank,
@@ -53,6 +61,7 @@ from quicferry.quic.wire import Result
 from quicferry.strategies import StrategyName, rules_of, speaks_first, strategies
 from quicferry.units import now_ns, now_s
 
+AGENT_DECIDES_S = 1.0  # an agent that says nothing for so long has nowhere to go
 NOTICE_LEAST_S = 0.2
 NOTICE_PTOS = 6  # two repetitions of a lost notice or answer, as recovery sends them
 WAITING_PER_CLIENT = 2  # datagrams handled before the first flight of a server with many clients
@@ -60,7 +69,12 @@ WAITING_AT_ONCE = 8  # datagrams between two looks at the clock
 BEFORE_FIRST_FLIGHT_S = 0.002
 WAITING_MOST = 8192  # datagrams looked at then
 #: answers of clients that will not be where the server is
-STAYS = frozenset({Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID})
+STAYS = frozenset(
+    {
+        *(Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID),
+        *(Result.NO_ADDRESS, Result.UNTOLD),
+    }
+)
 
 
 class HandedOver(msgspec.Struct, kw_only=True):
@@ -80,7 +94,13 @@ class QuicServer(ServerShell):
         self.fence = Fence(Path(config.fence))
         quic = QuicConfiguration(is_client=False, alpn_protocols=[ALPN], idle_timeout=config.idle_timeout_s)
         quic.load_cert_chain(config.certificate, config.key)
-        extension = ExtensionConfig(strategies=frozenset(config.strategies)) if config.extension else None
+        preferred = config.preferred_address
+        extension = None
+        if config.extension:
+            extension = ExtensionConfig(
+                strategies=frozenset(config.strategies),
+                preferred_address=() if preferred is None else ((preferred.host, preferred.port),),
+            )
         self.port = UdpPort(config.listen, self._received)
         self.table = ConnectionTable(
             self.port, quic, extension, self._on_event, self._pump, self.lease.may_send
@@ -95,6 +115,7 @@ class QuicServer(ServerShell):
         self._new_address = ""  # where the clients are to be told to go
         self._build = functools.partial(MigratableConnection, extension=extension)
         self._window: NoticeWindow | None = None  # while something is told to all clients
+        self._asking: set[asyncio.Task[None]] = set()  # requests of clients that the agent decides about
         self._blanks: list[QuicConnection] = []  # for connections that are to be taken over
 
     @property
@@ -159,12 +180,44 @@ class QuicServer(ServerShell):
             self.events.emit("server.client.ready", epoch=event.epoch, result=str(event.result))
             self._answers[peer.key] = event.result
             self._no_longer_awaited(peer)
+        elif isinstance(event, MoveRequested):
+            self.events.emit("server.move.requested", request=event.request)
+            self._hand_on(peer, event.request)
         elif isinstance(event, MigrationCommitted):
             self.committed_epoch = event.epoch
             self.events.emit("server.committed", epoch=event.epoch)
         elif isinstance(event, ConnectionTerminated):
             self.service.forget(peer.key)
             self._no_longer_awaited(peer)
+
+    def _hand_on(self, peer: Peer, request: int) -> None:
+        """Let the agent of this host decide about a client's request; where nobody does, it is refused."""
+        where = self.config.requests
+        if where is None:
+            self._reply(peer, request, Reply.REFUSED)
+            return
+        asking = asyncio.get_running_loop().create_task(self._ask_agent(where, peer, request))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
+
+    async def _ask_agent(self, where: Endpoint, peer: Peer, request: int) -> None:
+        edge = self.service.edge
+        agent = await control.ControlClient.open(where)
+        try:
+            detail = await agent.ask(control.ClientRequest(edge=edge), AGENT_DECIDES_S)
+            reply = Reply(detail["reply"])
+        except MigrationError:
+            reply = Reply.NOWHERE
+        finally:
+            agent.close()
+        if self.frozen_epoch is None:  # else it crosses with the connection, and is answered there
+            self._reply(peer, request, reply)
+
+    def _reply(self, peer: Peer, request: int, reply: Reply) -> None:
+        if peer.key in self.table.peers and peer.connection.open_request == request:
+            peer.connection.answer_request(request, reply)
+            self.events.emit("server.move.answered", request=request, reply=str(reply))
+            self.table.proceed(peer)
 
     def _no_longer_awaited(self, peer: Peer) -> None:
         if self._awaited.pop(peer.key, None) is not None and not self._awaited:
@@ -407,6 +460,8 @@ class QuicServer(ServerShell):
                 clients=len(self.table.peers),
                 address=address,
             )
+            if (request := peer.connection.open_request) is not None:
+                peer.connection.answer_request(request, Reply.ACCEPTED)  # the move has come to pass
         window = self._window = NoticeWindow(self.table.peers.values(), self._first_flight, holding=True)
         # What waits in the socket is handled before anything leaves, as the first flight can answer it; but
         # not for long: in a download it is acknowledgements, and the first flight is what the client lacks.

@@ -26,6 +26,9 @@ class Bound(NamedTuple):
 
 SERVER_FIRST = Bound(0.7, False, "README: symmetric strategies and --server-first, at most 0.69 RTT")
 KNOWN = Bound(0.7, False, "README: Proactive Explicit, 0.70 RTT: the notice has named the address")
+STANDARD = Bound(
+    1.7, True, "docs/wire-format.md: the server may not send before its client has come: 1.5 RTT"
+)
 MUST_ASK = Bound(1.1, True, "README: Reactive Explicit and Pool, a PTO and then a round trip")
 
 #: Besides the bound: machines are noisy. 25 ms and a sixth of a round trip; four times the jitter.
@@ -41,6 +44,8 @@ def bound_of(spec: RunSpec) -> Bound:
     """The line of the table for the strategy of a run."""
     if speaks_first(spec.strategy, spec.server_first):
         return SERVER_FIRST
+    if not rules_of(spec.strategy).extended:
+        return STANDARD
     return KNOWN if rules_of(spec.strategy).probe_on is ProbeOn.NOTICE else MUST_ASK
 
 

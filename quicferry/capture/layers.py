@@ -1,4 +1,4 @@
-"""The extension's frames for scapy: classes to build and to dissect them, as in ``docs/wire-format.md``.
+"""The frames of ``docs/wire-format.md`` for scapy: classes to build and to dissect them.
 
 QUIC payloads are encrypted on the wire, so scapy sees these only after decryption::
 
@@ -18,17 +18,21 @@ from scapy.fields import (
     FlagsField,
     IP6Field,
     IPField,
+    PacketListField,
     ShortField,
 )
 from scapy.layers.quic import QuicVarIntField, QuicVarLenField
 from scapy.packet import Packet
 
 from quicferry.capture.quic.frames import (
+    ALTERNATIVE_ADDRESS,
     SM_ABORT,
     SM_ADDRESS,
     SM_MIGRATED,
     SM_PREPARE,
     SM_READY,
+    SM_REPLY,
+    SM_REQUEST,
     parse_frames,
 )
 from quicferry.capture.quic.varint import read_varint
@@ -111,8 +115,68 @@ class SMAbort(_Frame):
     ]
 
 
+class SMRequest(_Frame):
+    """The client asks for a move."""
+
+    name = "SM_REQUEST"
+    frame_type = SM_REQUEST
+    fields_desc = [QuicVarIntField("type", SM_REQUEST), QuicVarIntField("request", 0)]  # noqa: RUF012 - scapy's way
+
+
+class SMReply(_Frame):
+    """The server's answer to that."""
+
+    name = "SM_REPLY"
+    frame_type = SM_REPLY
+    fields_desc = [  # noqa: RUF012 - scapy's way of declaring fields
+        QuicVarIntField("type", SM_REPLY),
+        QuicVarIntField("request", 0),
+        QuicVarIntField("reply", 0),
+    ]
+
+
+class AlternativeEntry(Packet):
+    """One entry of the draft's set: the current path, or an address with its priority."""
+
+    name = "ALTERNATIVE_ADDRESS entry"
+    fields_desc = [  # noqa: RUF012 - scapy's way of declaring fields
+        QuicVarIntField("kind", 0),
+        ConditionalField(QuicVarIntField("priority", 0), lambda entry: entry.kind in (1, 2)),
+        ConditionalField(IPField("ipv4", "0.0.0.0"), lambda entry: entry.kind == 1),
+        ConditionalField(IP6Field("ipv6", "::"), lambda entry: entry.kind == 2),
+        ConditionalField(ShortField("port", 0), lambda entry: entry.kind in (1, 2)),
+    ]
+
+    def extract_padding(self, s: bytes) -> tuple[bytes, bytes]:
+        """What follows is the next entry's."""
+        return b"", s
+
+
+class AlternativeAddresses(_Frame):
+    """All addresses of a server (draft-munizaga-quic-alternative-server-address-02)."""
+
+    name = "ALTERNATIVE_ADDRESS"
+    frame_type = ALTERNATIVE_ADDRESS
+    fields_desc = [  # noqa: RUF012 - scapy's way of declaring fields
+        QuicVarIntField("type", ALTERNATIVE_ADDRESS),
+        QuicVarIntField("sequence", 0),
+        QuicVarLenField("count", None, count_of="entries"),
+        PacketListField("entries", [], AlternativeEntry, count_from=lambda frame: frame.count),
+    ]
+
+
 LAYERS: dict[int, type[_Frame]] = {
-    layer.frame_type: layer for layer in (SMAddress, SMPrepare, SMReady, SMMigrated, SMAbort)
+    layer.frame_type: layer
+    for layer in (
+        SMAddress,
+        SMPrepare,
+        SMReady,
+        SMMigrated,
+        SMAbort,
+        SMRequest,
+        SMReply,
+        AlternativeAddresses,
+    )
 }
 
 
@@ -123,7 +187,7 @@ def dissect_frames(payload: bytes) -> list[Any]:
     """
     found = []
     for frame in parse_frames(payload):
-        if frame.name.startswith("SM_"):
+        if frame.name.startswith("SM_") or frame.name == "ALTERNATIVE_ADDRESS":
             frame_type, _ = read_varint(frame.data, 0)
             found.append(LAYERS[frame_type](frame.data))
     return found

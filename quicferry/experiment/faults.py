@@ -207,6 +207,11 @@ def check(spec: RunSpec, topology: Topology, engine: EngineEntry, rules: Strateg
                 f"{fault.name} cannot happen: {spec.strategy} tells its clients nothing",
                 hint="choose a strategy with notice, such as proactive-explicit",
             )
+        if fault.kind is FaultKind.CLIENT_REFUSING and not rules.extended:
+            raise InvalidInput(
+                f"{fault.name} cannot happen: with {spec.strategy} a client cannot say that it refuses",
+                hint="choose a strategy of the extension with notice, such as proactive-explicit",
+            )
         engines = engines_of(row_of(fault))
         if engines is not None and engine.name not in engines:
             raise InvalidInput(

@@ -128,7 +128,17 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
     """Write the closing event and end. Answer: the summary of the service."""
 
 
-Order = Status | Track | Prepare | Freeze | Resume | Import | Dismiss | Commit | Abort | Stop
+class ClientRequest(msgspec.Struct, frozen=True, kw_only=True, tag="client-request"):
+    """The other way round, from the server to its agent: a client asks for a move. Answer: reply.
+
+    ``edge`` is where the server was when it asked: a process that was copied in the middle of it must not
+    have itself moved on from where it came to.
+    """
+
+    edge: str
+
+
+Order = Status | Track | Prepare | Freeze | Resume | Import | Dismiss | Commit | Abort | Stop | ClientRequest
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -188,6 +198,8 @@ class ControlHandler(ABC):
                 return self._abort(order)
             case Stop():
                 return self._stop()
+            case ClientRequest():
+                raise MigrationError("the order client-request is for an agent, not for a server")
             case Track():
                 raise MigrationError("the order track is for ControlServer, and did not get there")
 

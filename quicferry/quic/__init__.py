@@ -13,11 +13,14 @@ from quicferry.quic.events import (
     MigrationCommitted,
     MigrationFellBack,
     MigrationReady,
+    MoveAnswered,
+    MoveRequested,
     PathSwitched,
     PathValidated,
     PeerMigrated,
     ProbeStarted,
 )
+from quicferry.quic.request_wire import Reply
 from quicferry.quic.tables import ClientState, ServerState
 from quicferry.quic.wire import Address, Result
 
@@ -34,11 +37,14 @@ __all__ = [
     "MigrationCommitted",
     "MigrationFellBack",
     "MigrationReady",
+    "MoveAnswered",
+    "MoveRequested",
     "PathSwitched",
     "PathValidated",
     "PeerError",
     "PeerMigrated",
     "ProbeStarted",
+    "Reply",
     "Result",
     "ServerState",
     "Timings",

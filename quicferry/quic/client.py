@@ -17,17 +17,23 @@ from quicferry.quic import events
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam, plain_address
 from quicferry.quic.addresses import AddressBook
+from quicferry.quic.asking import Asking
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.errors import ErrorCode, PeerError
 from quicferry.quic.probing import Allowance, Candidate, KeptIds, Prober
+from quicferry.quic.request_wire import SmReply
 from quicferry.quic.role import Role
 from quicferry.quic.silence import Silence
+from quicferry.quic.standard_wire import AlternativeAddress
+from quicferry.quic.standards import FIRST_VALIDATION_PTOS, ClientAddresses
 from quicferry.quic.tables import CLIENT, ClientInput, ClientState, Machine
 from quicferry.quic.wire import (
     CIDS_BESIDE_A_RACE,
+    REQUESTS,
     VERSION,
     Address,
     Frame,
+    FrameType,
     Parameter,
     Result,
     SmAbort,
@@ -36,7 +42,7 @@ from quicferry.quic.wire import (
     SmPrepare,
     SmReady,
 )
-from quicferry.strategies import ProbeOn, rules_of
+from quicferry.strategies import ProbeOn, Strategy, rules_of
 
 _FORMER_PATH_PTOS = 3  # how long stragglers of the old path are read after the switch
 _KEPT_PTOS = 3  # how long a connection ID stays with its address after a race
@@ -54,6 +60,10 @@ class _Announcement:
     @property
     def probe_on(self) -> ProbeOn:
         return rules_of(self.prepare.strategy).probe_on
+
+    @property
+    def extended(self) -> bool:
+        return rules_of(self.prepare.strategy).extended
 
     @property
     def downtime_s(self) -> float:
@@ -95,6 +105,9 @@ class ClientRole(Role):
         self._next_stranger_at = 0.0
         self._answerable: dict[bytes, float] = {}  # challenges of the path that was switched to
         self._answer_interval_s = 0.0  # between them
+        self._standard = ClientAddresses(config)
+        self.asking = Asking()
+        self._first_validation = False  # of a preferred address; the server need not be there yet
         self._former: dict[NetworkAddress, float] = {}  # address -> until when stragglers are read
 
     @property
@@ -106,9 +119,13 @@ class ClientRole(Role):
 
     def own_parameter(self) -> bytes:
         """The offer."""
-        return Parameter(
-            strategies=self._config.strategies, max_addresses=self._config.max_addresses
-        ).encode()
+        standard = self._standard.own_parameter()
+        if not any(rules_of(name).extended for name in self._config.strategies):
+            return standard
+        offer = Parameter(
+            strategies=self._config.strategies, max_addresses=self._config.max_addresses, flags=REQUESTS
+        )
+        return standard + offer.encode()
 
     def peer_parameter(self, value: bytes | None) -> bool:
         """The server's answer: a subset of the offer, or nothing."""
@@ -122,13 +139,45 @@ class ClientRole(Role):
         if answer.max_addresses > self._config.max_addresses:
             raise PeerError(ErrorCode.TRANSPORT_PARAMETER_ERROR, "server_migration: too many addresses")
         self.negotiated = answer.strategies
+        self.asking.agreed = bool(answer.flags & REQUESTS and answer.strategies)
         self.max_addresses = answer.max_addresses
         return bool(self.negotiated)
+
+    def standard_parameters(self, parameters: bytes) -> bool:
+        """A server has no say in who reads ALTERNATIVE_ADDRESS. Raises ``PeerError``."""
+        self._standard.peer_parameters(parameters)
+        return self._standard.offers
+
+    @property
+    def frame_types(self) -> frozenset[FrameType]:
+        """That of the draft may come to whoever has said that he reads it."""
+        drafts = {FrameType.ALTERNATIVE_ADDRESS} if self._standard.offers else set()
+        return super().frame_types | drafts
+
+    def preferred_address(self, addresses: tuple[Address, ...]) -> bool:
+        """Validated at once (RFC 9000 §9.6.1); where nobody answers, kept for when the server is silent."""
+        if not self._config.accept_moves or not self._standard.prefer(addresses):
+            return False
+        self.negotiated |= {Strategy.PREFERRED_ADDRESS}
+        self.passive = False
+        now = self._seam.last_received_at
+        places = self._standard.places(self._seam.address)
+        if places and self._machine.allows(ClientInput.PROBE):
+            self._first_validation = True
+            self._deadline = now + FIRST_VALIDATION_PTOS * self._seam.pto_s
+            self._probe(places, ProbeOn.NOTICE, now)
+        return True
 
     @property
     def connection_ids(self) -> int:
         """The active_connection_id_limit of an offer (RFC 9000 §5.1.1)."""
         return self._config.max_addresses + CIDS_BESIDE_A_RACE
+
+    def ask_for_move(self) -> int:
+        """Asks the server to move; ``MoveAnswered`` follows. Returns the request's number."""
+        frame = self.asking.ask()
+        self.send_control(frame)
+        return frame.request
 
     # ------------------------------------------------------------------ frames
 
@@ -143,8 +192,13 @@ class ClientRole(Role):
             self._on_migrated(frame, address, now)
         elif isinstance(frame, SmAbort):
             self._on_abort(frame, address, now)
+        elif isinstance(frame, AlternativeAddress):
+            self._on_alternative(frame, now)
+        elif isinstance(frame, SmReply):
+            if self.asking.take(frame):
+                self._seam.emit(events.MoveAnswered(frame.request, frame.reply))
         else:
-            raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_READY from a server")
+            raise PeerError(ErrorCode.PROTOCOL_VIOLATION, f"{frame.frame_type.name} from a server")
 
     def _on_address(self, frame: SmAddress, now: float) -> None:
         if frame.here:
@@ -203,6 +257,30 @@ class ClientRole(Role):
         self._seam.emit(events.MigrationAnnounced(prepare.epoch, prepare.strategy, addresses))
         if self._announcement.probe_on is ProbeOn.NOTICE:
             self._probe(addresses, ProbeOn.NOTICE, now)
+
+    def _on_alternative(self, frame: AlternativeAddress, now: float) -> None:
+        """The draft's set of addresses. It has no answer: who will not go, does not."""
+        self.negotiated |= {Strategy.ALTERNATIVE_ADDRESS}
+        if not self._standard.replace(frame) or not self._config.accept_moves:
+            return
+        announced = self._announcement is not None and not self._announcement.extended
+        if announced and self._machine.allows(ClientInput.ABORT):
+            self._machine.feed(ClientInput.ABORT)
+            self._forget_race(now)
+            self._announcement = None
+        addresses = self._standard.better(self._seam.address)[: self._config.max_addresses]
+        if addresses:
+            self._forget_race(now)
+            self._machine.feed(ClientInput.NOTICE)
+            downtime_ms = round(1000 * self._config.timings.unannounced_downtime_s)
+            prepare = SmPrepare(
+                epoch=0, strategy=Strategy.ALTERNATIVE_ADDRESS, downtime_ms=downtime_ms, probe_interval_ms=0
+            )
+            self._announcement = _Announcement(prepare, addresses, now)
+            self._seam.emit(events.MigrationAnnounced(0, prepare.strategy, addresses))
+            self._probe(addresses, ProbeOn.NOTICE, now)
+        elif announced:
+            self._seam.emit(events.MigrationAborted(0, 0))
 
     def _on_migrated(self, frame: SmMigrated, address: NetworkAddress, now: float) -> None:
         """It counts for one path: that to where the server says it is, else the one that it came on."""
@@ -263,7 +341,15 @@ class ClientRole(Role):
             return False
         if address in self._prober.candidates or address in self._former:
             return True
+        if not self.extended and not self._is_standard(plain_address(address)):
+            return False  # RFC 9000 §9: only the extension lets a server appear where it never said it would
         return self._policy.denies(plain_address(address), self._seam.address) is None
+
+    def _is_standard(self, address: Address) -> bool:
+        """Whether the server has named it by a standard, or has been there and goes by one."""
+        if address in self._standard.places(self._seam.address):
+            return True
+        return self._standard.has_named and address in self._visited
 
     def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
         """The server validates our address from a new one of its own: answered on the path it came on."""
@@ -370,7 +456,7 @@ class ClientRole(Role):
         if candidate is not None and candidate.heard:
             return
         plain = plain_address(address)
-        named = self._book.names(plain, self._seam.address)
+        named = self._book.names(plain, self._seam.address) or self._is_standard(plain)
         if not named and address != self._moved:
             # Anyone can relay a packet to us; that must not cost a probe and a connection ID each time.
             if now < self._next_stranger_at:
@@ -419,6 +505,7 @@ class ClientRole(Role):
             downtime_s=downtime_s,
             slack_s=self._seam.pto_s,  # the server freezes when our answer has reached it
             wanted_s=wanted_s,
+            gentle_s=self._seam.pto_s if self._is_standard(address) else 0.0,
         )
         candidate.responses += self._owed.pop(network_address, [])
         if candidate.cid is None:
@@ -514,7 +601,9 @@ class ClientRole(Role):
         """Ends probing. A connection ID stays with its address for a while, and with no other."""
         for candidate in self._prober.candidates.values():
             if candidate.cid is not None:
-                until = now + _KEPT_PTOS * self._seam.pto_s
+                # by a standard the same few addresses are asked at each loss, of a server that may go back
+                kept_s = _KEPT_PTOS * self._seam.pto_s
+                until = now + (self._config.timings.give_up_s if self._standard.has_named else kept_s)
                 self._kept.put(candidate.network_address, candidate.cid, until)
         self._prober.candidates.clear()
         self._prober.running = False
@@ -523,6 +612,7 @@ class ClientRole(Role):
         self._cause = None
         self._deadline = None
         self._moved = None
+        self._first_validation = False
         self._check = self._checked_at = None
 
     # ------------------------------------------------------------------ sending and time
@@ -630,23 +720,30 @@ class ClientRole(Role):
 
     def _on_silence(self, silent_s: float, now: float) -> None:
         self._seam.emit(events.LossNoticed(self._seam.pto_s, silent_s))
+        if self._first_validation:  # nobody has answered yet, and now somebody must be there
+            self._first_validation, self._cause = False, ProbeOn.LOSS
+            self._deadline = now + self._patience_s(self._expected_downtime_s())
         if self.state is ClientState.ANNOUNCED:
             assert self._announcement is not None
             if self._announcement.probe_on is ProbeOn.LOSS:
                 self._probe(self._announcement.addresses, ProbeOn.LOSS, now)
             else:
                 self._deadline = now + self._patience_s(self._announcement.downtime_s)
-        elif self._machine.allows(ClientInput.PROBE) and self.negotiated_pool:
-            pool = self._pool()
-            if pool:
-                self._probe(pool, ProbeOn.LOSS, now)
+        elif self._machine.allows(ClientInput.PROBE):
+            places = self._places()
+            if places:
+                self._probe(places, ProbeOn.LOSS, now)
         self._switch_if_allowed(now)
 
-    def _pool(self) -> tuple[Address, ...]:
-        """Where a server with a pool may be: in its pool, and wherever it has been; the last place first."""
+    def _places(self) -> tuple[Address, ...]:
+        """Where a server may be that is silent: where it said it may be, and wherever it has been.
+
+        The place that was left last comes first. None where the server has named nothing beforehand.
+        """
         here = self._seam.address
-        pool = list(self._book.pool(here))
-        if not pool:
+        pool = list(self._book.pool(here)) if self.negotiated_pool else []
+        pool += self._standard.places(here)
+        if not pool and not self._standard.has_named:
             return ()
         been = list(reversed(self._visited))
         places = dict.fromkeys([*been[:1], *pool, *been[1:]])
@@ -658,6 +755,10 @@ class ClientRole(Role):
             "no answer from the new address" if self._prober.candidates else "the server has not come back"
         )
         self._deadline = None
+        if self._first_validation and self._machine.allows(ClientInput.FALSE_ALARM):
+            self._machine.feed(ClientInput.FALSE_ALARM)  # RFC 9000 §9.6.1: the original address stays
+            self._forget_race(now)
+            return
         if not self._machine.allows(ClientInput.DEADLINE):
             return
         self._machine.feed(ClientInput.DEADLINE)

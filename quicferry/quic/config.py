@@ -29,6 +29,9 @@ class Timings:
     #: afterwards each interval is this many times the one before, up to ``probe_interval_max_s``
     probe_backoff: float = 1.25
     probe_interval_max_s: float = 0.250
+    #: where the handshake has agreed to nothing (a standard address), the interval is one PTO and doubles
+    #: with each probe, up to this
+    gentle_interval_max_s: float = 3.0
     #: challenges of 1200 bytes to addresses that have never been heard: so many at once, over all
     #: announcements of a connection, and then so many a second. It bounds what a server can have its
     #: client send to third parties
@@ -59,6 +62,7 @@ class ExtensionConfig:
     max_addresses: int = MAX_ADDRESSES  # 1..7: the candidates of one race
     max_known_addresses: int = 16  # that a server may have named and not retired
     max_probes: int = 512  # per candidate
+    preferred_address: tuple[tuple[str, int], ...] = ()  # server: said in the handshake, one of each family
     allowed_networks: tuple[str, ...] | None = None  # CIDR; None: no allow-list
     accept_moves: bool = True  # client: False answers every announcement with ``refused``
     timings: Timings = field(default_factory=Timings)
@@ -66,6 +70,9 @@ class ExtensionConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.max_addresses <= MAX_ADDRESSES:
             raise InvalidInput(f"max_addresses is {self.max_addresses}", hint=f"give 1 to {MAX_ADDRESSES}")
+        families = [":" in host for host, _ in self.preferred_address]
+        if len(families) != len(set(families)):
+            raise InvalidInput("two preferred addresses of one family", hint="give at most one of each")
         try:
             AddressPolicy.of(self.allowed_networks)
         except ValueError as error:

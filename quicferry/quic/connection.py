@@ -11,6 +11,7 @@ from quicferry.quic._aioquic.connection import HookedConnection
 from quicferry.quic.client import ClientRole
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.errors import LocalError
+from quicferry.quic.request_wire import Reply
 from quicferry.quic.server import ServerRole
 from quicferry.quic.tables import ClientState, ServerState
 from quicferry.quic.wire import Address
@@ -63,7 +64,33 @@ class MigratableConnection(HookedConnection):
         """Bytes of a stream that wait to be sent: the application's measure for back-pressure."""
         return seam.unsent_bytes(self, stream_id)
 
+    @property
+    def may_ask(self) -> bool:
+        """Client: whether the server reads requests to move."""
+        return isinstance(self._role, ClientRole) and self._role.asking.agreed
+
+    def ask_for_move(self) -> int:
+        """Client: asks the server to move. Returns the request's number; ``MoveAnswered`` follows.
+
+        Raises ``LocalError`` at a server, when this server reads no requests, or while one is unanswered.
+        """
+        if not isinstance(self._role, ClientRole):
+            raise LocalError("only a client that was made with an ExtensionConfig can ask")
+        return self._role.ask_for_move()
+
     # ------------------------------------------------------------------ the server's orders
+
+    @property
+    def open_request(self) -> int | None:
+        """Server: the number of the client's request that is not answered yet; None without one."""
+        return self._role.asked.is_open if isinstance(self._role, ServerRole) else None
+
+    def answer_request(self, request: int, reply: Reply) -> None:
+        """Answers the client's request for a move, see ``MoveRequested``. Raises ``LocalError`` at a client.
+
+        A reply says nothing of how the move ends: the client sees that for itself.
+        """
+        self._server().answer_request(request, reply)
 
     def offer_addresses(self, addresses: list[Address], now: float) -> None:
         """Names the pool to the client, now or when the handshake is confirmed.
@@ -114,7 +141,9 @@ class MigratableConnection(HookedConnection):
         its way; else the connection is mute until an authentic packet of the client has come, or for one
         PTO. CONNECTION_CLOSE leaves at once.
         """
-        self._server().resume(epoch, speak_first=speak_first, now=now, clients=clients, address=address)
+        self._server().resume(
+            epoch, strategy, speak_first=speak_first, now=now, clients=clients, address=address
+        )
 
     def record_commit(self) -> None:
         """At the destination: it is recorded that the source never goes on. Raises ``LocalError``.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from aioquic.quic.events import QuicEvent
 
+from quicferry.quic.request_wire import Reply
 from quicferry.quic.wire import Address, Result
 from quicferry.strategies import StrategyName
 
@@ -90,3 +91,18 @@ class MigrationFellBack(QuicEvent):
     """Client: it gave up on the move and keeps to the old path; the connection stays open."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class MoveRequested(QuicEvent):
+    """Server: the client asks for a move. To be answered with ``MigratableConnection.answer_request``."""
+
+    request: int
+
+
+@dataclass(frozen=True)
+class MoveAnswered(QuicEvent):
+    """Client: the server has answered the request for a move."""
+
+    request: int
+    reply: Reply

@@ -29,6 +29,7 @@ class Candidate:
     tight_until: float  # up to here the interval stays
     cid: QuicConnectionId | None = None  # taken when the first probe leaves (RFC 9000 §9.5)
     tries: int = 0
+    gentle: bool = False  # nothing was agreed: it is probed no more often than Initial packets are sent
     heard: bool = False  # an authentic packet came from there
     challenges: dict[bytes, float] = field(default_factory=dict)  # data -> when it was sent
     responses: list[bytes] = field(default_factory=list)  # to the server's challenges, newest last
@@ -133,10 +134,13 @@ class Prober:
         downtime_s: float,
         slack_s: float = 0.0,
         wanted_s: float = 0.0,
+        gentle_s: float = 0.0,
     ) -> Candidate:
         """Enters a candidate, or sets the clock of one that is there.
 
-        The interval stays for ``downtime_s``, half as much again as it is an estimate, and ``slack_s``.
+        The interval stays for ``downtime_s``, half as much again as it is an estimate, and ``slack_s``. With
+        ``gentle_s`` it begins with that and doubles with each try: RFC 9000 §8.2.1, where the handshake has
+        agreed to nothing more.
         """
         tight_until = start_at + 1.5 * downtime_s + slack_s
         candidate = self.candidates.get(network_address)
@@ -149,6 +153,9 @@ class Prober:
             candidate.interval_s = interval_s
             candidate.tight_until = tight_until
             candidate.named = candidate.named or named
+        candidate.gentle = gentle_s > 0
+        if candidate.gentle:
+            candidate.interval_s = gentle_s
         return candidate
 
     def due(self, now: float) -> Iterator[Candidate]:
@@ -170,7 +177,9 @@ class Prober:
     def postpone(self, candidate: Candidate, now: float) -> None:
         """The candidate's next try."""
         candidate.next_at = now + candidate.interval_s
-        if now >= candidate.tight_until:
+        if candidate.gentle:
+            candidate.interval_s = min(2 * candidate.interval_s, self.timings.gentle_interval_max_s)
+        elif now >= candidate.tight_until:
             candidate.interval_s = min(
                 candidate.interval_s * self.timings.probe_backoff,
                 max(self.timings.probe_interval_max_s, candidate.interval_s),

@@ -7,8 +7,8 @@ from aioquic.quic.connection import NetworkAddress
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.config import ExtensionConfig
-from quicferry.quic.wire import Frame
-from quicferry.strategies import StrategyName, rules_of
+from quicferry.quic.wire import EXTENSION_TYPES, Address, Frame, FrameType
+from quicferry.strategies import Strategy, StrategyName, rules_of
 
 
 class Role:
@@ -18,11 +18,30 @@ class Role:
         self._seam = seam
         self._config = config
         self._control: list[bytes] = []  # encoded frames to send, in order
-        self.negotiated: frozenset[StrategyName] = frozenset()
+        self.negotiated: frozenset[StrategyName] = frozenset()  # the standards included
         self.max_addresses = config.max_addresses
         self.held = False
         self.mute = False
         self.passive = False
+
+    @property
+    def extended(self) -> frozenset[StrategyName]:
+        """What was negotiated by ``server_migration``; empty where only a standard is used."""
+        return frozenset(name for name in self.negotiated if rules_of(name).extended)
+
+    @property
+    def frame_types(self) -> frozenset[FrameType]:
+        """The frames that may come, or that are an error of their own when they come."""
+        drafts = {FrameType.ALTERNATIVE_ADDRESS} if Strategy.ALTERNATIVE_ADDRESS in self.negotiated else set()
+        return frozenset((EXTENSION_TYPES if self.extended else set()) | drafts)
+
+    def preferred_address(self, addresses: tuple[Address, ...]) -> bool:
+        """A server has none of its client's."""
+        return False
+
+    def while_mute(self) -> Datagrams:
+        """Nothing: who is mute is silent."""
+        return []
 
     @property
     def negotiated_pool(self) -> bool:

@@ -11,12 +11,17 @@ from quicferry.errors import InvalidInput
 from quicferry.quic import events
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam
+from quicferry.quic.asking import Asked
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.errors import ErrorCode, LocalError, PeerError
+from quicferry.quic.request_wire import Reply, SmReply, SmRequest
 from quicferry.quic.role import Role
+from quicferry.quic.standard_wire import AlternativeAddress
+from quicferry.quic.standards import Probation, ServerAddresses
 from quicferry.quic.tables import SERVER, Machine, ServerInput, ServerState
 from quicferry.quic.wire import (
     CIDS_BESIDE_A_RACE,
+    REQUESTS,
     VERSION,
     AbortReason,
     Address,
@@ -30,10 +35,10 @@ from quicferry.quic.wire import (
     SmReady,
     decode_frame,
 )
-from quicferry.strategies import StrategyName, rules_of
+from quicferry.strategies import Carrier, Strategy, StrategyName, rules_of
 
 _RESPONSES_PER_DATAGRAM = 100  # 9 bytes each in a datagram of 1200
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 
 
 class ServerRole(Role):
@@ -54,6 +59,9 @@ class ServerRole(Role):
         self._cid_before_move = b""
         self._here: int | None = None  # the sequence number of the address that it is at, where it knows it
         self._frozen_number = 0  # the next packet number at the freeze
+        self.asked = Asked(config.timings)
+        self._standard = ServerAddresses(seam, config)
+        self._probation: Probation | None = None  # at an address that the client has not come to
         self._speaks_at: float | None = None  # when a mute server has waited long enough
 
     @property
@@ -65,9 +73,15 @@ class ServerRole(Role):
 
     def own_parameter(self) -> bytes:
         """The answer; a server sends none before it has seen an offer."""
-        if not self.negotiated:
-            return b""
-        return Parameter(strategies=self.negotiated, max_addresses=self.max_addresses).encode()
+        standard = self._standard.own_parameter()
+        if not self.extended:
+            return standard
+        answer = Parameter(
+            strategies=self.extended,
+            max_addresses=self.max_addresses,
+            flags=REQUESTS if self.asked.agreed else 0,
+        )
+        return standard + answer.encode()
 
     def peer_parameter(self, value: bytes | None) -> bool:
         """The client's offer: what both can do is answered; nothing in common is no answer."""
@@ -82,7 +96,14 @@ class ServerRole(Role):
             return False
         self.negotiated = offer.strategies & self._config.strategies
         self.max_addresses = min(offer.max_addresses, self._config.max_addresses, can_hold)
+        self.asked.agreed = bool(offer.flags & REQUESTS)
         return bool(self.negotiated)
+
+    def standard_parameters(self, parameters: bytes) -> bool:
+        """What the client can do without the extension. Raises ``PeerError``."""
+        self._standard.peer_parameters(parameters)
+        self.negotiated |= self._standard.agreed
+        return bool(self._standard.agreed)
 
     @property
     def connection_ids(self) -> int:
@@ -132,6 +153,13 @@ class ServerRole(Role):
         rules = rules_of(strategy)
         if epoch <= self._epoch:
             raise LocalError(f"epoch {epoch} is not above {self._epoch}", hint="number the moves upwards")
+        why_not = self._why_not_by_standard(rules.carrier, addresses)
+        if why_not is not None:
+            self._machine.feed(ServerInput.PREPARE)
+            self._machine.feed(ServerInput.ANSWER_REFUSED)
+            self._epoch, self._strategy, self._answer = epoch, strategy, None
+            self._seam.emit(events.MigrationReady(epoch, why_not))
+            return
         if rules.carries_address and not addresses:
             raise LocalError(f"{rules.title} needs the destination's address")
         if rules.pool and not self._offered and not any(f.pool for f in self._named.values()):
@@ -145,6 +173,9 @@ class ServerRole(Role):
         if not waits:
             self._seam.emit(events.MigrationReady(epoch, Result.OK))
         if not rules.notice:
+            return
+        if rules.carrier is Carrier.ALTERNATIVE_ADDRESS:
+            self.send_control(self._standard.next_set(addresses))
             return
         sequences: tuple[int, ...] = ()
         if rules.carries_address:
@@ -161,6 +192,14 @@ class ServerRole(Role):
             )
         )
 
+    def _why_not_by_standard(self, carrier: Carrier, addresses: list[Address]) -> Result | None:
+        """What keeps a server from moving by a standard; None if nothing does."""
+        if carrier is Carrier.PREFERRED_ADDRESS and not self._standard.can_be_left_for(addresses):
+            return Result.NO_ADDRESS
+        if carrier is Carrier.ALTERNATIVE_ADDRESS and self._probation is not None:
+            return Result.UNTOLD  # until the client has come here, only probes may leave
+        return None
+
     def hold(self) -> None:
         """Silence, from now: the connection may be checkpointed."""
         if self._machine.allows(ServerInput.HOLD):
@@ -168,6 +207,7 @@ class ServerRole(Role):
             self._cid_before_move = self._seam.host_cid
         if not self.held:
             self._seam.release_lease()  # what is held for a move is this host's own
+            self._probation = None  # the destination has its own
             self._frozen_number = self._seam.packet_number
         self.held = True
         self.passive = False
@@ -175,6 +215,7 @@ class ServerRole(Role):
     def resume(
         self,
         epoch: int,
+        strategy: StrategyName,
         *,
         speak_first: bool,
         now: float,
@@ -198,7 +239,14 @@ class ServerRole(Role):
         self._seam.restart_idle_timer(now)
         self._seam.doubt_flight(now)
         self._seam.restart_recovery(None, now, least_rtt_s=clients / self._config.timings.answers_per_second)
-        if not self.negotiated:
+        self._standard.here = address
+        if not rules_of(strategy).extended and strategy in self.negotiated:
+            self._standard.use_up_if(strategy is Strategy.PREFERRED_ADDRESS)
+            self._seam.change_cid()
+            self.mute = True
+            self._probation = Probation(self._seam, now, patience_s)
+            return
+        if not self.extended:
             self._seam.ask_for_acknowledgement()
             return
         self._say_here(address)
@@ -225,7 +273,10 @@ class ServerRole(Role):
             self._seam.take_newest_cid()
             self._seam.restart_idle_timer(now)
             self._seam.expire_in_flight(now)
-        if self.negotiated and self._seam.handshake_confirmed:
+        if self._strategy is not None and not rules_of(self._strategy).extended:
+            if self._strategy == Strategy.ALTERNATIVE_ADDRESS:
+                self.send_control(self._standard.next_set([]))
+        elif self.extended and self._seam.handshake_confirmed:
             self.send_control(SmAbort(epoch=self._epoch, reason=AbortReason.named(reason)))
 
     def _say_here(self, address: Address | None) -> None:
@@ -266,6 +317,8 @@ class ServerRole(Role):
         """Besides repeating: a pool is ready when the client is known to have all of it."""
         super().control_delivered(self._up_to_date(encoded), acknowledged)
         frame = decode_frame(encoded)
+        if acknowledged and isinstance(frame, AlternativeAddress) and frame.before:
+            self._set_delivered(frame)
         if not acknowledged or not isinstance(frame, SmAddress):
             return
         self._unconfirmed.discard(frame.sequence)
@@ -275,6 +328,12 @@ class ServerRole(Role):
             and not rules_of(self._strategy).notice
             and not self._unconfirmed
         ):
+            self._machine.feed(ServerInput.ANSWER_OK)
+            self._seam.emit(events.MigrationReady(self._epoch, Result.OK))
+
+    def _set_delivered(self, frame: AlternativeAddress) -> None:
+        """The client knows where to go; the draft has no answer to this but the acknowledgement."""
+        if self.state is ServerState.PREPARING and self._standard.is_current(frame):
             self._machine.feed(ServerInput.ANSWER_OK)
             self._seam.emit(events.MigrationReady(self._epoch, Result.OK))
 
@@ -290,7 +349,10 @@ class ServerRole(Role):
     # ------------------------------------------------------------------ frames and packets
 
     def frame(self, frame: Frame, address: NetworkAddress, now: float) -> None:
-        """A frame of the client: only SM_READY may come."""
+        """A frame of the client: only SM_READY and SM_REQUEST may come."""
+        if isinstance(frame, SmRequest):
+            self._on_request(frame, now)
+            return
         if not isinstance(frame, SmReady):
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, f"{frame.frame_type.name} from a client")
         if frame.epoch > self._epoch:
@@ -306,32 +368,63 @@ class ServerRole(Role):
         self._machine.feed(ServerInput.ANSWER_OK if ok else ServerInput.ANSWER_REFUSED)
         self._seam.emit(events.MigrationReady(frame.epoch, frame.result))
 
+    def _on_request(self, frame: SmRequest, now: float) -> None:
+        at_once = self.asked.take(frame, now)
+        if at_once is not None:
+            self.send_control(SmReply(request=frame.request, reply=at_once))
+        elif frame.request == self.asked.is_open:
+            self._seam.emit(events.MoveRequested(frame.request))
+
+    def answer_request(self, request: int, reply: Reply) -> None:
+        """Tells the client what became of its request; one that is answered already is left alone."""
+        frame = self.asked.answer(request, reply)
+        if frame is not None:
+            self.send_control(frame)
+
     def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
         """A probe of the client, from its known address: answered at once, in a datagram of its own."""
+        if self._probation is not None:
+            self._probation.challenged(address, data)
+            return True
         if not on_active_path:
             return False  # the client's address changed too: upstream validates it
         self._challenges.append((address, data))
         return True
 
+    def response(self, data: bytes, address: NetworkAddress) -> bool:
+        """A server challenges its client only from an address that the client has not come to."""
+        return self._probation is not None and self._probation.answered(data, address)
+
     def received(self, address: NetworkAddress, *, newest: bool, now: float) -> None:
         """An authentic packet of the client ends muteness; one that is no probe commits the move."""
-        self.mute = False
+        if self._probation is None:
+            self.mute = False
+        elif self._probation.is_over(self._seam.host_cid != self._cid_before_move):
+            self._probation, self.mute = None, False
         self._speaks_at = None
         # aioquic follows the client to the connection ID of a packet, unless it is a probing packet. A late
         # packet to the old address, handed on by the source, is on the old one.
         if self.state is ServerState.RESTORED and self._seam.host_cid != self._cid_before_move:
             self._machine.feed(ServerInput.COMMIT)
             self._seam.emit(events.MigrationCommitted(self._epoch))
-        self.passive = self.state is not ServerState.RESTORED
+        self.passive = self.state is not ServerState.RESTORED and self._probation is None
 
     # ------------------------------------------------------------------ sending and time
 
     def timer(self) -> float | None:
         """When a server that waits for its client speaks all the same."""
-        return self._speaks_at
+        return self._speaks_at if self._probation is None else self._probation.due_at
+
+    def while_mute(self) -> Datagrams:
+        """Probes, where the client is to come first (RFC 9000 §9.6.2)."""
+        if self._probation is None or not self._probation.has_datagrams:
+            return []
+        return self._probation.datagrams(_RESPONSES_PER_DATAGRAM)
 
     def on_timer(self, now: float) -> None:
         """Nobody waits for ever: a client may have nothing to ask, or may not know that it is to ask."""
+        if self._probation is not None:
+            self._probation.on_timer(now)
         if self._speaks_at is not None and now >= self._speaks_at:
             self.mute = False
             self._speaks_at = None
@@ -362,6 +455,10 @@ class ServerRole(Role):
         frame = decode_frame(encoded)
         if isinstance(frame, SmPrepare):
             return self.state is ServerState.PREPARING and frame.epoch == self._epoch
+        if isinstance(frame, SmReply):
+            return self.asked.is_current(frame)
+        if isinstance(frame, AlternativeAddress):
+            return self._standard.is_current(frame)
         if isinstance(frame, SmMigrated | SmAbort):
             return frame.epoch == self._epoch
         if isinstance(frame, SmAddress):
@@ -389,6 +486,8 @@ class ServerRole(Role):
             "frozen_number": self._frozen_number,
             "held": self.held,
             "mute": self.mute,
+            "standard": self._standard.dump(),
+            "asked": self.asked.dump(),
         }
 
     def load(self, values: dict[str, Any]) -> None:
@@ -411,3 +510,5 @@ class ServerRole(Role):
         self._frozen_number = values["frozen_number"]
         self.held = values["held"]
         self.mute = values["mute"]
+        self._standard.load(values["standard"])
+        self.asked.load(values["asked"])

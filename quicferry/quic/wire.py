@@ -1,4 +1,4 @@
-"""The bytes of the extension: one transport parameter and five frames.
+"""The bytes of the extension: one transport parameter and its frames.
 
 ``docs/wire-format.md`` is the specification. This module only encodes and decodes; whether a frame may
 come at all is decided in ``client.py`` and ``server.py``.
@@ -14,6 +14,10 @@ from typing import ClassVar, TypeAlias
 from aioquic.buffer import Buffer, BufferReadError  # type: ignore[attr-defined]  # re-exported without saying so
 
 from quicferry.quic.errors import ErrorCode, PeerError
+from quicferry.quic.frame_types import FrameType as FrameType
+from quicferry.quic.request_wire import SmReply as SmReply
+from quicferry.quic.request_wire import SmRequest as SmRequest
+from quicferry.quic.standard_wire import AlternativeAddress
 from quicferry.strategies import StrategyName, rules_of, strategies
 
 #: (host, port): an IPv4 or IPv6 address in its canonical text form, and a UDP port.
@@ -25,26 +29,18 @@ MAX_ADDRESSES = 7  # each takes a connection ID of its own (RFC 9000 §9.5)
 #: connection IDs that a race of so many takes besides: one is in use on the old path, one is held back for
 #: an address that nobody has named and that an authentic packet comes from
 CIDS_BESIDE_A_RACE = 2
+#: flag of the transport parameter: a client may ask its server to move, and is answered
+REQUESTS = 0x01
 VARINT_MAX = (1 << 62) - 1
 
 
 def _strategy_of_bit() -> dict[int, StrategyName]:
     """One bit per strategy in the transport parameter; the number of a strategy in SM_PREPARE is its bit."""
-    return {rules.wire_bit: name for name, rules in strategies().items()}
-
-
-class FrameType(enum.IntEnum):
-    """Frame types, drawn at random from the range for provisional registration (RFC 9000 §22.1)."""
-
-    SM_ADDRESS = 0x1F3A7C10
-    SM_PREPARE = 0x1F3A7C11
-    SM_READY = 0x1F3A7C12
-    SM_MIGRATED = 0x1F3A7C13
-    SM_ABORT = 0x1F3A7C14
+    return {rules.wire_bit: name for name, rules in strategies().items() if rules.extended}
 
 
 class Result(enum.StrEnum):
-    """What became of SM_PREPARE. The last three never cross the wire: nobody was asked."""
+    """What became of SM_PREPARE. The last five never cross the wire: nobody was asked."""
 
     OK = "ok"
     REFUSED = "refused"
@@ -54,6 +50,8 @@ class Result(enum.StrEnum):
     NOT_NEGOTIATED = "not-negotiated"
     NOT_CONFIRMED = "not-confirmed"
     NO_POOL = "no-pool"
+    NO_ADDRESS = "no-address"
+    UNTOLD = "untold"
 
 
 _RESULT_NUMBERS: dict[Result, int] = {
@@ -127,8 +125,8 @@ class Parameter:
         return cls(strategies=strategies, max_addresses=max_addresses, version=version, flags=flags)
 
 
-def find_parameter(transport_parameters: bytes) -> bytes | None:
-    """The value of ``server_migration`` among encoded transport parameters, or None.
+def find_parameter(transport_parameters: bytes, wanted: int = TRANSPORT_PARAMETER_ID) -> bytes | None:
+    """The value of ``server_migration``, or of another one, among encoded transport parameters, or None.
 
     Raises ``PeerError`` when it is there twice (RFC 9000 §7.4).
     """
@@ -138,7 +136,7 @@ def find_parameter(transport_parameters: bytes) -> bytes | None:
         while not buf.eof():
             identifier = buf.pull_uint_var()
             value = buf.pull_bytes(buf.pull_uint_var())
-            if identifier == TRANSPORT_PARAMETER_ID:
+            if identifier == wanted:
                 if found is not None:
                     raise _bad_parameter("it is there twice")
                 found = value
@@ -332,15 +330,22 @@ class SmAbort:
         return cls(epoch=buf.pull_uint_var(), reason=buf.pull_uint_var())
 
 
-Frame: TypeAlias = SmAddress | SmPrepare | SmReady | SmMigrated | SmAbort
+Frame: TypeAlias = (
+    SmAddress | SmPrepare | SmReady | SmMigrated | SmAbort | SmRequest | SmReply | AlternativeAddress
+)
 
-_CLASSES: dict[int, type[SmAddress] | type[SmPrepare] | type[SmReady] | type[SmMigrated] | type[SmAbort]] = {
+_CLASSES: dict[int, type[Frame]] = {
     FrameType.SM_ADDRESS: SmAddress,
     FrameType.SM_PREPARE: SmPrepare,
     FrameType.SM_READY: SmReady,
     FrameType.SM_MIGRATED: SmMigrated,
     FrameType.SM_ABORT: SmAbort,
+    FrameType.SM_REQUEST: SmRequest,
+    FrameType.SM_REPLY: SmReply,
+    FrameType.ALTERNATIVE_ADDRESS: AlternativeAddress,
 }
+#: the types that come with the parameter ``server_migration``
+EXTENSION_TYPES = frozenset(FrameType) - {FrameType.ALTERNATIVE_ADDRESS}
 
 
 def pull_frame(frame_type: int, buf: Buffer) -> Frame:

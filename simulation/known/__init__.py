@@ -135,6 +135,23 @@ KNOWN: tuple[KnownFault, ...] = (
         "hang:no-id-left:",
     ),
     KnownFault(
+        "standard-finds-no-rebound-listener",
+        "protocol",
+        "hang:mute:preferred-address",
+        319,
+        "the address of a client that only listens changed in the downtime; a server that moves by a "
+        "standard may only probe, and its probes go where the client was",
+        "hang:mute:preferred-address",
+    ),
+    KnownFault(
+        "draft-finds-no-rebound-client",
+        "protocol",
+        "hang:mute:alternative-address",
+        1437,
+        "the same by the draft, where the notice has gone there as well",
+        "hang:mute:alternative-address",
+    ),
+    KnownFault(
         "too-many-streams-after-a-fence",
         "ownership",
         "client-lost",

@@ -6,7 +6,7 @@ import random
 
 import msgspec
 
-from quicferry.strategies import Strategy
+from quicferry.strategies import EXTENSION_STRATEGIES, Strategy
 from simulation.ownership.fault_kinds import KINDS
 
 
@@ -90,7 +90,7 @@ def draw(seed: int) -> Story:
         moves.append(
             Move(
                 to=to,
-                strategy=rng.choice((Strategy.SYMMETRIC, Strategy.SYMMETRIC, *Strategy)),
+                strategy=rng.choice((Strategy.SYMMETRIC, Strategy.SYMMETRIC, *EXTENSION_STRATEGIES)),
                 server_first=rng.random() < 0.7,
                 after_s=0.3 if number == 0 else rng.choice((0.0, 0.3, 1.5, 6.0, 10.0)),
             )

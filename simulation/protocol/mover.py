@@ -35,7 +35,10 @@ NOTICE_LEAST_S = 0.2
 NOTICE_PTOS = 6
 #: answers of clients that will not be where the server is
 STAYS = frozenset(
-    {Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID, Result.NO_POOL}
+    {
+        *(Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID, Result.NO_POOL),
+        *(Result.NO_ADDRESS, Result.UNTOLD),
+    }
 )
 
 

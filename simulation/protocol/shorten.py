@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from quicferry.strategies import Strategy
+from quicferry.strategies import EXTENSION_STRATEGIES, RULES
 from simulation.protocol.story import Ending, Fault, Move, Story, Traffic
 
 _replace = msgspec.structs.replace
@@ -29,8 +29,9 @@ def shorter(story: Story) -> Iterator[Story]:
         before_s=0.3,
         size_bytes=100,
         interval_s=0.05,
-        strategies=list(Strategy),
     )
+    if all(RULES[move.strategy].extended for move in story.moves):
+        yield from _plainer(story, strategies=list(EXTENSION_STRATEGIES))
     for at, move in enumerate(story.moves):
         for plain in _plainer(
             move,

@@ -12,7 +12,7 @@ import random
 
 import msgspec
 
-from quicferry.strategies import RULES, Strategy
+from quicferry.strategies import EXTENSION_STRATEGIES, RULES, STANDARD_STRATEGIES, Strategy
 from simulation.protocol.fault_kinds import KINDS
 
 
@@ -82,7 +82,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     rtt_s: float = 0.018
     process_moves: bool = False  # as CRIU does; else snapshots are handed over
     strategies: list[Strategy] = msgspec.field(
-        default_factory=lambda: list(Strategy)
+        default_factory=lambda: list(EXTENSION_STRATEGIES)
     )  # that the client agrees to
     pool: list[int] = []  # edges that the client is told of at the beginning
     before_s: float = 0.3
@@ -109,17 +109,31 @@ WINDOWS = (
 )
 
 
+#: how many of the stories are told with a standard instead of the extension
+STANDARDS = 0.15
+
+
 def draw(seed: int) -> Story:
     """The story of a seed."""
+    story = _draw(seed)
+    rng = random.Random(f"standards {seed}")
+    if not story.moves or rng.random() >= STANDARDS:
+        return story
+    standard = rng.choice(STANDARD_STRATEGIES)
+    moves = [msgspec.structs.replace(move, strategy=standard, server_first=False) for move in story.moves]
+    return msgspec.structs.replace(story, moves=moves, strategies=[standard], pool=[])
+
+
+def _draw(seed: int) -> Story:
     rng = random.Random(f"protocol {seed}")
     edges = rng.choice(range(2, EDGES_MOST + 1))
     moves: list[Move] = []
-    favourite = rng.choice(tuple(Strategy))
+    favourite = rng.choice(EXTENSION_STRATEGIES)
     mixed = rng.random() < 0.4
     here = 1
     for number in range(rng.choice((1, 1, 2, 2, 3))):
         to = rng.choice([edge for edge in range(1, edges + 1) if edge != here])
-        move = _move(rng, to, rng.choice(tuple(Strategy)) if mixed else favourite, first=number == 0)
+        move = _move(rng, to, rng.choice(EXTENSION_STRATEGIES) if mixed else favourite, first=number == 0)
         moves.append(move)
         if move.ending is Ending.COMMIT:
             here = to
@@ -153,7 +167,7 @@ def draw(seed: int) -> Story:
         size_bytes=FLOOD_BYTES if flooded else _size(rng, traffic),
         rtt_s=0.004 if flooded else rng.choice((0.004, 0.018, 0.018, 0.06, 0.2)),
         process_moves=rng.random() < 0.4,
-        strategies=list(Strategy) if all_agreed else sorted(told),
+        strategies=list(EXTENSION_STRATEGIES) if all_agreed else sorted(told),
         pool=pool if any(RULES[strategy].pool for strategy in told) or rng.random() < 0.1 else [],
         before_s=0.03 if flooded else rng.choice((0.1, 0.3, 1.1)),
         max_datagram_bytes=rng.choice((1200, 1200, 1400)),

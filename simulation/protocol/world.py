@@ -31,6 +31,7 @@ from quicferry.quic import (
     PathValidated,
 )
 from quicferry.quic.wire import Result
+from quicferry.strategies import Strategy
 from simulation.clock import VirtualLoop
 from simulation.determinism import certificate
 from simulation.history import History
@@ -97,7 +98,10 @@ class ProtocolWorld:
             self._anchors.setdefault(fault.anchor, []).append(fault)
         self.load = ClientLoad(loop.time, history.violated)
         client, self.server_configuration = _configurations(story)
-        self.extension = ExtensionConfig()
+        preferred = next((m.to for m in story.moves if m.strategy is Strategy.PREFERRED_ADDRESS), None)
+        self.extension = ExtensionConfig(
+            preferred_address=() if preferred is None else (edge_address(preferred),)
+        )
         self.client = Endpoint(
             loop,
             MigratableConnection(

@@ -51,6 +51,11 @@ def edge(number: int) -> Address:
     return (f"10.0.{number}.2", 4433)
 
 
+def preferred_in(strategy: Strategy, address: Address = EDGE_2) -> Address | None:
+    """What a server says in the handshake that is to move by this strategy."""
+    return address if strategy is Strategy.PREFERRED_ADDRESS else None
+
+
 def configurations(idle_timeout_s: float = 60.0) -> tuple[QuicConfiguration, QuicConfiguration]:
     client = QuicConfiguration(is_client=True, alpn_protocols=["ferry"], idle_timeout=idle_timeout_s)
     client.verify_mode = ssl.CERT_NONE
@@ -95,6 +100,7 @@ class Pair:
         idle_timeout_s: float = 60.0,
         logger: QuicLogger | None = None,
         hand_off: bool = False,  # a snapshot moves, not the object
+        preferred: Address | None = None,  # said in the handshake, by a server with the usual extension
     ) -> None:
         self.rng = random.Random(seed)
         self.network = network or Network()
@@ -102,6 +108,8 @@ class Pair:
         client_configuration.quic_logger = server_configuration.quic_logger = logger
         self.client: QuicConnection = self._make(client_configuration, client)
         self._server_configuration = server_configuration
+        if preferred is not None:
+            server = ExtensionConfig(preferred_address=(preferred,))
         self._server_extension = server
         self.server: Any = None
         self.server_at: Address | None = EDGE_1
@@ -340,6 +348,7 @@ class Pair:
         where it is the one to restart the traffic.
         """
         self.forward_from = None
+        self.prepared_at = self.now
         if waiting_room is None:
             waiting_room = forwarding
         addresses = [to] if RULES[strategy].carries_address else []

@@ -28,9 +28,9 @@ from quicferry.quic.wire import (
     SmPrepare,
     SmReady,
 )
-from quicferry.strategies import RULES, Strategy
+from quicferry.strategies import EXTENSION_STRATEGIES, RULES, Strategy
 
-from .harness import EDGE_1, EDGE_2, Network, Pair, edge
+from .harness import EDGE_1, EDGE_2, Network, Pair, edge, preferred_in
 
 
 def prepare(**keywords) -> SmPrepare:
@@ -126,7 +126,7 @@ def test_an_announcement_may_overtake_its_address():
 @pytest.mark.parametrize(
     "answer",
     [
-        Parameter(strategies=frozenset(Strategy)),
+        Parameter(strategies=frozenset(EXTENSION_STRATEGIES)),
         Parameter(strategies=frozenset({Strategy.POOL}), max_addresses=7),
         Parameter(strategies=frozenset({Strategy.POOL}), version=2, max_addresses=3),
     ],
@@ -147,7 +147,7 @@ def test_an_answer_beyond_the_offer_is_a_transport_parameter_error(answer):
 
 
 def test_another_version_is_answered_by_silence(monkeypatch):
-    offer = Parameter(strategies=frozenset(Strategy), version=2).encode()
+    offer = Parameter(strategies=frozenset(EXTENSION_STRATEGIES), version=2).encode()
     monkeypatch.setattr(ClientRole, "own_parameter", lambda self: offer)
     pair = Pair()
     pair.handshake()
@@ -210,7 +210,7 @@ def test_a_held_connection_is_deaf_dumb_and_timeless():
 
 @pytest.mark.parametrize("strategy", list(Strategy))
 def test_a_nat_may_give_the_client_another_address_on_the_new_path(strategy):
-    pair = Pair()
+    pair = Pair(preferred=preferred_in(strategy))
     pair.client_seen_as = {EDGE_2: ("10.0.0.99", 5555)}
     pair.handshake()
     if RULES[strategy].pool:
@@ -229,7 +229,7 @@ def test_a_nat_may_give_the_client_another_address_on_the_new_path(strategy):
 @pytest.mark.parametrize("strategy", list(Strategy))
 def test_qlog_shows_probes_and_control_frames(strategy):
     logger = QuicLogger()
-    pair = Pair(logger=logger)
+    pair = Pair(logger=logger, preferred=preferred_in(strategy))
     pair.handshake()
     if RULES[strategy].pool:
         pair.server.offer_addresses([EDGE_2], pair.now)

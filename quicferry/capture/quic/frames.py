@@ -2,6 +2,8 @@
 
 The extension's frames are read by ``docs/wire-format.md``, those of drafts by the table in ``draft_frames``.
 An unknown type hides what stands behind it, for its length is unknown, never what stands before it.
+ALTERNATIVE_ADDRESS is that of draft-munizaga-quic-alternative-server-address-02. Version -00 had two other
+frames, of which the first has the same number: what does not read as the one is read as the other.
 """
 
 from __future__ import annotations
@@ -35,8 +37,11 @@ SM_PREPARE = 0x1F3A7C11
 SM_READY = 0x1F3A7C12
 SM_MIGRATED = 0x1F3A7C13
 SM_ABORT = 0x1F3A7C14
-ALTERNATIVE_V4 = 0x1D5845E2
-ALTERNATIVE_V6 = 0x1D5845E3
+SM_REQUEST = 0x1F3A7C1A
+SM_REPLY = 0x1F3A7C1B
+ALTERNATIVE_ADDRESS = 0x1D5845E2
+ALTERNATIVE_V4_00 = 0x1D5845E2  # of the draft's version -00
+ALTERNATIVE_V6_00 = 0x1D5845E3
 
 #: types that are just a name and integers
 _NUMBERS: dict[int, tuple[str, int]] = {
@@ -109,6 +114,37 @@ def _address(cursor: _Cursor, v4: bool, v6: bool) -> str | None:
     return " ".join(found) or None
 
 
+def _alternative(cursor: _Cursor) -> Frame:
+    """The draft's frame; ``address`` has the whole set, and ``*`` where the current path stands in it."""
+    begin = cursor.at
+    try:
+        cursor.varint()
+        found: list[str] = []
+        for _ in range(cursor.varint()):
+            entry = cursor.varint()
+            if entry not in (0, 1, 2):
+                raise IndexError(f"an entry of the type {entry:#x} in ALTERNATIVE_ADDRESS")
+            if entry:
+                cursor.varint()
+            found.append((_address(cursor, entry == 1, entry == 2) if entry else None) or "*")
+        if found.count("*") != 1:
+            raise IndexError("ALTERNATIVE_ADDRESS has not the current path once")
+        return Frame("ALTERNATIVE_ADDRESS", address=" ".join(found))
+    except IndexError:
+        cursor.at = begin
+        return _alternative_00(ALTERNATIVE_V4_00, cursor)
+
+
+def _alternative_00(kind: int, cursor: _Cursor) -> Frame:
+    """A frame of the draft's first version: preferred (1), retire (1), unused (6), sequence, one address."""
+    flags = cursor.take(1)[0]
+    if flags & 0x3F:
+        raise IndexError("unused bits are set in an address frame of the draft's version -00")
+    cursor.varint()
+    v4 = kind == ALTERNATIVE_V4_00
+    return Frame("ALTERNATIVE_SERVER_ADDRESS", address=_address(cursor, v4, not v4))
+
+
 def _extension(kind: int, cursor: _Cursor) -> Frame:
     if kind == SM_ADDRESS:
         cursor.varint()
@@ -129,11 +165,16 @@ def _extension(kind: int, cursor: _Cursor) -> Frame:
         epoch = cursor.varint()
         cursor.varint()
         return Frame("SM_READY" if kind == SM_READY else "SM_ABORT", epoch=epoch)
-    if kind in (ALTERNATIVE_V4, ALTERNATIVE_V6):
-        cursor.take(1)
-        cursor.varint()
-        v4 = kind == ALTERNATIVE_V4
-        return Frame("ALTERNATIVE_SERVER_ADDRESS", address=_address(cursor, v4, not v4))
+    if kind in (SM_REQUEST, SM_REPLY):
+        begin = cursor.at
+        for _ in range(1 if kind == SM_REQUEST else 2):
+            cursor.varint()
+        name = "SM_REQUEST" if kind == SM_REQUEST else "SM_REPLY"
+        return Frame(name, data=cursor.data[begin - 4 : cursor.at])  # the type takes 4 bytes
+    if kind == ALTERNATIVE_ADDRESS:
+        return _alternative(cursor)
+    if kind == ALTERNATIVE_V6_00:
+        return _alternative_00(kind, cursor)
     parts = DRAFT_FRAMES.get(kind)
     if parts is None:
         raise UnknownFrame(kind)

@@ -413,6 +413,11 @@ class NodeAgent:
         )
         return await self.source.move(order)
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether a move goes on in which this host takes part."""
+        return not (self.source.machine.is_over and self.destination.machine.is_over)
+
     async def _abort(self, request: AbortMove, caller: str) -> Verdict:
         """Give up as the destination, and answer with the verdict (method ``AbortMove``)."""
         self._check_party(caller, self.destination.source_of(request.epoch))

@@ -51,7 +51,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     container_record: str | None = None  # with it, container and server outlive an agent that is killed
     oci_readable: list[str] | None = None  # the server is an OCI container that may read these directories
     on_signal: LocalMove | None = None
-    on_signal_later: list[LocalMove] = []  # after the first one has led away: the next, and so on
+    on_request: LocalMove | None = None  # what a client sets off that asks its server to move; None: refused
+    requests: Endpoint = Endpoint("127.0.0.1", 4437)  # where the server hands such requests on
+    later: list[LocalMove] = []  # after that first move has led the server away: the next one, and so on
     failpoints: Failpoints = Failpoints()  # for fault injection
     moving_address: MovingAddressConfig | None = None  # one that moves with the server
     keep_tcp: bool = False  # established TCP connections move with the server; only where the address does

@@ -27,11 +27,11 @@ from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 
 from quicferry.quic.errors import PeerError
-from quicferry.quic.wire import Frame, FrameType, find_parameter, pull_frame
+from quicferry.quic.wire import Address, Frame, FrameType, find_parameter, pull_frame
 from quicferry.strategies import StrategyName
 
 _CHALLENGE_BYTES = 8  # RFC 9000 §19.17
-_RESET_TOKEN_BYTES = 16  # RFC 9000 §19.15
+RESET_TOKEN_BYTES = 16  # RFC 9000 §19.15
 
 Datagrams = list[tuple[bytes, NetworkAddress]]
 
@@ -77,6 +77,19 @@ class Hooks(Protocol):
     def peer_parameter(self, value: bytes | None) -> bool:
         """The peer's parameter, None when it sent none. Returns whether the extension is negotiated."""
 
+    def standard_parameters(self, parameters: bytes) -> bool:
+        """All of the peer's parameters, for those of other documents. Returns whether one was agreed on.
+
+        May raise ``PeerError``.
+        """
+
+    @property
+    def frame_types(self) -> frozenset[FrameType]:
+        """The frames that are handed to ``frame``."""
+
+    def preferred_address(self, addresses: tuple[Address, ...]) -> bool:
+        """Client: the handshake is confirmed, and the server prefers these. False: upstream probes them."""
+
     def admits(self, address: NetworkAddress) -> bool:
         """Client: whether a packet from a server address that is not an active path is to be decrypted."""
 
@@ -106,6 +119,9 @@ class Hooks(Protocol):
 
     def before_send(self, now: float) -> Datagrams:
         """Datagrams of the extension, to leave before all others."""
+
+    def while_mute(self) -> Datagrams:
+        """What leaves all the same while it is mute; no data."""
 
     def timer(self) -> float | None:
         """When ``on_timer`` wants to be called."""
@@ -142,6 +158,7 @@ class HookedConnection(QuicConnection):
             return
         try:
             negotiated = self._ferry.peer_parameter(find_parameter(data))
+            negotiated = self._ferry.standard_parameters(data) or negotiated
         except PeerError as error:
             raise QuicConnectionError(
                 error_code=error.code, frame_type=QuicFrameType.CRYPTO, reason_phrase=str(error)
@@ -159,9 +176,18 @@ class HookedConnection(QuicConnection):
     def rebuild_frame_handlers(self) -> None:
         """Enters the extension's frames into the table of handlers, once it is negotiated."""
         handlers = self._QuicConnection__frame_handlers  # type: ignore[attr-defined]  # name mangling
-        if self._ferry is not None and self._ferry.negotiated:
-            for frame_type in FrameType:
+        if self._ferry is not None:
+            for frame_type in self._ferry.frame_types:
                 handlers[int(frame_type)] = (self._handle_sm_frame, EPOCHS("1"))
+
+    def _probe_preferred_address(self) -> None:
+        preferred = self._remote_preferred_address
+        if self._ferry is not None and preferred is not None:
+            both = (preferred.ipv4_address, preferred.ipv6_address)
+            if self._ferry.preferred_address(tuple(a for a in both if a is not None)):
+                self._remote_preferred_address = None
+                return
+        super()._probe_preferred_address()
 
     # ------------------------------------------------------------------ frames
 
@@ -209,7 +235,7 @@ class HookedConnection(QuicConnection):
         wanted = min(self._ferry.connection_ids, self._remote_active_connection_id_limit)
         while len(self._host_cids) < wanted:
             cid = os.urandom(self._configuration.connection_id_length)
-            token = os.urandom(_RESET_TOKEN_BYTES)
+            token = os.urandom(RESET_TOKEN_BYTES)
             self._host_cids.append(QuicConnectionId(cid, self._host_cid_seq, token))
             self._host_cid_seq += 1
 
@@ -294,8 +320,10 @@ class HookedConnection(QuicConnection):
         ferry = self._ferry
         if ferry is None:
             return super().datagrams_to_send(now)
-        if ferry.held or (ferry.mute and not self._close_pending):
+        if ferry.held:
             return []
+        if ferry.mute and not self._close_pending:
+            return ferry.while_mute() if self._state not in END_STATES else []
         if (
             ferry.has_datagrams
             and self._handshake_confirmed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 from collections.abc import Callable, Sequence
 
 from aioquic import tls
@@ -16,7 +17,7 @@ from aioquic.quic.connection import (
     QuicConnectionId,
     QuicNetworkPath,
 )
-from aioquic.quic.events import QuicEvent
+from aioquic.quic.events import ConnectionIdIssued, QuicEvent
 from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import (
     QuicDeliveryState,
@@ -26,7 +27,7 @@ from aioquic.quic.packet_builder import (
 )
 from aioquic.quic.recovery import QuicPacketPacer
 
-from quicferry.quic._aioquic.connection import HookedConnection
+from quicferry.quic._aioquic.connection import RESET_TOKEN_BYTES, HookedConnection
 from quicferry.quic._aioquic.doubt import doubt_flight
 from quicferry.quic._aioquic.lease import ABORT_GAP, bind_lease, lease_until, release_lease, skip_to
 from quicferry.quic.wire import Address, FrameType
@@ -152,6 +153,18 @@ class Seam:
     def peer_cid_limit(self) -> int:
         """How many connection IDs of ours the peer can hold: its active_connection_id_limit."""
         return self._quic._remote_active_connection_id_limit
+
+    def issue_first_cid(self) -> tuple[bytes, bytes]:
+        """A server's connection ID with the sequence number 1, and its stateless reset token.
+
+        It leaves in ``preferred_address`` and in no frame (RFC 9000 §5.1.1). Before any other was issued.
+        """
+        quic = self._quic
+        cid, token = os.urandom(quic.configuration.connection_id_length), os.urandom(RESET_TOKEN_BYTES)
+        quic._host_cids.append(QuicConnectionId(cid, quic._host_cid_seq, token, was_sent=True))
+        quic._host_cid_seq += 1
+        self.emit(ConnectionIdIssued(connection_id=cid))
+        return cid, token
 
     def replenish_cids(self) -> None:
         """Give the peer the connection IDs that it is to have."""

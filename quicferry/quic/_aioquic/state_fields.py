@@ -11,7 +11,7 @@ from enum import Enum
 
 from aioquic.quic import events
 
-from quicferry.quic.events import MigrationCommitted, MigrationReady
+from quicferry.quic.events import MigrationCommitted, MigrationReady, MoveRequested
 
 
 class Fate(Enum):
@@ -127,6 +127,7 @@ EVENTS: dict[str, type[events.QuicEvent]] = {
         events.StreamReset,
         MigrationCommitted,
         MigrationReady,
+        MoveRequested,
     )
 }
 

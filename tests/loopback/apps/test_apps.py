@@ -158,8 +158,9 @@ async def loopback_run(folder: Path) -> AsyncIterator[LoopbackRun]:
 def test_hand_off_between_two_processes(tmp_path: Path, strategy: Strategy, server_first: bool) -> None:
     async def play() -> None:
         async with loopback_run(tmp_path) as it:
-            await it.server(1)
-            await it.server(2)
+            preferred = it.addresses[1] if strategy is Strategy.PREFERRED_ADDRESS else None
+            await it.server(1, preferred_address=preferred)
+            await it.server(2, preferred_address=preferred)
             client = await it.client(download_bytes=3 << 20, upload_bytes=1 << 20, seed=4)
             await it.until(client, "client.response.received")
             await asyncio.sleep(0.1)

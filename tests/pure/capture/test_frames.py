@@ -22,7 +22,9 @@ from quicferry.capture.quic.frames import Frame, parse_frames
 from quicferry.capture.quic.varint import read_varint
 from quicferry.errors import CaptureError
 from quicferry.quic import wire
-from quicferry.strategies import Strategy
+from quicferry.quic.request_wire import Reply
+from quicferry.quic.standard_wire import AlternativeAddress, Entry
+from quicferry.strategies import EXTENSION_STRATEGIES, Strategy
 
 
 def V(value: int) -> bytes:
@@ -68,6 +70,23 @@ CASES: list[tuple[bytes, Frame]] = [
         Frame("ALTERNATIVE_SERVER_ADDRESS", address="10.0.2.2:4433"),
     ),
     (
+        V(0x1D5845E2)
+        + V(9)
+        + V(3)
+        + V(1)
+        + V(0)
+        + bytes([10, 0, 2, 2])
+        + (4433).to_bytes(2, "big")
+        + V(0)
+        + V(2)
+        + V(70)
+        + bytes(15)
+        + b"\x01"
+        + (4433).to_bytes(2, "big"),
+        Frame("ALTERNATIVE_ADDRESS", address="10.0.2.2:4433 * [::1]:4433"),
+    ),
+    (V(0x1D5845E2) + V(300) + V(1) + V(0), Frame("ALTERNATIVE_ADDRESS", address="*")),
+    (
         V(0x1D5845E3) + b"\x80" + V(1) + bytes(15) + b"\x01" + (4433).to_bytes(2, "big"),
         Frame("ALTERNATIVE_SERVER_ADDRESS", address="[::1]:4433"),
     ),
@@ -80,7 +99,7 @@ def without_data(frame: Frame) -> Frame:
 
 @pytest.mark.parametrize(("encoded", "frame"), CASES, ids=[frame.name for _, frame in CASES])
 def test_frames_of_the_rfcs(encoded: bytes, frame: Frame) -> None:
-    if frame.name == "ALTERNATIVE_SERVER_ADDRESS":
+    if frame.name.startswith("ALTERNATIVE_"):
         assert [without_data(found) for found in parse_frames(encoded)] == [frame]
     else:
         assert parse_frames(encoded) == [frame]
@@ -138,7 +157,7 @@ def addresses(draw: st.DrawFn) -> wire.SmAddress:
 prepares = st.builds(
     wire.SmPrepare,
     epoch=numbers,
-    strategy=st.sampled_from(list(Strategy)),
+    strategy=st.sampled_from(EXTENSION_STRATEGIES),
     sequences=st.lists(numbers, max_size=7).map(tuple),
     downtime_ms=small,
     probe_interval_ms=small,
@@ -148,6 +167,8 @@ others = st.one_of(
     st.builds(wire.SmReady, epoch=numbers, result=st.sampled_from(list(wire.Result)[:5])),
     st.builds(wire.SmMigrated, epoch=numbers),
     st.builds(wire.SmAbort, epoch=numbers, reason=small),
+    st.builds(wire.SmRequest, request=numbers),
+    st.builds(wire.SmReply, request=numbers, reply=st.sampled_from(list(Reply))),
 )
 
 
@@ -185,6 +206,23 @@ def test_scapy_builds_what_the_core_reads() -> None:
     )
     assert wire.decode_frame(SMMigrated(epoch=3).build()) == wire.SmMigrated(epoch=3)
     assert wire.decode_frame(SMAbort(epoch=3, reason=2).build()) == wire.SmAbort(epoch=3, reason=2)
+
+
+@given(st.lists(st.tuples(st.ip_addresses(), ports, small), max_size=6), st.integers(0, 6), numbers)
+def test_the_drafts_frame_agrees_with_the_codec_of_the_protocol_core(
+    found: list[tuple[object, int, int]], better: int, sequence: int
+) -> None:
+    entries = [Entry((str(host), port), priority) for host, port, priority in found]
+    sides = [tuple(sorted(side, key=lambda e: e.priority)) for side in (entries[:better], entries[better:])]
+    encoded = AlternativeAddress(sequence=sequence, before=sides[0], after=sides[1]).encode()
+    (frame,) = parse_frames(encoded + b"\x01")[:1]
+    assert frame.name == "ALTERNATIVE_ADDRESS"
+    assert frame.data == encoded
+    assert frame.address is not None
+    assert frame.address.split(" ").index("*") == len(sides[0])
+    (layer,) = dissect_frames(encoded)
+    assert layer.build() == encoded
+    assert [entry.kind for entry in layer.entries].count(0) == 1
 
 
 def test_there_is_a_layer_for_every_frame_of_the_core() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from quicferry.paths import CHECKOUT
 from quicferry.quic.errors import ErrorCode, PeerError
+from quicferry.quic.request_wire import Reply, SmReply, SmRequest
 from quicferry.quic.wire import (
     MAX_ADDRESSES,
     TRANSPORT_PARAMETER_ID,
@@ -28,7 +29,7 @@ from quicferry.quic.wire import (
     find_parameter,
     pull_frame,
 )
-from quicferry.strategies import RULES, Strategy
+from quicferry.strategies import EXTENSION_STRATEGIES, RULES, Strategy
 
 varints = st.integers(0, VARINT_MAX)
 ports = st.integers(0, 65535)
@@ -48,7 +49,7 @@ addresses = st.one_of(
 prepares = st.builds(
     SmPrepare,
     epoch=varints,
-    strategy=st.sampled_from(Strategy),
+    strategy=st.sampled_from(EXTENSION_STRATEGIES),
     sequences=st.lists(varints, max_size=MAX_ADDRESSES).map(tuple),
     downtime_ms=varints,
     probe_interval_ms=varints,
@@ -61,10 +62,12 @@ frames = st.one_of(
     st.builds(SmReady, epoch=varints, result=st.sampled_from(crossing)),
     st.builds(SmMigrated, epoch=varints),
     st.builds(SmAbort, epoch=varints, reason=varints),
+    st.builds(SmRequest, request=varints),
+    st.builds(SmReply, request=varints, reply=st.sampled_from(Reply)),
 )
 parameters = st.builds(
     Parameter,
-    strategies=st.frozensets(st.sampled_from(Strategy)),
+    strategies=st.frozensets(st.sampled_from(EXTENSION_STRATEGIES)),
     max_addresses=st.integers(1, MAX_ADDRESSES),
     flags=varints,
 )
@@ -147,7 +150,9 @@ def test_a_parameter_out_of_range_is_refused(numbers):
 
 def test_the_bytes_are_those_of_the_specification():
     assert TRANSPORT_PARAMETER_ID == 0x29F5C3A17B
-    assert Parameter(strategies=frozenset(Strategy)).encode().hex() == "c0000029f5c3a17b04011f0700"
+    assert (
+        Parameter(strategies=frozenset(EXTENSION_STRATEGIES)).encode().hex() == "c0000029f5c3a17b04011f0700"
+    )
     assert SmAddress.of(1, ("10.0.2.2", 4433), pool=True).encode().hex() == "9f3a7c1001050a0002021151"
     prepare = SmPrepare(
         epoch=1,

@@ -169,3 +169,26 @@ def test_repetitions_are_interleaved_and_have_seeds_of_their_own() -> None:
         ("pool", 8),
         ("symmetric", 8),
     ]
+
+
+def test_a_preferred_address_is_good_for_one_move() -> None:
+    """RFC 9000 §9.6: it is said in the handshake, and a client goes there once."""
+    assert to_spec({"strategy": "preferred-address"}).moves == 1
+    with pytest.raises(InvalidInput, match=r"RFC 9000 §9\.6 has one preferred address") as caught:
+        to_spec({"strategy": "preferred-address", "moves": 2})
+    assert "alternative-address" in str(caught.value.hint)
+    assert to_spec({"strategy": "alternative-address", "moves": 2}).moves == 2
+
+
+@pytest.mark.parametrize("strategy", ["preferred-address", "alternative-address"])
+def test_a_standard_does_not_let_the_server_speak_first(strategy: str) -> None:
+    with pytest.raises(InvalidInput, match=r"RFC 9000 §9\.6\.2"):
+        to_spec({"strategy": strategy, "server_first": True})
+    sweep: dict[str, list[Any]] = {"strategy": ["pool", strategy], "server_first": [False, True]}
+    cells = [(spec.strategy, spec.server_first) for spec in Scenario(sweep=sweep).runs()]
+    assert cells == [("pool", False), ("pool", True), (strategy, False)]
+
+
+def test_a_client_cannot_refuse_by_the_draft() -> None:
+    with pytest.raises(InvalidInput, match="cannot say that it refuses"):
+        to_spec({"strategy": "alternative-address", "faults": ["notice:client-refusing"]})
