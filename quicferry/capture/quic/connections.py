@@ -20,7 +20,7 @@ from quicferry.capture.quic.keys import (
     initial_secrets,
 )
 from quicferry.capture.quic.packets import Direction, ProtectedPacket, Why
-from quicferry.capture.quic.versions import retry_key
+from quicferry.capture.quic.versions import initial_salts, retry_key
 
 #: (space, direction) -> label in the key log
 LABELS = {
@@ -137,19 +137,32 @@ class QuicConnection:
         if known is not None and known.open(packet.data, packet.number_offset) is not None:
             return
         for candidate in (self.original_cid, packet.destination_cid):
-            secrets = initial_secrets(packet.version, candidate)
-            fresh = PacketProtection(INITIAL_SUITE, secrets[direction is Direction.TO_CLIENT], packet.version)
-            if fresh.open(packet.data, packet.number_offset) is not None:
-                self.original_cid = candidate
-                self._protection[key] = fresh
-                return
+            for salt in initial_salts(packet.version):
+                secret = initial_secrets(packet.version, candidate, salt)[direction is Direction.TO_CLIENT]
+                fresh = PacketProtection(INITIAL_SUITE, secret, packet.version)
+                if fresh.open(packet.data, packet.number_offset) is not None:
+                    self.original_cid = candidate
+                    self._protection[key] = fresh
+                    return
 
     def open(self, packet: ProtectedPacket, direction: Direction) -> Opened | None:
         """Remove a packet's protection; None when no key of this connection opens it."""
         if packet.space is Space.ZERO_RTT:
             self._derive_early_keys(packet)
         protection = self._protection.get((packet.space, direction, packet.version))
-        return protection.open(packet.data, packet.number_offset) if protection is not None else None
+        opened = protection.open(packet.data, packet.number_offset) if protection is not None else None
+        if opened is None and packet.space is Space.INITIAL:
+            return self._open_by_other_version(packet, direction)
+        return opened
+
+    def _open_by_other_version(self, packet: ProtectedPacket, direction: Direction) -> Opened | None:
+        """A stack that changes the version may keep the first one's Initial keys: aioquic 1.7 does."""
+        for (space, way, version), protection in self._protection.items():
+            if space is Space.INITIAL and way is direction and version != packet.version:
+                opened = protection.open(packet.data, packet.number_offset)
+                if opened is not None:
+                    return opened
+        return None
 
     def take_retry(self, packet: ProtectedPacket) -> Why:
         """Start again with the connection ID that a Retry gives (RFC 9000 §17.2.5, RFC 9001 §5.8).

@@ -21,7 +21,7 @@ from quicferry.capture.quic.keys import (
     initial_secrets,
 )
 from quicferry.capture.quic.packets import Direction, Packet, ProtectedPacket, Why, split_datagram
-from quicferry.capture.quic.versions import is_google
+from quicferry.capture.quic.versions import initial_salts, is_google, is_reserved
 
 #: Lengths of connection IDs that stacks use, tried on packets of which nothing is known, the commonest first.
 _USUAL_CID_BYTES = (8, 0, 4, 16, 20, 18, 5, 12)
@@ -125,6 +125,8 @@ class Decryptor:
         if owner is None:
             self.undecrypted += 1
             why = Why.NO_INITIAL if packet.space is Space.INITIAL else Why.NO_HANDSHAKE
+            if is_reserved(packet.version):
+                why = Why.UNKNOWN_VERSION
             return packet.undecrypted(Why.CUT_OFF if packet.missing_bytes else why)
         connection, direction = owner
         self._learn(packet.source_cid, connection, direction.opposite)
@@ -170,9 +172,7 @@ class Decryptor:
 
     def _new_connection(self, packet: ProtectedPacket) -> QuicConnection | None:
         """The connection that a client's first Initial begins; None when it is no such packet."""
-        secret, _ = initial_secrets(packet.version, packet.destination_cid)
-        protection = PacketProtection(INITIAL_SUITE, secret, packet.version)
-        if protection.open(packet.data, packet.number_offset) is None:
+        if not any(_opens_by(salt, packet) for salt in initial_salts(packet.version)):
             return None
         connection = self._add_connection(packet.source, packet.version)
         connection.original_cid = packet.destination_cid
@@ -380,3 +380,10 @@ class Decryptor:
         if direction is Direction.TO_CLIENT and at >= 0:
             begin = at + 1 + len(cid)
             connection.reset_tokens[payload[begin : begin + _TOKEN_BYTES]] = None
+
+
+def _opens_by(salt: bytes, packet: ProtectedPacket) -> bool:
+    """Whether a client's first Initial opens by the key that its connection ID gives with that salt."""
+    secret, _ = initial_secrets(packet.version, packet.destination_cid, salt)
+    protection = PacketProtection(INITIAL_SUITE, secret, packet.version)
+    return protection.open(packet.data, packet.number_offset) is not None

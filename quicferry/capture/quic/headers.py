@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from quicferry.capture.quic.varint import read_varint
-from quicferry.capture.quic.versions import LONG_TYPES, Space, is_google, is_known
+from quicferry.capture.quic.versions import Space, is_google, is_known, long_types
 
 __all__ = ["LongHeader", "Space", "google_version", "long_header", "supported_versions"]
 
@@ -34,7 +34,7 @@ def long_header(data: bytes, at: int, missing_bytes: int = 0) -> LongHeader | No
     """
     try:
         version = int.from_bytes(data[at + 1 : at + 5], "big")
-        types = LONG_TYPES.get(version)
+        types = long_types(version)
         if types is None and not is_known(version):
             return None
         cursor = at + 6 + data[at + 5]

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESCCM, AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from quicferry.capture.quic.versions import INITIAL_SALT, VERSION_1, VERSION_2, label_prefix
+from quicferry.capture.quic.versions import VERSION_1, VERSION_2, initial_salts, label_prefix
 from quicferry.errors import CaptureError
 
 __all__ = [
@@ -135,9 +135,9 @@ def aead_of(suite: int, key: bytes) -> Aead:
     return AESCCM(key, tag_length=16) if suite == _CCM else AESGCM(key)
 
 
-def initial_secrets(version: int, destination_cid: bytes) -> tuple[bytes, bytes]:
+def initial_secrets(version: int, destination_cid: bytes, salt: bytes | None = None) -> tuple[bytes, bytes]:
     """The client's and the server's Initial secrets. Raises ``KeyError`` for an unknown version."""
-    common = hmac.new(INITIAL_SALT[version], destination_cid, hashlib.sha256).digest()
+    common = hmac.new(salt or initial_salts(version)[0], destination_cid, hashlib.sha256).digest()
     return (
         expand_label("sha256", common, b"client in", 32),
         expand_label("sha256", common, b"server in", 32),

@@ -85,6 +85,20 @@ LONG_TYPES: dict[int, tuple[Space, ...]] = {
 }
 
 
+def initial_salts(version: int) -> tuple[bytes, ...]:
+    """The salts that a version's Initial keys may be of. Raises ``KeyError`` for an unknown version.
+
+    A client that asks for negotiation by a reserved number protects its packets by another version's salt,
+    for want of a rule: version 1's, or that of draft 29 (ngtcp2).
+    """
+    return (_SALT_1, _SALT_29) if is_reserved(version) else (INITIAL_SALT[version],)
+
+
+def long_types(version: int) -> tuple[Space, ...] | None:
+    """What the two type bits of a long header mean; None for a version that is not read."""
+    return _TYPES_1 if is_reserved(version) else LONG_TYPES.get(version)
+
+
 def is_reserved(version: int) -> bool:
     """Whether a number is one of those that only exercise version negotiation (RFC 9000 §15)."""
     return version & 0x0F0F0F0F == 0x0A0A0A0A
