@@ -21,7 +21,7 @@ SIMULATE_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream simulate lint bench soak faults signals explore fuzz lock clean
+.PHONY: help setup demo test test-report test-upstream simulate lint bench soak faults signals explore fuzz lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ ifeq ($(CI),true)
 else
 	@$(PYTHON) -m pytest --durations=15 --require="$$(bin/quicferry doctor --require-list)" $(PYTEST_ARGS)
 endif
+
+test-report: setup ## open a report in headless Chromium (apt installs it: 434 MB) and use it
+	@command -v chromium >/dev/null || apt-get install -y --no-install-recommends chromium
+	@$(PYTHON) -m pytest --browser tests/browser $(PYTEST_ARGS)
 
 test-upstream: setup ## run aioquic's own tests on our connection, extension off
 	@$(PYTHON) tools/test_upstream.py

@@ -1,4 +1,4 @@
-"""``quicferry runs``: list and show what was recorded, and make the report."""
+"""``quicferry runs``: list and show what was recorded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quicferry.errors import StoreError
 
 @click.group()
 def runs() -> None:
-    """List and show the runs that were recorded, and make a report of them."""
+    """List and show the runs that were recorded, and merge their captures."""
 
 
 @runs.command(name="list")
@@ -69,26 +69,6 @@ def show(run_id: str, events: bool, packets: bool, runs_root: Path | None, as_js
         console = stdout_console()
         for part in run_text.overview(analysis):
             console.print(part)
-
-
-@runs.command()
-@click.argument("run_ids", metavar="[ID]...", nargs=-1)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="The HTML file to write.",
-)
-@runs_option
-def report(run_ids: tuple[str, ...], output: Path, runs_root: Path | None) -> None:
-    """Write a self-contained HTML page over these runs, or over all."""
-    from quicferry.analysis.report import write_report
-    from quicferry.experiment.store import RunStore
-
-    chosen = [_find(run_id, runs_root) for run_id in run_ids] or RunStore(runs_root).all()
-    write_report(chosen, output)
-    say(f"report: {output}")
 
 
 @runs.command()

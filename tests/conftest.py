@@ -25,6 +25,7 @@ LAYERS = {
     "simulation": "whole worlds in virtual time, drawn from a seed, and models explored exhaustively",
     "loopback": "real sockets and processes on this machine, no emulation",
     "e2e": "real runs in an emulated network, as root",
+    "browser": "the report in a real browser; only with --browser, see `make test-report`",
 }
 IMPLIED_NEEDS = {"e2e": ("root",)}
 
@@ -53,6 +54,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="what draws the end-to-end runs of test_matrix",
     )
     parser.addoption("--matrix-cells", type=int, default=4, metavar="N", help="how many of them are run")
+
+    parser.addoption("--browser", action="store_true", help="collect the tests that open a browser as well")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A browser is 400 MB and part of no setup: ``make test-report`` installs it and asks for these tests."""
+    return True if collection_path == _TESTS / "browser" and not config.getoption("--browser") else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,7 +2,8 @@
 
 ================== =====================================================================
 ``derive``         writes ``derived/`` of a run: ``derive``, ``read_result``
-``report``         one HTML page over many runs: ``write_report``
+``page/``          the report over sweeps and runs, with figures that can be zoomed: ``write_page``
+``report``         one page over a few runs, without script, for ``compare`` and ``demo``: ``write_report``
 ``run_text``       one run on the terminal
 ``figures/``       timelines and comparisons, drawn with matplotlib
 ``describe``       one run as titled rows with units, for ``report`` and ``run_text``
@@ -19,6 +20,6 @@
 ``event_queries``  the first and the last event of a name
 ================== =====================================================================
 
-Each may import what stands below it. Commands use the first four, ``figures.comparison``, ``analyse``
+Each may import what stands below it. Commands use the first five, ``figures.comparison``, ``analyse``
 and ``tables``.
 """

@@ -4,6 +4,7 @@
 ``timeline``       the move of one run in lanes: ``timeline_figure``, ``save_timeline``
 ``breakdown_bars`` the strip in it that shows what a service-migration time is made of
 ``comparison``     bars and delivery gaps over many runs: ``save_comparison``
+``papers``         stacked phases and distributions over many runs
 ``style``          colours, fonts, sizes; a figure as a file or as part of a page
 ================== ==================================================================
 

@@ -22,6 +22,8 @@ from quicferry.analysis.figures.style import (
     OLD_COLOUR,
     STYLE,
     WIDTH_IN,
+    axes_beside_names,
+    from_zero,
     save_figure,
 )
 from quicferry.analysis.statistics import summarise
@@ -73,7 +75,7 @@ def bars_figure(groups: Mapping[str, Sequence[float]], title: str, unit: str = "
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_IN, 1.5 + 0.42 * max(1, len(names))), dpi=DPI, facecolor="white")
         height = figure.get_size_inches()[1]
-        axes = figure.add_axes((0.27, 0.62 / height, 0.7, 1 - 1.15 / height))
+        axes = axes_beside_names(figure, names, bottom_in=0.62, top_in=0.53)
         figure.text(0.018, 1 - 0.27 / height, title, fontsize=13, fontweight="bold", va="center")
         for row, name in enumerate(names):
             summary = summarise(groups[name])
@@ -84,26 +86,22 @@ def bars_figure(groups: Mapping[str, Sequence[float]], title: str, unit: str = "
             values = np.asarray(groups[name], dtype=float)
             spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(1)
             axes.plot(values, row + spread, "o", color=OLD_COLOUR, markersize=3.4, alpha=0.75, zorder=3)
-            edge = max([float(values.max()), summary.high or 0.0])
+            # at the foot of its bar: a value beside the farthest outlier seems to belong to that
             axes.annotate(
                 f"{_number(summary.median)}",
-                (edge, row),
-                xytext=(7, 0),
+                (0, row),
+                xytext=(5, 0),
                 textcoords="offset points",
                 va="center",
                 fontsize=9.5,
+                fontweight="bold",
+                bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1},
+                zorder=5,
             )
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
-        axes.set_xlim(left=0)
-        axes.margins(x=0.12)
         axes.set_xlabel(
             f"{unit}; bar: median, whisker: its 95 % confidence interval, dots: single runs", fontsize=9
         )
-        axes.grid(axis="x", color=FAINT, linewidth=0.8, zorder=0)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.tick_params(axis="y", length=0)
+        from_zero(axes)
         return figure
 
 

@@ -7,6 +7,7 @@ apart; nothing is said by colour alone. Pictures are 1200 pixels wide at 100 dpi
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ mpl.use("Agg")  # no display is there, and none is asked for
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 
 WIDTH_IN, DPI = 12.0, 100
 
@@ -38,13 +40,47 @@ STYLE: Any = {  # matplotlib types its keys as one enormous Literal
 }
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write ``<name>.png`` and ``<name>.svg`` into a folder; returns both paths."""
-    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+def axes_beside_names(figure: Figure, names: Sequence[str], *, bottom_in: float, top_in: float) -> Any:
+    """Axes with a row for each name, the first on top, and room beside them for the longest one.
+
+    What is drawn ends with ``from_zero``.
+    """
+    width, height = figure.get_size_inches()
     with rc_context(STYLE):
-        figure.savefig(png, dpi=DPI)
-        figure.savefig(svg, metadata={"Date": None})  # the same run gives the same file
-    return [png, svg]
+        longest_in = max(
+            (TextPath((0, 0), name, size=10).get_extents().width / 72 for name in names), default=0
+        )
+    left = min(0.6, (longest_in + 0.3) / width)
+    axes = figure.add_axes((left, bottom_in / height, 0.97 - left, 1 - (bottom_in + top_in) / height))
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8, zorder=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return axes
+
+
+def from_zero(axes: Any) -> None:
+    """Let the axis begin at zero and end a little after the last value; to be called when all is drawn."""
+    axes.margins(x=0.06)
+    axes.autoscale_view(scaley=False)
+    axes.set_xlim(left=0)
+
+
+#: format -> what must be left out of the file so that the same run gives the same one
+_NO_DATE: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def save_figure(
+    figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "svg")
+) -> list[Path]:
+    """Write ``<name>.<format>`` for each of png, svg and pdf that is asked for; returns the paths."""
+    paths = [folder / f"{name}.{form}" for form in formats]
+    with rc_context(STYLE):
+        for path, form in zip(paths, formats, strict=True):
+            figure.savefig(path, dpi=DPI, metadata=_NO_DATE[form])
+    return paths
 
 
 def as_svg(figure: Figure) -> str:

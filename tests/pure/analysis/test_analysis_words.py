@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy.stats import binom
 
+from cli.report import report
 from cli.runs import runs
 from quicferry.analysis import tables
 from quicferry.analysis.analyse import analyse
@@ -345,8 +346,10 @@ def test_show_prints_events_and_packets_in_order(store: Path) -> None:
 
 
 def test_report_over_all_and_over_some(store: Path, tmp_path: Path) -> None:
-    call("report", "--runs", store, "-o", tmp_path / "all.html")
-    call("report", "one", "--runs", store, "-o", tmp_path / "one.html")
+    for words in ("-o", tmp_path / "all.html"), ("one", "-o", tmp_path / "one.html"):
+        arguments = [str(word) for word in (*words, "--runs", store)]
+        done = CliRunner().invoke(report, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
     assert (tmp_path / "all.html").read_text().count("<section") == 3
     assert (tmp_path / "one.html").read_text().count("<section") == 1
 
