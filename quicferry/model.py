@@ -57,13 +57,26 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
-    """What one direction of a link does to packets. The default does nothing."""
+    """What one direction of a link does to packets. The default does nothing.
+
+    Losses come in bursts with ``loss_burst_packets`` (the model of Gilbert, 1960: in its bad state the link
+    loses everything, and the mean stay there is that many packets). A packet that is reordered leaves without
+    the delay, and so overtakes those under way. ``rate_trace`` is a file of Mahimahi: each line a
+    millisecond at which 1500 bytes may pass; it begins with the load, and again when it is over. During an
+    ``outage`` (its beginning in seconds after that of the load, and its length) nothing passes.
+    """
 
     delay_ms: float = 0.0  # one-way, 0..10 000
     jitter_ms: float = 0.0  # standard deviation of a normal distribution around the delay, at most the delay
     rate_mbps: float | None = None  # 10^6 bit/s; None is as fast as the machine
     loss_percent: float = 0.0  # independent for each packet, 0..100
     queue_packets: int | None = None  # None: twice the bandwidth-delay product, at least 100
+    loss_burst_packets: float | None = None  # mean length, at least 1; None: losses are independent
+    reorder_percent: float = 0.0
+    duplicate_percent: float = 0.0
+    corrupt_percent: float = 0.0  # packets of which one bit is flipped
+    rate_trace: str | None = None  # a file, instead of rate_mbps
+    outages: tuple[tuple[float, float], ...] = ()  # (after_s, length_s)
 
     def __post_init__(self) -> None:
         def refuse(what: str, hint: str) -> InvalidInput:
@@ -83,6 +96,30 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
             raise refuse(f"a loss of {self.loss_percent} %", "give 0 to 100")
         if self.queue_packets is not None and not 1 <= self.queue_packets <= 1_000_000:
             raise refuse(f"a queue of {self.queue_packets} packets", "give 1 to 1000000")
+        for name in ("reorder_percent", "duplicate_percent", "corrupt_percent"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and 0 <= value <= 100):
+                raise refuse(f"a {name} of {value}", "give 0 to 100")
+        if self.reorder_percent and not self.delay_ms:
+            raise refuse("reordering without a delay", "give it a delay: what is reordered skips it")
+        burst = self.loss_burst_packets
+        if burst is not None:
+            least = max(1.0, self.loss_percent / max(1e-9, 100 - self.loss_percent))
+            if not (math.isfinite(burst) and least <= burst <= 1e6):
+                raise refuse(f"bursts of {burst} lost packets", f"give {least:g} to 1000000 for this loss")
+        if self.rate_trace is not None and self.rate_mbps is not None:
+            raise refuse("a rate and a trace of rates", "give one of them")
+        for after_s, length_s in self.outages:
+            if not (0 <= after_s <= 3600 and 0 < length_s <= 3600):  # also refuses NaN
+                raise refuse(
+                    f"an outage of {length_s} s after {after_s} s", "give lengths above 0, and at most 3600"
+                )
+
+    @property
+    def by_packet(self) -> bool:
+        """Whether it treats packets one by one, so that none may be handed over in trains."""
+        percents = (self.loss_percent, self.reorder_percent, self.duplicate_percent, self.corrupt_percent)
+        return bool(any(percents) or self.jitter_ms or self.rate_trace)
 
     @property
     def does_nothing(self) -> bool:
@@ -94,7 +131,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         if self.queue_packets is not None:
             return self.queue_packets
         if self.rate_mbps is None:
-            return 100_000
+            return 1_000 if self.rate_trace is not None else 100_000
         in_flight_bits = self.rate_mbps * 1e3 * (self.delay_ms + 3 * self.jitter_ms)
         return max(100, math.ceil(2 * in_flight_bits / (8 * mtu_bytes)))
 

@@ -98,6 +98,23 @@ RateMbps = Annotated[
     float,
     _network("Rate of the client's access link, each way; none: no limit.", _MBPS, least=0.001, most=100_000),
 ]
+LossBurst = Annotated[
+    float,
+    _axis(
+        "Mean length of a burst of losses, loss_percent in all (Gilbert-Elliott); none: no bursts.",
+        "packets", least=1, most=1_000_000,
+    ),
+]  # fmt: skip
+RateTrace = Annotated[
+    str, _axis("A Mahimahi trace by which the rate of the client's access link changes; none: it does not.")
+]
+Flap = Annotated[
+    str,
+    _axis(
+        "When links are cut: WHERE@START+LENGTH in seconds of the load, several joined by commas. WHERE is "
+        "`up`, `down` or `access` for the client's link, `A>B` or `A--B` for any other; none: never."
+    ),
+]
 DowntimeMs = Annotated[
     float,
     _axis(
@@ -151,6 +168,25 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         _network("Packets lost on the client's access link, each way.", "%", least=0, most=100),
     ] = 0.0
     rate_mbps: RateMbps | None = None
+    loss_burst_packets: LossBurst | None = None
+    reorder_percent: Annotated[
+        float,
+        _axis(
+            "Packets that overtake those before them, where the client's way is delayed.",
+            "%",
+            least=0,
+            most=100,
+        ),
+    ] = 0.0
+    duplicate_percent: Annotated[
+        float, _axis("Packets on the client's access link that come twice.", "%", least=0, most=100)
+    ] = 0.0
+    corrupt_percent: Annotated[
+        float,
+        _axis("Packets on the client's access link of which one bit is flipped.", "%", least=0, most=100),
+    ] = 0.0
+    rate_trace: RateTrace | None = None
+    flap: Flap | None = None
     inter_edge_mbps: Annotated[
         float,
         _network(

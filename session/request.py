@@ -20,6 +20,7 @@ from quicferry.migration.engines import registry
 from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
 from quicferry.strategies import Carrier, StrategyRules, may_speak_first, rules_of
+from topologies.building.quality import OF_THE_ACCESS, with_quality
 
 T = TypeVar("T")
 DEFAULT_ENGINE = RunSpec().engine
@@ -120,6 +121,7 @@ def parts_of(spec: RunSpec) -> Parts:
         {axis.name: getattr(spec, axis.name) for axis in shaping},
         {axis.name: axis.default for axis in shaping},
     )
+    topology = with_quality(topology, {name: getattr(spec, name) for name in OF_THE_ACCESS}, spec.flap)
     return Parts(
         baseline,
         topology,
@@ -221,6 +223,8 @@ def _unread_by_server(spec: RunSpec, entry: registry.EngineEntry) -> dict[str, s
         reasons["memory_by"] = f"with the engine {spec.engine} no memory moves before or after the downtime"
     elif entry.by_criu is None:
         reasons["memory_by"] = f"the engine {spec.engine} moves its memory in one way only"
+    if not spec.loss_percent:
+        reasons["loss_burst_packets"] = "loss_burst_packets says how losses come, and loss_percent is none"
     if not spec.memory_mib:
         reasons["dirty_mib_s"] = "dirty_mib_s rewrites the memory that memory_mib adds, and that is none"
     return reasons

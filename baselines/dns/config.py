@@ -14,6 +14,11 @@ KEY_ALGORITHM = "hmac-sha256"  # RFC 8945 §6: the algorithm every implementatio
 DNS_PORT = 53
 
 
+def kind_of(address: str) -> str:
+    """The type of the record that holds an address."""
+    return "AAAA" if ":" in address else "A"
+
+
 class NameServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The authoritative server. ``key`` is a file with the TSIG secret in base64."""
 
@@ -22,6 +27,7 @@ class NameServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     address: str  # what the name stands for at first
     ttl_s: int
     key: str
+    other_address: str = ""  # of the other IP version, with dual stack
 
 
 class UpdaterConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,5 +48,6 @@ class ResolverConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     server: Endpoint
     name: str = NAME
+    kind: str = "A"  # or AAAA: the record that is asked for, with dual stack that of IPv6 (RFC 6724)
     warm: bool = True
     age_share: float = 0.0  # 0 to 1

@@ -75,5 +75,7 @@ class DnsDeployment:
         """Move the server by the orchestrator's order, then tell the name server."""
         context = self._context
         detail = moved(order_move(context, self._orchestrator, UNANNOUNCED, forwarding=False))
-        self._updater.update(context.service_endpoint(context.part("destination")).host)
+        destination = context.part("destination")
+        other = context.topology.other_service_addresses.get(destination, "")
+        self._updater.update(context.service_endpoint(destination).host, other)
         return detail

@@ -18,11 +18,19 @@ from types import FrameType
 import dns.exception
 import dns.message
 import dns.query
-import dns.rdatatype
 
 from apps.config import read_config
 from apps.reporting import print_event
-from baselines.dns.config import DNS_PORT, KEY_ALGORITHM, KEY_NAME, LABEL, NAME, ZONE, NameServerConfig
+from baselines.dns.config import (
+    DNS_PORT,
+    KEY_ALGORITHM,
+    KEY_NAME,
+    LABEL,
+    NAME,
+    ZONE,
+    NameServerConfig,
+    kind_of,
+)
 from quicferry import process
 from quicferry.errors import FerryError, Unsupported
 from quicferry.events import EventLog
@@ -34,32 +42,37 @@ POLL_S = 0.02
 
 def zone_text(config: NameServerConfig) -> str:
     """The zone file: the apex records and the service's address with the TTL that was asked for."""
+    addresses = filter(None, (config.address, config.other_address))
     return (
         f"$ORIGIN {ZONE}\n$TTL {config.ttl_s}\n"
         "@ SOA ns hostmaster 1 60 60 600 1\n@ NS ns\n"
-        f"ns A {config.listen}\n{LABEL} {config.ttl_s} A {config.address}\n"
+        f"ns {kind_of(config.listen)} {config.listen}\n"
+        + "".join(f"{LABEL} {config.ttl_s} {kind_of(address)} {address}\n" for address in addresses)
     )
 
 
 def named_configuration(config: NameServerConfig, secret: str) -> str:
     """named.conf: no recursion, no control channel, updates only with the key and only of addresses."""
+    own, none = f"{{ {config.listen}; }}", "{ none; }"
+    kinds = " ".join(kind_of(address) for address in (config.address, config.other_address) if address)
+    four, six = (none, own) if ":" in config.listen else (own, none)
     return f"""key "{KEY_NAME}" {{ algorithm {KEY_ALGORITHM}; secret "{secret}"; }};
 controls {{ }};
 options {{
     directory "{NAMED_DIRECTORY}"; pid-file none; session-keyfile none;
-    listen-on port {DNS_PORT} {{ {config.listen}; }}; listen-on-v6 {{ none; }};
+    listen-on port {DNS_PORT} {four}; listen-on-v6 port {DNS_PORT} {six};
     recursion no; dnssec-validation no; empty-zones-enable no; notify no;
 }};
 zone "{ZONE}" {{
     type primary; file "zone";
-    update-policy {{ grant "{KEY_NAME}" name {NAME} A; }};
+    update-policy {{ grant "{KEY_NAME}" name {NAME} {kinds}; }};
 }};
 """
 
 
 def answers(config: NameServerConfig, timeout_s: float) -> bool:
     """Whether the name is served."""
-    question = dns.message.make_query(NAME, dns.rdatatype.A)
+    question = dns.message.make_query(NAME, kind_of(config.address))
     try:
         answer = dns.query.udp(question, config.listen, timeout=timeout_s, port=DNS_PORT)
     except (dns.exception.DNSException, OSError):

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import dns.exception
 import dns.message
 import dns.rcode
-import dns.rdatatype
 import dns.rdtypes.IN.A
+import dns.rdtypes.IN.AAAA
 
 from baselines.dns.config import ResolverConfig
 from quicferry.errors import FerryError
@@ -42,7 +42,7 @@ def read_answer(answer: dns.message.Message) -> tuple[str, int]:
         raise NameNotFound(f"the name server says {dns.rcode.to_text(answer.rcode())}")
     for rrset in answer.answer:
         for item in rrset:
-            if isinstance(item, dns.rdtypes.IN.A.A):
+            if isinstance(item, dns.rdtypes.IN.A.A | dns.rdtypes.IN.AAAA.AAAA):
                 return item.address, rrset.ttl
     raise NameNotFound("the name has no address")
 
@@ -120,7 +120,7 @@ class Resolver:
     async def _query(self) -> Record:
         loop = asyncio.get_running_loop()
         for attempt, timeout_s in enumerate(TIMEOUTS_S, 1):
-            question = dns.message.make_query(self._config.name, dns.rdatatype.A)
+            question = dns.message.make_query(self._config.name, self._config.kind)
             self._events.emit("client.dns.query", record=self._config.name, attempt=attempt)
             server = self._config.server
             transport, exchange = await loop.create_datagram_endpoint(

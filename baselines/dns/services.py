@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from apps.deployment.replies import Replies
-from baselines.dns.config import DNS_PORT, NameServerConfig, ResolverConfig, UpdaterConfig
+from baselines.dns.config import DNS_PORT, NameServerConfig, ResolverConfig, UpdaterConfig, kind_of
 from baselines.dns.updater import Update
 from quicferry.errors import FerryError, MigrationError
 from quicferry.experiment.context import Program, RunContext
@@ -34,6 +34,7 @@ def resolver_config(context: RunContext) -> ResolverConfig:
     spec = context.spec
     return ResolverConfig(
         server=Endpoint(context.emulator.address(context.part("dns")), DNS_PORT),
+        kind=kind_of(context.service_endpoint(context.part("source")).host),
         warm=spec.dns_cache == "warm",
         age_share=random.Random(f"dns-cache:{spec.seed}").random(),
     )
@@ -59,6 +60,7 @@ class NameServer:
             address=context.service_endpoint(context.part("source")).host,
             ttl_s=context.spec.dns_ttl_s,
             key=str(self._key),
+            other_address=context.topology.other_service_addresses.get(context.part("source"), ""),
         )
         argv = context.module("baselines.dns.nameserver", context.write_config(self.name, config))
         self.program = context.start(self.name, host, ["unshare", "--mount", *argv], self._line)
@@ -117,11 +119,11 @@ class NameUpdater:
         assert self.program is not None
         self.replies.wait(self.program, {"ready"}, timeout_s)
 
-    def update(self, address: str) -> None:
-        """Change the record. Raises ``MigrationError`` when the name server does not take it."""
+    def update(self, address: str, other_address: str = "") -> None:
+        """Change the record, with dual stack both. Raises ``MigrationError`` when that is refused."""
         if self.program is None:
             raise MigrationError("the updater does not run")
-        self.program.tell(msgspec.json.encode(Update(address=address)))
+        self.program.tell(msgspec.json.encode(Update(address=address, other_address=other_address)))
         self.replies.wait(self.program, {"updated"}, UPDATE_S)
 
     def stop(self) -> None:

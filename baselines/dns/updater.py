@@ -21,7 +21,7 @@ import msgspec
 
 from apps.config import read_config
 from apps.reporting import event_log, tell
-from baselines.dns.config import KEY_ALGORITHM, KEY_NAME, LABEL, NAME, ZONE, UpdaterConfig
+from baselines.dns.config import KEY_ALGORITHM, KEY_NAME, LABEL, NAME, ZONE, UpdaterConfig, kind_of
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog
 
@@ -34,6 +34,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     """One line of stdin."""
 
     address: str
+    other_address: str = ""  # of the other IP version, with dual stack
 
 
 class Updater:
@@ -44,19 +45,22 @@ class Updater:
         self._events = events
         self._key = dns.tsig.Key(KEY_NAME, Path(config.key).read_text().strip(), KEY_ALGORITHM)
 
-    def message(self, address: str) -> dns.update.UpdateMessage:
-        """The signed update that puts one address in place of all others."""
+    def message(self, *addresses: str) -> dns.update.UpdateMessage:
+        """The signed update that puts one address of each IP version in place of all others."""
         update = dns.update.UpdateMessage(ZONE)
         update.use_tsig(self._key)
-        update.replace(LABEL, self._config.ttl_s, "A", address)
+        for address in addresses:
+            update.replace(LABEL, self._config.ttl_s, kind_of(address), address)
         return update
 
-    def send(self, address: str) -> str:
+    def send(self, address: str, other_address: str = "") -> str:
         """Send it until it is answered; returns the rcode. Raises ``MigrationError``."""
         server = self._config.server
         last: Exception | None = None
         for attempt, timeout_s in enumerate(TIMEOUTS_S, 1):
-            update = self.message(address)  # signed anew: a TSIG has a time in it
+            update = self.message(
+                *filter(None, (address, other_address))
+            )  # signed anew: a TSIG has a time in it
             self._events.emit("dns.update.sent", record=NAME, address=address, attempt=attempt)
             try:
                 answer = dns.query.udp(update, server.host, timeout=timeout_s, port=server.port)
@@ -83,7 +87,10 @@ def main() -> None:
     for line in sys.stdin.buffer:
         try:
             update = msgspec.json.decode(line, type=Update)
-            tell("updated", {"address": update.address, "rcode": updater.send(update.address)})
+            tell(
+                "updated",
+                {"address": update.address, "rcode": updater.send(update.address, update.other_address)},
+            )
         except (msgspec.DecodeError, MigrationError) as error:
             tell("outcome", {"error": str(error), "hint": getattr(error, "hint", None)})
 

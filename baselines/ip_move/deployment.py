@@ -17,8 +17,15 @@ from quicferry.migration.datagrams.moving_address import MovingAddressConfig
 from quicferry.model import Endpoint, Topology
 from quicferry.record import PLACE_BY_TIME
 
-SERVICE_ADDRESS = "192.0.2.1"  # of TEST-NET-1 (RFC 5737): in no network of any topology
+#: in no network of any topology: of TEST-NET-1 (RFC 5737), of the documentation's prefix (RFC 3849)
+SERVICE_ADDRESS, SERVICE_ADDRESS_IPV6 = "192.0.2.1", "2001:db8::1"
 ROUTE_PORT = SERVICE_PORT + 4
+
+
+def service_address(topology: Topology) -> str:
+    """The address that moves, of the IP version of the topology's services."""
+    in_ipv6 = any(":" in address for address in topology.service_addresses.values())
+    return SERVICE_ADDRESS_IPV6 if in_ipv6 else SERVICE_ADDRESS
 
 
 def router_configs(topology: Topology, source: str, destination: str) -> list[RouterConfig]:
@@ -27,7 +34,7 @@ def router_configs(topology: Topology, source: str, destination: str) -> list[Ro
         RouterConfig(
             vantage=node,
             listen=Endpoint(topology.addresses_of(node)[0].partition("/")[0], ROUTE_PORT),
-            address=SERVICE_ADDRESS,
+            address=service_address(topology),
             edge=source,
             gateways=ways,
         )
@@ -78,7 +85,7 @@ class IpMoveDeployment:
         self._context = context
         source, destination = context.part("source"), context.part("destination")
         edges = [source, destination]
-        context.endpoints = dict.fromkeys(edges, Endpoint(SERVICE_ADDRESS, SERVICE_PORT))
+        context.endpoints = dict.fromkeys(edges, Endpoint(service_address(context.topology), SERVICE_PORT))
         context.place_by = PLACE_BY_TIME
         issue = Credentials(context).issue
         tls = issue(SERVER_NAME)
@@ -87,7 +94,9 @@ class IpMoveDeployment:
         told = [config.listen for config in routers if len(set(config.gateways.values())) > 1]
 
         def agent(edge: str, peer: str) -> AgentService:
-            address = MovingAddressConfig(address=SERVICE_ADDRESS, routers=told, here=edge == source)
+            address = MovingAddressConfig(
+                address=service_address(context.topology), routers=told, here=edge == source
+            )
             return AgentService(
                 context,
                 edge,

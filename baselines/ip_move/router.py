@@ -49,7 +49,11 @@ class Router:
         self._set(config.edge)
 
     def _set(self, edge: str) -> None:
-        self._netlink.route("replace", dst=f"{self._config.address}/32", gateway=self._config.gateways[edge])
+        address = self._config.address
+        family, bits = (socket.AF_INET6, 128) if ":" in address else (socket.AF_INET, 32)
+        self._netlink.route(
+            "replace", family=family, dst=f"{address}/{bits}", gateway=self._config.gateways[edge]
+        )
 
     def obey(self, data: bytes) -> bytes | None:
         """Handle one datagram; returns the answer, None for what is no update for this address."""
@@ -82,7 +86,8 @@ def serve(config: RouterConfig) -> None:
     netlink = IPRoute()
     try:
         router = Router(config, netlink)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as port:
+        family = socket.AF_INET6 if config.listen.is_ipv6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as port:
             port.bind((config.listen.host, config.listen.port))
             tell("ready", {"name": config.vantage})
             while True:

@@ -25,7 +25,7 @@ from pyroute2 import IPRoute
 from apps.config import SERVER_NAME, ServerConfig
 from apps.deployment.client_service import LoadClient, client_config
 from apps.deployment.quic import Credentials
-from apps.deployment.services import CONTROL
+from apps.deployment.services import CONTROL, every_address
 from baselines.addresses import first_hops, free_address
 from baselines.mptcp import path_manager
 from baselines.mptcp.orders import Orders
@@ -96,7 +96,9 @@ class PodServer:
                 continue  # further away: it has a route to the edge's network, in which the address is
             netlink: IPRoute = netlink_in(context.emulator.pid(node))
             try:
-                netlink.route("replace", dst=f"{plug.address}/32", gateway=address)
+                netlink.route(
+                    "replace", family=plug.family, dst=f"{plug.address}/{plug.bits}", gateway=address
+                )
             finally:
                 netlink.close()
 
@@ -165,7 +167,7 @@ class MptcpDeployment:
         tls = Credentials(context).issue(SERVER_NAME)
         config = ServerConfig(
             edge=source,
-            listen=Endpoint("0.0.0.0", SERVICE_PORT),
+            listen=Endpoint(every_address(context), SERVICE_PORT),
             control=CONTROL,
             events=str(context.paths.logs / "server.jsonl"),
             fence="",

@@ -25,8 +25,8 @@ ADD_ADDR_TIMEOUT_S = 1
 #: include/uapi/linux/mptcp_pm.h: who listens hears of every connection and subflow
 _EVENTS_GROUP = "mptcp_pm_events"
 _CONNECTION_ESTABLISHED, _CONNECTION_CLOSED, _SUBFLOW_ESTABLISHED = 2, 3, 10  # MPTCP_EVENT_…
-_TOKEN, _LOCAL_ADDRESS = 1, 5  # MPTCP_ATTR_TOKEN, MPTCP_ATTR_SADDR4
-_NEEDED = {_TOKEN, _LOCAL_ADDRESS}
+_TOKEN = 1  # MPTCP_ATTR_TOKEN
+_LOCAL_ADDRESSES = {5: socket.AF_INET, 6: socket.AF_INET6}  # MPTCP_ATTR_SADDR4, MPTCP_ATTR_SADDR6
 _NETLINK_GENERIC = 16
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _HEADER = struct.Struct("=IHHIIBBH")  # nlmsghdr, then genlmsghdr
@@ -45,6 +45,11 @@ def prepare(pid: int) -> None:
         manager.close()
 
 
+def _named(address: str) -> dict[str, str]:
+    """An address as pyroute2 wants it."""
+    return {"addr6" if ":" in address else "addr4": address}
+
+
 class PathManager:
     """The path manager in the network namespace of a process. To be used by one thread."""
 
@@ -55,11 +60,11 @@ class PathManager:
 
     def announce(self, address: str) -> None:
         """Tell the peers of all connections, now and later, that they may open subflows to it."""
-        self._netlink.endpoint("add", addr=address, flags=FLAG_SIGNAL)
+        self._netlink.endpoint("add", flags=FLAG_SIGNAL, **_named(address))
 
     def withdraw(self, address: str) -> None:
         """Tell the peers to forget the address of their first subflow, and close that subflow."""
-        self._netlink.endpoint("del", id=INITIAL_ID, addr=address)
+        self._netlink.endpoint("del", id=INITIAL_ID, **_named(address))
 
     def close(self) -> None:
         """Close the socket."""
@@ -84,8 +89,10 @@ def read_changes(data: bytes) -> list[Change]:
         values = _attributes(data[at + _HEADER.size : at + length])
         if command == _CONNECTION_CLOSED and _TOKEN in values:
             found.append(Change(values[_TOKEN], None))
-        elif command in (_CONNECTION_ESTABLISHED, _SUBFLOW_ESTABLISHED) and values.keys() >= _NEEDED:
-            found.append(Change(values[_TOKEN], socket.inet_ntoa(values[_LOCAL_ADDRESS])))
+        elif command in (_CONNECTION_ESTABLISHED, _SUBFLOW_ESTABLISHED) and _TOKEN in values:
+            for kind, family in _LOCAL_ADDRESSES.items():
+                if kind in values:
+                    found.append(Change(values[_TOKEN], socket.inet_ntop(family, values[kind])))
         at += (length + 3) & ~3
     return found
 

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from pyroute2 import IPRoute
@@ -20,7 +21,13 @@ from quicferry.errors import EmulationError
 from quicferry.process import Popen
 
 #: The edge's end of every plug, seen from inside: link-local, as it needs no address of its own.
-GATEWAY = "169.254.1.1"
+GATEWAY, GATEWAY_IPV6 = "169.254.1.1", "fe80::1"
+#: An address works at once, and stays when its interface is down, as one of IPv4 does.
+_AS_IPV4 = {
+    f"ipv6/conf/{where}/{name}": value
+    for where in ("all", "default")
+    for name, value in (("accept_dad", 0), ("keep_addr_on_down", 1))
+}
 READY_S = 5.0
 _FIRST_TABLE = 100  # routing tables, one for each plug: what leaves from an address leaves by its plug
 _METRIC = 100
@@ -33,6 +40,21 @@ class Plug(NamedTuple):
     edge: str
     number: int  # 1, 2, …
     address: str  # of the server there
+
+    @property
+    def family(self) -> int:
+        """AF_INET or AF_INET6."""
+        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
+
+    @property
+    def bits(self) -> int:
+        """The length of the address."""
+        return 128 if ":" in self.address else 32
+
+    @property
+    def gateway(self) -> str:
+        """The edge's end, seen from inside."""
+        return GATEWAY_IPV6 if ":" in self.address else GATEWAY
 
     @property
     def outer(self) -> str:
@@ -86,6 +108,9 @@ class Pod:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        with network_of(pid):
+            if Path("/proc/sys/net/ipv6").exists():
+                set_network_settings(_AS_IPV4)
         self._inside = netlink_in(pid)
         self._outside: dict[str, IPRoute] = {}
         self._ends: dict[str, tuple[int, int]] = {}  # edge -> indices of the outer and the inner interface
@@ -95,7 +120,8 @@ class Pod:
     def add(self, plug: Plug, edge_pid: int) -> None:
         """Make the cable of a plug, its address inside and the rules for it. Nothing goes through it yet."""
         with network_of(edge_pid):
-            set_network_settings({"ipv4/ip_forward": 1})
+            forward = "ipv4/ip_forward" if plug.family == socket.AF_INET else "ipv6/conf/all/forwarding"
+            set_network_settings({forward: 1})
         outside = self._outside[plug.edge] = netlink_in(edge_pid)
         outside.link(
             "add",
@@ -106,7 +132,14 @@ class Pod:
         )
         outer, inner = _index(outside, plug.outer), _index(self._inside, plug.inner)
         self._ends[plug.edge] = (outer, inner)
-        self._inside.rule("add", src=plug.address, src_len=32, table=plug.table, priority=plug.table)
+        self._inside.rule(
+            "add",
+            family=plug.family,
+            src=plug.address,
+            src_len=plug.bits,
+            table=plug.table,
+            priority=plug.table,
+        )
         # ahead of ``attach``: it takes the kernel longer than all the rest of it
         self._inside.link("set", index=inner, state="up")
         outside.link("set", index=outer, state="up")
@@ -115,21 +148,24 @@ class Pod:
         """Plug it in: the server's address is reachable there."""
         outside = self._outside[plug.edge]
         outer, inner = self._ends[plug.edge]
-        permanent = {"state": "permanent", "family": socket.AF_INET}
-        self._inside.addr("add", index=inner, address=plug.address, prefixlen=32)
-        self._inside.neigh("replace", dst=GATEWAY, lladdr=plug.mac(1), ifindex=inner, **permanent)
+        permanent = {"state": "permanent", "family": plug.family}
+        self._inside.addr("add", index=inner, address=plug.address, prefixlen=plug.bits)
+        self._inside.neigh("replace", dst=plug.gateway, lladdr=plug.mac(1), ifindex=inner, **permanent)
         for table, metric in ((plug.table, 0), (_MAIN_TABLE, _METRIC - plug.number)):
             self._inside.route(
                 "replace",
+                family=plug.family,
                 dst="default",
-                gateway=GATEWAY,
+                gateway=plug.gateway,
                 oif=inner,
                 table=table,
                 flags=["onlink"],
                 priority=metric,
             )
         outside.neigh("replace", dst=plug.address, lladdr=plug.mac(0), ifindex=outer, **permanent)
-        outside.route("replace", dst=f"{plug.address}/32", oif=outer, scope="link")
+        outside.route(
+            "replace", family=plug.family, dst=f"{plug.address}/{plug.bits}", oif=outer, scope="link"
+        )
 
     def detach(self, plug: Plug) -> None:
         """Unplug it: no packet passes there any more."""
@@ -137,15 +173,15 @@ class Pod:
         # with the interfaces go their routes and neighbours, but not the address
         self._outside[plug.edge].link("set", index=outer, state="down")
         self._inside.link("set", index=inner, state="down")
-        self._inside.addr("del", index=inner, address=plug.address, prefixlen=32)
+        self._inside.addr("del", index=inner, address=plug.address, prefixlen=plug.bits)
 
     def keep(self, plug: Plug) -> None:
         """Let the address live on inside, without a plug, so that what has it as its own can still send."""
-        self._inside.addr("add", index=self._loopback, address=plug.address, prefixlen=32)
+        self._inside.addr("add", index=self._loopback, address=plug.address, prefixlen=plug.bits)
 
     def drop(self, plug: Plug) -> None:
         """Remove an address that ``keep`` has kept."""
-        self._inside.addr("del", index=self._loopback, address=plug.address, prefixlen=32)
+        self._inside.addr("del", index=self._loopback, address=plug.address, prefixlen=plug.bits)
 
     def close(self) -> None:
         """Close the netlink sockets; the interfaces stay."""

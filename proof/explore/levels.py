@@ -31,6 +31,10 @@ SHORT: dict[str, tuple[float, float, float]] = {
     "jitter_ms": (0, 5, 20),
     "loss_percent": (0, 2, 5),
     "rate_mbps": (1, 200, 1000),
+    "loss_burst_packets": (1, 3, 8),
+    "reorder_percent": (0, 2, 5),
+    "duplicate_percent": (0, 2, 5),
+    "corrupt_percent": (0, 1, 3),
     "inter_edge_mbps": (100, 2000, 10_000),
     "memory_mib": (0, 32, 64),
     "dirty_mib_s": (0, 30, 100),
@@ -49,8 +53,8 @@ SHORT: dict[str, tuple[float, float, float]] = {
     "plain_clients": (0, 2, 4),
     "moves": (1, 3, 5),
 }
-#: Not drawn as a level: every line has a seed of its own.
-UNCOVERED = ("seed",)
+#: Not drawn as a level: every line has a seed of its own, and words of any form are no levels.
+UNCOVERED = ("seed", "rate_trace", "flap")
 CONTENDER = "contender"
 
 _NAMES: dict[str, Callable[[], Collection[str]]] = {

@@ -31,8 +31,19 @@ def describe_shape(shape: Shape) -> str:
         words.append(f"{shape.delay_ms:g} ms" + (f" ± {shape.jitter_ms:g}" if shape.jitter_ms else ""))
     if shape.rate_mbps is not None:
         words.append(f"{shape.rate_mbps:g} Mbit/s")
+    if shape.rate_trace is not None:
+        words.append(f"rate by {Path(shape.rate_trace).name}")
     if shape.loss_percent:
-        words.append(f"{shape.loss_percent:g} % loss")
+        bursts = f" in bursts of {shape.loss_burst_packets:g}" if shape.loss_burst_packets else ""
+        words.append(f"{shape.loss_percent:g} % loss{bursts}")
+    for percent, what in (
+        (shape.reorder_percent, "reordered"),
+        (shape.duplicate_percent, "duplicated"),
+        (shape.corrupt_percent, "corrupted"),
+    ):
+        if percent:
+            words.append(f"{percent:g} % {what}")
+    words += [f"out {length_s:g} s after {after_s:g} s" for after_s, length_s in shape.outages]
     if shape.queue_packets is not None:
         words.append(f"queue {shape.queue_packets}")
     return ", ".join(words)

@@ -86,6 +86,9 @@ class Emulator(Protocol):
     def calibrate(self) -> list[LinkReading]:
         """Measure every link; returns the readings with the measured values."""
 
+    def begin(self) -> None:
+        """Note that the load begins: outages of links and traces of their rates count from now."""
+
     def set_link(self, link_name: str, *, up: bool) -> None:
         """Cut a link, or mend it. A mended link is as it was, routes and neighbours too."""
 

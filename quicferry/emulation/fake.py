@@ -182,6 +182,10 @@ class FakeEmulator:
         self._measured = True
         return self.link_readings()
 
+    def begin(self) -> None:
+        self._perhaps_fail("begin")
+        self.calls.append(Call("begin", ""))
+
     def set_link(self, link_name: str, *, up: bool) -> None:
         routing.link_between(self.topology, link_name)
         self._perhaps_fail("set_link")

@@ -136,6 +136,7 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
                 service.start()
                 service.wait_ready(READY_S)
         with events.phase("run.load"):
+            emulator.begin()
             time.sleep(spec.before_s)
         for number in range(1, spec.moves + 1):
             if number > 1:

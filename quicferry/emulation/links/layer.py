@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -40,15 +40,16 @@ T = TypeVar("T")
 ReadBack = dict[str, str | int | float | None]
 
 
-def choose_backend(wanted: str = "auto") -> str:
-    """``netem`` or ``cable``: as wanted, or with ``auto`` the best that this machine has.
+def choose_backend(wanted: str = "auto", links: Iterable[Link] = ()) -> str:
+    """``netem`` or ``cable``: as wanted, or with ``auto`` the best that this machine has for these links.
 
     Raises ``InvalidInput`` for any other word and ``Unsupported`` when the machine cannot do it.
     """
     if wanted not in ("auto", *BACKENDS):
         raise InvalidInput(f"there is no link backend {wanted!r}", hint="use auto, netem or cable")
     try:
-        if wanted != "cable" and in_new_netns(netem.is_there):
+        beyond = any(netem.why_not(shape) for link in links for shape in (link.a_to_b, link.b_to_a))
+        if wanted != "cable" and not (wanted == "auto" and beyond) and in_new_netns(netem.is_there):
             return "netem"
         if wanted == "netem":
             raise Unsupported(
@@ -68,9 +69,9 @@ def train_segments(shape: Shape, mtu_bytes: int) -> int:
     """How many packets a host may hand over as one frame of segmentation offload (gso_max_segs).
 
     A frame is shaped as one, so it must not be long on the wire compared with what is measured:
-    at most 0.25 ms, and a tenth of the queue. Loss and jitter are per packet, so there it is one.
+    at most 0.25 ms, and a tenth of the queue. Loss, jitter and the like are per packet: there it is one.
     """
-    if shape.loss_percent or shape.jitter_ms:
+    if shape.by_packet:
         return 1
     allowed = GSO_MAX_SEGMENTS
     if shape.rate_mbps is not None:
@@ -143,6 +144,12 @@ class LinkLayer:
     def start(self) -> None:
         """Let the links carry packets. Raises ``EmulationError`` or ``Unsupported``."""
         self._on_netlink(self._raise_wires)
+        for made in self._made if self.backend == "netem" else ():
+            for shape in (made.link.a_to_b, made.link.b_to_a):
+                if (what := netem.why_not(shape)) is not None:
+                    raise Unsupported(
+                        f"link {made.link.name}: netem cannot {what}", hint="use the link backend cable"
+                    )
         shaped = [made for made in self._made if made.backend != "plain"]
         if self.backend == "netem":
             self._on_netlink(lambda netlink: self._apply_netem(netlink, shaped))
@@ -152,6 +159,11 @@ class LinkLayer:
             )
             cable.start()
             self._cable = cable
+
+    def begin(self) -> None:
+        """The load begins: outages and traces of rates count from now."""
+        if self._cable is not None:
+            self._cable.begin()
 
     def cable_stats(self) -> CableStats | None:
         """The cable's own counters, among them its lateness; None when no cable runs."""

@@ -31,7 +31,10 @@ RTM_NEWQDISC = 36
 NLMSG_ERROR = 2
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_CREATE = 0x1, 0x4, 0x100, 0x400
 TCA_KIND, TCA_OPTIONS = 1, 2
-TCA_NETEM_DELAY_DIST, TCA_NETEM_RATE, TCA_NETEM_RATE64 = 2, 6, 8
+TCA_NETEM_DELAY_DIST, TCA_NETEM_REORDER, TCA_NETEM_CORRUPT, TCA_NETEM_LOSS = 2, 3, 4, 5
+TCA_NETEM_RATE, TCA_NETEM_RATE64 = 6, 8
+NETEM_LOSS_GE = 2  # the model of Gilbert and Elliott
+NLA_F_NESTED = 0x8000
 TC_H_ROOT = 0xFFFFFFFF
 TC_H_INGRESS_MAJOR = 0xFFFF0000
 ETH_P_ALL = 0x0003
@@ -53,6 +56,21 @@ class NetemParameters(msgspec.Struct, frozen=True, kw_only=True):
     loss: int  # 0..2^32-1
     limit_packets: int
     rate_bytes_per_s: int | None
+    bursts: tuple[int, int] | None = None  # good to bad and bad to good, 0..2^32-1; then ``loss`` is 0
+    reorder: int = 0
+    duplicate: int = 0
+    corrupt: int = 0
+
+
+def why_not(shape: Shape) -> str | None:
+    """What of a shape netem does not know; None: it knows all of it."""
+    if shape.rate_trace is not None:
+        return "follow a trace of rates"
+    return "cut one direction of a link at a given time" if shape.outages else None
+
+
+def _fraction(percent: float) -> int:
+    return round(percent / 100 * _U32_MAX)
 
 
 def parameters(shape: Shape, mtu_bytes: int) -> NetemParameters:
@@ -65,10 +83,23 @@ def parameters(shape: Shape, mtu_bytes: int) -> NetemParameters:
     return NetemParameters(
         delay_ticks=round(shape.delay_ms * 1e3 * TICKS_PER_US),
         jitter_ticks=round(shape.jitter_ms * 1e3 * TICKS_PER_US),
-        loss=round(shape.loss_percent / 100 * _U32_MAX),
+        loss=_fraction(shape.loss_percent) if shape.loss_burst_packets is None else 0,
         limit_packets=shape.queue_limit(mtu_bytes),
         rate_bytes_per_s=rate,
+        bursts=_bursts(shape),
+        reorder=_fraction(shape.reorder_percent),
+        duplicate=_fraction(shape.duplicate_percent),
+        corrupt=_fraction(shape.corrupt_percent),
     )
+
+
+def _bursts(shape: Shape) -> tuple[int, int] | None:
+    """The probabilities to enter and to leave the state in which all is lost."""
+    burst, loss = shape.loss_burst_packets, shape.loss_percent / 100
+    if burst is None or not loss:
+        return None
+    enter = loss / (burst * (1 - loss)) if loss < 1 else 1.0
+    return _fraction(100 * min(1.0, enter)), _fraction(100 / burst)
 
 
 def normal_distribution() -> bytes:
@@ -90,10 +121,17 @@ def request(index: int, wanted: NetemParameters) -> bytes:
         wanted.delay_ticks,
         wanted.limit_packets,
         wanted.loss,
-        0,
-        0,
+        1 if wanted.reorder else 0,  # with a gap of 1 every packet may be the one that is reordered
+        wanted.duplicate,
         wanted.jitter_ticks,
     )
+    for kind, probability in ((TCA_NETEM_REORDER, wanted.reorder), (TCA_NETEM_CORRUPT, wanted.corrupt)):
+        if probability:
+            options += _attribute(kind, struct.pack("=II", probability, 0))  # without correlation
+    if wanted.bursts is not None:
+        # struct tc_netem_gemodel: p, r, what the bad state lets through, what the good one loses
+        model = _attribute(NETEM_LOSS_GE, struct.pack("=4I", *wanted.bursts, 0, 0))
+        options += _attribute(TCA_NETEM_LOSS | NLA_F_NESTED, model)
     if wanted.jitter_ticks:
         options += _attribute(TCA_NETEM_DELAY_DIST, normal_distribution())
     if wanted.rate_bytes_per_s is not None:
@@ -201,7 +239,7 @@ def differences(shape: Shape, mtu_bytes: int, reading: dict[str, str | int | flo
     asked: dict[str, float | None] = {
         "delay_ms": shape.delay_ms,
         "jitter_ms": shape.jitter_ms,
-        "loss_percent": shape.loss_percent,
+        "loss_percent": round(wanted.loss / _U32_MAX * 100, 6),
         "limit_packets": wanted.limit_packets,
         # The 32-bit field that is read back cannot say more.
         "rate_mbps": None if rate_mbps is None else min(rate_mbps, _U32_MAX * 8 / 1e6),

@@ -154,7 +154,7 @@ class MininetEmulator:
         self._network.built = True  # build() would look for interfaces that are not there yet, and warn
 
     def _make_links(self) -> None:
-        backend = choose_backend() if self._backend is None else choose_backend(self._backend)
+        backend = choose_backend(self._backend or "auto", self.topology.links)
         self._work_dir.mkdir(parents=True, exist_ok=True)
         self._links = LinkLayer(backend, self._seed, self._work_dir)
         for link in self.topology.links:
@@ -278,6 +278,9 @@ class MininetEmulator:
         measured = calibrate(self._link_layer())
         self._measured = {(reading.link, reading.sender): reading for reading in measured}
         return measured
+
+    def begin(self) -> None:
+        self._link_layer().begin()
 
     def set_link(self, link_name: str, *, up: bool) -> None:
         link = routing.link_between(self.topology, link_name)

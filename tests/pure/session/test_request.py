@@ -12,6 +12,7 @@ import pytest
 import baselines
 from cli.run import run as run_command
 from quicferry.errors import InvalidInput
+from quicferry.paths import CHECKOUT
 from quicferry.spec import Axis, Fault, FaultKind, FaultPoint, ReadBy, RunSpec, axes
 from session.request import parts_of, to_spec, unread
 from session.scenario import Scenario
@@ -33,6 +34,10 @@ def another_value(axis: Axis) -> Any:
         return ["transfer:link-cut"]
     if axis.name == "workload":
         return "bursts"
+    if axis.name == "rate_trace":
+        return str(CHECKOUT / "docs" / "examples" / "cell.trace")
+    if axis.name == "flap":
+        return "up@1+0.5"
     assert axis.least is not None and axis.most is not None
     return axis.least + 1 if axis.default != axis.least + 1 else axis.least + 2
 
@@ -70,6 +75,8 @@ def test_bounds_are_kept_and_named(axis: Axis) -> None:
             values["rtt_ms"] = 4000.0
         if axis.name == "dirty_mib_s":
             values["memory_mib"] = 1
+        if axis.name == "loss_burst_packets":
+            values["loss_percent"] = 1.0
         assert getattr(to_spec(values), axis.name) == good
     for bad in (axis.least - 1, axis.most * 2, -math.inf, math.inf, math.nan):
         with pytest.raises(InvalidInput, match=axis.name) as refused:

@@ -67,7 +67,7 @@ def serve(config: CableConfig) -> None:
     inbox, outbox = socket.socketpair()
     inbox.setblocking(False)
     outbox.setblocking(False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
 
@@ -75,6 +75,8 @@ def serve(config: CableConfig) -> None:
         numbers = set(inbox.recv(4096))
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             relay.stop()
+        if signal.SIGUSR2 in numbers:
+            relay.begin()
         if signal.SIGUSR1 in numbers:
             write_stats(relay, stats_path, scheduler=scheduler, final=False)
 

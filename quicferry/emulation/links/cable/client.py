@@ -85,6 +85,11 @@ class CableProcess:
             )
         return msgspec.json.decode(self._stats_path.read_bytes(), type=CableStats)
 
+    def begin(self) -> None:
+        """Tell it that the load begins: outages and traces of rates count from now."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGUSR2)
+
     def stop(self) -> None:
         """End it; its last counters stay readable by ``stats``."""
         if self._process is not None:

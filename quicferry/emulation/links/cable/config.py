@@ -49,6 +49,10 @@ class DirectionCounters(msgspec.Struct, frozen=True, kw_only=True):
     late_p50_us: float
     late_p99_us: float
     late_max_us: float
+    reordered_packets: int = 0
+    duplicated_packets: int = 0
+    corrupted_packets: int = 0
+    outage_packets: int = 0  # arrived while the link was out
 
 
 class LinkCounters(msgspec.Struct, frozen=True, kw_only=True):

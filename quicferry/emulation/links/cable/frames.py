@@ -38,6 +38,7 @@ _GSO_UDP_L4 = 5
 _GSO_ECN = 0x80
 _NEEDS_CHECKSUM = 1
 _UDP_HEADER_BYTES = 8
+ETHERNET_HEADER_BYTES = 14
 
 
 class WireSize(NamedTuple):
@@ -68,6 +69,26 @@ def wire_size(frame: bytes) -> WireSize:
             header_bytes = checksum_start + (frame[data_offset_at] >> 4) * 4
     packets = max(1, -(-(length - header_bytes) // max(1, gso_size)))
     return WireSize(length + (packets - 1) * header_bytes, packets)
+
+
+def flip_bit(frame: bytes, bit: int) -> bytes:
+    """The frame with one bit of its packet flipped, counted from the end of the Ethernet header.
+
+    A checksum that is still missing is filled in before, as sch_netem does: else the receiver's kernel would
+    take the corrupted packet for whole.
+    """
+    changed = bytearray(frame)
+    flags, _, _, _, start, offset = VNET_HEADER.unpack_from(frame)
+    if flags & _NEEDS_CHECKSUM:
+        begin = VNET_HEADER_BYTES + start
+        # the field holds the sum of the pseudo header already
+        body = frame[begin:] + b"\0" * ((len(frame) - begin) % 2)
+        checksum = 0xFFFF - int.from_bytes(body) % 0xFFFF
+        struct.pack_into("!H", changed, begin + offset, checksum or 0xFFFF)
+        changed[0] = flags & ~_NEEDS_CHECKSUM
+    at = VNET_HEADER_BYTES + ETHERNET_HEADER_BYTES + bit // 8
+    changed[at] ^= 1 << bit % 8
+    return bytes(changed)
 
 
 def open_wire_end(interface: str) -> socket.socket:

@@ -28,7 +28,9 @@ from quicferry.emulation.links.cable.config import (
 )
 from quicferry.emulation.links.cable.direction import LinkDirection
 from quicferry.emulation.links.cable.frames import (
+    ETHERNET_HEADER_BYTES,
     VNET_HEADER_BYTES,
+    flip_bit,
     open_wire_end,
     overruns,
     wire_size,
@@ -76,6 +78,10 @@ class Lane:
             queue_full_packets=self.direction.queue_full_packets,
             refused_frames=self.refused,
             overrun_frames=self.overrun,
+            reordered_packets=self.direction.reordered_packets,
+            duplicated_packets=self.direction.duplicated_packets,
+            corrupted_packets=self.direction.corrupted_packets,
+            outage_packets=self.direction.outage_packets,
             late_p50_us=self.lateness.percentile_us(50),
             late_p99_us=self.lateness.percentile_us(99),
             late_max_us=self.lateness.max_us,
@@ -185,9 +191,26 @@ class Relay:
             wire_bytes, packets = wire_size(frame) if frame[1] else (len(frame) - VNET_HEADER_BYTES, 1)
             release_ns = schedule(stamp_ns - realtime_ahead_ns, wire_bytes, packets)
             if release_ns >= 0:
+                if lane.direction.mangles:
+                    frame = self._mangled(frame, lane.direction)
+                    if lane.direction.is_duplicated():
+                        self._serial += 1
+                        lane.waiting += 1
+                        heapq.heappush(due, (release_ns, self._serial, frame, wire_bytes, packets, lane))
                 self._serial += 1
                 lane.waiting += 1
                 heapq.heappush(due, (release_ns, self._serial, frame, wire_bytes, packets, lane))
+
+    def _mangled(self, frame: bytes, direction: LinkDirection) -> bytes:
+        """The frame as it came, or with one bit of its packet flipped."""
+        bit = direction.corrupt_bit((len(frame) - VNET_HEADER_BYTES - ETHERNET_HEADER_BYTES) * 8)
+        return frame if bit is None else flip_bit(frame, bit)
+
+    def begin(self) -> None:
+        """The load begins: outages and traces of rates count from now."""
+        zero_ns = now_ns()
+        for lane in self._lanes.values():
+            lane.direction.begin(zero_ns)
 
     def _write_due(self) -> None:
         """Write the frames that are due, at most ``BATCH`` of them."""
