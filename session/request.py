@@ -200,6 +200,9 @@ def _unread_by_server(spec: RunSpec, entry: registry.EngineEntry) -> dict[str, s
         reasons["memory_by"] = f"with the engine {spec.engine} no memory moves before or after the downtime"
     elif entry.by_criu is None:
         reasons["memory_by"] = f"the engine {spec.engine} moves its memory in one way only"
+    if entry.as_published:
+        for name in ("forwarding", "server_first"):
+            reasons[name] = f"the published procedure, which {spec.engine} is, has no such thing"
     if not spec.memory_mib:
         reasons["dirty_mib_s"] = "dirty_mib_s rewrites the memory that memory_mib adds, and that is none"
     return reasons
