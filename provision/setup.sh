@@ -24,6 +24,7 @@ PACKAGES=(
   tcpdump tshark wireshark-common # wireshark-common: dumpcap, mergecap, editcap
   bind9 bind9-dnsutils     # the emulated DNS host
   iperf3
+  rsync                    # the engines published-… copy by it
 )
 # For the engine runc-cold. Docker's own packages bring another runc: apt would remove them for this one.
 [ -n "$(PATH=$PATH:/usr/sbin:/usr/local/sbin command -v runc)" ] || PACKAGES+=(runc)

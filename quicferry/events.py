@@ -85,6 +85,7 @@ NAMES: dict[str, str] = {
     "migration.precopy.round": "phase: the memory is read once; detail: round, pages, of_pages, bytes, stop",
     "migration.checkpoint": "phase: the server's state is taken; detail: bytes",
     "migration.transfer": "phase: the state crosses the network; detail: bytes",
+    "migration.rsync": "phase: files cross by rsync, as in the published procedure; detail: bytes",
     "migration.restore": "phase: the state becomes a running server again",
     "migration.pages": "phase: memory that stayed at the source follows; detail: pages, bytes, waited_for",
     "migration.pages.taken_over": "an agent that was started again goes on with it; detail: pages, error",

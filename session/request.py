@@ -225,6 +225,9 @@ def _unread_by_server(spec: RunSpec, entry: registry.EngineEntry) -> dict[str, s
         reasons["memory_by"] = f"the engine {spec.engine} moves its memory in one way only"
     if not spec.loss_percent:
         reasons["loss_burst_packets"] = "loss_burst_packets says how losses come, and loss_percent is none"
+    if entry.as_published:
+        for name in ("forwarding", "server_first"):
+            reasons[name] = f"the published procedure, which {spec.engine} is, has no such thing"
     if not spec.memory_mib:
         reasons["dirty_mib_s"] = "dirty_mib_s rewrites the memory that memory_mib adds, and that is none"
     return reasons

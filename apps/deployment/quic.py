@@ -18,6 +18,7 @@ from quicferry.experiment.context import Program, RunContext, Service
 from quicferry.experiment.fault_injector import FaultInjector
 from quicferry.experiment.faults import DESTINATION, SOURCE
 from quicferry.experiment.itinerary import stops
+from quicferry.migration.engines.registry import is_as_published
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.process import children_of
 from quicferry.spec import RunSpec
@@ -100,7 +101,7 @@ class QuicDeployment:
                 self._context,
                 self._orchestrator,
                 spec.strategy,
-                forwarding=spec.forwarding,
+                forwarding=spec.forwarding and not is_as_published(spec.engine),
                 source=here,
                 destination=there,
             )

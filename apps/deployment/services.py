@@ -23,7 +23,7 @@ from quicferry.experiment.itinerary import onward, stops
 from quicferry.migration.agent.config import AgentConfig, LocalMove, ServerCommand
 from quicferry.migration.agent.failpoints import Failpoints
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
-from quicferry.migration.engines.registry import runs_in_oci
+from quicferry.migration.engines.registry import is_as_published, runs_in_oci
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
 from quicferry.migration.order import deadlines_over
 from quicferry.migration.rpc.credentials import TlsFiles
@@ -135,7 +135,7 @@ class AgentService:
                 destination=peer,
                 service=context.service_endpoint(peer),
                 server_first=context.spec.server_first,
-                forwarding=context.spec.forwarding,
+                forwarding=context.spec.forwarding and not is_as_published(context.spec.engine),
                 compression=context.spec.compression,
                 memory_by=context.spec.memory_by,
                 deadlines=deadlines_over(longest_rtt_ms(context) / 1e3),

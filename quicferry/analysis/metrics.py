@@ -20,7 +20,7 @@ from quicferry.units import NS_PER_MS, ns_to_ms
 
 LOG_TOLERANCE_NS = 1 * NS_PER_MS
 #: events of the parts in which a server's state crosses the network; each has ``bytes``
-TRANSFERS = ("migration.precopy.complete", "migration.transfer.complete", "migration.pages.complete")
+TRANSFERS = tuple(f"migration.{phase}.complete" for phase in ("precopy", "transfer", "rsync", "pages"))
 PHASES = ("notice", "checkpoint", "transfer", "restore", "commit")
 
 

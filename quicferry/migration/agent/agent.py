@@ -217,6 +217,7 @@ class NodeAgent:
                 before_resume=self._let_in,
                 after_freeze=self._leave_address,
                 lease_of=self.destination.lease_of,
+                address_of=lambda edge: self._peer(edge).endpoint.host,
                 keep_tcp=self.config.keep_tcp,
                 open_pages=self._open_pages,
                 open_tunnel=self._open_tunnel,

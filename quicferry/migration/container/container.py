@@ -278,6 +278,11 @@ class Container(ContainerNamespaces):
         self._service_pid = pid
         self._write_record()
 
+    def disown(self) -> None:
+        """No server runs here any more: an engine has ended it, and its PID may be given again."""
+        self._service_pid = None
+        self._write_record()
+
     async def end_processes(self) -> None:
         """Kill all processes inside but init, whoever started them."""
         while processes := self.processes():  # one that is ended late may have started more

@@ -233,10 +233,19 @@ class OciContainer(Container):
         return int(self.inside(oci_bundle.PID_FILE).read_bytes())
 
     async def run_runc(
-        self, *words: str, timeout_s: float, path: str | None = None, descriptors: Sequence[int] = ()
+        self,
+        *words: str,
+        timeout_s: float,
+        path: str | None = None,
+        descriptors: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
     ) -> Completed:
-        """Run runc in the edge host's container; ``path`` is its PATH, ``descriptors`` are as in ``run``."""
-        environment = [f"PATH={path}"] if path is not None else []
+        """Run runc in the edge host's container; ``path`` is its PATH, ``descriptors`` are as in ``run``.
+
+        ``env``: variables beside those of this process.
+        """
+        environment = [f"{name}={value}" for name, value in (env or {}).items()]
+        environment += [f"PATH={path}"] if path is not None else []
         rootless = [] if self.has_group else ["--rootless", "true"]
         fixed = [str(self.runc), *rootless, "--root", str(oci_bundle.STATE)]
         return await self.run(

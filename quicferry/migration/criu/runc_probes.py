@@ -1,15 +1,19 @@
-"""The probe ``oci``: runc dumps and restores a container here."""
+"""The probes about containers: runc dumps and restores one here, and what the published procedure needs."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 
 from quicferry.errors import Unsupported
 from quicferry.migration.container.oci_container import find_runc
 from quicferry.migration.criu.command import find_criu
-from quicferry.migration.criu.probes import NAMESPACES
+from quicferry.migration.criu.page_server import TRACK_FEATURE
+from quicferry.migration.criu.probes import NAMESPACES, has_feature
+from quicferry.migration.criu.rsync import find_rsync
 from quicferry.migration.criu.versions import criu_version, runc_version
 from quicferry.paths import CHECKOUT
 from quicferry.probe import Probe
@@ -39,10 +43,39 @@ def checkpoint_and_restore() -> str:
     return f"{words} dumped and restored a container with an UDP socket"
 
 
+def pre_dump() -> str:
+    """Probe: runc can dump the memory of a running container ahead, which takes soft-dirty tracking."""
+    if not has_feature(TRACK_FEATURE):
+        raise Unsupported(
+            "this kernel does not track which pages were written (soft-dirty), which runc's --pre-dump needs",
+            hint="the engines runc-pre-copy and runc-hybrid do without; for these two, use a kernel with "
+            "CONFIG_MEM_SOFT_DIRTY, such as that of the virtual machine (docs/vagrant.md)",
+        )
+    return "the kernel tracks written pages (soft-dirty)"
+
+
+def copy_by_rsync() -> str:
+    """Probe: rsync copies a file."""
+    program = find_rsync()
+    with TemporaryDirectory() as directory:
+        source, target = Path(directory, "source"), Path(directory, "target")
+        source.write_text("a file")
+        run([program, "-a", source, target], timeout_s=CHECK_S)
+        if target.read_text() != "a file":
+            raise Unsupported("rsync did not copy a file")
+    return run([program, "--version"], timeout_s=CHECK_S).stdout.splitlines()[0].strip()
+
+
 PROBES = [
     Probe(
         name="oci",
-        needed_for="the engine runc-cold: the server's container moves",
+        needed_for="the engines runc-… and published-…: the server's container moves",
         ask=checkpoint_and_restore,
-    )
+    ),
+    Probe(
+        name="oci-pre-dump",
+        needed_for="the engines published-pre-copy and published-hybrid",
+        ask=pre_dump,
+    ),
+    Probe(name="rsync", needed_for="the engines published-…: files cross as published", ask=copy_by_rsync),
 ]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from quicferry.errors import MigrationError
 from quicferry.events import EventLog
 from quicferry.migration.control import ControlClient
 from quicferry.migration.memory.page_messages import PageCall, PageRun, ToPageSource
@@ -72,6 +73,11 @@ async def nothing_more() -> None:
     """The default of ``EngineContext.after_freeze``: nothing but the process moves."""
 
 
+def no_address(edge: str) -> str:
+    """The default of ``EngineContext.address_of``: there is no network between the engines."""
+    raise MigrationError(f"the address of {edge} is not known")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineContext:
     """What an engine is given of its edge host.
@@ -94,6 +100,8 @@ class EngineContext:
     after_freeze: Callable[[], Awaitable[None]] = nothing_more
     #: the lease that goes into Resume or Import: asked for when that order is given, as it may be renewed
     lease_of: Callable[[MoveOrder], Lease | None] = lease_of
+    #: the address of another edge on the link between the two
+    address_of: Callable[[str], str] = no_address
     #: established TCP connections move with the process, as their address does
     keep_tcp: bool = False
     #: opens a stream to the engine of that edge which serves pages, for at most so many seconds; by the

@@ -45,6 +45,7 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
     runs_in_oci: bool = False  # the server runs in an OCI container that runc makes
     starts_criu: bool = False  # CRIU is a process that the agent starts, and that a fault can kill
     moves_kernel_state: bool = False  # what the kernel has of the process, such as TCP connections, moves too
+    as_published: bool = False  # the published procedure and nothing more: no late datagrams, no server first
     by_criu: CriuVariant | None = None  # for ``memory_by`` "criu"
 
     @property
@@ -67,6 +68,7 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
 _COPY = "quicferry.migration.engines.criu.agent_copy"
 _NATIVE = "quicferry.migration.engines.criu.native_copy"
 _RUNC = "quicferry.migration.engines.criu.runc"
+_PUBLISHED = "quicferry.migration.engines.criu.published"
 
 OWN = (
     EngineEntry(
@@ -161,6 +163,25 @@ OWN = (
         keeps_source=True,
         runs_in_oci=True,
     ),
+    EngineEntry(
+        name="published-cold",
+        title="The published procedure: runc checkpoint into files, rsync, runc restore.",
+        implementation=f"{_PUBLISHED}:PublishedColdEngine",
+        needs=("oci", "rsync"),
+        programs=("criu", "runc", "rsync"),
+        runs_in_oci=True,
+        as_published=True,
+    ),
+    EngineEntry(
+        name="published-pre-copy",
+        title="The published procedure with a pre-dump by runc, copied by rsync while the server serves.",
+        implementation=f"{_PUBLISHED}:PublishedPreCopyEngine",
+        needs=("oci-pre-dump", "oci", "rsync"),
+        programs=("criu", "runc", "rsync"),
+        copies_ahead=True,
+        runs_in_oci=True,
+        as_published=True,
+    ),
 )
 
 
@@ -216,6 +237,12 @@ def runs_in_oci(engine: str) -> bool:
     """Whether the server of that engine runs as an OCI container that runc makes."""
     entry = engines().get(engine)
     return entry is not None and entry.runs_in_oci
+
+
+def is_as_published(engine: str) -> bool:
+    """Whether that engine does as the published procedure does and no more."""
+    entry = engines().get(engine)
+    return entry is not None and entry.as_published
 
 
 def implementation_of(order: MoveOrder) -> str:

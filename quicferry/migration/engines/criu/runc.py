@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from quicferry.errors import MigrationError
 from quicferry.migration.container.oci_container import OciContainer
@@ -22,6 +23,7 @@ from quicferry.migration.criu.image_stream import CheckpointManifest
 from quicferry.migration.criu.runc import Runc
 from quicferry.migration.engines.base import EngineContext
 from quicferry.migration.engines.criu.agent_copy import (
+    CriuCopyEngine,
     CriuHybridEngine,
     CriuPostCopyEngine,
     CriuPreCopyEngine,
@@ -34,20 +36,63 @@ from quicferry.migration.order import MoveOrder
 class RuncEngine(CriuEngine):
     """What is the same for all engines with runc; goes before the engine without it in the list of bases."""
 
+    is_ready_before = True  # runc is started before the downtime, and waits
+    dumps_memory = True  # the dump has the memory in it
+
     def __init__(self, context: EngineContext) -> None:
         super().__init__(context)
+        self._runc: Runc | None = None
         if not isinstance(context.container, OciContainer):
             raise MigrationError(f"{self.name} needs a server that runs as an OCI container")
         self._box = context.container
 
     def _tool(self) -> Criu:
         """runc, which runs CRIU."""
-        return Runc(self._box, keep_tcp=self._context.keep_tcp)
+        self._runc = Runc(self._box, keep_tcp=self._context.keep_tcp)
+        return self._runc
+
+    async def _forget(self) -> None:
+        """Also end a runc that was ready and not needed."""
+        await super()._forget()
+        await self._close()
+
+    async def _close(self) -> None:
+        """End a runc that is ready."""
+        if self._runc is not None:
+            await self._runc.close()
+
+    async def prepare_source(self, order: MoveOrder) -> None:
+        """Also have runc ready to dump: of what it does, most needs no server that stands still."""
+        await super().prepare_source(order)
+        if self.is_ready_before and self._runc is not None:
+            await self._runc.ready_to_dump(self._images, memory=self.dumps_memory)
 
     async def prepare_destination(self, order: MoveOrder) -> None:
-        """Also let runc forget a container that was here before."""
+        """Also let runc forget a container that was here before, and have it ready to restore one."""
         await super().prepare_destination(order)
         await self._box.forget()
+        if self.is_ready_before and self._runc is not None:
+            await self._runc.ready_to_restore(self._images, lazy=self._restores_lazily())
+
+    def _restores_lazily(self) -> bool:
+        """Whether the restore will leave memory out, as far as is known before the move."""
+        return False
+
+    async def resume_source(self, order: MoveOrder, reason: str) -> dict[str, Any]:
+        """End a runc that is ready to dump, then let the container go on."""
+        if order.epoch not in self._resumed and not self._is_dumping:
+            await self._close()
+        return await super().resume_source(order, reason)
+
+    @property
+    def _is_dumping(self) -> bool:
+        return self._dumping is not None and not self._dumping.done()
+
+    async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
+        """Also end a runc that is ready to restore."""
+        await super().abandon_destination(order, reason)
+        if self._box.service_pid is None:
+            await self._close()
 
     async def _restore_dead(self, held: Held, order: MoveOrder) -> None:
         """Restore the container from its own images; the server has a new PID then."""
@@ -95,19 +140,28 @@ class RuncColdEngine(RuncEngine, CriuColdEngine):
     dumps_stopped = True
 
 
-class RuncPreCopyEngine(RuncEngine, CriuPreCopyEngine):
+class RuncCopyEngine(RuncEngine, CriuCopyEngine):
+    """What is the same for the engines whose dump has no memory in it."""
+
+    dumps_memory = False
+
+    def _restores_lazily(self) -> bool:
+        return self._can_restore_lazily
+
+
+class RuncPreCopyEngine(RuncCopyEngine, CriuPreCopyEngine):
     """The engine ``runc-pre-copy``: as ``criu-pre-copy``, with runc for CRIU."""
 
     name = "runc-pre-copy"
 
 
-class RuncPostCopyEngine(RuncEngine, CriuPostCopyEngine):
+class RuncPostCopyEngine(RuncCopyEngine, CriuPostCopyEngine):
     """The engine ``runc-post-copy``: as ``criu-post-copy``, with runc for CRIU."""
 
     name = "runc-post-copy"
 
 
-class RuncHybridEngine(RuncEngine, CriuHybridEngine):
+class RuncHybridEngine(RuncCopyEngine, CriuHybridEngine):
     """The engine ``runc-hybrid``: as ``criu-hybrid``, with runc for CRIU."""
 
     name = "runc-hybrid"
