@@ -18,6 +18,7 @@ import ipaddress
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import msgspec
@@ -26,6 +27,11 @@ from quicferry.errors import InvalidInput
 from quicferry.model import Link, NodeKind, Route, Topology
 
 _MOST_INTERFACE_NAME = 15  # IFNAMSIZ - 1
+
+
+@cache  # the search for ways asks thousands of times for the same few
+def _network_of(address: str) -> str:
+    return str(ipaddress.ip_interface(address).network)
 
 
 class Attachment(NamedTuple):
@@ -47,7 +53,7 @@ class Attachment(NamedTuple):
     @property
     def network(self) -> str | None:
         """The IP network in CIDR form."""
-        return None if self.address is None else str(ipaddress.ip_interface(self.address).network)
+        return None if self.address is None else _network_of(self.address)
 
     @property
     def mac(self) -> str:
