@@ -14,6 +14,13 @@ SEED ?= 1
 MINUTES ?=
 SECONDS ?= 60
 FUZZ_ARGS ?=
+# a number that no night had before; of the makefile's own, so that all steps of a night share it
+NIGHT_SEED ?= $(shell date +%Y%m%d%H%M)
+NIGHT_SEEDS ?= 10000
+NIGHT_MINUTES ?= 60
+NIGHT_SECONDS ?= 60
+NIGHT_CELLS ?= 40
+NIGHT_STEPS ?= simulate models explore fuzz matrix
 SEEDS ?= 1000
 WORLD ?= protocol ownership
 SIMULATE_ARGS ?=
@@ -21,7 +28,7 @@ SIMULATE_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-report test-upstream simulate lint bench soak faults signals explore fuzz lock clean
+.PHONY: help setup demo test test-report test-upstream simulate lint bench soak faults signals explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +82,10 @@ explore: setup ## draw COUNT command lines (SEED, MINUTES), run and judge them (
 
 fuzz: setup ## give every decoder bytes that nobody thought of, SECONDS each
 	@$(PYTHON) -m proof.fuzz --seconds $(SECONDS) $(FUZZ_ARGS)
+
+nightly: setup ## a night's proof with a fresh NIGHT_SEED, which it prints (as root, three hours)
+	@$(PYTHON) -m proof.nightly --seed $(NIGHT_SEED) --seeds $(NIGHT_SEEDS) --minutes $(NIGHT_MINUTES) \
+	  --seconds $(NIGHT_SECONDS) --cells $(NIGHT_CELLS) $(NIGHT_STEPS)
 
 lock: ## make requirements.lock again from pyproject.toml
 	@tools/lock.sh

@@ -7,6 +7,7 @@ refused before anything is built.
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 import math
 from collections.abc import Iterable
@@ -136,6 +137,15 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         return max(100, math.ceil(2 * in_flight_bits / (8 * mtu_bytes)))
 
 
+@functools.lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """The IP network of an interface address, both in CIDR form. Raises ``ValueError``.
+
+    Remembered: a sweep builds thousands of topologies with the same few addresses.
+    """
+    return str(ipaddress.ip_interface(address).network)
+
+
 class Link(msgspec.Struct, frozen=True, kw_only=True):
     """A cable between two nodes, each direction with a shape of its own.
 
@@ -166,7 +176,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
         for address in (self.a_address, self.b_address, self.a_other_address, self.b_other_address):
             if address is not None:
                 try:
-                    ipaddress.ip_interface(address)
+                    network_of(address)
                 except ValueError as error:
                     raise InvalidInput(
                         f"bad interface address {address!r}", hint="write it like 10.0.1.2/24"
@@ -260,9 +270,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
     def networks(self) -> tuple[str, ...]:
         """Every IP network that some interface is in, sorted."""
-        found = {
-            str(ipaddress.ip_interface(a).network) for n in self.nodes for a in self.addresses_of(n.name)
-        }
+        found = {network_of(a) for n in self.nodes for a in self.addresses_of(n.name)}
         return tuple(sorted(found))
 
 

@@ -53,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="what draws the end-to-end runs of test_matrix",
     )
-    parser.addoption("--matrix-cells", type=int, default=4, metavar="N", help="how many of them are run")
+    parser.addoption("--matrix-cells", type=int, default=3, metavar="N", help="how many of them are run")
 
     parser.addoption("--browser", action="store_true", help="collect the tests that open a browser as well")
 

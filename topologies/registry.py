@@ -9,6 +9,7 @@ A topology is asked for in the words of ``mn --topo``: its name, and after comma
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -43,6 +44,14 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 IP = Parameter(name="ip", default="4", summary="IP version of everything: " + ", ".join(VERSIONS))
 
 
+@functools.lru_cache(maxsize=512)
+def _built(
+    builder: Callable[..., Topology], ip: str, chosen: tuple[tuple[str, type, Value], ...]
+) -> Topology:
+    """The topology of a builder with its round-trip times. Remembered: a sweep asks for each many times."""
+    return with_round_trips(with_ip(builder(**{name: value for name, _, value in chosen}), ip))
+
+
 class Family(msgspec.Struct, frozen=True, kw_only=True):
     """All topologies that one module can build; ``settings`` are parameters chosen with its name."""
 
@@ -72,7 +81,10 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
                 )
         ip = str(chosen.pop(IP.name, IP.default))
         try:
-            return with_round_trips(with_ip(self.builder(**chosen), ip))
+            # the types as well: a number of edges that is True is refused, though it is equal to 1
+            return _built(
+                self.builder, ip, tuple((name, type(value), value) for name, value in chosen.items())
+            )
         except TypeError as error:  # a word where a number is wanted
             given = ", ".join(f"{name}={value}" for name, value in chosen.items())
             raise InvalidInput(

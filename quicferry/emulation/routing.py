@@ -18,20 +18,14 @@ import ipaddress
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
 from typing import NamedTuple
 
 import msgspec
 
 from quicferry.errors import InvalidInput
-from quicferry.model import Link, NodeKind, Route, Topology
+from quicferry.model import Link, NodeKind, Route, Topology, network_of
 
 _MOST_INTERFACE_NAME = 15  # IFNAMSIZ - 1
-
-
-@cache  # the search for ways asks thousands of times for the same few
-def _network_of(address: str) -> str:
-    return str(ipaddress.ip_interface(address).network)
 
 
 class Attachment(NamedTuple):
@@ -53,7 +47,7 @@ class Attachment(NamedTuple):
     @property
     def network(self) -> str | None:
         """The IP network in CIDR form."""
-        return None if self.address is None else _network_of(self.address)
+        return None if self.address is None else network_of(self.address)
 
     @property
     def mac(self) -> str:
@@ -208,7 +202,7 @@ def path(topology: Topology, start: str, end: str) -> tuple[str, ...]:
     ends = attachments(topology)
     table = {(route.node, route.network): route.gateway for route in shortest_routes(topology)}
     owner = {a.host_address: a.node for a in ends if a.address is not None}
-    network = str(ipaddress.ip_interface(topology.addresses_of(end)[0]).network)
+    network = network_of(topology.addresses_of(end)[0])
     here, passed = start, [start]
     while here != end:
         if any(a.node == here and a.network == network for a in ends):

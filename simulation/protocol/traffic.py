@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from simulation.protocol.world import ProtocolWorld
 
 PIECES = 150  # requests or pieces of a story, so that long stories cost no more than short ones
+MANY = 100  # datagrams at a time: fewer bursts of them say as much
 Until = Callable[[], float | None]
 
 
@@ -29,6 +30,8 @@ class Load:
         story = world.story
         expected_s = sum(move.after_s + move.downtime_s + move.served_s for move in story.moves) + 1.0
         every_s = max(story.interval_s, expected_s / PIECES)
+        if story.traffic is Traffic.DATAGRAMS and story.size_bytes >= MANY:
+            every_s *= 4
         connection = world.client.connection
         if story.traffic is Traffic.DOWNLOAD:
             world.load.ask(connection, 100, story.size_bytes)

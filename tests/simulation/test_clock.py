@@ -113,3 +113,24 @@ def test_what_is_under_way_arrives_though_its_sender_has_died() -> None:
     loop.run_until_complete(asyncio.sleep(2.0))
     assert seen == ["arrived"]
     loop.close()
+
+
+def test_a_host_whose_clock_is_ahead_lives_by_its_own_time() -> None:
+    loop = VirtualLoop()
+    loop.clock.skewed = True
+    ahead, right = Process(loop, "ahead", "edge-1"), Process(loop, "right", "edge-2")
+    ahead.ahead_s = 2.5
+    seen: dict[str, tuple[float, float]] = {}
+
+    async def waits(name: str) -> None:
+        began = loop.time()
+        await asyncio.sleep(1.0)
+        seen[name] = (began, loop.time() - began)
+
+    async def both() -> None:
+        await asyncio.gather(ahead.spawn(waits("ahead")), right.spawn(waits("right")))
+
+    loop.run_until_complete(both())
+    assert seen == {"ahead": (START_S + 2.5, 1.0), "right": (START_S, 1.0)}
+    assert loop.time() == pytest.approx(START_S + 1.0)
+    loop.close()

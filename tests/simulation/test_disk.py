@@ -87,3 +87,5 @@ def test_a_loss_of_power_keeps_what_was_synced(tmp_path: Path) -> None:
     disk.lose_power()
     assert (tmp_path / "kept").read_bytes() == b"synced"
     assert (tmp_path / "journal").read_bytes() == b""  # the journal does not sync; it says so
+    disk.lose_power(sync_lost=True)
+    assert (tmp_path / "kept").read_bytes() == b""

@@ -6,11 +6,13 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from aioquic.quic.connection import QuicConnection
 
 from apps.server.server import QuicServer
 from apps.server.service import Session
 from quicferry.migration import control
 from quicferry.migration.serving_lease import ServingLease
+from quicferry.quic import MigratableConnection
 from quicferry.quic._aioquic import lease
 from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.client import ClientRole
@@ -21,6 +23,7 @@ from simulation.history import History
 from simulation.ownership import play as ownership
 from simulation.ownership import story as ownership_story
 from simulation.protocol import play as protocol
+from simulation.protocol import story as protocol_story
 from simulation.protocol.applications import Service
 from simulation.protocol.story import Ending, Move, Story, Traffic
 
@@ -40,9 +43,11 @@ def lived(traffic: Traffic = Traffic.ECHO, **changes: Any) -> History:
     return protocol.play(Story(**values))
 
 
-def owned(*faults: ownership_story.Fault) -> History:
+def owned(*faults: ownership_story.Fault, **changes: Any) -> History:
     moves = [ownership_story.Move(to=2, server_first=True)]
-    return ownership.play(ownership_story.Story(seed=5, moves=moves, faults=list(faults), commit_s=5.0))
+    return ownership.play(
+        ownership_story.Story(seed=5, moves=moves, faults=list(faults), commit_s=5.0, **changes)
+    )
 
 
 @pytest.mark.parametrize("process_moves", [False, True])
@@ -135,6 +140,34 @@ def test_two_owners_are_caught() -> None:
     assert not any(kind.startswith("two-owners") for kind in owned(cut).kinds())
     with mock.patch.object(ServingLease, "_over", lambda self: None):
         assert any(kind.startswith("two-owners") for kind in owned(cut).kinds())
+
+
+def test_clocks_may_differ_as_far_as_is_said_and_no_further() -> None:
+    """The lease is an instant of one clock. Where the destination's is far behind, there are two servers."""
+    cut = ownership_story.Fault(kind="all-cut", anchor="edge-2 server.resumed", at="edge-2", seconds=8.0)
+    most = ownership_story.SKEW_MOST_S
+    for clocks in ([most, -most], [-most, most]):
+        kinds = owned(cut, clocks_ahead_s=clocks).kinds()
+        assert not any(kind.startswith("two-owners") for kind in kinds)
+    kinds = owned(cut, clocks_ahead_s=[0.0, -3.0]).kinds()
+    assert any(kind.startswith("two-owners") for kind in kinds)
+
+
+def test_a_request_that_is_given_up_must_be_answered_with_a_reset() -> None:
+    assert not lived(Traffic.RESETS).violations
+    with mock.patch.object(MigratableConnection, "reset_stream", _resets_nothing_at_the_server):
+        assert any(kind.startswith("hang:") for kind in lived(Traffic.RESETS).kinds())
+
+
+def _resets_nothing_at_the_server(self: MigratableConnection, stream_id: int, error_code: int) -> None:
+    if self._is_client:
+        QuicConnection.reset_stream(self, stream_id, error_code)
+
+
+def test_what_an_attacker_replays_to_other_edges_does_no_harm() -> None:
+    faults = [protocol_story.Fault(kind="replay-elsewhere", seconds=3.0, amount=0.5)]
+    moves = [Move(to=2, strategy=strategy, after_s=0.3) for strategy in (Strategy.SYMMETRIC,)]
+    assert not lived(moves=moves, faults=faults).violations
 
 
 def test_a_server_that_nobody_thaws_is_caught() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
 import msgspec
 
 from quicferry.emulation import routing
 from quicferry.errors import InvalidInput
-from quicferry.model import Topology
+from quicferry.model import Route, Topology
 
 #: parts of a run that must reach each other
 _TALK = (("client", "dns"), ("orchestrator", "dns"))
@@ -19,16 +20,23 @@ def with_round_trips(topology: Topology) -> Topology:
     if "client" not in topology.parts:
         return topology
     found: dict[str, float] = {}
+    routes = routing.shortest_routes(topology)
     for edge in topology.service_addresses:
-        way = links_between(topology, topology.parts["client"], edge)
+        way = links_between(topology, topology.parts["client"], edge, routes)
         if way is not None:
             found[edge] = round(sum(there + back for there, back in way), 6)
     return msgspec.structs.replace(topology, rtts_ms=found)
 
 
-def links_between(topology: Topology, start: str, edge: str) -> list[tuple[float, float]] | None:
-    """For each link on the way to an edge's service address its delay each way in ms; None: no way."""
-    gateways = {(route.node, route.network): route.gateway for route in routing.shortest_routes(topology)}
+def links_between(
+    topology: Topology, start: str, edge: str, routes: Sequence[Route] | None = None
+) -> list[tuple[float, float]] | None:
+    """For each link on the way to an edge's service address its delay each way in ms; None: no way.
+
+    ``routes`` are the topology's shortest ones, where the caller has them already.
+    """
+    known = routing.shortest_routes(topology) if routes is None else routes
+    gateways = {(route.node, route.network): route.gateway for route in known}
     ends = [end for end in routing.attachments(topology) if end.address is not None]
     owner = {end.host_address: end.node for end in ends}
     service = topology.service_addresses[edge]
