@@ -20,6 +20,7 @@ from quicferry.migration.engines import registry
 from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
 from quicferry.strategies import Carrier, StrategyRules, may_speak_first, rules_of
+from session import fit
 from topologies.building.quality import OF_THE_ACCESS, with_quality
 
 T = TypeVar("T")
@@ -193,6 +194,8 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
                 "plain clients cannot ask for the move", hint="give more --clients, or another --trigger"
             )
     faults.check(spec, parts.topology, parts.engine, parts.rules)
+    if parts.baseline is None:
+        fit.check(spec, parts.engine, parts.topology)
     return spec
 
 

@@ -40,6 +40,7 @@ class FakeContainer:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        root.mkdir(parents=True, exist_ok=True)
         self.init_pid = 1
         self.service_pid: int | None = None
 

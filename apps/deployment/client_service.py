@@ -130,7 +130,7 @@ class LoadClient:
             return
         self.program.tell(b"stop")
         try:
-            status = self.program.wait(self._end_s)
+            status = self.program.wait(self._context.patience_s(self._end_s))
         except TimeoutExpired:
             self.program.end()
             raise MigrationError("the client did not end in good order", hint="see client.log") from None

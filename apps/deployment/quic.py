@@ -134,6 +134,7 @@ class QuicDeployment:
     def expect_end(self, part: str) -> None:
         """See ``RunProcesses``."""
         self._service_of(part).restarts.end()
+        self.program(part).is_to_end = True
 
     def start_again(self, part: str) -> None:
         """See ``RunProcesses``."""

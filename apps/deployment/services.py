@@ -293,7 +293,7 @@ class OrchestratorService:
             return
         try:
             if self.program.process.poll() is None:
-                ended = self.command(EndCommand(edges=self._edges), "ended", ASK_S)
+                ended = self.command(EndCommand(edges=self._edges), "ended", self._context.patience_s(ASK_S))
                 for edge, collected in msgspec.convert(ended, dict[str, Files]).items():
                     self._take_in(edge, collected.files)
         finally:

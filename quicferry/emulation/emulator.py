@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
 
+from quicferry.errors import EmulationError
 from quicferry.model import LinkReading, Topology
 from quicferry.process import Popen, Result
 
@@ -88,6 +89,9 @@ class Emulator(Protocol):
 
     def begin(self) -> None:
         """Note that the load begins: outages of links and traces of their rates count from now."""
+
+    def ended(self) -> EmulationError | None:
+        """The error of a part of the emulation that has ended by itself; None while all is there."""
 
     def set_link(self, link_name: str, *, up: bool) -> None:
         """Cut a link, or mend it. A mended link is as it was, routes and neighbours too."""

@@ -186,6 +186,9 @@ class FakeEmulator:
         self._perhaps_fail("begin")
         self.calls.append(Call("begin", ""))
 
+    def ended(self) -> EmulationError | None:
+        return None
+
     def set_link(self, link_name: str, *, up: bool) -> None:
         routing.link_between(self.topology, link_name)
         self._perhaps_fail("set_link")

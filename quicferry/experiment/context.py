@@ -6,6 +6,7 @@ order, the client last, and a way to move the server. ``apps.deployment`` and ba
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import IO, Any, Protocol
 import msgspec
 
 from quicferry.emulation.emulator import Emulator
-from quicferry.errors import FerryError, last_line
+from quicferry.errors import FerryError, MigrationError, last_line
 from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint, Topology
 from quicferry.process import PIPE, Popen, stop
@@ -23,6 +24,7 @@ from quicferry.record import PLACE_BY_SERVER, RunPaths
 from quicferry.spec import RunSpec
 
 SERVICE_PORT = 4433
+BROKEN_PATIENCE_S = 1.5
 OnLine = Callable[[bytes], None]
 
 
@@ -62,6 +64,7 @@ class Program:
         self.name = name
         self.process = process
         self.log = log
+        self.is_to_end = False  # somebody is ending it: that it ends is no failure
         self._reader = threading.Thread(
             target=self._read, args=(process.stdout, on_line), name=f"read-{name}", daemon=True
         )
@@ -99,8 +102,20 @@ class Program:
         self._reader.join(timeout_s)
         return status
 
+    def ended(self) -> MigrationError | None:
+        """The error of a process that has ended by itself, in the middle of the run; None while it lives."""
+        status = self.process.poll()
+        if status is None or status == 0 or self.is_to_end:
+            return None
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        said = f": {self.last_words()}" if status > 0 else ""
+        return MigrationError(
+            f"{self.name} {how} in the middle of the run{said}", hint=f"see {self.log.name} in logs/"
+        )
+
     def end(self, grace_s: float = 2.0) -> None:
         """End it by signal if it still runs."""
+        self.is_to_end = True
         stop(self.process, grace_s=grace_s)
         self._reader.join(1.0)
 
@@ -130,6 +145,9 @@ class RunContext:
         self.place_by = PLACE_BY_SERVER
         #: whose file descriptors and memory are noted between moves: name -> PID, None while there is none
         self.watched: dict[str, Callable[[], int | None]] = {}
+        #: all that was started; of those with one name the last
+        self.programs: dict[str, Program] = {}
+        self.is_broken = False  # something has ended: who is stopped now need not be waited for
         self.configs = paths.root / "configs"
         self.configs.mkdir(exist_ok=True)
         self.credentials = paths.credentials  # private keys; gone when the run is over
@@ -197,4 +215,16 @@ class RunContext:
             process = self.emulator.spawn(host, list(argv), env=env, stdin=PIPE, stdout=PIPE, stderr=stderr)
         program = Program(name, process, log, on_line)
         self.watched[name] = lambda: process.pid if process.poll() is None else None
+        self.programs[name] = program
         return program
+
+    def ended(self) -> FerryError | None:
+        """The error of the first process or cable that has ended by itself; None while all live."""
+        for program in list(self.programs.values()):
+            if (why := program.ended()) is not None:
+                return why
+        return self.emulator.ended()
+
+    def patience_s(self, usual_s: float) -> float:
+        """How long to wait for whoever is told to end: not long once something is broken."""
+        return min(usual_s, BROKEN_PATIENCE_S) if self.is_broken else usual_s

@@ -16,13 +16,14 @@ from quicferry.capture.capture import CaptureSession
 from quicferry.capture.clock import realtime_minus_monotonic_ns
 from quicferry.emulation.emulator import Emulator
 from quicferry.emulation.links.layer import warnings_about
-from quicferry.errors import FerryError, MigrationError, disk_error
+from quicferry.errors import EmulationError, FerryError, MigrationError, disk_error
 from quicferry.events import Event, write_events
 from quicferry.experiment.context import Deployment, RunContext, Service
 from quicferry.experiment.itinerary import stops
 from quicferry.experiment.machine import machine, source_digest
 from quicferry.experiment.store import free_reserve
 from quicferry.experiment.usage import note_usage
+from quicferry.experiment.watch import Watch
 from quicferry.migration.criu.versions import versions_of
 from quicferry.migration.engines import registry
 from quicferry.model import LinkReading
@@ -122,35 +123,41 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
     started: list[Service] = []
     captures = CaptureSession(emulator, context.paths.captures)
     try:
-        with events.phase("run.start"):
-            manifest.interfaces = captures.start(
-                list(dict.fromkeys([client, source, destination, *manifest.stops]))
-            )
-            deployment = make_deployment(context)
-            manifest.source_endpoint = str(context.service_endpoint(source))
-            manifest.destination_endpoint = str(context.service_endpoint(destination))
-            manifest.stop_endpoints = [str(context.service_endpoint(edge)) for edge in manifest.stops]
-            manifest.place_by = context.place_by
-            for service in deployment.services:
-                started.append(service)
-                service.start()
-                service.wait_ready(READY_S)
-        with events.phase("run.load"):
-            emulator.begin()
-            time.sleep(spec.before_s)
-        for number in range(1, spec.moves + 1):
-            if number > 1:
-                time.sleep(BETWEEN_MOVES_S)
-            with events.phase("run.migrate", number=number) as outcome:
-                outcome |= deployment.move()
-            if spec.moves > 1:
-                note_usage(events, ((name, pid) for name, of in context.watched.items() if (pid := of())))
-        time.sleep(spec.after_s)
+        with Watch(context):
+            with events.phase("run.start"):
+                manifest.interfaces = captures.start(
+                    list(dict.fromkeys([client, source, destination, *manifest.stops]))
+                )
+                deployment = make_deployment(context)
+                manifest.source_endpoint = str(context.service_endpoint(source))
+                manifest.destination_endpoint = str(context.service_endpoint(destination))
+                manifest.stop_endpoints = [str(context.service_endpoint(edge)) for edge in manifest.stops]
+                manifest.place_by = context.place_by
+                for service in deployment.services:
+                    started.append(service)
+                    service.start()
+                    service.wait_ready(READY_S)
+            with events.phase("run.load"):
+                emulator.begin()
+                time.sleep(spec.before_s)
+            for number in range(1, spec.moves + 1):
+                if number > 1:
+                    time.sleep(BETWEEN_MOVES_S)
+                with events.phase("run.migrate", number=number) as outcome:
+                    outcome |= deployment.move()
+                if spec.moves > 1:
+                    note_usage(events, ((name, pid) for name, of in context.watched.items() if (pid := of())))
+            time.sleep(spec.after_s)
     finally:
         with events.phase("run.collect"):
             problems = _stop_all(started[::-1])
             captures.stop()
-            manifest.links = emulator.link_readings()
+            try:
+                manifest.links = emulator.link_readings()
+            except EmulationError as error:  # that of what has broken is told
+                if not context.is_broken:
+                    raise
+                context.warnings.append(str(error))
             manifest.link_backend = link_backend(manifest.links)
             context.warnings += captures.warnings + warnings_about(manifest.links)
     if problems:

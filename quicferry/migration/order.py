@@ -28,6 +28,9 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     prepare_s: float = 20.0  # both sides get ready (a standby process starts in this time)
     precopy_s: float = 120.0  # memory is copied ahead, while the server serves
     notice_s: float = 1.0  # clients are told and answer; late ones are left out, it is not a failure
+    #: From the freeze to the moment after which the destination must not resume any more: half the idle
+    #: timeout of the clients, which is also how long they look for their server.
+    freeze_s: float = 30.0
     checkpoint_s: float = 15.0  # from the freeze to the first chunk
     transfer_s: float = 60.0  # first to last chunk
     restore_s: float = 15.0  # from the last chunk to the destination's word that the server runs

@@ -165,6 +165,10 @@ class LinkLayer:
         if self._cable is not None:
             self._cable.begin()
 
+    def ended(self) -> EmulationError | None:
+        """The error of a cable that has ended by itself; None while it lives, and where there is none."""
+        return self._cable.ended() if self._cable is not None else None
+
     def cable_stats(self) -> CableStats | None:
         """The cable's own counters, among them its lateness; None when no cable runs."""
         return self._cable.stats() if self._cable is not None else None

@@ -282,6 +282,9 @@ class MininetEmulator:
     def begin(self) -> None:
         self._link_layer().begin()
 
+    def ended(self) -> EmulationError | None:
+        return self._links.ended() if self._links is not None else None
+
     def set_link(self, link_name: str, *, up: bool) -> None:
         link = routing.link_between(self.topology, link_name)
         for end in (link.a, link.b):

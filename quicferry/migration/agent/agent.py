@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from quicferry.errors import CommandFailed, FerryError, InvalidInput, MigrationError, Unsupported
@@ -21,6 +20,7 @@ from quicferry.migration.agent.context import Host
 from quicferry.migration.agent.destination import DestinationSide
 from quicferry.migration.agent.failpoints import DamagingClient, DamagingSender, stopping
 from quicferry.migration.agent.source import SourceSide
+from quicferry.migration.container.beneath import directory_beneath, names_beneath, read_beneath
 from quicferry.migration.datagrams.forwarder import Forwarder
 from quicferry.migration.datagrams.icmp import hold_back_port_unreachable
 from quicferry.migration.datagrams.moving_address import MovingAddress
@@ -71,6 +71,9 @@ from quicferry.units import now_ns
 
 END_POLL_S = 0.01
 STATE_DIR = Path("/run/state")  # inside the container
+#: Of what a server leaves, at most so much is collected: it may have been taken over.
+COLLECTED_BYTES = 64 << 20
+COLLECTED_FILES = 16
 
 
 class OwnedContainer(ServiceContainer, Protocol):
@@ -122,7 +125,9 @@ class NodeAgent:
                 self.container = await Container.create(config.edge, record=record)
             else:
                 self.container = await OciContainer.make(config.edge, config.oci_readable, record=record)
-        self.container.path(str(STATE_DIR)).mkdir(mode=0o700, parents=True, exist_ok=True)
+        # what an earlier agent's container holds may have been put there by the server in it
+        with directory_beneath(self.container.path("/"), PurePosixPath(STATE_DIR), make=True):
+            pass
         self.control = await control.ControlClient.open(config.control)
         self._forwarder, self._room = self._datagram_helpers()
         if self._room is not None and config.service_address is not None:
@@ -434,9 +439,12 @@ class NodeAgent:
         files: dict[str, bytes] = {}
         root = self.container.path("/")
         for pattern in self.config.collect:
-            for path in sorted(root.glob(pattern.lstrip("/"))):
-                with suppress(OSError):
-                    files[f"/{path.relative_to(root)}"] = path.read_bytes()
+            try:
+                found = names_beneath(root, PurePosixPath(pattern))
+                for path in found[:COLLECTED_FILES]:
+                    files[str(path)] = read_beneath(root, path, COLLECTED_BYTES)
+            except (OSError, MigrationError) as error:
+                sys.stderr.write(f"agent {self.config.edge}: {pattern} is not collected: {error}\n")
         return Files(files=files)
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import math
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -230,7 +230,7 @@ class SourceMove:
         """Freeze the server and transfer its state, up to the destination's word that it resumed."""
         assert self._stream is not None
         limits = self._order.deadlines
-        ahead_s = limits.checkpoint_s + limits.transfer_s + limits.restore_s
+        ahead_s = min(limits.freeze_s, limits.checkpoint_s + limits.transfer_s + limits.restore_s)
         # The destination has the lease before the server is frozen: if this host falls silent from now on,
         # the destination knows until when it may resume, and this host after which moment it may roll back.
         order = msgspec.structs.replace(self._order, resume_before_ns=now_ns() + round(ahead_s * NS_PER_S))
@@ -251,7 +251,7 @@ class SourceMove:
                 raise MigrationError("the engine gave an empty checkpoint")
             self._take(Signal.TAKEN)
             with self._host.events.phase("migration.transfer", epoch=order.epoch) as detail:
-                async with asyncio.timeout(limits.transfer_s):
+                async with self._freeze_limit(order.resume_before_ns, limits.transfer_s):
                     await self._write(first, self._tally)
                     async for chunk in chunks:
                         await self._write(chunk, self._tally)
@@ -278,6 +278,25 @@ class SourceMove:
             renewing.cancel()
             await asyncio.wait([renewing])
         self._take(Signal.RESUMED)
+
+    @asynccontextmanager
+    async def _freeze_limit(self, until_ns: int, most_s: float) -> AsyncIterator[None]:
+        """Bound a step of the freeze by its own deadline, and by that of the whole.
+
+        Raises ``MigrationError`` for what does not fit: while there is time to restore as well, the source
+        takes its server back at once.
+        """
+        left_s = (until_ns - now_ns()) / NS_PER_S
+        try:
+            async with asyncio.timeout(max(LEAST_S, min(most_s, left_s))):
+                yield
+        except TimeoutError:
+            raise MigrationError(
+                f"the state does not cross in time: {self._tally.size_bytes} bytes in "
+                f"{min(most_s, left_s):.1f} s, and a server may stand still for "
+                f"{self._order.deadlines.freeze_s:g} s",
+                hint="take a faster link between the edges, or an engine that copies memory ahead",
+            ) from None
 
     def _next_lease(self, at_most_ns: int) -> int:
         """When a lease ends that is given now."""

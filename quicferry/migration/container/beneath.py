@@ -10,7 +10,9 @@ Python does not have.)
 from __future__ import annotations
 
 import errno
+import fnmatch
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -78,3 +80,30 @@ def _step(name: str, flags: int, parent: int, inside: PurePosixPath, mode: int =
                 hint="something in the container has put it there",
             ) from error
         raise
+
+
+def read_beneath(root: Path, inside: PurePosixPath, most_bytes: int) -> bytes:
+    """What a file below ``root`` holds. Raises as ``open_beneath``; ``MigrationError`` also for what is no
+    regular file (a pipe would be waited at for ever) or is longer than that.
+    """
+    # without O_NONBLOCK, opening a pipe waits for whoever writes to it
+    descriptor = open_beneath(root, inside, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise MigrationError(f"{inside} is no file", hint="something in the container has put it there")
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise MigrationError(f"{inside} is longer than {most_bytes} bytes", hint="it is not read")
+    return content
+
+
+def names_beneath(root: Path, pattern: PurePosixPath) -> list[PurePosixPath]:
+    """The paths in a directory below ``root`` whose last part fits a pattern (``*``, ``?``), sorted.
+
+    Empty when there is no such directory. Raises ``MigrationError`` for a link on the way to it.
+    """
+    with suppress(FileNotFoundError), directory_beneath(root, pattern.parent) as directory:
+        names = [path.name for path in Path(f"/proc/self/fd/{directory}").iterdir()]
+        return [pattern.parent / name for name in sorted(fnmatch.filter(names, pattern.name))]
+    return []

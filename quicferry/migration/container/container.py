@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self
 
@@ -63,7 +63,7 @@ Channel = tuple[asyncio.StreamWriter, asyncio.StreamReader]  # requests to init,
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What the next agent needs to find a container that outlives the present one."""
 
-    socket: str  # an abstract Unix socket in the edge host's network namespace
+    socket: str  # init's Unix socket, a file beside the record
     init_pid: int
     service_pid: int | None
     next_pid: int
@@ -121,7 +121,7 @@ class Container(ContainerNamespaces):
         """
         if record is not None and (found := await cls._find(edge, record)) is not None:
             return found
-        name = f"quicferry-{edge}-{secrets.token_hex(8)}" if record is not None else ""
+        name = f"{edge}-{secrets.token_hex(8)}.socket" if record is not None else ""
         around = cls.surroundings(edge)
         try:
             return await cls._create(edge, enter, record, name, around)
@@ -141,6 +141,12 @@ class Container(ContainerNamespaces):
     ) -> Self:
         """Make a container in these surroundings, with an init that listens on the socket ``name``."""
         procs = cgroups.open_procs(around.group) if around.group is not None else None
+        # Bound here and passed on: its name is a file that is in no mount namespace of the container, so
+        # that nothing in there, an OCI container least of all, can so much as connect to it.
+        listener = _listen(record.parent, name) if record is not None else None
+        passed = [procs] if procs is not None else []
+        if listener is not None:
+            passed.append(listener.fileno())
         argv = [
             *enter,
             # before the namespaces are made: the root of a cgroup namespace is the group of who makes it
@@ -149,7 +155,8 @@ class Container(ContainerNamespaces):
             *(() if record is not None else ("setpriv", "--pdeathsig", "KILL")),
             *("unshare", *around.namespaces, "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"),
             *("sh", "-c", f'{around.mounts} && exec "$@"', "sh"),
-            *(sys.executable, "-I", "-S", str(INIT), *filter(None, [name])),
+            *(sys.executable, "-I", "-S", str(INIT)),
+            *((str(listener.fileno()),) if listener is not None else ()),
         ]
         try:
             parent = await asyncio.create_subprocess_exec(
@@ -158,13 +165,15 @@ class Container(ContainerNamespaces):
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
-                pass_fds=() if procs is None else (procs,),
+                pass_fds=passed,
             )
         except FileNotFoundError as error:
             raise Unsupported(f"the program {argv[0]} is not installed", hint="run `make setup`") from error
         finally:
             if procs is not None:
                 os.close(procs)
+            if listener is not None:
+                listener.close()
         assert parent.stdout is not None and parent.stderr is not None
         try:
             ready = await asyncio.wait_for(parent.stdout.readline(), READY_S)
@@ -182,7 +191,7 @@ class Container(ContainerNamespaces):
         if record is None:
             assert parent.stdin is not None
             return cls(edge, parent, only_child(parent.pid), (parent.stdin, parent.stdout))
-        connection = await _connect(name)
+        connection = await _connect(record.parent, name)
         reader, writer = await asyncio.open_unix_connection(sock=connection)
         made = cls(edge, parent, only_child(parent.pid), (writer, reader), record)
         made._name, made._socket = name, connection
@@ -194,7 +203,7 @@ class Container(ContainerNamespaces):
         """The container that an agent before this one has left; None when there is none."""
         try:
             left = msgspec.json.decode(_read(record), type=ContainerRecord)
-            connection = await _connect(left.socket)
+            connection = await _connect(record.parent, left.socket)
             kept = await _what_is_kept(connection)
             reader, writer = await asyncio.open_unix_connection(sock=connection)
         except (OSError, msgspec.DecodeError):
@@ -375,6 +384,7 @@ class Container(ContainerNamespaces):
         if self._record is not None:
             self._requests.close()
             self._record.unlink(missing_ok=True)
+            self._record.with_name(self._name).unlink(missing_ok=True)
         if self._parent is not None:
             # communicate() closes our ends of the pipes and waits
             await self._parent.communicate()
@@ -395,12 +405,37 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-async def _connect(name: str) -> socket.socket:
-    """A connection to the init that listens on that abstract socket. Raises ``OSError``."""
+@contextlib.contextmanager
+def _short_path(folder: Path, name: str) -> Iterator[str]:
+    """A path to a file there that fits into a socket's address, which holds 108 bytes (unix(7))."""
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{name}"
+    finally:
+        os.close(descriptor)
+
+
+def _listen(folder: Path, name: str) -> socket.socket:
+    """A socket for init, as a file there for root alone. Raises ``OSError``."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _short_path(folder, name) as path:
+            listener.bind(path)
+            Path(path).chmod(0o600)
+        listener.listen(1)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _connect(folder: Path, name: str) -> socket.socket:
+    """A connection to the init that listens on that socket. Raises ``OSError``."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.setblocking(False)
     try:
-        await asyncio.get_running_loop().sock_connect(connection, "\0" + name)
+        with _short_path(folder, name) as path:
+            await asyncio.get_running_loop().sock_connect(connection, path)
     except OSError:
         connection.close()
         raise

@@ -4,9 +4,9 @@ Run as PID 1 of a PID namespace, by path and with the standard library only (``p
 that it is small and starts in some milliseconds. Requests are JSON lines on stdin, answers JSON
 lines on stdout; at the end of stdin it ends, and the kernel ends all that lives in the namespace.
 
-With the name of an abstract Unix socket as its argument it hears requests there instead, of one
-agent after another: it outlives the agent that made it, and waits for the next. It also keeps file
-descriptors for them: what an agent held of a process here is not lost with the agent.
+With the number of an inherited descriptor as its argument, a listening Unix socket, it hears requests
+there instead, of one agent after another: it outlives the agent that made it, and waits for the next. It
+also keeps file descriptors for them: what an agent held of a process here is not lost with the agent.
 
 SIGCHLD is ignored (not caught): the kernel then reaps every child at once, those that CRIU restored
 among them. A zombie would keep its PID, and a process that comes back to this container needs it.
@@ -95,7 +95,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C in a terminal must not end the server
     set_last_pid(FIRST_HELPER_PID - 1)
     if len(sys.argv) > 1:
-        serve_agents(sys.argv[1])
+        serve_agents(int(sys.argv[1]))
         return
     say_ready()
     obey_all(sys.stdin, sys.stdout)
@@ -173,8 +173,8 @@ def obey_agent(connection: socket.socket, kept: Kept) -> None:
 def is_from_outside(connection: socket.socket) -> bool:
     """Whether the other end belongs to no process of this PID namespace or of one within it.
 
-    The socket's name is to be had by everybody in the network namespace, the server among them. The kernel
-    gives the PID of whoever connected as it is seen from here: 0 for a process that cannot be seen.
+    The socket's name is a file that is not to be seen in here. Should it be all the same: the kernel gives
+    the PID of whoever connected as it is seen from here, 0 for a process that cannot be seen.
     """
     import socket
 
@@ -182,13 +182,12 @@ def is_from_outside(connection: socket.socket) -> bool:
     return int.from_bytes(credentials[:4], sys.byteorder) == 0
 
 
-def serve_agents(name: str) -> None:
-    """Obey whoever is connected to the abstract socket of that name in this network namespace."""
+def serve_agents(descriptor: int) -> None:
+    """Obey whoever is connected to the listening socket that was passed to this process."""
     import socket  # only here: without it, init starts faster
 
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind("\0" + name)
-    listener.listen(1)
+    os.set_inheritable(descriptor, False)  # what is started here must not have it
+    listener = socket.socket(fileno=descriptor)
     say_ready()
     kept = Kept()
     while True:

@@ -77,6 +77,11 @@ def record(kind: RecordKind, name: str, data: bytes, mode: int = 0o600) -> bytes
     return b"".join((LENGTH.pack(len(header)), header, data))
 
 
+def memory_of_this_machine() -> int:
+    """Physical memory in bytes: a checkpoint that unpacks to more cannot be restored here."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 class Unpacker:
     """Reads the stream of records as it comes and writes the files.
 
@@ -97,6 +102,7 @@ class Unpacker:
         self._manifest_bytes = bytearray()
         self._complete = False
         self.received_bytes = 0
+        self.most_bytes = memory_of_this_machine()
 
     @property
     def complete(self) -> bool:
@@ -121,6 +127,11 @@ class Unpacker:
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the stream. Raises ``MigrationError`` for what cannot be a checkpoint."""
         self.received_bytes += len(data)
+        if self.received_bytes > self.most_bytes:
+            raise MigrationError(
+                f"the checkpoint unpacks to more than {self.most_bytes} bytes",
+                hint="that is more memory than this machine has: it could not be restored",
+            )
         view = memoryview(data)
         while view:
             if self._complete:

@@ -11,13 +11,18 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from quicferry.errors import MigrationError
 from quicferry.migration import control
+from quicferry.migration.container.beneath import open_beneath, read_beneath, remove_beneath
 from quicferry.migration.engines.base import EngineContext
 from quicferry.migration.order import CHUNK_BYTES, MoveOrder, check_lease
+
+#: The state of a thousand connections with full buffers is far less; of one that was made to be too long, no
+#: more is taken into memory and file.
+MAX_STATE_BYTES = 1 << 30
 
 
 class HandoffEngine:
@@ -29,10 +34,13 @@ class HandoffEngine:
     def __init__(self, context: EngineContext) -> None:
         self._context = context
 
-    def _state(self, order: MoveOrder) -> tuple[str, Path]:
-        """The state file of a move: its path inside the container, and the agent's path to it."""
-        inside = str(self._context.state_dir / f"handoff-{order.epoch}")
-        return inside, self._context.container.path(inside)
+    def _state(self, order: MoveOrder) -> PurePosixPath:
+        """The state file of a move: its path inside the container."""
+        return PurePosixPath(self._context.state_dir) / f"handoff-{order.epoch}"
+
+    def _remove_state(self, order: MoveOrder) -> None:
+        """Remove the state file, if there is one. A link that something has put there is not followed."""
+        remove_beneath(self._context.container.path("/"), self._state(order))
 
     async def prepare_source(self, order: MoveOrder) -> None:
         """Check that the server serves, and is no standby itself."""
@@ -46,21 +54,21 @@ class HandoffEngine:
 
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
         """Have the server freeze and write its state, and yield that."""
-        inside, outside = self._state(order)
+        inside, root = self._state(order), self._context.container.path("/")
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             answer = await self._context.control.ask(
                 control.Freeze(
                     epoch=order.epoch,
                     strategy=order.strategy,
                     server_first=order.server_first,
-                    state_path=inside,
+                    state_path=str(inside),
                 ),
                 order.deadlines.checkpoint_s,
             )
             await self._context.after_freeze()
             # removed before the first byte leaves: it holds traffic secrets
-            state = outside.read_bytes()
-            outside.unlink()
+            state = read_beneath(root, inside, MAX_STATE_BYTES)
+            self._remove_state(order)
             if hashlib.sha256(state).hexdigest() != answer.get("sha256"):
                 raise MigrationError("the state is not what the server says it wrote")
             detail["bytes"] = len(state)
@@ -69,14 +77,20 @@ class HandoffEngine:
 
     async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
         """Write the state to a file and have the standby server import it."""
-        inside, outside = self._state(order)
+        inside = self._state(order)
         digest = hashlib.sha256()
-        with suppress(FileNotFoundError):
-            outside.unlink()
-        descriptor = os.open(outside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        size_bytes = 0
+        self._remove_state(order)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        descriptor = open_beneath(self._context.container.path("/"), inside, flags)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 async for chunk in chunks:
+                    size_bytes += len(chunk)
+                    if size_bytes > MAX_STATE_BYTES:
+                        raise MigrationError(
+                            f"the state is longer than {MAX_STATE_BYTES} bytes", hint="it is not taken in"
+                        )
                     file.write(chunk)
                     digest.update(chunk)
             with self._context.events.phase("migration.restore", epoch=order.epoch):
@@ -88,7 +102,7 @@ class HandoffEngine:
                         edge=order.destination,
                         strategy=order.strategy,
                         server_first=order.server_first,
-                        state_path=inside,
+                        state_path=str(inside),
                         sha256=digest.hexdigest(),
                         service=order.service,
                         lease=self._context.lease_of(order),
@@ -96,13 +110,11 @@ class HandoffEngine:
                     order.deadlines.restore_s,
                 )
         finally:
-            with suppress(FileNotFoundError):
-                outside.unlink()
+            self._remove_state(order)
 
     async def give_up_source(self, order: MoveOrder) -> None:
         """Have the server dismiss connections that did not move, and kill it."""
-        with suppress(FileNotFoundError):
-            self._state(order)[1].unlink()
+        self._remove_state(order)
         with suppress(MigrationError):  # it may have died; then nobody can be told
             dismiss = control.Dismiss(epoch=order.epoch)
             await self._context.control.ask(dismiss, order.deadlines.commit_s / 4)
@@ -115,13 +127,11 @@ class HandoffEngine:
             control.Abort(epoch=order.epoch, reason=reason), order.deadlines.restore_s
         )
         # a freeze that was too slow for us may have written it after all
-        with suppress(FileNotFoundError):
-            self._state(order)[1].unlink()
+        self._remove_state(order)
         return answer
 
     async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
         """Kill the standby server and remove the state."""
         # whether the import was carried out cannot be known after a silence: the whole process goes
         await self._context.container.stop_service(grace_s=0.0)
-        with suppress(FileNotFoundError):
-            self._state(order)[1].unlink()
+        self._remove_state(order)

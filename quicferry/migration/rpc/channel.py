@@ -41,6 +41,7 @@ RECONNECT_MS = 500
 REQUEST_BYTES = 8 << 20
 ANSWER_BYTES = 256 << 20
 STREAMS_PER_CONNECTION = 64
+CONNECTIONS_AT_ONCE = 64  # also of those who have not said who they are; a party has two, one per way
 CALLS_AT_ONCE = 256  # of all callers together
 
 # gRPC's poller lives from the first object to the last; when a garbage collection takes the last one,
@@ -70,6 +71,7 @@ _CLIENT_OPTIONS: list[tuple[str, int | str]] = [
 _SERVER_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", REQUEST_BYTES),
     ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS_AT_ONCE),
     ("grpc.server_handshake_timeout_ms", CONNECT_MS),  # who does not say who it is, is not kept
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.e2e.support import in_private_root
@@ -136,3 +137,43 @@ report(asyncio.run(play()))
         arguments=str(tmp_path / "record"),
     )
     assert got is False
+
+
+WITHIN = r"""
+import json, socket
+names = [line.split()[7] for line in open("/proc/net/unix") if len(line.split()) > 7]
+reached = []
+for name in names:
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(1)
+        try:
+            s.connect("\0" + name[1:] if name.startswith("@") else name)
+            reached.append(name)
+        except OSError:
+            continue
+print(json.dumps([names, reached]))
+"""
+
+
+def test_nothing_in_a_container_finds_its_inits_socket(tmp_path: Path) -> None:
+    """It is no abstract socket, which the network namespace would show, and its file is of another place."""
+    (tmp_path / "within.py").write_text(WITHIN)
+    status, stdout, stderr, files, left = in_private_root(
+        PRELUDE
+        + """
+async def play():
+    box = await Container.create("edge-1", record=RECORD)
+    done = await box.run([sys.executable, str(RECORD.parent / "within.py")])
+    files = [path.name for path in RECORD.parent.glob("*.socket")]
+    await box.close()
+    return [done.status, done.stdout, done.stderr, files, len(list(RECORD.parent.glob("*.socket")))]
+report(asyncio.run(play()))
+""",
+        tmp_path,
+        arguments=str(tmp_path / "record"),
+    )
+    assert status == 0, stderr
+    names, reached = json.loads(stdout)
+    assert len(files) == 1 and left == 0
+    assert [name for name in names if files[0] in name], "init listens somewhere else"
+    assert reached == []

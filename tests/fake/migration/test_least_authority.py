@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 
 from apps.config import SERVER_NAME
 from apps.deployment.quic import Credentials
 from quicferry.errors import FerryError, MigrationError
+from quicferry.events import EventLog
+from quicferry.migration import control
 from quicferry.migration.container.init import is_from_outside
-from quicferry.migration.rpc.channel import REQUEST_BYTES, RpcClient, Unary, Unreachable
+from quicferry.migration.engines.handoff import HandoffEngine
+from quicferry.migration.rpc.channel import CONNECTIONS_AT_ONCE, REQUEST_BYTES, RpcClient, Unary, Unreachable
 from quicferry.migration.rpc.credentials import Identity
 from quicferry.migration.rpc.messages import (
     ABORT,
@@ -151,3 +158,93 @@ def test_init_hears_nobody_from_within() -> None:
     one, other = socket.socketpair()
     with one, other:
         assert not is_from_outside(one)
+
+
+def test_an_agent_collects_no_file_of_the_host(tmp_path: Path) -> None:
+    """A server that was taken over puts a link where its events were."""
+
+    async def story(w: World) -> None:
+        secret = tmp_path / "secret"
+        secret.write_text("of the host")
+        events = w.agents["edge-2"].container.path("/run/events.jsonl")
+        events.parent.mkdir(parents=True, exist_ok=True)
+        events.write_text("{}")
+        async with client(w, "orch") as called:
+            files = (await called.call(COLLECT_FILES, CollectFiles(), timeout_s=10)).files
+            assert files == {"/run/events.jsonl": b"{}"}
+            events.unlink()
+            events.symlink_to(secret)
+            assert (await called.call(COLLECT_FILES, CollectFiles(), timeout_s=10)).files == {}
+
+    go(tmp_path, story)
+
+
+def test_a_state_file_is_no_way_to_the_hosts_files(tmp_path: Path) -> None:
+    """The hand-off engine reads and writes its state below the container's root, through no link."""
+    root, secret = tmp_path / "root", tmp_path / "secret"
+    (root / "run" / "state").mkdir(parents=True)
+    secret.write_text("of the host")
+    trap = root / "run" / "state" / "handoff-1"
+    obeyed: list[str] = []
+
+    async def ask(order: Any, timeout_s: float) -> dict[str, Any]:
+        obeyed.append(type(order).__name__)
+        if isinstance(order, control.Freeze):
+            trap.symlink_to(secret)  # instead of the state
+            return {"sha256": hashlib.sha256(secret.read_bytes()).hexdigest()}
+        assert trap.read_bytes() == b"state"
+        return {}
+
+    context = SimpleNamespace(
+        container=SimpleNamespace(path=lambda inside: root / inside.lstrip("/")),
+        control=SimpleNamespace(ask=ask),
+        events=EventLog("edge-1", None, lambda event: None),
+        state_dir=Path("/run/state"),
+        after_freeze=AsyncMock(),
+        before_resume=lambda: None,
+        lease_of=lambda order: None,
+    )
+    engine = HandoffEngine(cast(Any, context))
+    order = World(tmp_path).order(1)
+
+    async def play() -> None:
+        with pytest.raises(MigrationError, match="is not followed"):
+            async for _ in engine.checkpoint(order):
+                pass
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"state"
+
+        await engine.restore(order, chunks())
+
+    asyncio.run(play())
+    assert obeyed == ["Freeze", "Import"]
+    assert secret.read_text() == "of the host"
+    assert not trap.exists()
+
+
+def test_an_agent_bears_connections_of_strangers(tmp_path: Path) -> None:
+    """A hundred that say nothing: most are closed at once, and who has one already is heard."""
+
+    async def story(w: World) -> None:
+        async with client(w, "orch") as called:
+            await called.call(STATUS, StatusQuery(), timeout_s=10)
+            strangers = [socket.create_connection(("127.0.0.1", w.ports["edge-2"])) for _ in range(100)]
+            try:
+                await asyncio.sleep(0.5)
+                closed = 0
+                for stranger in strangers:
+                    stranger.setblocking(False)
+                    try:
+                        closed += stranger.recv(1) == b""
+                    except BlockingIOError:
+                        continue
+                    except ConnectionResetError:
+                        closed += 1
+                assert closed >= 100 - CONNECTIONS_AT_ONCE
+                assert (await called.call(STATUS, StatusQuery(), timeout_s=10)).edge == "edge-2"
+            finally:
+                for stranger in strangers:
+                    stranger.close()
+
+    go(tmp_path, story)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from quicferry.errors import MigrationError
@@ -20,7 +21,7 @@ from quicferry.migration.rpc.messages import AgentStatus, Outcome
 from quicferry.migration.serving_lease import KILL_AFTER_NS
 from quicferry.migration.states import Step
 from quicferry.units import NS_PER_S
-from tests.migration_support import World, go
+from tests.migration_support import QUICK, World, go
 from tests.waiting import eventually
 
 
@@ -247,3 +248,27 @@ def test_said_by(tmp_path: Path) -> None:
             assert (step, edge) == (Step(source), {"moved": "edge-2", "stayed": "edge-1"}.get(source))
         else:
             assert (step, edge) == (None, None), (source, destination)
+
+
+def test_a_server_stands_still_for_no_longer_than_it_may(tmp_path: Path) -> None:
+    """A link over which the state crosses too slowly: the source has its server back, with the reason."""
+    limits = msgspec.structs.replace(QUICK, transfer_s=20.0, freeze_s=0.5)
+    frozen_s: list[float] = []
+
+    async def story(w: World) -> None:
+        loop = asyncio.get_running_loop()
+
+        def trouble(phase: str) -> Any:
+            if phase in ("frozen", "resume_source"):
+                frozen_s.append(loop.time())
+            return asyncio.sleep(0.3) if phase.startswith("chunk") else None
+
+        w.trouble = trouble
+        outcome = await w.agents["edge-1"].source.move(w.order(deadlines=limits))
+        assert (outcome.outcome, outcome.serves_at) == ("stayed", "edge-1")
+        assert "does not cross in time" in (outcome.error or "")
+        assert "0.5 s" in (outcome.error or "")
+        assert w.service.serves == {"edge-1"}
+
+    go(tmp_path, story)
+    assert frozen_s[1] - frozen_s[0] < 2.0

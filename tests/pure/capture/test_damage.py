@@ -10,7 +10,7 @@ import pytest
 from quicferry.capture.damage import damage_of
 from quicferry.paths import RUNS
 
-GOLDEN = next(RUNS.glob("golden/*/captures/client.pcapng"))
+(GOLDEN,) = RUNS.glob("golden/*/captures/client.pcapng")
 PCAP = (
     b"\xd4\xc3\xb2\xa1\x02\x00\x04\x00" + bytes(8) + b"\xff\xff\x00\x00\x01\x00\x00\x00"
     + 2 * (bytes(8) + b"\x04\x00\x00\x00\x04\x00\x00\x00" + b"abcd")

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
 
 import msgspec
 import pytest
 
 from quicferry.errors import MigrationError
-from quicferry.migration.container.beneath import open_beneath, remove_beneath
-from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, Unpacker, record
+from quicferry.migration.container.beneath import (
+    names_beneath,
+    open_beneath,
+    read_beneath,
+    remove_beneath,
+)
+from quicferry.migration.criu.image_stream import (
+    CheckpointManifest,
+    RecordKind,
+    Unpacker,
+    memory_of_this_machine,
+    record,
+)
+from quicferry.migration.criu.packing import Packer, unpack
 from quicferry.migration.criu.received import BLOCK_BYTES, ReceivedFiles
 
 MANIFEST = CheckpointManifest(epoch=1, pid=10_000, files=[])
@@ -129,3 +143,58 @@ def test_a_checkpoint_does_not_write_through_links(tmp_path: Path) -> None:
 def test_a_path_that_leads_out(tmp_path: Path) -> None:
     with pytest.raises(MigrationError, match="leads out of the container"):
         open_beneath(tmp_path, PurePosixPath("run/../../etc/passwd"), os.O_RDONLY)
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Path:
+    """A container's root with a link to a host's file, a pipe, and a file of its own."""
+    root, secret = tmp_path / "root", tmp_path / "secret"
+    (root / "run").mkdir(parents=True)
+    secret.write_text("of the host")
+    (root / "run" / "service-1.log").write_text("of the server")
+    (root / "run" / "service-2.log").symlink_to(secret)
+    os.mkfifo(root / "run" / "service-3.log")
+    (root / "away").symlink_to(tmp_path)
+    return root
+
+
+def test_what_is_collected_is_read_from_the_container_only(box: Path) -> None:
+    names = names_beneath(box, PurePosixPath("/run/service-*.log"))
+    assert [path.name for path in names] == ["service-1.log", "service-2.log", "service-3.log"]
+    assert read_beneath(box, names[0], 100) == b"of the server"
+    with pytest.raises(MigrationError, match="is not followed"):
+        read_beneath(box, names[1], 100)
+    with pytest.raises(MigrationError, match="is no file"):  # and nobody waits for a writer
+        read_beneath(box, names[2], 100)
+    with pytest.raises(MigrationError, match="longer than 5 bytes"):
+        read_beneath(box, names[0], 5)
+    assert names_beneath(box, PurePosixPath("/run/none/*.log")) == []
+    with pytest.raises(MigrationError, match="is not followed"):
+        names_beneath(box, PurePosixPath("/away/*"))
+
+
+def test_a_stream_that_unpacks_to_more_than_the_machine_has_is_not_taken(tmp_path: Path) -> None:
+    """16 MiB of nothing in some hundred bytes: more than is allowed here, and never all at once."""
+    unpacker = Unpacker(tmp_path / "images", tmp_path)
+    unpacker.most_bytes = 1 << 20
+    largest = 0
+    feed = unpacker.feed
+
+    def watched(data: bytes) -> None:
+        nonlocal largest
+        largest = max(largest, len(data))
+        feed(data)
+
+    unpacker.feed = watched  # type: ignore[method-assign]
+    packer = Packer("zstd")
+    bomb = packer.pack(record(RecordKind.IMAGE, "pages-1.img", bytes(16 << 20)), flush=True)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for chunk in bomb:
+            yield chunk
+
+    assert sum(map(len, bomb)) < 16 << 10
+    with pytest.raises(MigrationError, match="unpacks to more than 1048576 bytes"):
+        asyncio.run(unpack("zstd", unpacker, chunks()))
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.img")) <= 1 << 20
+    assert memory_of_this_machine() > 1 << 28

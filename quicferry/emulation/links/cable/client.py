@@ -64,6 +64,17 @@ class CableProcess:
         assert self._process is not None
         return self._process.pid
 
+    def ended(self) -> EmulationError | None:
+        """The error of a cable that has ended by itself; None while it lives."""
+        status = self._process.poll() if self._process is not None else None
+        if status is None:
+            return None
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return EmulationError(
+            f"the cable {how} in the middle of the run: no frame crosses a shaped link any more",
+            hint=f"see {self._log_path.name} in links/",
+        )
+
     def stats(self) -> CableStats:
         """Its counters as of now, or the last ones when it has ended.
 

@@ -1,0 +1,65 @@
+"""Refuses a move that cannot fit into its deadlines, with the estimate, before anything is built.
+
+An estimate on the safe side: what is refused could not have been done, what is near the limit is tried. What
+a run meets besides (loss, a busy machine) the deadlines of ``migration.order`` bound.
+"""
+
+from __future__ import annotations
+
+from quicferry.errors import InvalidInput
+from quicferry.migration.engines.registry import EngineEntry
+from quicferry.migration.order import Deadlines
+from quicferry.model import Topology
+from quicferry.spec import RunSpec
+from quicferry.units import BYTES_PER_MIB
+
+#: A Python server's image as it crosses, packed and not (docs/adr/0004); less than was ever measured.
+IMAGE_BYTES, PLAIN_IMAGE_BYTES = 4_000_000, 15_000_000
+
+
+def check(spec: RunSpec, engine: EngineEntry, topology: Topology) -> None:
+    """Raise ``InvalidInput`` when the server's memory cannot cross in the time that a move may take."""
+    if not (engine.packs_images or engine.is_long):
+        return  # kilobytes
+    rate_mbps = _rate_mbps(topology)
+    if rate_mbps is None:
+        return
+    image = PLAIN_IMAGE_BYTES if spec.compression == "none" else IMAGE_BYTES
+    size_bytes = image + spec.memory_mib * BYTES_PER_MIB
+    limits = Deadlines()
+    seconds = size_bytes * 8e-6 / rate_mbps
+    if engine.copies_ahead and spec.dirty_mib_s * BYTES_PER_MIB * 8e-6 < rate_mbps:
+        limit_s, when = limits.precopy_s, "before the downtime"
+    elif engine.keeps_source:
+        limit_s, when = limits.pages_s, "after the downtime"
+    else:
+        # also of pre-copy when memory is rewritten faster than it crosses: all of it is left for the end
+        limit_s, when = limits.freeze_s, "in the downtime"
+    if seconds <= limit_s:
+        return
+    raise InvalidInput(
+        f"the move cannot fit: {size_bytes / 1e6:.0f} MB cross the link between the edges at {rate_mbps:g} "
+        f"Mbit/s in about {seconds:.0f} s, and {when} there are {limit_s:g} s at most",
+        hint=_hint(engine, size_bytes, limit_s, seconds <= limits.precopy_s),
+    )
+
+
+def _rate_mbps(topology: Topology) -> float | None:
+    """The rate at which state crosses from edge to edge, None where it is not known."""
+    ends = {topology.parts.get("source"), topology.parts.get("destination")}
+    rates = [
+        shape.rate_mbps
+        for link in topology.links
+        if {link.a, link.b} == ends
+        for shape in (link.a_to_b, link.b_to_a)
+        if shape.rate_mbps is not None
+    ]
+    return min(rates, default=None)
+
+
+def _hint(engine: EngineEntry, size_bytes: int, limit_s: float, ahead_fits: bool) -> str:
+    least_mbps = size_bytes * 8e-6 / limit_s
+    other = "criu-pre-copy, which copies memory before, or handoff, which moves none"
+    if engine.is_long or not ahead_fits:
+        other = "handoff, which moves no memory"
+    return f"choose --engine {other}; or give at least --inter-edge-mbps {least_mbps:.3g}"

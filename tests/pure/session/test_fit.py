@@ -1,0 +1,70 @@
+"""A move that its link cannot carry in time is refused before anything is built, with the estimate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from apps.config import ClientConfig, ServerConfig
+from quicferry.errors import InvalidInput
+from quicferry.migration.order import Deadlines
+from session.request import to_spec
+
+SLOW = {"memory_mib": 100, "inter_edge_mbps": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        # the case of the issue: 100 MiB by cold over 1 Mbit/s
+        ({"engine": "criu-cold", **SLOW}, ("109 MB", "871 s", "30 s")),
+        ({"engine": "runc-cold", "memory_mib": 100, "inter_edge_mbps": 20.0}, ("in the downtime",)),
+        # memory that follows the server: without all of it the service is lost
+        (
+            {"engine": "criu-post-copy", "memory_mib": 100, "inter_edge_mbps": 1.0},
+            ("after the downtime", "120 s"),
+        ),
+        (
+            {"engine": "criu-pre-copy", "memory_mib": 100, "inter_edge_mbps": 1.0},
+            ("before the downtime", "120 s"),
+        ),
+        # rewritten faster than it crosses: all of it is left for the end
+        (
+            {"engine": "criu-pre-copy", "memory_mib": 100, "inter_edge_mbps": 20.0, "dirty_mib_s": 50.0},
+            ("in the downtime",),
+        ),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_estimate(values: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        to_spec(values)
+    for word in ("cannot fit", *words):
+        assert word in str(caught.value)
+    assert "--inter-edge-mbps" in (caught.value.hint or "")
+    assert "handoff" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"engine": "criu-cold", "memory_mib": 100},
+        {"engine": "criu-cold", "memory_mib": 100, "inter_edge_mbps": 50.0},
+        {"engine": "criu-pre-copy", "memory_mib": 100, "inter_edge_mbps": 20.0},
+        {"engine": "criu-hybrid", "memory_mib": 100, "inter_edge_mbps": 20.0},
+        {"engine": "handoff", "memory_mib": 4096, "inter_edge_mbps": 0.1},
+        {"engine": "criu-cold", "inter_edge_mbps": 5.0},
+    ],
+)
+def test_what_fits_is_not_refused(values: dict[str, Any]) -> None:
+    assert to_spec(values).engine == values["engine"]
+
+
+def test_a_freeze_is_bounded_well_below_the_clients_idle_timeout() -> None:
+    kinds = (ClientConfig, ServerConfig)
+    fields = [field for kind in kinds for field in msgspec.structs.fields(kind)]
+    idle_s = min(field.default for field in fields if field.name == "idle_timeout_s")
+    limits = Deadlines()
+    # the source serves again at the latest when lease, commit and its margin are over
+    assert limits.freeze_s + limits.commit_s + 1.0 < 0.7 * idle_s
