@@ -459,6 +459,7 @@ class QuicServer(ServerShell):
                 now_s(),
                 clients=len(self.table.peers),
                 address=address,
+                withhold=order.lease is not None,
             )
             if (request := peer.connection.open_request) is not None:
                 peer.connection.answer_request(request, Reply.ACCEPTED)  # the move has come to pass

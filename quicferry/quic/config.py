@@ -41,6 +41,10 @@ class Timings:
     unannounced_downtime_s: float = 2.0
     #: patience beyond the downtime; half the idle timeout when that is sooner
     give_up_s: float = 30.0
+    #: a client that may be sent something (a stream is open, or it takes datagrams) asks for a sign of life
+    #: after so long a silence: it has nothing in flight whose loss would tell it that its server, or its own
+    #: address, has changed
+    quiet_s: float = 3.0
     #: the first probes leave after a random time up to this; spreads the load of many clients
     start_delay_max_s: float = 0.0
     #: two announcements that are closer than this: the second is answered with ``busy``

@@ -171,6 +171,8 @@ ROLE_FIELDS: dict[str, str | None] = {
     "_standard": "standard",
     "_strategy": "strategy",
     "_unconfirmed": "unconfirmed",
+    "_word": "word",
+    "_word_again_at": None,  # a new wait begins where the connection is resumed
     "asked": "asked",
     "held": "held",
     "max_addresses": "max_addresses",

@@ -26,6 +26,7 @@ from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_ack_frame, p
 from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 
+from quicferry.quic._aioquic.keys import retain_former_keys
 from quicferry.quic.errors import PeerError
 from quicferry.quic.wire import Address, Frame, FrameType, find_parameter, pull_frame
 from quicferry.strategies import StrategyName
@@ -145,6 +146,10 @@ class HookedConnection(QuicConnection):
         self._ferry = hooks
         least = hooks.connection_ids
         self._local_active_connection_id_limit = max(self._local_active_connection_id_limit, least)
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        retain_former_keys(self._cryptos[tls.Epoch.ONE_RTT])
 
     # ------------------------------------------------------------------ negotiation
 
