@@ -99,6 +99,7 @@ class QuicServer(ServerShell):
         if config.extension:
             extension = ExtensionConfig(
                 strategies=frozenset(config.strategies),
+                congestion=config.congestion,
                 preferred_address=() if preferred is None else ((preferred.host, preferred.port),),
             )
         self.port = UdpPort(config.listen, self._received)

@@ -12,9 +12,11 @@ import random
 from aioquic.quic.connection import NetworkAddress
 
 from quicferry.quic import events
+from quicferry.quic._aioquic.careful_resume import PathFacts
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import plain_address
 from quicferry.quic.client_state import ClientKnowledge
+from quicferry.quic.config import Congestion
 from quicferry.quic.probing import Candidate
 from quicferry.quic.tables import ClientInput, ClientState
 from quicferry.quic.wire import Address
@@ -191,6 +193,11 @@ class ClientRace(ClientKnowledge):
         self._prober.running = False
         self._seam.emit(events.PathValidated(candidate.address, age_s))
 
+    def _facts(self) -> PathFacts | None:
+        """What is known of the path that is left, if congestion control is to be resumed from it."""
+        careful = self._config.congestion is Congestion.CAREFUL_RESUME
+        return self._seam.path_facts() if careful else None
+
     def _may_switch_to(self, candidate: Candidate, now: float) -> bool:
         """Whether the server is known to be there, or not to be where it was."""
         if candidate.network_address == self._moved:
@@ -231,7 +238,13 @@ class ClientRace(ClientKnowledge):
         self._machine.feed(ClientInput.SWITCH)
         rtt_s, is_sample = self._rtt_of(age_s, candidate.interval_s)
         old_cid = self._seam.adopt(
-            candidate.network_address, candidate.cid, candidate.responses, rtt_s, now, is_sample=is_sample
+            candidate.network_address,
+            candidate.cid,
+            candidate.responses,
+            rtt_s,
+            now,
+            is_sample=is_sample,
+            resume_from=self._facts(),
         )
         candidate.cid = None  # it is the connection's now
         self._answerable = dict(candidate.challenges)

@@ -9,10 +9,11 @@ from aioquic.quic.connection import NetworkAddress
 
 from quicferry.errors import InvalidInput
 from quicferry.quic import events
+from quicferry.quic._aioquic.careful_resume import PathFacts
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.asking import Asked
-from quicferry.quic.config import ExtensionConfig
+from quicferry.quic.config import Congestion, ExtensionConfig
 from quicferry.quic.errors import ErrorCode, LocalError, PeerError
 from quicferry.quic.request_wire import Reply, SmReply, SmRequest
 from quicferry.quic.role import Role
@@ -61,6 +62,7 @@ class ServerRole(Role):
         self._here: SmAddress | None = None  # says at which address it is, where it knows that
         self._word: list[bytes] = []  # where the server is, until the client is known to have heard it
         self._word_again_at = 0.0
+        self._path_before: PathFacts | None = None  # what was known of the path at the freeze
         self._frozen_number = 0  # the next packet number at the freeze
         self.asked = Asked(config.timings)
         self._standard = ServerAddresses(seam, config)
@@ -212,6 +214,7 @@ class ServerRole(Role):
             self._seam.release_lease()  # what is held for a move is this host's own
             self._probation = None  # the destination has its own
             self._frozen_number = self._seam.packet_number
+            self._path_before = self._seam.path_facts()
         self.held = True
         self.passive = False
 
@@ -242,7 +245,12 @@ class ServerRole(Role):
         patience_s = self._seam.pto_s
         self._seam.restart_idle_timer(now)
         self._seam.doubt_flight(now)
-        self._seam.restart_recovery(None, now, least_rtt_s=clients / self._config.timings.answers_per_second)
+        self._seam.restart_recovery(
+            None,
+            now,
+            least_rtt_s=clients / self._config.timings.answers_per_second,
+            resume_from=self._path_before if self._config.congestion is Congestion.CAREFUL_RESUME else None,
+        )
         if withhold:
             self._seam.withhold_output()
         self._standard.here = address
@@ -510,6 +518,7 @@ class ServerRole(Role):
             "answer": None if self._answer is None else str(self._answer),
             "cid_before_move": self._cid_before_move,
             "word": list(self._word),
+            "path_before": None if self._path_before is None else list(self._path_before),
             "frozen_number": self._frozen_number,
             "held": self.held,
             "mute": self.mute,
@@ -535,6 +544,8 @@ class ServerRole(Role):
         self._answer = None if values["answer"] is None else Result(values["answer"])
         self._cid_before_move = values["cid_before_move"]
         self._word = list(values["word"])
+        before = values["path_before"]
+        self._path_before = None if before is None else PathFacts(int(before[0]), float(before[1]))
         self._frozen_number = values["frozen_number"]
         self.held = values["held"]
         self.mute = values["mute"]

@@ -56,6 +56,12 @@ class Doubt(Protocol):
     def give_up(self, now: float) -> None: ...
 
 
+class Careful(Protocol):
+    """What a resumed congestion controller is told; see ``careful_resume.py``."""
+
+    def acknowledged(self, connection: QuicConnection, newly_bytes: int, now: float) -> None: ...
+
+
 class Hooks(Protocol):
     """What the extension does when aioquic calls. Implemented by the client's and the server's role."""
 
@@ -139,6 +145,7 @@ class HookedConnection(QuicConnection):
     """A connection that tells its hooks what happens."""
 
     _ferry: Hooks | None = None
+    _careful: Careful | None = None  # how congestion control is resumed after a move
     _doubt: Doubt | None = None  # what was in flight when the server moved, until that is settled
 
     def attach(self, hooks: Hooks) -> None:
@@ -210,7 +217,10 @@ class HookedConnection(QuicConnection):
 
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         doubt, at = self._doubt, buf.tell()
+        in_flight = self._loss.bytes_in_flight
         super()._handle_ack_frame(context, frame_type, buf)
+        if self._careful is not None:
+            self._careful.acknowledged(self, in_flight - self._loss.bytes_in_flight, context.time)
         if doubt is not None:
             ranges, _ = pull_ack_frame(Buffer(data=buf.data_slice(at, buf.tell())))
             doubt.acknowledged(ranges, self._loss._rtt_latest, context.time)

@@ -27,6 +27,7 @@ from aioquic.quic.packet_builder import (
 )
 from aioquic.quic.recovery import QuicPacketPacer
 
+from quicferry.quic._aioquic.careful_resume import PathFacts, path_facts, resume_carefully
 from quicferry.quic._aioquic.connection import RESET_TOKEN_BYTES, HookedConnection
 from quicferry.quic._aioquic.doubt import doubt_flight
 from quicferry.quic._aioquic.lease import ABORT_GAP, bind_lease, lease_until, release_lease, skip_to
@@ -226,6 +227,7 @@ class Seam:
         now: float,
         *,
         is_sample: bool,
+        resume_from: PathFacts | None = None,
     ) -> QuicConnectionId:
         """Makes a validated path the active one; what was on its way on the old one is sent again.
 
@@ -240,7 +242,7 @@ class Seam:
         path.remote_challenges.extend(responses)
         quic._network_paths[:] = [path]
         self.expire_in_flight(now)
-        self.restart_recovery(rtt_s if is_sample else None, now)
+        self.restart_recovery(rtt_s if is_sample else None, now, resume_from=resume_from)
         if rtt_s is not None and not is_sample:
             quic._loss._rtt_initial = rtt_s
         space = quic._spaces[tls.Epoch.ONE_RTT]
@@ -273,11 +275,23 @@ class Seam:
         if self._quic._doubt is not None:
             self.send_ping()
 
-    def restart_recovery(self, rtt_s: float | None, now: float, *, least_rtt_s: float = 0.0) -> None:
+    def path_facts(self) -> PathFacts | None:
+        """See ``careful_resume.path_facts``."""
+        return path_facts(self._quic)
+
+    def restart_recovery(
+        self,
+        rtt_s: float | None,
+        now: float,
+        *,
+        least_rtt_s: float = 0.0,
+        resume_from: PathFacts | None = None,
+    ) -> None:
         """Congestion control and RTT as on a new path (RFC 9000 §9.4, RFC 9002 §7 and §6.2.2).
 
         Without a sample the RTT is unknown; the initial estimate is the configured one or the old path's
-        smoothed RTT, whichever is less, but no less than ``least_rtt_s``. Nothing must be in flight.
+        smoothed RTT, whichever is less, but no less than ``least_rtt_s``. Nothing must be in flight. The
+        window may be resumed with care from what is known of another path.
         """
         loss = self._quic._loss
         configuration = self._quic.configuration
@@ -287,6 +301,7 @@ class Seam:
             configuration.congestion_control_algorithm, max_datagram_size=size
         )
         loss._pacer = QuicPacketPacer(max_datagram_size=size)
+        resume_carefully(self._quic, resume_from)
         if rtt_s is None:
             if loss._rtt_initialized:
                 known_s = min(configuration.initial_rtt, loss._rtt_smoothed)
