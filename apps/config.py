@@ -10,6 +10,7 @@ import msgspec
 
 from quicferry.errors import InvalidInput
 from quicferry.model import Endpoint
+from quicferry.quic import Congestion
 from quicferry.strategies import StrategyName, strategies
 
 ALPN = "quicferry/1"
@@ -33,6 +34,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     requests: Endpoint | None = None  # where its agent hears that a client asks for a move; None: refused
     strategies: tuple[StrategyName, ...] = msgspec.field(default_factory=lambda: tuple(strategies()))
     extension: bool = True
+    congestion: Congestion = Congestion.INITIAL_WINDOW
     tickets: bool = False  # clients may resume their TLS session, and send early data
     standby: bool = False
     expected_connections: int = 1  # with ``standby``: for so many, objects are made ahead
@@ -64,6 +66,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 1
     extension: bool = True
     strategies: tuple[StrategyName, ...] = msgspec.field(default_factory=lambda: tuple(strategies()))
+    congestion: Congestion = Congestion.INITIAL_WINDOW
     accept_moves: bool = True  # False: every announcement is answered with "refused"
     idle_timeout_s: float = 60.0
     patience_s: float = 15.0  # how long the client waits at the end for what is still open

@@ -185,6 +185,9 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     breakdown_ms: dict[str, float] = msgspec.field(default_factory=dict, name="parts_ms")
     largest_gap_ms: float | None = None  # between two useful packets at the client, anywhere in the run
     service_time_ms: float | None = None  # median time from a request to the end of its answer
+    # of a download: from the server's running again until 90 % of the rate before are reached, and that rate
+    rate_recovered_ms: float | None = None
+    rate_before_mbps: float | None = None  # useful bytes, in Mbit/s
     rtt_method: str | None = None  # how rtt_ms was measured
     memory_path: str | None = None  # how the server's memory got across, as the engine recorded it
     inter_edge_bytes: int | None = None  # seen on the wire between the edges: the check of transferred_bytes

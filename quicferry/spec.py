@@ -273,6 +273,14 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     calibrate: Annotated[bool, _axis("Measure every link before the run and store what it really does.")] = (
         False
     )
+    congestion: Annotated[
+        Literal["initial-window", "careful-resume"],
+        _axis(
+            "How congestion control begins on the path to the destination: with the initial window, or with "
+            "care from what was known before the move (draft-ietf-tsvwg-careful-resume).",
+            read_by=_EXTENSION,
+        ),
+    ] = "initial-window"
     clients: Annotated[
         int,
         _axis(

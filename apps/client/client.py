@@ -82,6 +82,7 @@ class Client:
             extension = ExtensionConfig(
                 strategies=frozenset(config.strategies),
                 accept_moves=config.accept_moves,
+                congestion=config.congestion,
                 timings=Timings(probe_interval_s=interval_s),
             )
         return MigratableConnection(configuration=quic, extension=extension)

@@ -9,6 +9,7 @@ from quicferry.errors import MigrationError
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
 from quicferry.process import TimeoutExpired
+from quicferry.quic import Congestion
 from quicferry.spec import RunSpec
 from quicferry.strategies import StrategyName, rules_of, strategies
 from quicferry.units import BYTES_PER_MIB
@@ -40,6 +41,7 @@ def client_config(context: RunContext, authority: str) -> ClientConfig:
         download_bytes=round(spec.download_mib * BYTES_PER_MIB),
         upload_bytes=round(spec.upload_mib * BYTES_PER_MIB),
         seed=spec.seed,
+        congestion=Congestion(spec.congestion),
         clients=spec.clients,
         plain_clients=spec.plain_clients,
         mixed_strategies=spec.mixed_strategies,

@@ -29,6 +29,7 @@ from quicferry.migration.order import deadlines_over
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import Files
 from quicferry.model import Endpoint, NodeKind, Topology
+from quicferry.quic import Congestion
 from quicferry.strategies import Carrier, StrategyName, rules_of
 
 CONTROL = Endpoint("127.0.0.1", SERVICE_PORT + 1)
@@ -195,6 +196,7 @@ class AgentService:
             ),
             requests=REQUESTS if spec.trigger == "client" else None,
             strategies=strategies_in(spec),
+            congestion=Congestion(spec.congestion),
             tickets=self._tickets,
             standby=standby,
             expected_connections=spec.clients,

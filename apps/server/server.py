@@ -99,6 +99,7 @@ class QuicServer(ServerShell):
         if config.extension:
             extension = ExtensionConfig(
                 strategies=frozenset(config.strategies),
+                congestion=config.congestion,
                 preferred_address=() if preferred is None else ((preferred.host, preferred.port),),
             )
         self.port = UdpPort(config.listen, self._received)
@@ -459,6 +460,7 @@ class QuicServer(ServerShell):
                 now_s(),
                 clients=len(self.table.peers),
                 address=address,
+                withhold=order.lease is not None,
             )
             if (request := peer.connection.open_request) is not None:
                 peer.connection.answer_request(request, Reply.ACCEPTED)  # the move has come to pass

@@ -16,6 +16,7 @@ from quicferry.analysis import timeline
 from quicferry.analysis.breakdown import TOLERANCE_MS, breakdown_ms, unexplained_ms
 from quicferry.analysis.endpoint_split import EndpointSplit
 from quicferry.analysis.metrics import Metrics, measure
+from quicferry.analysis.rate_recovery import rate_recovered_ns
 from quicferry.analysis.repeated_moves import add_moves, measure_all
 from quicferry.analysis.service import judge_service, overload
 from quicferry.analysis.statistics import summarise
@@ -112,6 +113,7 @@ def analyse(run_dir: Path) -> Analysis:
             add_moves(result, moves, events)
         _add_breakdown(result, traffic.frame, events, metrics, manifest.destination_endpoint)
         _add_service(result, traffic.frame, events)
+        _add_rate(result, traffic.frame, metrics, manifest)
         result.packets_undecrypted = traffic.undecrypted
         if traffic.undecrypted:
             result.warnings.append(
@@ -262,6 +264,18 @@ def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest, *, mus
             f"the client got no useful service from {manifest.destination_endpoint or 'the new address'}",
             "the timeline shows how far the move came",
         )
+
+
+def _add_rate(result: RunResult, traffic: pl.DataFrame, metrics: Metrics, manifest: Manifest) -> None:
+    """How long the download of a run took to be as fast as before; of several moves, the first."""
+    if not manifest.spec.download_mib or metrics.frozen_ns is None or metrics.resumed_ns is None:
+        return
+    rtt_ns = metrics.round_trip.median_ns if metrics.round_trip is not None else 0
+    found = rate_recovered_ns(timeline.arrivals(traffic), metrics.frozen_ns, metrics.resumed_ns, rtt_ns)
+    if found is not None:
+        recovered_ns, bytes_per_s = found
+        result.rate_recovered_ms = round(ns_to_ms(recovered_ns), 6)
+        result.rate_before_mbps = round(bytes_per_s * 8 / 1e6, 3)
 
 
 def _clients_validated_ms(traffic: pl.DataFrame, metrics: Metrics, manifest: Manifest) -> dict[str, float]:

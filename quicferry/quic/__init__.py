@@ -3,7 +3,7 @@
 ``docs/wire-format.md`` specifies it. No socket, no clock and no asyncio in here.
 """
 
-from quicferry.quic.config import ExtensionConfig, Timings
+from quicferry.quic.config import Congestion, ExtensionConfig, Timings
 from quicferry.quic.connection import MigratableConnection
 from quicferry.quic.errors import ErrorCode, LocalError, PeerError
 from quicferry.quic.events import (
@@ -27,6 +27,7 @@ from quicferry.quic.wire import Address, Result
 __all__ = [
     "Address",
     "ClientState",
+    "Congestion",
     "ErrorCode",
     "ExtensionConfig",
     "LocalError",

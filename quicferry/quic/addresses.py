@@ -57,6 +57,12 @@ class AddressBook:
         """Whether the server has named it."""
         return any(self.of_family(frame, like) == address for frame in self.known.values())
 
+    def all(self, like: Address) -> Iterator[Address]:
+        """Every address that the server has named and not taken back."""
+        for frame in self.known.values():
+            if (address := self.of_family(frame, like)) is not None:
+                yield address
+
     def pool(self, like: Address) -> Iterator[Address]:
         """Where the server may be when it is silent."""
         for frame in self.known.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 
 from quicferry.errors import InvalidInput
@@ -41,6 +42,10 @@ class Timings:
     unannounced_downtime_s: float = 2.0
     #: patience beyond the downtime; half the idle timeout when that is sooner
     give_up_s: float = 30.0
+    #: a client that may be sent something (a stream is open, or it takes datagrams) asks for a sign of life
+    #: after so long a silence: it has nothing in flight whose loss would tell it that its server, or its own
+    #: address, has changed
+    quiet_s: float = 3.0
     #: the first probes leave after a random time up to this; spreads the load of many clients
     start_delay_max_s: float = 0.0
     #: two announcements that are closer than this: the second is answered with ``busy``
@@ -54,6 +59,13 @@ class Timings:
         return max(self.probe_interval_s, shared_s)
 
 
+class Congestion(enum.StrEnum):
+    """What the congestion window of a new path begins with."""
+
+    INITIAL_WINDOW = "initial-window"  # RFC 9000 §9.4
+    CAREFUL_RESUME = "careful-resume"  # draft-ietf-tsvwg-careful-resume, with what was known of the old path
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtensionConfig:
     """The extension at one endpoint. Raises ``InvalidInput`` for values out of range."""
@@ -65,6 +77,7 @@ class ExtensionConfig:
     preferred_address: tuple[tuple[str, int], ...] = ()  # server: said in the handshake, one of each family
     allowed_networks: tuple[str, ...] | None = None  # CIDR; None: no allow-list
     accept_moves: bool = True  # client: False answers every announcement with ``refused``
+    congestion: Congestion = Congestion.INITIAL_WINDOW
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:

@@ -131,8 +131,13 @@ class MigratableConnection(HookedConnection):
         now: float,
         clients: int = 1,
         address: Address | None = None,
+        withhold: bool = False,
     ) -> None:
         """At the destination, after ``hold``. Raises ``LocalError``.
+
+        With ``withhold`` the source may still go on: until ``record_commit`` nothing leaves that the source
+        does not know of (new data, acknowledgements, larger limits), so that it finds its client as it left
+        it. The application may read and write meanwhile.
 
         The more ``clients`` resume together, the later is the first answer taken for lost. ``address`` is
         where the client reaches this server; None where the server cannot know it, as behind a NAT.
@@ -142,14 +147,20 @@ class MigratableConnection(HookedConnection):
         PTO. CONNECTION_CLOSE leaves at once.
         """
         self._server().resume(
-            epoch, strategy, speak_first=speak_first, now=now, clients=clients, address=address
+            epoch,
+            strategy,
+            speak_first=speak_first,
+            now=now,
+            clients=clients,
+            address=address,
+            withhold=withhold,
         )
 
     def record_commit(self) -> None:
         """At the destination: it is recorded that the source never goes on. Raises ``LocalError``.
 
         Until then the connection has the packet numbers of the lease and no others, however much there is
-        to send: a source that goes on begins behind them.
+        to send: a source that goes on begins behind them. What ``resume`` withheld leaves now.
         """
         self._server().record_commit()
 

@@ -54,6 +54,7 @@ class KeysImage(Image, frozen=True):
     recv_secret: bytes
     recv_first_secret: bytes
     recv_key_phase: int
+    recv_former_secret: bytes | None  # before an update that the peer may not have heard of (RFC 9001 §6.1)
     update_requested: bool
 
 

@@ -6,6 +6,7 @@ application; a probe must not be late because the last ones went to a host that 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class KeptIds:
         self._ids: dict[NetworkAddress, tuple[QuicConnectionId, float]] = {}
 
     def put(self, address: NetworkAddress, cid: QuicConnectionId, until: float) -> None:
-        """Keep the ID of an address up to a time."""
+        """Keep the ID of an address up to a time; ``math.inf``: until all are retired."""
         self._ids[address] = (cid, until)
 
     def has(self, address: NetworkAddress) -> bool:
@@ -62,7 +63,7 @@ class KeptIds:
     @property
     def due_at(self) -> float | None:
         """When ``retire_old`` has something to do."""
-        return min((until for _, until in self._ids.values()), default=None)
+        return min((until for _, until in self._ids.values() if until < math.inf), default=None)
 
     def retire_old(self, now: float) -> None:
         """Retire those whose time is over."""

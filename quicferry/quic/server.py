@@ -9,10 +9,11 @@ from aioquic.quic.connection import NetworkAddress
 
 from quicferry.errors import InvalidInput
 from quicferry.quic import events
+from quicferry.quic._aioquic.careful_resume import PathFacts
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.asking import Asked
-from quicferry.quic.config import ExtensionConfig
+from quicferry.quic.config import Congestion, ExtensionConfig
 from quicferry.quic.errors import ErrorCode, LocalError, PeerError
 from quicferry.quic.request_wire import Reply, SmReply, SmRequest
 from quicferry.quic.role import Role
@@ -21,6 +22,7 @@ from quicferry.quic.standards import Probation, ServerAddresses
 from quicferry.quic.tables import SERVER, Machine, ServerInput, ServerState
 from quicferry.quic.wire import (
     CIDS_BESIDE_A_RACE,
+    HERE_ONLY,
     REQUESTS,
     VERSION,
     AbortReason,
@@ -38,7 +40,7 @@ from quicferry.quic.wire import (
 from quicferry.strategies import Carrier, Strategy, StrategyName, rules_of
 
 _RESPONSES_PER_DATAGRAM = 100  # 9 bytes each in a datagram of 1200
-_STATE_VERSION = 3
+_STATE_VERSION = 4
 
 
 class ServerRole(Role):
@@ -57,7 +59,10 @@ class ServerRole(Role):
         self._strategy: StrategyName | None = None  # of the latest prepare
         self._challenges: list[tuple[NetworkAddress, bytes]] = []
         self._cid_before_move = b""
-        self._here: int | None = None  # the sequence number of the address that it is at, where it knows it
+        self._here: SmAddress | None = None  # says at which address it is, where it knows that
+        self._word: list[bytes] = []  # where the server is, until the client is known to have heard it
+        self._word_again_at = 0.0
+        self._path_before: PathFacts | None = None  # what was known of the path at the freeze
         self._frozen_number = 0  # the next packet number at the freeze
         self.asked = Asked(config.timings)
         self._standard = ServerAddresses(seam, config)
@@ -209,6 +214,7 @@ class ServerRole(Role):
             self._seam.release_lease()  # what is held for a move is this host's own
             self._probation = None  # the destination has its own
             self._frozen_number = self._seam.packet_number
+            self._path_before = self._seam.path_facts()
         self.held = True
         self.passive = False
 
@@ -221,6 +227,7 @@ class ServerRole(Role):
         now: float,
         clients: int = 1,
         address: Address | None = None,
+        withhold: bool = False,
     ) -> None:
         """At the destination. What was in flight is in doubt; the path is new (RFC 9000 §9.4).
 
@@ -238,7 +245,14 @@ class ServerRole(Role):
         patience_s = self._seam.pto_s
         self._seam.restart_idle_timer(now)
         self._seam.doubt_flight(now)
-        self._seam.restart_recovery(None, now, least_rtt_s=clients / self._config.timings.answers_per_second)
+        self._seam.restart_recovery(
+            None,
+            now,
+            least_rtt_s=clients / self._config.timings.answers_per_second,
+            resume_from=self._path_before if self._config.congestion is Congestion.CAREFUL_RESUME else None,
+        )
+        if withhold:
+            self._seam.withhold_output()
         self._standard.here = address
         if not rules_of(strategy).extended and strategy in self.negotiated:
             self._standard.use_up_if(strategy is Strategy.PREFERRED_ADDRESS)
@@ -250,7 +264,7 @@ class ServerRole(Role):
             self._seam.ask_for_acknowledgement()
             return
         self._say_here(address)
-        self.send_control(SmMigrated(epoch=self._epoch))
+        self._say(SmMigrated(epoch=self._epoch), now + patience_s)
         self._seam.change_cid()  # RFC 9000 §9.5: not the same one from two addresses
         self.mute = not speak_first
         self._speaks_at = now + patience_s if self.mute else None
@@ -277,28 +291,42 @@ class ServerRole(Role):
             if self._strategy == Strategy.ALTERNATIVE_ADDRESS:
                 self.send_control(self._standard.next_set([]))
         elif self.extended and self._seam.handshake_confirmed:
-            self.send_control(SmAbort(epoch=self._epoch, reason=AbortReason.named(reason)))
+            if self._here is not None:  # the client may have gone to the destination without passing by
+                self.send_control(self._here)
+            self._say(SmAbort(epoch=self._epoch, reason=AbortReason.named(reason)), now + self._seam.pto_s)
+
+    def _say(self, frame: SmMigrated | SmAbort, again_at: float) -> None:
+        """Where the server is now. From ``again_at`` on, a client that probes it is told with each answer.
+
+        What the client acknowledges goes to where it takes the server to be, so that nothing that it has not
+        heard would ever be declared lost.
+        """
+        self.send_control(frame)
+        here = [] if self._here is None else [self._here.encode()]
+        self._word, self._word_again_at = [*here, frame.encode()], again_at
 
     def _say_here(self, address: Address | None) -> None:
-        """Names the address that the server is at, so that SM_MIGRATED counts for no other path."""
+        """Says the address that the server is at, so that SM_MIGRATED counts for no other path.
+
+        One that was not named gets no name for that: the source, if it goes on, would not know of it, and
+        would give its number to another.
+        """
         self._here = None
         self._control = [self._up_to_date(encoded) for encoded in self._control]
-        if address is None:
-            return
-        self._here = next((s for s, f in self._named.items() if address in (f.ipv4, f.ipv6)), None)
-        if self._here is None:
-            self._here = self._name(address, pool=False, here=True)
-        else:
-            self.send_control(dataclasses.replace(self._named[self._here], here=True))
+        if address is not None:
+            named = (f for f in self._named.values() if address in (f.ipv4, f.ipv6))
+            frame = next(named, SmAddress.of(HERE_ONLY, address))
+            self._here = dataclasses.replace(frame, here=True)
+            self.send_control(self._here)
 
     def _up_to_date(self, encoded: bytes) -> bytes:
         """A frame that is to be sent again; one that named a former place still names an address."""
         frame = decode_frame(encoded)
-        if isinstance(frame, SmAddress) and frame.here and frame.sequence != self._here:
+        if isinstance(frame, SmAddress) and frame.here and frame.sequence and frame != self._here:
             return dataclasses.replace(frame, here=False).encode()
         return encoded
 
-    def _name(self, address: Address, *, pool: bool, here: bool = False) -> int:
+    def _name(self, address: Address, *, pool: bool) -> int:
         """The sequence number of an address the client knows, or is told now."""
         for sequence, frame in self._named.items():
             if address in (frame.ipv4, frame.ipv6) and (frame.pool or not pool):
@@ -310,12 +338,14 @@ class ServerRole(Role):
         self._named[sequence] = frame
         self._unconfirmed.add(sequence)
         self._seam.replenish_cids()
-        self.send_control(dataclasses.replace(frame, here=here))
+        self.send_control(frame)
         return sequence
 
     def control_delivered(self, encoded: bytes, acknowledged: bool) -> None:
         """Besides repeating: a pool is ready when the client is known to have all of it."""
         super().control_delivered(self._up_to_date(encoded), acknowledged)
+        if acknowledged and self._word and encoded == self._word[-1]:
+            self._word = []
         frame = decode_frame(encoded)
         if acknowledged and isinstance(frame, AlternativeAddress) and frame.before:
             self._set_delivered(frame)
@@ -443,7 +473,9 @@ class ServerRole(Role):
             by_address.setdefault(address, []).append(data)
         self._challenges.clear()
         for address, responses in by_address.items():
-            datagrams.append(self._seam.probe(address, None, None, responses[:_RESPONSES_PER_DATAGRAM]))
+            its = responses[:_RESPONSES_PER_DATAGRAM]
+            word = self._word if now >= self._word_again_at else ()
+            datagrams.append(self._seam.probe(address, None, None, its, word))
         if self._offered and self.negotiated_pool:
             for address in self._offered[: self.max_addresses]:
                 self._name(address, pool=True)
@@ -462,6 +494,8 @@ class ServerRole(Role):
         if isinstance(frame, SmMigrated | SmAbort):
             return frame.epoch == self._epoch
         if isinstance(frame, SmAddress):
+            if frame.sequence == HERE_ONLY:
+                return frame == self._here
             return frame.retire or frame.sequence in self._named
         return True
 
@@ -483,6 +517,8 @@ class ServerRole(Role):
             "strategy": None if self._strategy is None else str(self._strategy),
             "answer": None if self._answer is None else str(self._answer),
             "cid_before_move": self._cid_before_move,
+            "word": list(self._word),
+            "path_before": None if self._path_before is None else list(self._path_before),
             "frozen_number": self._frozen_number,
             "held": self.held,
             "mute": self.mute,
@@ -507,6 +543,9 @@ class ServerRole(Role):
         self._strategy = None if values["strategy"] is None else str(values["strategy"])
         self._answer = None if values["answer"] is None else Result(values["answer"])
         self._cid_before_move = values["cid_before_move"]
+        self._word = list(values["word"])
+        before = values["path_before"]
+        self._path_before = None if before is None else PathFacts(int(before[0]), float(before[1]))
         self._frozen_number = values["frozen_number"]
         self.held = values["held"]
         self.mute = values["mute"]

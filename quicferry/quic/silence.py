@@ -5,6 +5,33 @@ from __future__ import annotations
 from quicferry.quic._aioquic.seam import Seam
 
 
+class Quiet:
+    """When a client with nothing in flight asks whether its server is still there (PING).
+
+    Its server may have moved, or a NAT may have given it another address: neither costs it a packet that it
+    waits for, and so neither would be noticed as silence.
+    """
+
+    def __init__(self, seam: Seam, quiet_s: float) -> None:
+        self._seam = seam
+        self._quiet_s = quiet_s
+        self._looked_at = 0.0
+
+    def due_at(self) -> float | None:
+        """When that is to be looked at; None while an answer is awaited anyway."""
+        if self._seam.awaits_acknowledgement or not self._seam.handshake_confirmed:
+            return None
+        return max(self._seam.last_received_at, self._looked_at) + self._quiet_s
+
+    def look(self, now: float) -> None:
+        """Ask, if it is time and anything may come."""
+        due_at = self.due_at()
+        if due_at is not None and now >= due_at:
+            self._looked_at = now
+            if self._seam.may_be_sent_something:
+                self._seam.send_ping()
+
+
 class Silence:
     """The silence of the active path.
 

@@ -55,7 +55,7 @@ __all__ = [
     "unpack_bundle",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 #: aioquic writes packet numbers in two bytes; the peer must not be further behind (RFC 9000 §17.1)
 _MAX_AHEAD = 1 << 15
 #: packets that may be sent and lost in a row besides: a window of ours, and acknowledgements of a window

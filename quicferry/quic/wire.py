@@ -157,7 +157,8 @@ class SmAddress:
     """One place the server may move to, or (``retire``) one it will not move to any more.
 
     ``pool`` marks a member of the pool, which a client may probe on its own when the server falls silent.
-    ``here`` says that the server is at this address now; it goes before SM_MIGRATED, in the same packet.
+    ``here`` says that the server is at this address now; it goes before SM_MIGRATED, in the same packet. An
+    address that is named for nothing else has the number ``HERE_ONLY``.
     """
 
     frame_type: ClassVar[FrameType] = FrameType.SM_ADDRESS
@@ -197,6 +198,8 @@ class SmAddress:
         flags = buf.pull_uint8()
         if not flags & (_IPV4 | _IPV6):
             raise _bad_frame("SM_ADDRESS without an address")
+        if sequence == HERE_ONLY and flags & (_POOL | _RETIRE | _HERE) != _HERE:
+            raise _bad_frame("SM_ADDRESS: the number 0 names nothing")
         ipv4 = ipv6 = None
         if flags & _IPV4:
             ipv4 = (str(ipaddress.IPv4Address(buf.pull_bytes(4))), buf.pull_uint16())
@@ -211,6 +214,9 @@ class SmAddress:
             here=bool(flags & _HERE),
         )
 
+
+#: the number of an address that says where the server is, and names nothing
+HERE_ONLY = 0
 
 _SERVER_FIRST = 0x01
 

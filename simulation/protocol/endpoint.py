@@ -86,11 +86,20 @@ def client_view(connection: Any) -> dict[str, Any]:
     """What the oracle asks of a client: private members, in one place."""
     return {
         "address": tuple(connection._network_paths[0].addr[:2]),
+        "places": _places(connection),
         "spare_ids": len(connection._peer_cid_available),
         "closed": connection._close_event,
         "rtt_s": connection._loss._rtt_smoothed,
         "least_rtt_s": connection._loss._rtt_min,
     }
+
+
+def _places(connection: Any) -> set[Address]:
+    """Where the client would look for its server."""
+    role = connection._role
+    here = tuple(connection._network_paths[0].addr[:2])
+    named = {frame.ipv4 for frame in role._book.known.values() if frame.ipv4 is not None}
+    return {here, *role._visited, *named}
 
 
 def server_view(connection: Any) -> dict[str, Any]:

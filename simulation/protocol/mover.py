@@ -26,6 +26,7 @@ from simulation.protocol.story import Ending, Move
 from simulation.protocol.world import ProtocolWorld, Room
 
 LINGER_S = 10.0  # late datagrams are handed on this long after the commit
+AWAITED_S = 3.0  # ... and kept for a client that has not come itself so long after the server runs
 COMMIT_S = 0.004  # from the destination's word to its hearing that the commit is recorded
 FENCE_S = 0.05  # from the end of the destination to the source's going on
 #: a server that speaks first is heard after half a round trip; twice that and some milliseconds is late
@@ -87,6 +88,7 @@ class Mover:
             world.history.note("world", "destination taken down")
             await asyncio.sleep(FENCE_S)
         world.forwards.pop(origin, None)
+        world.handed_on_by.pop(origin, None)
         world.room = None
         world.left_at.pop(edge_address(origin), None)
         world.here, world.server, world.service = origin, source, image.service
@@ -154,7 +156,7 @@ class Mover:
                 return None
             image = Image(take_snapshot(connection, now, epoch=number), None, service)
         if move.forwarding:
-            world.forwards[world.here] = move.to
+            world.forwards[world.here] = world.handed_on_by[world.here] = move.to
             world.room = Room(move.to)
         else:
             world.room = None
@@ -181,8 +183,9 @@ class Mover:
         world.left_at.pop(edge_address(move.to), None)
         world.ever_at.add(edge_address(move.to))
         world.forwards.pop(move.to, None)
+        world.handed_on_by.pop(move.to, None)
         world.service = copy.deepcopy(image.service)
-        connection.resume(number, move.strategy, first, now, address=edge_address(move.to))
+        connection.resume(number, move.strategy, first, now, address=edge_address(move.to), withhold=True)
         world.server = world.serve(move.to, connection)
         world.mark(f"resumed {number}", edge=move.to, first=first)
         world.calm()
@@ -192,6 +195,8 @@ class Mover:
         room = world.room
         if room is not None and (first or room.client_came):
             world.open_room()
+        elif room is not None:
+            world.loop.call_later(AWAITED_S, world.open_later, room)
         world.server.proceed()
         return world.server
 

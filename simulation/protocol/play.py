@@ -132,6 +132,8 @@ def judge(world: ProtocolWorld) -> None:
             f"close-not-heard:{situation}",
             f"the service closed the connection; {LIVENESS_S} s later the client does not know",
         )
+    elif waiting and client["closed"] is None and not _can_meet(world, client):
+        history.note("oracle", "neither end can know where the other is, and nobody hands on")
     elif waiting and client["closed"] is None:
         history.violated(
             f"hang:{_why(world, client)}:{situation}",
@@ -187,6 +189,24 @@ def _why(world: ProtocolWorld, client: dict[str, Any]) -> str:
     if server["address"] != world.client_at:
         return "server-to-dead-path"
     return "stalled"
+
+
+def _can_meet(world: ProtocolWorld, client: dict[str, Any]) -> bool:
+    """Whether one end knows where the other is, or somebody who does.
+
+    A client whose address has changed while no server was there to see it can only be found by its own
+    datagrams; they must go to where the server is, or be handed on to there.
+    """
+    if world.server is None or server_view(world.server.connection)["address"] == world.client_at:
+        return True
+    edges = {address for address in client["places"] if address[0].startswith("10.0.")}
+    for address in edges:
+        edge, hops = int(address[0].split(".")[2]), 0
+        while edge != world.here and edge in world.handed_on_by and hops < len(world.handed_on_by):
+            edge, hops = world.handed_on_by[edge], hops + 1
+        if edge == world.here:
+            return True
+    return False
 
 
 def _first(waiting: list[Exchange]) -> str:

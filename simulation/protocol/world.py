@@ -81,6 +81,7 @@ class ProtocolWorld:
         self.left_at: dict[Address, float] = {}
         self.heard_at: float | None = None  # the first new byte since the server runs at another edge
         self.forwards: dict[int, int] = {}
+        self.handed_on_by: dict[int, int] = {}  # the same, and what it was until a moment ago
         self.room: Room | None = None
         self.relay_ahead_s: float | None = None
         self.replayed_after_s: float | None = None
@@ -239,6 +240,8 @@ class ProtocolWorld:
             self.room.kept.append((data, source))
         elif self.server is not None and self.here == edge:
             self._deliver(data, source)
+        elif edge in self.forwards:  # the server has moved on from there, too
+            self.loop.call_later(INTER_EDGE_S, self._handed_on, self.forwards[edge], data, source)
 
     def open_room(self) -> None:
         """What has waited goes in, before the server's first flight."""
@@ -249,6 +252,11 @@ class ProtocolWorld:
         for data, source in kept:
             self.server.receive(data, source)
         self.server.proceed()
+
+    def open_later(self, room: Room) -> None:
+        """The client has not come by itself; what was handed on is let in now."""
+        if room is self.room and not room.open and self.server is not None and self.here == room.edge:
+            self.open_room()
 
     def _deliver(self, data: bytes, source: Address) -> None:
         if self.server is None:

@@ -165,12 +165,15 @@ ROLE_FIELDS: dict[str, str | None] = {
     "_named": "named",
     "_next_sequence": "next_sequence",
     "_offered": "offered",
+    "_path_before": "path_before",
     "_seam": None,
     "_probation": None,  # the destination has its own
     "_speaks_at": None,  # a new wait begins where the connection is resumed
     "_standard": "standard",
     "_strategy": "strategy",
     "_unconfirmed": "unconfirmed",
+    "_word": "word",
+    "_word_again_at": None,  # a new wait begins where the connection is resumed
     "asked": "asked",
     "held": "held",
     "max_addresses": "max_addresses",

@@ -174,15 +174,17 @@ class NodeAgent:
                 hint="give both or neither",
             )
         sources = config.forward_from or [endpoint.host for endpoint in config.peers.values()]
+        service = config.service_address
+        forwarder = Forwarder(config.client_interfaces, service.port, ipv6=service.is_ipv6)
         room = WaitingRoom(
             config.waiting_room,
             sources,
             config.service_address,
             config.client_interfaces,
             capacity=config.waiting_room_capacity,
+            hand_on=forwarder.hand_on,
         )
-        service = config.service_address
-        return Forwarder(config.client_interfaces, service.port, ipv6=service.is_ipv6), room
+        return forwarder, room
 
     def _serve_methods(self) -> None:
         """Register a handler for every method of ``rpc.messages``, with those who may call it.

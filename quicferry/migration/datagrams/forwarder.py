@@ -196,6 +196,16 @@ class Forwarder:
                 self._send(datagram)
         self._recent.clear()
 
+    def hand_on(self, datagram: bytes) -> bool:
+        """Forward a datagram that another host has handed on to this one; False while nothing is forwarded.
+
+        A server that has moved twice is still asked for where it was at first: what comes from there goes on.
+        """
+        if self._socket is None:
+            return False
+        self._send(datagram)
+        return True
+
     def _take(self, datagram: bytes) -> None:
         """Keep or forward a datagram."""
         if self._socket is None:

@@ -7,7 +7,8 @@ through; direct ones reach the running server by themselves.
 
 Where the client is the one to restart the traffic, what was handed on must not do it in its place: a
 server that answered it would have spoken first. Then the room keeps it, beyond the moment the server
-runs, until the client itself has come (a datagram sent directly to this host).
+runs, until the client itself has come (a datagram sent directly to this host), or has had long enough to: one
+that was not told, or has another address by now, may be heard in no other way.
 
 Source addresses are kept, so the replies of the server go to the client by the usual way. Packets
 that a host sends to itself skip the reverse-path check, so a client's address on loopback is fine.
@@ -20,7 +21,7 @@ import ipaddress
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from quicferry.errors import MigrationError
@@ -37,6 +38,7 @@ LEAST_SHARE = 2  # datagrams: a client that probes once and asks once must not b
 MOST_SHARERS = 4096  # beyond these, who came first is forgotten: source addresses cost nothing to invent
 RECEIVE_BUFFER_BYTES = 1 << 20
 BATCH = 64
+AWAITED_S = 3.0  # how long a client has, from the moment the server runs; then what was handed on is let in
 
 
 def _sum(data: bytes) -> int:
@@ -166,6 +168,7 @@ class PerClientBuffer:
 class WaitingRoom:
     """Keeps the newest datagrams of every client until the server runs.
 
+    ``hand_on`` takes what comes when the server has moved on from here; it says whether it did.
     ``listen`` is where sources send theirs to; only datagrams from ``sources`` (addresses of the
     other edges) are taken. ``service`` is the local address clients use for the server here.
     """
@@ -178,7 +181,9 @@ class WaitingRoom:
         interfaces: Sequence[str],
         *,
         capacity: int = CAPACITY,
+        hand_on: Callable[[bytes], bool] | None = None,
     ) -> None:
+        self._hand_on = hand_on
         self._listen = listen
         self._sources = frozenset(sources)
         self._service = service
@@ -191,6 +196,7 @@ class WaitingRoom:
         self._await_client = False
         self._client_came = False
         self._closing: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self.handed_on = 0  # came from a source
         self.early = 0  # came directly, before the server ran
         self.replayed = 0
@@ -211,6 +217,7 @@ class WaitingRoom:
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
+        self._end_patience()
         self._is_open = self._server_runs = self._client_came = False
         self._await_client = await_client
         self._buffer.clear()
@@ -258,6 +265,9 @@ class WaitingRoom:
             if sender[0] not in self._sources:
                 continue
             self.handed_on += 1
+            # not while it waits for a server: two hosts would hand it to and fro
+            if self._server_runs and self._hand_on is not None and self._hand_on(datagram):
+                continue
             if self._is_open:
                 self.passed += self._inject(datagram)
             else:
@@ -282,11 +292,18 @@ class WaitingRoom:
         self._tap.drain()
         self._server_runs = True
         if self._await_client and not self._client_came:
+            self._patience = asyncio.get_running_loop().call_later(AWAITED_S, self._let_in)
             return 0
         return self._let_in()
 
+    def _end_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
     def _let_in(self) -> int:
         """Replay what waits, and let later datagrams pass."""
+        self._end_patience()
         self._is_open = True
         self.replayed = sum(self._inject(datagram) for datagram in self._buffer.take())
         self._tap.close()
@@ -303,6 +320,7 @@ class WaitingRoom:
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
+        self._end_patience()
         self._tap.close()
         self._buffer.clear()
         for owned in (self._receiver, self._injector):

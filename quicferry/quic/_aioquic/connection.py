@@ -26,6 +26,7 @@ from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_ack_frame, p
 from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 
+from quicferry.quic._aioquic.keys import retain_former_keys
 from quicferry.quic.errors import PeerError
 from quicferry.quic.wire import Address, Frame, FrameType, find_parameter, pull_frame
 from quicferry.strategies import StrategyName
@@ -53,6 +54,12 @@ class Doubt(Protocol):
     def look(self, now: float) -> None: ...
 
     def give_up(self, now: float) -> None: ...
+
+
+class Careful(Protocol):
+    """What a resumed congestion controller is told; see ``careful_resume.py``."""
+
+    def acknowledged(self, connection: QuicConnection, newly_bytes: int, now: float) -> None: ...
 
 
 class Hooks(Protocol):
@@ -138,6 +145,7 @@ class HookedConnection(QuicConnection):
     """A connection that tells its hooks what happens."""
 
     _ferry: Hooks | None = None
+    _careful: Careful | None = None  # how congestion control is resumed after a move
     _doubt: Doubt | None = None  # what was in flight when the server moved, until that is settled
 
     def attach(self, hooks: Hooks) -> None:
@@ -145,6 +153,10 @@ class HookedConnection(QuicConnection):
         self._ferry = hooks
         least = hooks.connection_ids
         self._local_active_connection_id_limit = max(self._local_active_connection_id_limit, least)
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        retain_former_keys(self._cryptos[tls.Epoch.ONE_RTT])
 
     # ------------------------------------------------------------------ negotiation
 
@@ -205,7 +217,10 @@ class HookedConnection(QuicConnection):
 
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         doubt, at = self._doubt, buf.tell()
+        in_flight = self._loss.bytes_in_flight
         super()._handle_ack_frame(context, frame_type, buf)
+        if self._careful is not None:
+            self._careful.acknowledged(self, in_flight - self._loss.bytes_in_flight, context.time)
         if doubt is not None:
             ranges, _ = pull_ack_frame(Buffer(data=buf.data_slice(at, buf.tell())))
             doubt.acknowledged(ranges, self._loss._rtt_latest, context.time)

@@ -12,6 +12,7 @@ from aioquic import tls
 from aioquic.quic.connection import NetworkAddress, QuicConnection
 
 from quicferry.quic._aioquic import state_fields as fields
+from quicferry.quic._aioquic.output import release_output
 
 #: packet numbers that the destination leaves out, for whatever the source may still have sent
 PACKET_NUMBER_LEASE = 512
@@ -57,7 +58,8 @@ def bind_lease(connection: QuicConnection, until: int) -> None:
 
 
 def release_lease(connection: QuicConnection) -> None:
-    """The commit is recorded: nobody else will send with these keys."""
+    """The commit is recorded: nobody else will send with these keys, and all that was held back may leave."""
+    release_output(connection)
     if fields.LEASE in vars(connection):
         for name in (*_BOUND_METHODS, fields.LEASE):
             vars(connection).pop(name, None)

@@ -27,9 +27,11 @@ from aioquic.quic.packet_builder import (
 )
 from aioquic.quic.recovery import QuicPacketPacer
 
+from quicferry.quic._aioquic.careful_resume import PathFacts, path_facts, resume_carefully
 from quicferry.quic._aioquic.connection import RESET_TOKEN_BYTES, HookedConnection
 from quicferry.quic._aioquic.doubt import doubt_flight
 from quicferry.quic._aioquic.lease import ABORT_GAP, bind_lease, lease_until, release_lease, skip_to
+from quicferry.quic._aioquic.output import withhold_output
 from quicferry.quic.wire import Address, FrameType
 
 PROBE_DATAGRAM_BYTES = 1200  # RFC 9000 §8.2.1: a challenge also shows that the path carries this much
@@ -102,6 +104,18 @@ class Seam:
         return False
 
     @property
+    def may_be_sent_something(self) -> bool:
+        """Whether a stream of the peer's is not finished, or it may send datagrams (RFC 9221)."""
+        quic = self._quic
+        return quic._configuration.max_datagram_frame_size is not None or any(
+            not stream.receiver.is_finished for stream in quic._streams.values()
+        )
+
+    def send_ping(self) -> None:
+        """A PING with the next packet."""
+        self._quic._send_probe()
+
+    @property
     def last_received_at(self) -> float:
         """When the newest 1-RTT packet came; 0 before there was one."""
         return self._quic._loss.spaces[-1].largest_received_time or 0.0
@@ -110,6 +124,11 @@ class Seam:
     def largest_received(self) -> int:
         """The largest number of a 1-RTT packet that was received."""
         return self._quic._spin_highest_pn
+
+    @property
+    def largest_acknowledged(self) -> int:
+        """The largest number of ours that the peer has acknowledged."""
+        return self._quic._spaces[tls.Epoch.ONE_RTT].largest_acked_packet
 
     @property
     def rtt_without_sample_s(self) -> float:
@@ -183,18 +202,19 @@ class Seam:
         self._quic.change_connection_id()
 
     def take_newest_cid(self) -> None:
-        """The newest connection ID of the peer becomes the active one; all others are retired.
+        """The newest connection ID of the peer becomes the active one.
 
-        A destination that has served may have used and retired those that were next, and the peer no longer
-        knows them.
+        The present one and the next are retired: a destination that has served has left the first and used
+        the second. Those between stay, for paths of a client whose address changes.
         """
-        available = self._quic._peer_cid_available
-        if available:
-            newest = available.pop()
-            for cid in (self._quic._peer_cid, *available):
-                self._quic._retire_peer_cid(cid)
-            available.clear()
-            self._quic._peer_cid = newest
+        quic = self._quic
+        if quic._peer_cid_available:
+            newest = quic._peer_cid_available.pop()
+            used = [quic._peer_cid, *quic._peer_cid_available[:1]]
+            del quic._peer_cid_available[:1]
+            for cid in used:
+                quic._retire_peer_cid(cid)
+            quic._peer_cid = newest
 
     # ------------------------------------------------------------------ paths and recovery
 
@@ -205,23 +225,30 @@ class Seam:
         responses: Sequence[bytes],
         rtt_s: float | None,
         now: float,
-    ) -> None:
+        *,
+        is_sample: bool,
+        resume_from: PathFacts | None = None,
+    ) -> QuicConnectionId:
         """Makes a validated path the active one; what was on its way on the old one is sent again.
 
-        ``responses`` are answers to challenges of the peer that are still to be sent.
+        ``responses`` are answers to challenges of the peer that are still to be sent. Without ``is_sample``
+        the RTT is only what is taken for it until there is a sample. Returns the connection ID of the old
+        path, which is not retired: it stays with that path (RFC 9000 §9.5) while there may be a way back.
         """
         quic = self._quic
-        quic._retire_peer_cid(quic._peer_cid)
-        quic._peer_cid = cid
+        former, quic._peer_cid = quic._peer_cid, cid
         quic._spin_bit = False  # RFC 9000 §17.4
         path = QuicNetworkPath(address, is_validated=True)
         path.remote_challenges.extend(responses)
         quic._network_paths[:] = [path]
         self.expire_in_flight(now)
-        self.restart_recovery(rtt_s, now)
+        self.restart_recovery(rtt_s if is_sample else None, now, resume_from=resume_from)
+        if rtt_s is not None and not is_sample:
+            quic._loss._rtt_initial = rtt_s
         space = quic._spaces[tls.Epoch.ONE_RTT]
         if len(space.ack_queue):  # at once: the server is to know what of its last flight has arrived
             space.ack_at = now
+        return former
 
     def expire_in_flight(self, now: float) -> None:
         """All data in flight is to be sent again at once; it is no sign of congestion."""
@@ -246,13 +273,25 @@ class Seam:
     def ask_for_acknowledgement(self) -> None:
         """A PING, where what is in doubt would else be settled by nothing that leaves."""
         if self._quic._doubt is not None:
-            self._quic._send_probe()
+            self.send_ping()
 
-    def restart_recovery(self, rtt_s: float | None, now: float, *, least_rtt_s: float = 0.0) -> None:
+    def path_facts(self) -> PathFacts | None:
+        """See ``careful_resume.path_facts``."""
+        return path_facts(self._quic)
+
+    def restart_recovery(
+        self,
+        rtt_s: float | None,
+        now: float,
+        *,
+        least_rtt_s: float = 0.0,
+        resume_from: PathFacts | None = None,
+    ) -> None:
         """Congestion control and RTT as on a new path (RFC 9000 §9.4, RFC 9002 §7 and §6.2.2).
 
         Without a sample the RTT is unknown; the initial estimate is the configured one or the old path's
-        smoothed RTT, whichever is less, but no less than ``least_rtt_s``. Nothing must be in flight.
+        smoothed RTT, whichever is less, but no less than ``least_rtt_s``. Nothing must be in flight. The
+        window may be resumed with care from what is known of another path.
         """
         loss = self._quic._loss
         configuration = self._quic.configuration
@@ -262,6 +301,7 @@ class Seam:
             configuration.congestion_control_algorithm, max_datagram_size=size
         )
         loss._pacer = QuicPacketPacer(max_datagram_size=size)
+        resume_carefully(self._quic, resume_from)
         if rtt_s is None:
             if loss._rtt_initialized:
                 known_s = min(configuration.initial_rtt, loss._rtt_smoothed)
@@ -303,6 +343,10 @@ class Seam:
         if lease_until(self._quic) is None:
             bind_lease(self._quic, frozen_at + ABORT_GAP)
 
+    def withhold_output(self) -> None:
+        """See ``output.withhold_output``; ``release_lease`` ends it."""
+        withhold_output(self._quic)
+
     def release_lease(self) -> None:
         """See ``lease.release_lease``."""
         release_lease(self._quic)
@@ -319,8 +363,11 @@ class Seam:
         cid: QuicConnectionId | None,
         challenge: bytes | None,
         responses: Sequence[bytes],
+        word: Sequence[bytes] = (),
     ) -> tuple[bytes, NetworkAddress]:
         """One datagram of probing frames, outside loss recovery and congestion control.
+
+        ``word``: frames of the extension that go along, on a path that is not probed for the first time.
 
         A challenge is repeated by its own clock and a response never (RFC 9000 §13.3), so recovery has
         nothing to do for them; kept in its books, probes to dead addresses would shrink the window.
@@ -344,6 +391,11 @@ class Seam:
         for response in responses:
             buf = builder.start_frame(QuicFrameType.PATH_RESPONSE, capacity=1 + _CHALLENGE_BYTES)
             buf.push_bytes(response)
+        for encoded in word:
+            frame_type = Buffer(data=encoded).pull_uint_var()
+            builder.start_frame(frame_type, capacity=len(encoded)).push_bytes(
+                encoded[size_uint_var(frame_type) :]
+            )
         datagrams, packets = builder.flush()
         quic._packet_number = builder.packet_number
         self._log_sent(packets, peer_cid)

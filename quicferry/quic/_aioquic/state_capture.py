@@ -26,6 +26,7 @@ from quicferry.quic import image
 from quicferry.quic._aioquic import state_fields as fields
 from quicferry.quic._aioquic.connection import HookedConnection
 from quicferry.quic._aioquic.doubt import sender_of
+from quicferry.quic._aioquic.keys import former_secret
 from quicferry.quic._aioquic.lease import skips
 from quicferry.quic._aioquic.state import extended_or_none
 
@@ -110,6 +111,7 @@ def _capture_keys(connection: QuicConnection) -> image.KeysImage:
         recv_secret=pair.recv.secret,
         recv_first_secret=recv_first,
         recv_key_phase=pair.recv.key_phase,
+        recv_former_secret=former_secret(pair),
         update_requested=pair._update_key_requested,
     )
 

@@ -94,6 +94,8 @@ SEAL = "_quicferry_frozen_at"
 SKIPPED = "_quicferry_skipped"
 #: attribute of a destination's connection: the first packet number that is not its own
 LEASE = "_quicferry_lease_until"
+#: attribute of a destination's connection: what the source knows of, while nothing else may leave
+WITHHELD = "_quicferry_withheld"
 #: what a frozen connection refuses: all by which it could send, or by which its state could change
 SEALED_METHODS = (
     "change_connection_id",

@@ -30,6 +30,7 @@ from quicferry.quic import image
 from quicferry.quic._aioquic import state_fields as fields
 from quicferry.quic._aioquic.connection import HookedConnection
 from quicferry.quic._aioquic.doubt import Doubt
+from quicferry.quic._aioquic.keys import restore_former
 from quicferry.quic._aioquic.state import Build, extended_or_none
 from quicferry.quic._aioquic.state_capture import agreement
 from quicferry.quic.errors import LocalError
@@ -146,6 +147,7 @@ def _put_keys(connection: QuicConnection, keys: image.KeysImage) -> None:
             later.setup(cipher_suite=suite, secret=current, version=keys.version)
             apply_key_phase(context, later, trigger="restore")  # header protection stays that of generation 0
     pair._update_key_requested = keys.update_requested
+    restore_former(pair, keys.recv_former_secret)
 
 
 def _put_space(space: QuicPacketSpace, moved: image.SpaceImage, now: float) -> None:

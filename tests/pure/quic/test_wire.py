@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 
 import pytest
@@ -32,19 +33,20 @@ from quicferry.quic.wire import (
 from quicferry.strategies import EXTENSION_STRATEGIES, RULES, Strategy
 
 varints = st.integers(0, VARINT_MAX)
+numbers = varints.filter(bool)  # 0 names nothing
 ports = st.integers(0, 65535)
 ipv4 = st.tuples(st.ip_addresses(v=4).map(str), ports)
 ipv6 = st.tuples(st.ip_addresses(v=6).map(str), ports)
 addresses = st.one_of(
     st.builds(
         SmAddress,
-        sequence=varints,
+        sequence=numbers,
         ipv4=ipv4,
         ipv6=st.none() | ipv6,
         pool=st.booleans(),
         retire=st.booleans(),
     ),
-    st.builds(SmAddress, sequence=varints, ipv6=ipv6, pool=st.booleans(), retire=st.booleans()),
+    st.builds(SmAddress, sequence=numbers, ipv6=ipv6, pool=st.booleans(), retire=st.booleans()),
 )
 prepares = st.builds(
     SmPrepare,
@@ -215,3 +217,12 @@ def test_the_specification_has_the_numbers_of_the_code():
     for number, reason in enumerate(AbortReason):
         assert reason == number
         assert f"{number} {reason.name.lower().replace('_', ' ')}" in text
+
+
+def test_the_number_0_says_where_the_server_is_and_nothing_else():
+    here = SmAddress(sequence=0, ipv4=("10.0.2.2", 4433), here=True)
+    assert decode_frame(here.encode()) == here
+    for wrong in ({"here": False}, {"pool": True}, {"retire": True}):
+        with pytest.raises(PeerError) as caught:
+            decode_frame(dataclasses.replace(here, **wrong).encode())
+        assert caught.value.code is ErrorCode.FRAME_ENCODING_ERROR

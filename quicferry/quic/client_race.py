@@ -1,0 +1,296 @@
+"""Racing the addresses where a server may be, and going to the one that it is at.
+
+Everything after the first probe is the same for all strategies.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+
+from aioquic.quic.connection import NetworkAddress
+
+from quicferry.quic import events
+from quicferry.quic._aioquic.careful_resume import PathFacts
+from quicferry.quic._aioquic.connection import Datagrams
+from quicferry.quic._aioquic.seam import plain_address
+from quicferry.quic.client_state import ClientKnowledge
+from quicferry.quic.config import Congestion
+from quicferry.quic.probing import Candidate
+from quicferry.quic.tables import ClientInput, ClientState
+from quicferry.quic.wire import Address
+from quicferry.strategies import ProbeOn
+
+_FORMER_PATH_PTOS = 3  # how long stragglers of the old path are read after the switch
+_MISLED_PTOS = 2  # how long the path that SM_MIGRATED came on is waited for, when another answers
+
+
+class ClientRace(ClientKnowledge):
+    """Probes, their answers, and the switch."""
+
+    @property
+    def has_datagrams(self) -> bool:
+        """Frames or candidates."""
+        return bool(self._control or self._prober.candidates or self._check)
+
+    def before_send(self, now: float) -> Datagrams:
+        """The answer to the announcement first, then the probes."""
+        datagrams = self._control_datagrams(now)
+        if self._check is not None:
+            datagrams.append(self._seam.probe(self._seam.network_address, None, self._check, ()))
+            self._check = None
+        for candidate in self._prober.candidates.values():
+            if candidate.responses and candidate.cid is not None:
+                datagrams.append(
+                    self._seam.probe(candidate.network_address, candidate.cid, None, candidate.responses)
+                )
+                candidate.responses.clear()
+        for candidate in self._prober.due(now):
+            if candidate.cid is None:
+                if candidate.heard or self._seam.free_cids > 1:  # the last one is for who is heard
+                    candidate.cid = self._seam.take_cid()
+                if candidate.cid is None:
+                    self._prober.postpone(candidate, now)  # the server may send more
+                    continue
+            if not (candidate.heard or candidate.address in self._visited or self._allowance.take(now)):
+                self._allowance.postpone(candidate, now)
+                continue
+            if candidate.tries == 0:
+                self._seam.emit(events.ProbeStarted(candidate.address))
+            challenge = self._prober.challenge(candidate, now)
+            datagrams.append(
+                self._seam.probe(candidate.network_address, candidate.cid, challenge, candidate.responses)
+            )
+            candidate.responses.clear()
+        return datagrams
+
+    def _probe(
+        self, addresses: tuple[Address, ...], cause: ProbeOn, now: float, *, named: bool = True
+    ) -> None:
+        """Races ``addresses``. All of them get their first probe in the same flight."""
+        self._machine.feed(ClientInput.PROBE)
+        self._cause = cause
+        self._prober.running = True
+        downtime_s = self._expected_downtime_s()
+        delay_s = 0.0
+        if cause is not ProbeOn.SERVER_PACKET:
+            delay_s = random.uniform(0.0, self._config.timings.start_delay_max_s)
+        for address in addresses:
+            self._add_candidate(address, now + delay_s, named=named, downtime_s=downtime_s)
+        if self._deadline is None:
+            self._deadline = now + self._patience_s(downtime_s)
+
+    def _add_candidate(self, address: Address, start_at: float, *, named: bool, downtime_s: float) -> None:
+        wanted_s = 0.0
+        if self._announcement is not None:
+            wanted_s = self._announcement.prepare.probe_interval_ms / 1000
+        network_address = self._seam.socket_form(address)
+        candidate = self._prober.add(
+            address,
+            network_address,
+            named=named,
+            start_at=start_at,
+            downtime_s=downtime_s,
+            slack_s=self._seam.pto_s,  # the server freezes when our answer has reached it
+            wanted_s=wanted_s,
+            gentle_s=self._seam.pto_s if self._is_standard(address) else 0.0,
+        )
+        candidate.responses += self._owed.pop(network_address, [])
+        if candidate.cid is None:
+            candidate.cid = self._kept.take(network_address)
+
+    def _on_packet_from_elsewhere(self, address: NetworkAddress, now: float) -> None:
+        if not self.admits(address):
+            return
+        candidate = self._prober.candidates.get(address)
+        if candidate is not None and candidate.heard:
+            return
+        plain = plain_address(address)
+        named = self._book.names(plain, self._seam.address) or self._is_standard(plain)
+        if not named and address != self._moved:
+            # Anyone can relay a packet to us; that must not cost a probe and a connection ID each time.
+            if now < self._next_stranger_at:
+                return
+            self._next_stranger_at = now + self._config.timings.epoch_interval_s
+            # RFC 9000 §9.3.3: the previous path is validated before it is given up
+            self._check, self._checked_at = os.urandom(8), now
+        if self.state not in (ClientState.PROBING, ClientState.VALIDATED):
+            self._probe((plain,), ProbeOn.SERVER_PACKET, now, named=named)
+        elif candidate is None:
+            self._add_candidate(plain, now, named=named, downtime_s=0.0)
+        else:
+            candidate.next_at = now
+        self._prober.candidates[address].heard = True
+        self._prober.candidates[address].tight_until = now + self._expected_downtime_s()
+        self._seam.emit(events.PeerMigrated(self._latest_epoch, plain))
+
+    def _on_old_path_alive(self, now: float) -> None:
+        if self._moved is not None or self._cause is ProbeOn.NOTICE:
+            return
+        if self._announcement is not None and self._machine.allows(ClientInput.STAND_BY):
+            self._machine.feed(ClientInput.STAND_BY)
+            self._prober.running = False
+            self._validated = None
+            self._deadline = None
+        elif self._machine.allows(ClientInput.FALSE_ALARM):
+            self._machine.feed(ClientInput.FALSE_ALARM)
+            self._forget_race(now)
+
+    def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
+        """The server validates our address from a new one of its own: answered on the path it came on."""
+        if address == self._seam.network_address:
+            return False
+        candidate = self._prober.candidates.get(address)
+        owed = self._owed.setdefault(address, []) if candidate is None else candidate.responses
+        owed.append(data)
+        return True
+
+    def response(self, data: bytes, address: NetworkAddress) -> bool:
+        """Kept until the packet it came in is done with: the switch changes what upstream is looking at.
+
+        It counts only on the path of its challenge: a challenge that was handed on to another host is
+        answered from there, and says nothing of the address it was sent to.
+        """
+        found = self._prober.answered(data)
+        if found is None and data not in self._answerable:
+            return False
+        if address == (self._seam.network_address if found is None else found[0].network_address):
+            self._responses.append(data)
+        return True
+
+    def _take_responses(self, now: float) -> None:
+        if self._responses:
+            responses, self._responses = self._responses, []
+            # the newest challenge first: its age is nearest to the RTT
+            for data in sorted(responses, key=self._sent_at, reverse=True):
+                self._on_response(data, now)
+        if self._validated is not None:
+            self._switch_if_allowed(now)
+
+    def _sent_at(self, challenge: bytes) -> float:
+        found = self._prober.answered(challenge)
+        return self._answerable.get(challenge, 0.0) if found is None else found[1]
+
+    def _on_response(self, data: bytes, now: float) -> None:
+        if data in self._answerable:
+            # A waiting room gives the server our early challenges first; later ones tell the RTT better.
+            age_s = now - self._answerable.pop(data)
+            if self._tells_rtt(age_s, self._answer_interval_s):
+                self._seam.lower_rtt(age_s, now)
+            return
+        found = self._prober.answered(data)
+        if found is None or self._validated is not None:
+            return
+        candidate, sent_at = found
+        age_s = now - sent_at
+        if self._machine.allows(ClientInput.PROBE):
+            self._machine.feed(ClientInput.PROBE)
+        if not self._machine.allows(ClientInput.RESPONSE):
+            return
+        self._machine.feed(ClientInput.RESPONSE)
+        self._validated = (candidate, age_s)
+        self._prober.running = False
+        self._seam.emit(events.PathValidated(candidate.address, age_s))
+
+    def _facts(self) -> PathFacts | None:
+        """What is known of the path that is left, if congestion control is to be resumed from it."""
+        careful = self._config.congestion is Congestion.CAREFUL_RESUME
+        return self._seam.path_facts() if careful else None
+
+    def _may_switch_to(self, candidate: Candidate, now: float) -> bool:
+        """Whether the server is known to be there, or not to be where it was."""
+        if candidate.network_address == self._moved:
+            return True
+        if self._moved is not None:
+            # Who passed on the word may have been a relay, and have gone. Where the server has said in so
+            # many words where it is, there is no other path.
+            misled = not self._moved_said and now - self._moved_at >= _MISLED_PTOS * self._seam.pto_s
+            return misled and self._silence.noticed
+        if candidate.named:
+            return True
+        if not self._silence.noticed or candidate.address not in self._visited:
+            return False  # SM_MIGRATED is repeated until it is acknowledged: who never says it only relays
+        return self._checked_at is None or now - self._checked_at >= self._seam.pto_s
+
+    def _switch_at(self) -> float | None:
+        """When a path that has answered is believed without a word of the server."""
+        if self._validated is None or not self._silence.noticed:
+            return None
+        if self._moved is not None:
+            return None if self._moved_said else self._moved_at + _MISLED_PTOS * self._seam.pto_s
+        if self._checked_at is None or self._validated[0].address not in self._visited:
+            return None
+        return self._checked_at + self._seam.pto_s
+
+    def _switch_if_allowed(self, now: float) -> None:
+        if self._validated is None:
+            return
+        candidate, age_s = self._validated
+        if not self._may_switch_to(candidate, now):
+            return
+        if candidate.cid is None:  # the peer has retired the one it was challenged on
+            candidate.cid = self._seam.take_cid()
+        if candidate.cid is None:
+            return
+        old, old_network_address = self._seam.address, self._seam.network_address
+        drain_until = now + _FORMER_PATH_PTOS * self._seam.pto_s
+        self._machine.feed(ClientInput.SWITCH)
+        rtt_s, is_sample = self._rtt_of(age_s, candidate.interval_s)
+        old_cid = self._seam.adopt(
+            candidate.network_address,
+            candidate.cid,
+            candidate.responses,
+            rtt_s,
+            now,
+            is_sample=is_sample,
+            resume_from=self._facts(),
+        )
+        candidate.cid = None  # it is the connection's now
+        self._answerable = dict(candidate.challenges)
+        self._answer_interval_s = candidate.interval_s
+        self._has_been_at(old)
+        was_told = self._moved is not None
+        if self._announcement is not None and not was_told:
+            self._done_epoch = max(self._done_epoch, self._announcement.prepare.epoch)
+        self._forget_race(now)
+        self._kept.retire_all()  # the way is open; the server gives others
+        self._kept.put(old_network_address, old_cid, math.inf)
+        self._moved_for_good_after = self._seam.packet_number
+        self._announcement = None
+        self._former = {old_network_address: drain_until}
+        self._silence.broken(now)
+        self._seam.emit(events.PathSwitched(old, candidate.address))
+        if was_told:
+            self._settle(self._moved_epoch, now)
+
+    def retire_prior_to(self, sequence_number: int) -> None:
+        """Connection IDs of candidates are retired like all others (RFC 9000 §5.1.2)."""
+        for candidate in self._prober.candidates.values():
+            if candidate.cid is not None and (candidate.cid.sequence_number or 0) < sequence_number:
+                self._seam.retire_cid(candidate.cid)
+                candidate.cid = None
+                candidate.challenges.clear()
+        self._kept.retire_prior_to(sequence_number)
+
+    def _try_way_back(self, now: float) -> None:
+        """Nobody has answered: the server may have gone back to where it was, and not be able to say so."""
+        if not self._silence.noticed:
+            return
+        places = self._ways_back()
+        if self._machine.allows(ClientInput.PROBE):
+            self._probe(places, ProbeOn.LOSS, now)
+        elif self.state is ClientState.PROBING:
+            for place in places:
+                if self._seam.socket_form(place) not in self._prober.candidates:
+                    self._add_candidate(place, now, named=True, downtime_s=0.0)
+
+    def admits(self, address: NetworkAddress) -> bool:
+        """Whether a packet from there may be looked at. Nothing is believed before it decrypts."""
+        if not self.negotiated or not self._seam.handshake_confirmed:
+            return False
+        if address in self._prober.candidates or address in self._former:
+            return True
+        if not self.extended and not self._is_standard(plain_address(address)):
+            return False  # RFC 9000 §9: only the extension lets a server appear where it never said it would
+        return self._policy.denies(plain_address(address), self._seam.address) is None

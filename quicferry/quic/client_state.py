@@ -1,0 +1,204 @@
+"""What a client knows of its server: where it is, was and may go, and how far it has followed.
+
+The client is built in layers, each of which calls those below: what is known (here), the race for an
+address that answers (``client_race``), the server's announcements (``client_moves``), packets and time
+(``client``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from aioquic.quic.connection import NetworkAddress
+
+from quicferry.quic._aioquic.seam import Seam
+from quicferry.quic.addresses import AddressBook
+from quicferry.quic.asking import Asking
+from quicferry.quic.config import ExtensionConfig
+from quicferry.quic.probing import Allowance, Candidate, KeptIds, Prober
+from quicferry.quic.role import Role
+from quicferry.quic.silence import Quiet, Silence
+from quicferry.quic.standards import ClientAddresses
+from quicferry.quic.tables import CLIENT, ClientInput, ClientState, Machine
+from quicferry.quic.wire import Address, SmPrepare
+from quicferry.strategies import ProbeOn, rules_of
+
+_KEPT_PTOS = 3  # how long a connection ID stays with its address after a race
+_REMEMBERED = 256
+_VISITED = 16
+
+
+@dataclass
+class Announcement:
+    """A move that the server has announced and the client has agreed to."""
+
+    prepare: SmPrepare
+    addresses: tuple[Address, ...]
+    at: float
+    over_at: float  # when the server should be back
+    over: bool = False
+
+    @property
+    def probe_on(self) -> ProbeOn:
+        return rules_of(self.prepare.strategy).probe_on
+
+    @property
+    def extended(self) -> bool:
+        return rules_of(self.prepare.strategy).extended
+
+    @property
+    def downtime_s(self) -> float:
+        return self.prepare.downtime_ms / 1000
+
+
+class ClientKnowledge(Role):
+    """The state of the client's end, and what follows from it alone."""
+
+    def __init__(self, seam: Seam, config: ExtensionConfig) -> None:
+        super().__init__(seam, config)
+        self._machine: Machine[ClientState, ClientInput] = Machine(CLIENT, ClientState.IDLE)
+        self._policy = config.policy
+        self._prober = Prober(config.timings, config.max_probes)
+        self._book = AddressBook(config.max_known_addresses)
+        self._silence = Silence(seam)
+        self._quiet = Quiet(seam, config.timings.quiet_s)
+        self._announcement: Announcement | None = None
+        self._waiting: SmPrepare | None = None  # names an address whose SM_ADDRESS is still on its way
+        self._latest: SmPrepare | None = None
+        self._latest_at: float | None = None
+        self._latest_epoch = 0  # the highest epoch this client has heard of
+        self._done_epoch = 0  # no frame of this epoch or an older one means anything
+        self._aborted_epoch = 0  # SM_ABORT has the last word: the destination was gone when it was sent
+        self._cause: ProbeOn | None = None  # why it probes
+        self._here: NetworkAddress | None = None  # where the server says that it is, before SM_MIGRATED
+        self._moved: NetworkAddress | None = None  # where SM_MIGRATED says that it is; not the active path
+        self._moved_said = False  # ... in so many words, and not only by the path that it came on
+        self._moved_at = 0.0
+        self._moved_epoch = 0
+        self._visited: dict[Address, None] = {}  # where the server has been, the latest last
+        self._validated: tuple[Candidate, float] | None = None  # and the age of the challenge
+        self._checked_at: float | None = None  # when the old path was challenged because of a stranger
+        self._check: bytes | None = None  # the challenge for it, until it leaves
+        self._elsewhere: deque[int] = deque(maxlen=_REMEMBERED)  # numbers that came first from elsewhere
+        self._owed: dict[NetworkAddress, list[bytes]] = {}  # answers to challenges of paths not yet probed
+        self._kept = KeptIds(seam)
+        self._allowance = Allowance(config.timings)
+        self._responses: list[bytes] = []
+        self._deadline: float | None = None
+        self._next_stranger_at = 0.0
+        self._moved_for_good_after: int | None = None  # the first number whose acknowledgement shows that
+        self._way_back_at: float | None = None  # when the places are tried where the server has been
+        self._answerable: dict[bytes, float] = {}  # challenges of the path that was switched to
+        self._answer_interval_s = 0.0  # between them
+        self._standard = ClientAddresses(config)
+        self.asking = Asking()
+        self._first_validation = False  # of a preferred address; the server need not be there yet
+        self._former: dict[NetworkAddress, float] = {}  # address -> until when stragglers are read
+
+    @property
+    def state(self) -> ClientState:
+        """Where it is in the server's move."""
+        return self._machine.state
+
+    def _settle(self, epoch: int, now: float) -> None:
+        self._done_epoch = max(epoch, self._done_epoch)
+        self._latest_epoch = max(epoch, self._latest_epoch)  # of a later move there may have been notice
+        for sent in (ClientInput.SETTLED, ClientInput.FALSE_ALARM):
+            if self._machine.allows(sent):
+                self._machine.feed(sent)
+                break
+        self._forget_race(now)
+        self._announcement = None
+
+    def _settle_down(self, now: float) -> None:
+        """While nothing goes on, datagrams of the active path need not be shown to us."""
+        self.passive = (
+            self._machine.state is ClientState.IDLE
+            and not self._responses
+            and not self._answerable
+            and self._moved_for_good_after is None
+            and now >= self._next_stranger_at
+        )
+
+    def _forget_race(self, now: float) -> None:
+        """Ends probing. A connection ID stays with its address for a while, and with no other."""
+        for candidate in self._prober.candidates.values():
+            if candidate.cid is not None:
+                # by a standard the same few addresses are asked at each loss, of a server that may go back
+                kept_s = _KEPT_PTOS * self._seam.pto_s
+                until = now + (self._config.timings.give_up_s if self._standard.has_named else kept_s)
+                self._kept.put(candidate.network_address, candidate.cid, until)
+        self._prober.candidates.clear()
+        self._prober.running = False
+        self._responses.clear()
+        self._validated = None
+        self._cause = None
+        self._deadline = None
+        self._moved = None
+        self._first_validation = False
+        self._check = self._checked_at = None
+
+    def _has_been_at(self, address: Address) -> None:
+        self._visited.pop(address, None)
+        self._visited[address] = None
+        while len(self._visited) > _VISITED:
+            del self._visited[next(iter(self._visited))]
+
+    def _places(self) -> tuple[Address, ...]:
+        """Where a server may be that is silent: where it said it may be, and wherever it has been.
+
+        The place that was left last comes first. None where the server has named nothing beforehand.
+        """
+        here = self._seam.address
+        pool = list(self._book.pool(here)) if self.negotiated_pool else []
+        pool += self._standard.places(here)
+        if not pool and not self._standard.has_named:
+            return ()
+        been = list(reversed(self._visited))
+        places = dict.fromkeys([*been[:1], *pool, *been[1:]])
+        usable = [a for a in places if a != here and self._policy.denies(a, here) is None]
+        return tuple(usable[: self.max_addresses])
+
+    def _is_standard(self, address: Address) -> bool:
+        """Whether the server has named it by a standard, or has been there and goes by one."""
+        if address in self._standard.places(self._seam.address):
+            return True
+        return self._standard.has_named and address in self._visited
+
+    def _ways_back(self) -> tuple[Address, ...]:
+        """Where the server has been, the last place first, and where it has said it may go."""
+        here = self._seam.address
+        places = dict.fromkeys([*reversed(self._visited), *self._book.all(here)])
+        usable = [a for a in places if a != here and self._policy.denies(a, here) is None]
+        return tuple(usable[: self.max_addresses])
+
+    def _has_cid(self, address: Address) -> bool:
+        """Whether an address that nothing has come from could be probed: one ID is always held back."""
+        return self._seam.free_cids > 1 or self._kept.has(self._seam.socket_form(address))
+
+    def _expected_downtime_s(self) -> float:
+        if self._announcement is not None:
+            return self._announcement.downtime_s
+        return self._config.timings.unannounced_downtime_s
+
+    def _patience_s(self, downtime_s: float) -> float:
+        return min(downtime_s + self._config.timings.give_up_s, self._seam.idle_timeout_s / 2)
+
+    def _tells_rtt(self, age_s: float, interval_s: float) -> bool:
+        """Whether the age of an answered challenge is a sample of the RTT.
+
+        The challenge may have waited for the server to run, for as long as a probe interval. Where that
+        could be most of the age, it is only believed when it is less than what is taken without a sample.
+        """
+        return age_s >= 2 * interval_s or age_s <= self._seam.rtt_without_sample_s
+
+    def _rtt_of(self, age_s: float, interval_s: float) -> tuple[float | None, bool]:
+        """What the age of a challenge says of the RTT, and whether that is a sample.
+
+        One that is longer than what is taken without a sample may be the downtime, in which the challenge
+        waited; so it only stands in for a sample until there is one.
+        """
+        if age_s <= self._seam.rtt_without_sample_s:
+            return age_s, True
+        return (age_s, False) if age_s >= 2 * interval_s else (None, False)
