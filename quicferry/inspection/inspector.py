@@ -40,6 +40,7 @@ class Told(NamedTuple):
     packets: list[Packet]  # of QUIC
     segment: TcpTold | None
     migration: Migration | None  # that begins here
+    place: int = 0
 
 
 class Inspector:
@@ -79,7 +80,7 @@ class Inspector:
             if segment is None:
                 return None
             self.told += 1
-            return Told(datagram, vantage, TCP_NAME, segment.connection, -1, [], segment, None)
+            return Told(datagram, vantage, TCP_NAME, segment.connection, -1, [], segment, None, place)
         packets = list(
             self._decryptor.feed(
                 t_ns,
@@ -108,7 +109,7 @@ class Inspector:
                     begun = migration
             else:
                 connection = packet.connection
-        return Told(datagram, vantage, QUIC, connection, path, packets, None, begun)
+        return Told(datagram, vantage, QUIC, connection, path, packets, None, begun, place)
 
     def _is_quic(self, packets: list[Packet], datagram: Datagram) -> bool:
         """Whether a datagram of which nothing was opened is QUIC all the same."""
@@ -156,6 +157,11 @@ class Inspector:
                 )
             )
         return found
+
+    def group_of(self, index: int) -> str:
+        """What names a connection for both endpoints: the client's first destination connection ID."""
+        known = self._decryptor.connection(index)
+        return known.first_cid.hex() if known is not None else ""
 
     def secrets_of(self, index: int) -> tuple[bytes | None, int | None]:
         """Client random and cipher suite of a connection, as far as its hellos told them."""

@@ -75,7 +75,8 @@ class QuicConnection:
         self.index = index
         self.client = client
         self.version = version
-        self.original_cid = b""
+        self.original_cid = b""  # that the Initial keys come from: after a Retry the one it gave
+        self.first_cid = b""  # that the client chose
         self.client_random: bytes | None = None
         self.suite: int | None = None
         self._keylog = keylog

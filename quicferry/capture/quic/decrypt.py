@@ -175,7 +175,7 @@ class Decryptor:
         if not any(_opens_by(salt, packet) for salt in initial_salts(packet.version)):
             return None
         connection = self._add_connection(packet.source, packet.version)
-        connection.original_cid = packet.destination_cid
+        connection.original_cid = connection.first_cid = packet.destination_cid
         self._learn(packet.destination_cid, connection, Direction.TO_SERVER)
         return connection
 

@@ -268,6 +268,17 @@ def read_frames(payload: bytes) -> list[Frame]:
     return frames
 
 
+def frame_at(payload: bytes, at: int) -> tuple[Frame, int]:
+    """The frame that begins at an offset, and the offset behind it.
+
+    Raises ``UnknownFrame``, and ``IndexError`` for a frame that is cut off.
+    """
+    cursor = _Cursor(payload)
+    cursor.at = at
+    frame = _frame(cursor.varint(), cursor)
+    return frame, cursor.at
+
+
 def _frame(kind: int, cursor: _Cursor) -> Frame:
     if 0x08 <= kind <= 0x0F:
         stream_id = cursor.varint()

@@ -69,6 +69,7 @@ class Packet(NamedTuple):
     source_cid: bytes = b""
     token: bytes = b""  # of Initial and Retry
     supported_versions: tuple[int, ...] = ()  # of version negotiation
+    payload: bytes = b""  # decrypted
 
 
 class ProtectedPacket(NamedTuple):
@@ -134,6 +135,8 @@ class ProtectedPacket(NamedTuple):
             self.version,
             self.source_cid,
             self.token,
+            (),
+            opened.payload,
         )
 
     def undecrypted(
