@@ -81,15 +81,13 @@ class Inspector:
                 return None
             self.told += 1
             return Told(datagram, vantage, TCP_NAME, segment.connection, -1, [], segment, None, place)
-        packets = list(
-            self._decryptor.feed(
-                t_ns,
-                datagram.source,
-                datagram.destination,
-                datagram.payload,
-                missing_bytes=datagram.missing_bytes,
-                vantage=QUOTED_PLACE if datagram.quoted else min(place, QUOTED_PLACE - 1),
-            )
+        packets = self._decryptor.packets(
+            t_ns,
+            datagram.source,
+            datagram.destination,
+            datagram.payload,
+            datagram.missing_bytes,
+            QUOTED_PLACE if datagram.quoted else min(place, QUOTED_PLACE - 1),
         )
         if not packets or (packets[0].frames is None and not self._is_quic(packets, datagram)):
             self.other_datagrams += 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from markupsafe import Markup
 
 from quicferry.events import Event
@@ -198,6 +197,8 @@ def as_svg(diagram: Diagram, zero_ns: int, title: str = "") -> str:
         ends = {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "lost": lost, "kind": arrow.kind}
         label = {"words": arrow.words[:90], "x": min(x1, x2) + 8, "y": (y1 + y2) / 2 - 3}
         arrows.append(ends | label)
+    import jinja2  # takes as long to load as thousands of packets to read
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("quicferry.inspection"), autoescape=True, undefined=jinja2.StrictUndefined
     )

@@ -34,6 +34,7 @@ LABELS = {
 #: packet number of two bytes spans, so that each number is nearest to a guess (RFC 9000 §A.3).
 _HINT_STEP = 1 << 15
 _RETRY_TAG_BYTES = 16
+_TAG_BYTES = 16  # of every AEAD that QUIC has (RFC 9001 §5.3)
 #: Of so many packets of a connection it is remembered, when memory is bounded, which nonces they used.
 _NONCES_REMEMBERED = 1 << 16
 _LONGEST_HELLO = 1 << 16
@@ -227,7 +228,8 @@ class QuicConnection:
         self, packet: ProtectedPacket, direction: Direction, opened: Opened, vantage: int = 0
     ) -> tuple[bool, bool]:
         """Whether this vantage point saw the same packet before, and whether another used its nonce."""
-        digest = hashlib.blake2b(packet.data[packet.number_offset :], digest_size=8).digest()
+        # its authentication tag tells a packet from any other under the same key and number
+        digest = packet.data[-_TAG_BYTES:]
         key = (packet.space, direction, opened.generation, opened.packet_number)
         used, bit = self._used, 1 << vantage
         before = used.get(key)

@@ -16,6 +16,8 @@ _LONG = 0x80
 class Direction(enum.StrEnum):
     """Which way a packet goes."""
 
+    __hash__ = str.__hash__  # Enum's own is a function in Python, and every packet is looked up by it
+
     TO_SERVER = "to-server"
     TO_CLIENT = "to-client"
 
