@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from cli.common.axes import runs_option
 from cli.common.output import ask_for_root, say
 from cli.common.progress import perform_shown
 from cli.common.results import check_places, show
+from cli.common.runs import runs_option
 from quicferry.experiment.store import RunStore
 from quicferry.strategies import strategies
 from session.outcomes import raise_for

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from cli.common.axes import runs_option
 from cli.common.output import say
+from cli.common.runs import runs_option
 from quicferry.errors import StoreError
 
 FORMATS = ("csv", "parquet", "json", "latex")

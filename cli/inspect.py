@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.common.axes import runs_option
-from cli.common.output import json_option, stderr_console, stdout_console
+from cli.common.output import json_option, say, stderr_console, stdout_console
+from cli.common.runs import runs_option
 from quicferry.errors import InvalidInput
 
 if TYPE_CHECKING:
     from quicferry.inspection.choices import Choice
+    from quicferry.inspection.extras import Extras
     from quicferry.inspection.inspector import Inspector
     from quicferry.inspection.sources import Source
 
@@ -48,6 +50,17 @@ _LINES_AT_ONCE = 512
     help="How far around it reaches.",
 )
 @click.option("--summary", is_flag=True, help="Only connections, paths, migrations and gaps, no packets.")
+@click.option("--sequence", is_flag=True, help="Draw a sequence diagram instead of the list of packets.")
+@click.option(
+    "--svg",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the sequence diagram to this file as well.",
+)
+@click.option(
+    "--qlog",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write qlog (.sqlog) into this folder, a file per connection and endpoint.",
+)
 @runs_option
 @json_option
 def inspect(
@@ -59,6 +72,9 @@ def inspect(
     around: int | None,
     margin_ms: float,
     summary: bool,
+    sequence: bool,
+    svg: Path | None,
+    qlog: Path | None,
     runs_root: Path | None,
     as_json: bool,
 ) -> None:
@@ -69,14 +85,27 @@ def inspect(
     in the run, in the file or in --keys. Times are seconds after the first packet.
     """
     from quicferry.inspection.choices import Choice
+    from quicferry.inspection.extras import Extras
+    from quicferry.inspection.inspector import Inspector
     from quicferry.inspection.sources import Source
 
     source = Source(_find(what, runs_root), key_files)
     choice = Choice(frozenset(connections), frozenset(paths), tuple(name.upper() for name in frames))
     if around is not None:
         choice = choice._replace(window_ns=_window(source, around, margin_ms))
-    inspector = _tell(source, choice, as_json=as_json, packets=not summary)
-    _close(inspector, source, as_json=as_json)
+    inspector = Inspector(source.keylog)
+    with contextlib.ExitStack() as stack:
+        extras = Extras(source, inspector, stack, diagram=sequence or svg is not None, qlog=qlog)
+        _tell(source, inspector, choice, extras, as_json=as_json, packets=not (summary or sequence))
+    if sequence:
+        for line in extras.text():
+            click.echo(line)
+    if svg is not None:
+        _write(svg, extras.svg(what))
+    for path in extras.written:
+        say(f"qlog: {path}")
+    if not sequence or as_json:
+        _close(inspector, source, as_json=as_json)
 
 
 def _window(source: Source, number: int, margin_ms: float) -> tuple[int, int]:
@@ -105,16 +134,20 @@ def _read(source: Source) -> Inspector:
     return inspector
 
 
-def _tell(source: Source, choice: Choice, *, as_json: bool, packets: bool) -> Inspector:
-    from quicferry.inspection.inspector import Inspector
+def _tell(
+    source: Source, inspector: Inspector, choice: Choice, extras: Extras, *, as_json: bool, packets: bool
+) -> None:
     from quicferry.inspection.telling import telling
 
-    inspector = Inspector(source.keylog)
+    # what is made for a packet is gone with its line, and there are no circles in it: looking for some after
+    # every few hundred objects takes a tenth of the time
+    gc.set_threshold(100_000)
     lines: list[bytes] = []
     out = sys.stdout.buffer
     # a bar and a list on one terminal would overwrite each other
     with _progress(source, hidden=packets and sys.stdout.isatty()) as advance:
-        for number, line in enumerate(telling(source, inspector, choice, as_json=as_json, packets=packets)):
+        told = telling(source, inspector, choice, as_json=as_json, packets=packets, also=extras.take)
+        for number, line in enumerate(told):
             if line is not None:
                 lines.append(line)
             if not number & (_LINES_AT_ONCE - 1):
@@ -123,7 +156,14 @@ def _tell(source: Source, choice: Choice, *, as_json: bool, packets: bool) -> In
                 advance()
     out.write(b"".join(lines))
     out.flush()
-    return inspector
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"cannot write {path}: {error.strerror}", hint="give another file") from error
+    say(f"diagram: {path}")
 
 
 def _close(inspector: Inspector, source: Source, *, as_json: bool) -> None:
@@ -142,7 +182,7 @@ def _close(inspector: Inspector, source: Source, *, as_json: bool) -> None:
         console.print(part)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress(source: Source, *, hidden: bool = False) -> Iterator[Callable[[], None]]:
     console = stderr_console()
     if hidden or not console.is_terminal:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from cli.common.axes import runs_option
 from cli.common.output import json_option, print_json, say, stdout_console
+from cli.common.runs import runs_option
 from quicferry.errors import StoreError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from cli.common.axes import runs_option
 from cli.common.output import json_option, print_json, say, stdout_console
 from cli.common.progress import progress
+from cli.common.runs import runs_option
 from quicferry.record import RunResult
 from session.outcomes import raise_for, reasons
 from session.scenario import Scenario, read_scenario

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 import baselines
+from cli.common.runs import runs_option
 from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.spec import Axis, axes
 from quicferry.strategies import strategies
@@ -21,17 +21,6 @@ _NAMES: dict[str, Callable[[], Collection[str]]] = {
     "baseline": baselines.names,
     "engine": lambda: list(known_engines()),
 }
-
-
-def runs_option(command: F) -> F:
-    """``--runs``: the folder of the run directories."""
-    return click.option(
-        "--runs",
-        "runs_root",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=None,
-        help="The folder of the run directories.  [default: runs/ in the checkout, or $QUICFERRY_RUNS]",
-    )(command)
 
 
 def axis_options(*, leave_out: Collection[str] = ()) -> Callable[[F], F]:

@@ -11,7 +11,7 @@
 ``tcp_options`` the options of TCP segments, those of MPTCP among them
 ``timeline``  what a data frame says: useful service, gaps, round trips, packets
 ``layers``    the extension's frames for scapy
-``merge``     captures with their keys for Wireshark
+``run_capture`` all of a run in one pcapng with its secrets; ``merge`` the same by Wireshark's tools
 ``probes``    can this machine capture?
 ============= ==========================================================================
 """

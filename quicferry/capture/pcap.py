@@ -15,6 +15,10 @@ from quicferry.capture.files.ip import TCP, UDP, IpReader
 from quicferry.capture.files.source import Gap
 from quicferry.errors import CaptureError
 
+_ETHERNET = 1
+_PLAIN_IPV4 = b"\x08\x00\x45"  # the Ethernet type, version 4, a header of 20 bytes
+_UNFRAGMENTED = (b"\0\0", b"\x40\0")
+
 __all__ = ["TCP", "UDP", "Datagram", "DatagramReader", "read_datagrams"]
 
 
@@ -56,11 +60,35 @@ class DatagramReader:
 
     def __iter__(self) -> Iterator[Datagram]:
         """Every UDP or TCP packet, also those that an ICMP error quotes."""
-        read, locates = self._ip.read, links.LINKS
+        read, locates, endpoint = self._ip.read, links.LINKS, self._ip.endpoint
+        known = self._ip.endpoints
         number = self.number
         for t_ns, data, wire_bytes, link_type, interface, index in self.reader:
             number += 1
             self.number = number
+            # UDP right behind IPv4 right behind Ethernet, all whole: nearly every packet of nearly every file
+            if (
+                link_type == _ETHERNET
+                and data[12:15] == _PLAIN_IPV4
+                and len(data) >= 42
+                and data[23] == UDP
+                and data[20:22] in _UNFRAGMENTED
+            ):
+                end = 34 + (data[38] << 8 | data[39])
+                if 42 <= end <= 14 + (data[16] << 8 | data[17]) <= len(data):
+                    source_key, destination_key = data[26:30] + data[34:36], data[30:34] + data[36:38]
+                    yield Datagram(
+                        t_ns,
+                        UDP,
+                        known.get(source_key) or endpoint(source_key),
+                        known.get(destination_key) or endpoint(destination_key),
+                        data[42:end],
+                        wire_bytes,
+                        interface,
+                        number,
+                        index,
+                    )
+                    continue
             locate = locates.get(link_type)
             if locate is None:
                 self.unreadable[link_type] = self.unreadable.get(link_type, 0) + 1

@@ -14,8 +14,9 @@ from contextlib import suppress
 
 import msgspec
 
+from quicferry.capture.run_capture import write_run_capture
 from quicferry.emulation.sandbox import private_root
-from quicferry.errors import StoreError, disk_error, last_line
+from quicferry.errors import CaptureError, StoreError, disk_error, last_line
 from quicferry.events import Event
 from quicferry.experiment import faults
 from quicferry.experiment.store import RunStore, free_reserve
@@ -102,4 +103,10 @@ def _end(store: RunStore, paths: RunPaths, manifest: Manifest, why: str, hint: s
             write_json(paths.manifest, manifest)
         except OSError as error:
             raise disk_error(f"{why}; and this cannot be written down", error) from error
+    try:
+        write_run_capture(paths)
+    except CaptureError as error:  # the run is none the worse for it, and its captures are there
+        manifest.warnings.append(f"no {paths.capture.name}: {error}")
+        with suppress(OSError):
+            write_json(paths.manifest, manifest)
     return store.complete(paths)

@@ -6,6 +6,9 @@
 ``stories``     connections, paths and migrations of QUIC
 ``tcp_stories`` connections of TCP and MPTCP
 ``choices``     which packets are wanted
+``sequence``    a diagram of arrows between hosts, as text and as SVG
+``qlog``        a file per connection and endpoint, ``qlog_frames`` the frames in it
+``telling``     all lines in the order of time, ``extras`` what else is made of the same packets
 ``lines``       a packet, a connection, a gap as a line of text or of JSON
 =============== ================================================================================
 

@@ -40,6 +40,7 @@ class Told(NamedTuple):
     packets: list[Packet]  # of QUIC
     segment: TcpTold | None
     migration: Migration | None  # that begins here
+    place: int = 0
 
 
 class Inspector:
@@ -79,16 +80,14 @@ class Inspector:
             if segment is None:
                 return None
             self.told += 1
-            return Told(datagram, vantage, TCP_NAME, segment.connection, -1, [], segment, None)
-        packets = list(
-            self._decryptor.feed(
-                t_ns,
-                datagram.source,
-                datagram.destination,
-                datagram.payload,
-                missing_bytes=datagram.missing_bytes,
-                vantage=QUOTED_PLACE if datagram.quoted else min(place, QUOTED_PLACE - 1),
-            )
+            return Told(datagram, vantage, TCP_NAME, segment.connection, -1, [], segment, None, place)
+        packets = self._decryptor.packets(
+            t_ns,
+            datagram.source,
+            datagram.destination,
+            datagram.payload,
+            datagram.missing_bytes,
+            QUOTED_PLACE if datagram.quoted else min(place, QUOTED_PLACE - 1),
         )
         if not packets or (packets[0].frames is None and not self._is_quic(packets, datagram)):
             self.other_datagrams += 1
@@ -108,7 +107,7 @@ class Inspector:
                     begun = migration
             else:
                 connection = packet.connection
-        return Told(datagram, vantage, QUIC, connection, path, packets, None, begun)
+        return Told(datagram, vantage, QUIC, connection, path, packets, None, begun, place)
 
     def _is_quic(self, packets: list[Packet], datagram: Datagram) -> bool:
         """Whether a datagram of which nothing was opened is QUIC all the same."""
@@ -156,6 +155,11 @@ class Inspector:
                 )
             )
         return found
+
+    def group_of(self, index: int) -> str:
+        """What names a connection for both endpoints: the client's first destination connection ID."""
+        known = self._decryptor.connection(index)
+        return known.first_cid.hex() if known is not None else ""
 
     def secrets_of(self, index: int) -> tuple[bytes | None, int | None]:
         """Client random and cipher suite of a connection, as far as its hellos told them."""

@@ -72,7 +72,7 @@ def packet_object(told: Told, zero_ns: int) -> dict[str, Any]:
 
 
 def _quic_object(packet: Packet) -> dict[str, Any]:
-    found: dict[str, Any] = {"type": packet.space.value, "bytes": packet.size_bytes}
+    found: dict[str, Any] = {"type": packet.space, "bytes": packet.size_bytes}
     if packet.version or packet.space is Space.VERSION_NEGOTIATION:
         found["version"] = name_of(packet.version)
     if packet.packet_number is not None:
@@ -83,7 +83,7 @@ def _quic_object(packet: Packet) -> dict[str, Any]:
     if packet.space is not Space.ONE_RTT:
         found["scid"] = packet.source_cid.hex()
     if packet.direction is not None:
-        found["direction"] = packet.direction.value
+        found["direction"] = packet.direction
     if packet.token:
         found["token_bytes"] = len(packet.token)
     if packet.supported_versions:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from quicferry.capture.quic.frames import PROBING, Frame
 from quicferry.capture.quic.packets import Direction, Packet
-from quicferry.capture.quic.table import RangeSet
+from quicferry.capture.quic.ranges import RangeSet
 from quicferry.capture.quic.versions import Space, name_of
 
 _MOST_STREAMS = 4096
@@ -113,6 +113,7 @@ class ConnectionStory:
         self.key_updates = 0
         self.closed = ""
         self.multipath = False
+        self._by_flow: dict[tuple[str, str, Direction], PathStory] = {}
         self._ranges: dict[tuple[Direction, int], RangeSet] = {}
         self._streams: dict[int, None] = {}
         self._current: dict[Direction, PathStory] = {}
@@ -128,6 +129,15 @@ class ConnectionStory:
 
     def path(self, packet: Packet, direction: Direction) -> PathStory:
         """The path that a packet takes, known or new."""
+        flow = (packet.source, packet.destination, direction)
+        found = self._by_flow.get(flow)
+        if found is None:
+            found = self._new_path(packet, direction)
+            if len(self._by_flow) < 4 * _MOST_PATHS:
+                self._by_flow[flow] = found
+        return found
+
+    def _new_path(self, packet: Packet, direction: Direction) -> PathStory:
         to_server = direction is Direction.TO_SERVER
         ends = (
             Ends(packet.source, packet.destination) if to_server else Ends(packet.destination, packet.source)

@@ -17,12 +17,18 @@ _encode = msgspec.json.Encoder().encode
 
 
 def telling(
-    source: Source, inspector: Inspector, choice: Choice, *, as_json: bool, packets: bool
+    source: Source,
+    inspector: Inspector,
+    choice: Choice,
+    *,
+    as_json: bool,
+    packets: bool,
+    also: Callable[[Told, bool], None] | None = None,
 ) -> Iterator[bytes | None]:
     """A line for each packet that is wanted, with its end of line, None for each other one.
 
     The events of a run come between its packets, unless only some packets are wanted that have nothing to do
-    with time.
+    with time. ``also`` is given each packet, and whether it is wanted.
     """
     to_line = _json_line if as_json else _text_line
     to_event = _json_event if as_json else _text_event
@@ -37,7 +43,10 @@ def telling(
         while place < len(events) and events[place].t_ns <= sighting.datagram.t_ns:
             yield _if_wanted(events[place], choice, to_event, zero)
             place += 1
-        if not packets or told is None or (wants is not None and not wants(told)):
+        wanted = told is not None and (wants is None or wants(told))
+        if told is not None and also is not None:
+            also(told, wanted)
+        if told is None or not wanted or not packets:
             yield None
         else:
             yield to_line(told, zero)

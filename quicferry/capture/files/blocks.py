@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import zlib
 from collections.abc import Callable, Iterator
+from io import BufferedIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, cast
+from typing import cast
 
 from quicferry.capture.files import pcap_format, pcapng_format
 from quicferry.capture.files.source import Gap, Record, Window
@@ -44,19 +44,20 @@ class CaptureReader:
             self._raw = self._stack.enter_context(path.open("rb"))
             self.size_bytes = path.stat().st_size
             self._window = Window(self._unpacked())
-            self._window.need(24)
-        except (OSError, EOFError, zlib.error) as error:
+        except OSError as error:
             self._stack.close()
             raise CaptureError(
                 f"{path} is no readable capture: {_words(error)}",
                 hint="give a pcap or pcapng file, or a run",
             ) from error
+        self._window.need(24)
         head = self._window.data[:24]
         self._order = pcap_format.byte_order(head)
         if self._order is None and pcapng_format.byte_order(head) is None:
             self._stack.close()
+            wrong = self._window.error
             raise CaptureError(
-                f"{path} is no readable capture: {_what_it_is(head)}",
+                f"{path} is no readable capture: {_words(wrong) if wrong else _what_it_is(head)}",
                 hint="give a pcap or pcapng file, as tcpdump, dumpcap and Wireshark write them",
             )
 
@@ -68,16 +69,16 @@ class CaptureReader:
     ) -> None:
         self._stack.close()
 
-    def _unpacked(self) -> BinaryIO:
+    def _unpacked(self) -> BufferedIOBase:
         magic = self._raw.read(4)
         self._raw.seek(0)
         if magic[:2] == _GZIP:
-            return cast("BinaryIO", self._stack.enter_context(gzip.GzipFile(fileobj=self._raw)))
+            return cast("BufferedIOBase", self._stack.enter_context(gzip.GzipFile(fileobj=self._raw)))
         if magic == _ZSTD:
             import zstandard
 
             reader = zstandard.ZstdDecompressor().stream_reader(self._raw, closefd=False)
-            return cast("BinaryIO", self._stack.enter_context(reader))
+            return cast("BufferedIOBase", self._stack.enter_context(reader))
         return self._raw
 
     @property
@@ -88,18 +89,12 @@ class CaptureReader:
     def __iter__(self) -> Iterator[Record]:
         """The frames; what ends the reading early is one of ``gaps`` then."""
         tell = self.gaps.append
-        try:
-            if self._order is not None:
-                yield from pcap_format.read_pcap(self._window, self._order, tell)
-            else:
-                yield from pcapng_format.PcapngReader(self._window, tell, self._on_secrets).records()
-        except (OSError, EOFError, zlib.error) as error:
-            tell(Gap(f"the file cannot be read any further: {_words(error)}", 0))
-        except Exception as error:
-            if type(error).__module__.startswith("zstd"):  # has no public base class in common with ours
-                tell(Gap(f"the file cannot be read any further: {error}", 0))
-            else:
-                raise
+        if self._order is not None:
+            yield from pcap_format.read_pcap(self._window, self._order, tell)
+        else:
+            yield from pcapng_format.PcapngReader(self._window, tell, self._on_secrets).records()
+        if self._window.error is not None:
+            tell(Gap(f"the file cannot be read any further: {_words(self._window.error)}", 0))
 
 
 def _words(error: Exception) -> str:

@@ -72,7 +72,7 @@ class IpReader:
     """Reads IP packets; remembers fragments until their datagram is whole."""
 
     def __init__(self) -> None:
-        self._endpoints: dict[bytes, str] = {}
+        self.endpoints: dict[bytes, str] = {}
         self._fragments: dict[tuple[bytes, bytes, int, int], _Fragments] = {}
 
     @property
@@ -147,10 +147,10 @@ class IpReader:
             payload = frame[begin + 8 : end]
         else:
             payload = frame[begin:end]
-        known = self._endpoints
+        known = self.endpoints
         from_key, to_key = source + frame[begin : begin + 2], destination + frame[begin + 2 : begin + 4]
-        from_text = known.get(from_key) or self._endpoint(from_key)
-        to_text = known.get(to_key) or self._endpoint(to_key)
+        from_text = known.get(from_key) or self.endpoint(from_key)
+        to_text = known.get(to_key) or self.endpoint(to_key)
         missing = end - have if end > have else 0
         return Transported(protocol, from_text, to_text, payload, missing, quoted)
 
@@ -198,11 +198,12 @@ class IpReader:
             del self._fragments[key]
         return whole
 
-    def _endpoint(self, key: bytes) -> str:
-        if len(self._endpoints) >= _MOST_ENDPOINTS:
-            self._endpoints.clear()
+    def endpoint(self, key: bytes) -> str:
+        """An address and port as text, from their bytes; remembered in ``endpoints``."""
+        if len(self.endpoints) >= _MOST_ENDPOINTS:
+            self.endpoints.clear()
         host, port = _host(key[:-2]), key[-2] << 8 | key[-1]
-        text = self._endpoints[key] = f"{host}:{port}" if len(key) == 6 else f"[{host}]:{port}"
+        text = self.endpoints[key] = f"{host}:{port}" if len(key) == 6 else f"[{host}]:{port}"
         return text
 
 

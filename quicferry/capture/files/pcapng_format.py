@@ -62,8 +62,36 @@ class PcapngReader:
         order = byte_order(window.data[window.at : window.at + 12]) or "<"
         head = struct.Struct(order + "II")
         packet = struct.Struct(order + "IIIII")
-        while window.need(8):
-            kind, length = head.unpack_from(window.data, window.at)
+        unpack, unpack_head = packet.unpack_from, head.unpack_from
+        interfaces = self._interfaces
+        while True:
+            data, at = window.data, window.at
+            have = len(data) - at
+            if have < 8:
+                if not window.need(8):
+                    break
+                continue
+            kind, length = unpack_head(data, at)
+            # an enhanced packet block that is whole and makes sense: nearly all blocks of nearly all files
+            if kind == ENHANCED_PACKET and 32 <= length <= have and not length & 3:
+                number, high, low, captured, wire = unpack(data, at + 8)
+                end = at + length
+                if (
+                    number < len(interfaces)
+                    and captured <= length - 32
+                    and data[at + 4 : at + 8] == data[end - 4 : end]
+                ):
+                    name, link_type, _, ticks_per_s, offset_s = interfaces[number]
+                    self._number += 1
+                    window.at = end
+                    t_ns = high << 32 | low
+                    if ticks_per_s != _NS_PER_S or offset_s:
+                        t_ns = t_ns * _NS_PER_S // ticks_per_s + offset_s * _NS_PER_S
+                    self._last_ns = t_ns
+                    yield Record(
+                        t_ns, data[at + 28 : at + 28 + captured], wire, link_type, name, self._before + number
+                    )
+                    continue
             if kind == SECTION_HEADER:
                 found = byte_order(window.data[window.at : window.at + 12]) if window.need(12) else None
                 if found is None:
@@ -71,9 +99,10 @@ class PcapngReader:
                     return
                 order = found
                 head, packet = struct.Struct(order + "II"), struct.Struct(order + "IIIII")
+                unpack, unpack_head = packet.unpack_from, head.unpack_from
                 length = head.unpack_from(window.data, window.at)[1]
                 self._before += len(self._interfaces)
-                self._interfaces = []
+                self._interfaces = interfaces = []
             if not self._whole(length, order):
                 return
             data, at = window.data, window.at

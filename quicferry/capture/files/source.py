@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO, NamedTuple
+import zlib
+from io import BufferedIOBase
+from typing import NamedTuple
 
 _CHUNK_BYTES = 1 << 20
 
@@ -29,10 +31,11 @@ class Record(NamedTuple):
 class Window:
     """A file of any size through a window: what is needed next is in ``data`` from ``at`` on."""
 
-    __slots__ = ("_file", "at", "data", "dropped")
+    __slots__ = ("_file", "at", "data", "dropped", "error")
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BufferedIOBase) -> None:
         self._file = file
+        self.error: Exception | None = None  # what ended the reading early
         self.data = b""
         self.at = 0
         self.dropped = 0  # bytes of the file before ``data``
@@ -50,8 +53,17 @@ class Window:
         parts = [self.data[self.at :]]
         have = len(parts[0])
         self.at = 0
-        while have < count:
-            piece = self._file.read(max(_CHUNK_BYTES, count - have))
+        while have < count and self.error is None:
+            try:  # read1: what can be had of a packed file that is cut off comes before the error
+                piece = self._file.read1(max(_CHUNK_BYTES, count - have))
+            except (OSError, EOFError, zlib.error) as error:
+                self.error = error
+                break
+            except Exception as error:
+                if not type(error).__module__.startswith("zstd"):  # no public class in common with ours
+                    raise
+                self.error = error
+                break
             if not piece:
                 break
             parts.append(piece)

@@ -7,11 +7,15 @@ a data frame of it. Nothing here uses the QUIC stack that sent the packets: a mi
 must not be able to hide itself.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from quicferry.capture.quic.decrypt import Decryptor
 from quicferry.capture.quic.frames import Frame, parse_frames
 from quicferry.capture.quic.keys import KeyLog, read_keylog
 from quicferry.capture.quic.packets import Direction, Packet
-from quicferry.capture.quic.table import SCHEMA, TrafficTable, read_traffic
+
+if TYPE_CHECKING:
+    from quicferry.capture.quic.table import SCHEMA, TrafficTable, read_traffic
 
 __all__ = [
     "SCHEMA",
@@ -25,3 +29,12 @@ __all__ = [
     "read_keylog",
     "read_traffic",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The names of ``table``, which needs polars: who only decrypts need not wait for it."""
+    if name in ("SCHEMA", "TrafficTable", "read_traffic"):
+        from quicferry.capture.quic import table
+
+        return getattr(table, name)
+    raise AttributeError(name)

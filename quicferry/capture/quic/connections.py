@@ -34,6 +34,7 @@ LABELS = {
 #: packet number of two bytes spans, so that each number is nearest to a guess (RFC 9000 §A.3).
 _HINT_STEP = 1 << 15
 _RETRY_TAG_BYTES = 16
+_TAG_BYTES = 16  # of every AEAD that QUIC has (RFC 9001 §5.3)
 #: Of so many packets of a connection it is remembered, when memory is bounded, which nonces they used.
 _NONCES_REMEMBERED = 1 << 16
 _LONGEST_HELLO = 1 << 16
@@ -75,7 +76,8 @@ class QuicConnection:
         self.index = index
         self.client = client
         self.version = version
-        self.original_cid = b""
+        self.original_cid = b""  # that the Initial keys come from: after a Retry the one it gave
+        self.first_cid = b""  # that the client chose
         self.client_random: bytes | None = None
         self.suite: int | None = None
         self._keylog = keylog
@@ -226,7 +228,8 @@ class QuicConnection:
         self, packet: ProtectedPacket, direction: Direction, opened: Opened, vantage: int = 0
     ) -> tuple[bool, bool]:
         """Whether this vantage point saw the same packet before, and whether another used its nonce."""
-        digest = hashlib.blake2b(packet.data[packet.number_offset :], digest_size=8).digest()
+        # its authentication tag tells a packet from any other under the same key and number
+        digest = packet.data[-_TAG_BYTES:]
         key = (packet.space, direction, opened.generation, opened.packet_number)
         used, bit = self._used, 1 << vantage
         before = used.get(key)

@@ -103,13 +103,51 @@ class Decryptor:
         ``missing_bytes``: how much of the datagram the capture has cut off. ``vantage``: which of the points
         of one capture saw it; the same packet at two of them is no repetition.
         """
-        for packet in split_datagram(t_ns, source, destination, datagram, missing_bytes):
-            if packet is None:
+        return iter(self.packets(t_ns, source, destination, datagram, missing_bytes, vantage))
+
+    def packets(
+        self,
+        t_ns: int,
+        source: str,
+        destination: str,
+        datagram: bytes,
+        missing_bytes: int = 0,
+        vantage: int = 0,
+    ) -> list[Packet]:
+        """As ``feed``, as a list."""
+        if datagram and datagram[0] & 0xC0 == 0x40:
+            # a short header of a known connection alone: nearly every datagram
+            for length in self._cid_lengths:
+                owner = self._by_cid.get(datagram[1 : 1 + length])
+                if owner is not None:
+                    connection, direction = owner
+                    end = 1 + length
+                    packet = ProtectedPacket(
+                        t_ns,
+                        source,
+                        destination,
+                        datagram,
+                        Space.ONE_RTT,
+                        connection.version,
+                        datagram[1:end],
+                        b"",
+                        end,
+                        b"",
+                        missing_bytes,
+                    )
+                    opened = self._try_open(packet, connection, direction, vantage)
+                    if opened is not None:
+                        return [opened]
+                    break
+        found = []
+        for each in split_datagram(t_ns, source, destination, datagram, missing_bytes):
+            if each is None:
                 self.undecrypted += 1
-            elif packet.space is Space.ONE_RTT:
-                yield self._short(packet, vantage)
+            elif each.space is Space.ONE_RTT:
+                found.append(self._short(each, vantage))
             else:
-                yield self._long(packet, vantage)
+                found.append(self._long(each, vantage))
+        return found
 
     # packets with a long header
 
@@ -175,7 +213,7 @@ class Decryptor:
         if not any(_opens_by(salt, packet) for salt in initial_salts(packet.version)):
             return None
         connection = self._add_connection(packet.source, packet.version)
-        connection.original_cid = packet.destination_cid
+        connection.original_cid = connection.first_cid = packet.destination_cid
         self._learn(packet.destination_cid, connection, Direction.TO_SERVER)
         return connection
 

@@ -254,6 +254,11 @@ def read_frames(payload: bytes) -> list[Frame]:
                 cursor.at = end - len(payload[cursor.at :].lstrip(b"\0"))
                 continue
             begin = cursor.at
+            kind = payload[begin]
+            if 0x08 <= kind <= 0x0F:  # STREAM: what most bytes of most captures are in
+                frame, cursor.at = _stream_at(payload, begin, kind, end)
+                frames.append(frame)
+                continue
             frame = _frame(cursor.varint(), cursor)
             if frame.epoch is not None or frame.address is not None:
                 frame = frame._replace(data=payload[begin : cursor.at])  # the extension's: kept whole
@@ -268,13 +273,39 @@ def read_frames(payload: bytes) -> list[Frame]:
     return frames
 
 
+def _stream_at(payload: bytes, at: int, kind: int, end: int) -> tuple[Frame, int]:
+    """A STREAM frame (RFC 9000 §19.8) and where it ends. Raises ``IndexError`` when it is cut off."""
+    stream_id, at = read_varint(payload, at + 1)
+    offset = 0
+    if kind & 0x04:
+        offset, at = read_varint(payload, at)
+    if kind & 0x02:
+        length, at = read_varint(payload, at)
+        if at + length > end:
+            raise IndexError
+    else:
+        length = end - at
+    behind = at + length
+    return Frame(
+        "STREAM", stream_id, offset, length, kind & 0x01 == 1, None, None, None, None, payload[at:behind]
+    ), behind
+
+
+def frame_at(payload: bytes, at: int) -> tuple[Frame, int]:
+    """The frame that begins at an offset, and the offset behind it.
+
+    Raises ``UnknownFrame``, and ``IndexError`` for a frame that is cut off.
+    """
+    cursor = _Cursor(payload)
+    cursor.at = at
+    frame = _frame(cursor.varint(), cursor)
+    return frame, cursor.at
+
+
 def _frame(kind: int, cursor: _Cursor) -> Frame:
     if 0x08 <= kind <= 0x0F:
-        stream_id = cursor.varint()
-        offset = cursor.varint() if kind & 0x04 else 0
-        length = cursor.varint() if kind & 0x02 else len(cursor.data) - cursor.at
-        data = cursor.take(length)
-        return Frame("STREAM", stream_id, offset, length, bool(kind & 0x01), data=data)
+        frame, cursor.at = _stream_at(cursor.data, cursor.at - 1, kind, len(cursor.data))
+        return frame
     if kind in (0x02, 0x03):
         return _acknowledgement(kind, cursor)
     if kind in _NUMBERS:

@@ -209,7 +209,7 @@ class PacketProtection:
         sample = packet[number_offset + 4 : number_offset + 20]
         if len(sample) < 16:
             return None
-        mask = self._mask(sample)
+        mask = self._mask(sample) if self._header_cipher is None else self._header_cipher.update(sample)
         is_long = packet[0] & 0x80
         first = packet[0] ^ (mask[0] & (0x0F if is_long else 0x1F))
         length = (first & 0x03) + 1
@@ -218,6 +218,23 @@ class PacketProtection:
         truncated = protected ^ int.from_bytes(mask[1 : 1 + length], "big")
         header = bytes([first]) + packet[1:number_offset] + truncated.to_bytes(length, "big")
         sealed = packet[end:]
+        # the commonest case first: the next number, the current keys
+        expected = self.expected
+        window = 1 << (8 * length)
+        number = (expected & ~(window - 1)) | truncated
+        if abs(number - expected) << 1 >= window:  # the nearest one is of another window
+            number = decode_packet_number(truncated, length, expected)
+        current = self.current
+        if not is_long and (first >> 2) & 1 == current & 1:
+            aead, iv = self._generations[current]
+            try:
+                payload = aead.decrypt((iv ^ number).to_bytes(12, "big"), sealed, header)
+            except InvalidTag:
+                pass  # another number, or other keys
+            else:
+                if number >= expected:
+                    self.expected = number + 1
+                return Opened(number, current, payload)
         tried: set[int] = set()
         for expected in (self.expected, *self.hints):
             number = decode_packet_number(truncated, length, expected)

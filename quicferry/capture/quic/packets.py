@@ -16,6 +16,8 @@ _LONG = 0x80
 class Direction(enum.StrEnum):
     """Which way a packet goes."""
 
+    __hash__ = str.__hash__  # Enum's own is a function in Python, and every packet is looked up by it
+
     TO_SERVER = "to-server"
     TO_CLIENT = "to-client"
 
@@ -69,6 +71,7 @@ class Packet(NamedTuple):
     source_cid: bytes = b""
     token: bytes = b""  # of Initial and Retry
     supported_versions: tuple[int, ...] = ()  # of version negotiation
+    payload: bytes = b""  # decrypted
 
 
 class ProtectedPacket(NamedTuple):
@@ -134,6 +137,8 @@ class ProtectedPacket(NamedTuple):
             self.version,
             self.source_cid,
             self.token,
+            (),
+            opened.payload,
         )
 
     def undecrypted(

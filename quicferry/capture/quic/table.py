@@ -7,7 +7,6 @@ in the client's capture are what its application could gain from each packet.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from quicferry.capture.pcap import UDP, Datagram, read_datagrams
 from quicferry.capture.quic.decrypt import Decryptor
 from quicferry.capture.quic.frames import Frame
 from quicferry.capture.quic.packets import Packet
+from quicferry.capture.quic.ranges import RangeSet
 
 SCHEMA: dict[str, type[pl.DataType]] = {
     "t_ns": pl.Int64,  # CLOCK_MONOTONIC
@@ -46,36 +46,6 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "address": pl.String,
     "data": pl.String,  # of PATH_CHALLENGE and PATH_RESPONSE, hexadecimal
 }
-
-
-class RangeSet:
-    """A set of byte ranges; ranges that touch are joined."""
-
-    __slots__ = ("_ends", "_starts")
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-
-    def add(self, start: int, end: int) -> int:
-        """Add ``[start, end)``; returns how many bytes of it are new."""
-        if end <= start:
-            return 0
-        starts, ends = self._starts, self._ends
-        if ends and ends[-1] == start:  # in order: by far the commonest
-            ends[-1] = end
-            return end - start
-        first = bisect_left(ends, start)
-        last = first
-        covered = 0
-        low, high = start, end
-        while last < len(starts) and starts[last] <= end:
-            covered += max(0, min(ends[last], end) - max(starts[last], start))
-            low, high = min(low, starts[last]), max(high, ends[last])
-            last += 1
-        starts[first:last] = [low]
-        ends[first:last] = [high]
-        return end - start - covered
 
 
 class TrafficTable(NamedTuple):

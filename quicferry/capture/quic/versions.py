@@ -69,6 +69,8 @@ def label_prefix(version: int) -> bytes:
 class Space(enum.StrEnum):
     """The kind of a packet; apart from 0-RTT, its packet number space too."""
 
+    __hash__ = str.__hash__  # Enum's own is a function in Python, and every packet is looked up by it
+
     INITIAL = "initial"
     ZERO_RTT = "0-rtt"
     HANDSHAKE = "handshake"
