@@ -185,6 +185,8 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     breakdown_ms: dict[str, float] = msgspec.field(default_factory=dict, name="parts_ms")
     largest_gap_ms: float | None = None  # between two useful packets at the client, anywhere in the run
     service_time_ms: float | None = None  # median time from a request to the end of its answer
+    request_hit_ms: float | None = None  # service time of the request under way in the downtime, the longest
+    first_request_after_ms: float | None = None  # service time of the first request sent after the resume
     rtt_method: str | None = None  # how rtt_ms was measured
     memory_path: str | None = None  # how the server's memory got across, as the engine recorded it
     inter_edge_bytes: int | None = None  # seen on the wire between the edges: the check of transferred_bytes
