@@ -9,12 +9,13 @@ import msgspec
 
 from cli.common.axes import runs_option
 from cli.common.output import json_option, print_json, say, stdout_console
-from cli.common.sweeping import make, opened
+from cli.common.sweeping import executor_option, sweep_into
 from quicferry.errors import InvalidInput
 from session.outcomes import raise_for
 from session.published import Experiment, Pair, experiments, get, side_by_side
 from session.scenario import read_scenario
 from session.selection import sweep_root
+from session.sweep import SweepStore
 
 
 class Compared(msgspec.Struct, frozen=True):
@@ -48,6 +49,7 @@ class Compared(msgspec.Struct, frozen=True):
     help="Begin no run after so many minutes; the same command goes on later.",
 )
 @click.option("--no-runs", is_flag=True, help="Make no run: show what there is.")
+@executor_option
 @runs_option
 @json_option
 def reproduce(
@@ -56,6 +58,7 @@ def reproduce(
     repetitions: int | None,
     time_budget_min: float | None,
     no_runs: bool,
+    executor: str,
     runs_root: Path | None,
     as_json: bool,
 ) -> None:
@@ -77,12 +80,12 @@ def reproduce(
         **{key: value for key, value in given.items() if value is not None},
     )
     root = sweep_root(f"published-{experiment.scenario.stem}", runs_root)
-    store = opened(root, scenario, resume=(root / "sweep.json").exists())
     end = None
-    if not no_runs:
-        with store.locked():
-            end = make(store, scenario)
-            store.write_table()
+    if no_runs:
+        store = SweepStore.open_(root)
+    else:
+        there = (root / "sweep.json").exists()
+        store, end = sweep_into(root, scenario, resume=there, executor=executor)
     rows = store.rows()
     pairs = side_by_side(name, rows)
     if as_json:

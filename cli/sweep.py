@@ -9,7 +9,7 @@ import msgspec
 
 from cli.common.axes import runs_option
 from cli.common.output import json_option, say, stdout_console
-from cli.common.sweeping import make, opened
+from cli.common.sweeping import executor_option, sweep_into
 from session.outcomes import raise_for, reasons
 from session.scenario import read_scenario
 from session.selection import sweep_root
@@ -33,6 +33,7 @@ from session.selection import sweep_root
     default=None,
     help="Begin no run after so many minutes; --resume goes on later.",
 )
+@executor_option
 @runs_option
 @json_option
 def sweep(
@@ -42,6 +43,7 @@ def sweep(
     repetitions: int | None,
     warm_up: int | None,
     time_budget_min: float | None,
+    executor: str,
     runs_root: Path | None,
     as_json: bool,
 ) -> None:
@@ -56,10 +58,7 @@ def sweep(
         read_scenario(file), **{name: value for name, value in given.items() if value is not None}
     )
     root = output or sweep_root(file.stem, runs_root)
-    store = opened(root, scenario, resume=resume)
-    with store.locked():
-        end = make(store, scenario, as_json=as_json)
-        store.write_table()
+    store, end = sweep_into(root, scenario, resume=resume, executor=executor, as_json=as_json)
     samples = [row.result for row in store.rows() if row.repetition > 0]
     if not as_json:
         from quicferry.analysis.tables import comparison_table
