@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "run": "Move a live server from one edge to another, once, and measure how long it was gone.",
     "compare": "Run strategies and baselines with every engine; print medians with 95 % intervals.",
     "sweep": "Run every combination of a scenario's axes, repeated, in random order.",
+    "reproduce": "Run a published experiment; print and draw published and measured values side by side.",
     "report": "Write one self-contained HTML page over sweeps or runs, with figures that can be zoomed.",
     "export": "Write sweeps or runs as one table: CSV, Parquet, JSON or LaTeX.",
     "demo": "Move the server once with each strategy, by CRIU and by hand-off, and show the result.",

@@ -7,15 +7,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from cli.common.output import json_option, print_json, say, stdout_console
-from cli.common.progress import progress
+from cli.common.output import json_option, say, stdout_console
 from cli.common.runs import runs_option
-from quicferry.record import RunResult
+from cli.common.sweeping import executor_option, sweep_into
 from session.outcomes import raise_for, reasons
-from session.scenario import Scenario, read_scenario
+from session.scenario import read_scenario
 from session.selection import sweep_root
-from session.session import Session
-from session.sweep import PlannedRun, SweepEnd, SweepStore, conditions_now, go_on, pending
 
 
 @click.command()
@@ -36,6 +33,7 @@ from session.sweep import PlannedRun, SweepEnd, SweepStore, conditions_now, go_o
     default=None,
     help="Begin no run after so many minutes; --resume goes on later.",
 )
+@executor_option
 @runs_option
 @json_option
 def sweep(
@@ -45,6 +43,7 @@ def sweep(
     repetitions: int | None,
     warm_up: int | None,
     time_budget_min: float | None,
+    executor: str,
     runs_root: Path | None,
     as_json: bool,
 ) -> None:
@@ -59,10 +58,7 @@ def sweep(
         read_scenario(file), **{name: value for name, value in given.items() if value is not None}
     )
     root = output or sweep_root(file.stem, runs_root)
-    store = opened(root, scenario, resume=resume)
-    with store.locked():
-        end = _make(store, scenario, as_json=as_json)
-        store.write_table()
+    store, end = sweep_into(root, scenario, resume=resume, executor=executor, as_json=as_json)
     samples = [row.result for row in store.rows() if row.repetition > 0]
     if not as_json:
         from quicferry.analysis.tables import comparison_table
@@ -74,32 +70,3 @@ def sweep(
     if end.missing:
         say(f"{end.reason}: {end.missing} runs are missing; --resume goes on")
     raise_for(samples)
-
-
-def opened(root: Path, scenario: Scenario, *, resume: bool) -> SweepStore:
-    """The store of a sweep: a new one, or with ``resume`` the one that is there, if runs can be compared."""
-    if not resume:
-        return SweepStore.create(root, scenario, conditions_now())
-    store = SweepStore.open_(root)
-    store.require_same(scenario, conditions_now())
-    return store.with_scenario(scenario)
-
-
-def _make(store: SweepStore, scenario: Scenario, *, as_json: bool) -> SweepEnd:
-    """Make the runs that are missing, with progress on stderr."""
-    runs = pending(store, scenario)
-
-    def told(planned: PlannedRun, result: RunResult) -> None:
-        if as_json and planned.is_sample:
-            print_json(result)
-
-    with progress(len(runs)) as watch:
-        session = Session([run.spec for run in runs], store.root, watch, draw=False)
-        try:
-            return go_on(store, runs, session.perform, told, scenario.time_budget_min)
-        except BaseException:
-            # a signal, a full disk: what was measured is kept, and the table is of what there is
-            done = len(store.entries())
-            say(f"ended early; {done} runs are in {store.root}: --resume goes on")
-            store.write_table()
-            raise

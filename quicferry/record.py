@@ -188,6 +188,8 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     # of a download: from the server's running again until 90 % of the rate before are reached, and that rate
     rate_recovered_ms: float | None = None
     rate_before_mbps: float | None = None  # useful bytes, in Mbit/s
+    request_hit_ms: float | None = None  # service time of the request under way in the downtime, the longest
+    first_request_after_ms: float | None = None  # service time of the first request sent after the resume
     rtt_method: str | None = None  # how rtt_ms was measured
     memory_path: str | None = None  # how the server's memory got across, as the engine recorded it
     inter_edge_bytes: int | None = None  # seen on the wire between the edges: the check of transferred_bytes

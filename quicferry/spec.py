@@ -229,6 +229,13 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         float, _axis("Size of an upload that runs beside the requests; 0 is none.", _MIB, least=0, most=4096)
     ] = 0.0
     before_s: Annotated[float, _axis("Load before the move.", _S, least=0.1, most=600)] = 1.0
+    move_when: Annotated[
+        Literal["any", "pause", "request"],
+        _axis(
+            "When the move begins: at any moment, in a pause in which no request is open, or as soon as the "
+            "next request is under way."
+        ),
+    ] = "any"
     after_s: Annotated[float, _axis("Load after the move.", _S, least=0.1, most=600)] = 1.0
     forwarding: Annotated[
         bool,

@@ -193,6 +193,16 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
             raise InvalidInput(
                 "plain clients cannot ask for the move", hint="give more --clients, or another --trigger"
             )
+    if spec.move_when != "any" and (spec.clients > 1 or spec.plain_clients):
+        raise InvalidInput(
+            f"with many clients a move cannot begin by move_when {spec.move_when}: each has its own requests",
+            hint="leave out --move-when, or --clients",
+        )
+    if spec.move_when == "pause" and not spec.interval_ms:
+        raise InvalidInput(
+            "back to back there is no pause between two requests",
+            hint="give --interval-ms, or another --move-when",
+        )
     faults.check(spec, parts.topology, parts.engine, parts.rules)
     if parts.baseline is None:
         fit.check(spec, parts.engine, parts.topology)

@@ -46,6 +46,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     time_budget_min: Annotated[float, Meta(gt=0, le=100_000)] | None = None
     run: dict[str, Any] = {}
     sweep: dict[str, list[Any]] = {}
+    without: list[dict[str, Any]] = []  # combinations that are left out: those with all values of a table
 
     def runs(self) -> Iterator[RunSpec]:
         """Every run, interleaved: one repetition of all combinations before the next.
@@ -76,7 +77,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             spec, left_out = to_spec_of_cell(values)
             unread |= left_out
             read |= set(values) - set(left_out)
-            cells[spec] = None
+            if not any(_has_all(spec, given) for given in self.without):
+                cells[spec] = None
+        if not cells:
+            raise InvalidInput("no combination is left", hint="leave out fewer with without")
         for name, reason in unread.items():
             if name not in read:
                 raise InvalidInput(reason, hint=f"leave out {name}")
@@ -93,6 +97,11 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             elif contenders not in axes:
                 axes.append(contenders)
         return axes
+
+
+def _has_all(spec: RunSpec, given: dict[str, Any]) -> bool:
+    """Whether a run has all of these values."""
+    return all(getattr(spec, name) == value for name, value in given.items())
 
 
 def read_scenario(path: Path) -> Scenario:
@@ -135,6 +144,7 @@ def _read(document: dict[str, Any], text: str, path: Path) -> Scenario:
         key = f"{found[1]}: " if found else ""
         raise InvalidInput(f"{where}: {key}{error}", hint="see docs/sweep.md") from error
     given = [(name, [value]) for name, value in scenario.run.items()]
+    given += [(name, [value]) for table in scenario.without for name, value in table.items()]
     for name, values in [*given, *scenario.sweep.items()]:
         try:
             for value in values:

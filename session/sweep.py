@@ -333,17 +333,22 @@ def go_on(
         except (OSError, FerryError) as error:
             _raise_if_full(store.root, error)
             raise
-        if result.outcome != "succeeded" and is_full(store.root):
-            if result.run_dir:
-                shutil.rmtree(result.run_dir, ignore_errors=True)
-            require_space(store.root)
-        try:
-            store.note(planned, result)
-        except OSError as error:
-            _raise_if_full(store.root, error)
-            raise StoreError(f"cannot write into {store.root}: {error.strerror}") from error
-        on_result(planned, result)
+        finish(store, planned, result, on_result)
     return SweepEnd(0, None)
+
+
+def finish(store: SweepStore, planned: PlannedRun, result: RunResult, on_result: OnResult) -> None:
+    """Note a run that is over. Raises ``StoreError`` as ``go_on`` does."""
+    if result.outcome != "succeeded" and is_full(store.root):
+        if result.run_dir:
+            shutil.rmtree(result.run_dir, ignore_errors=True)
+        require_space(store.root)
+    try:
+        store.note(planned, result)
+    except OSError as error:
+        _raise_if_full(store.root, error)
+        raise StoreError(f"cannot write into {store.root}: {error.strerror}") from error
+    on_result(planned, result)
 
 
 def is_full(root: Path) -> bool:

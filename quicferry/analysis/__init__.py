@@ -12,6 +12,7 @@
 ``tables``         tables over many runs for the terminal
 ``analyse``        one run: ``analyse`` gives an ``Analysis`` and writes nothing
 ``repeated_moves`` several moves in one run, and what processes kept of them
+``requests_hit``   service times of the request that a move hit, and of the first after it
 ``breakdown``      what a reconnecting client's service-migration time is made of
 ``verdict``        whether the run may be called a success
 ``metrics``        the numbers of one move: ``measure``, ``Metrics``

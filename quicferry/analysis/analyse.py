@@ -18,6 +18,7 @@ from quicferry.analysis.endpoint_split import EndpointSplit
 from quicferry.analysis.metrics import Metrics, measure
 from quicferry.analysis.rate_recovery import rate_recovered_ns
 from quicferry.analysis.repeated_moves import add_moves, measure_all
+from quicferry.analysis.requests_hit import requests_hit
 from quicferry.analysis.service import judge_service, overload
 from quicferry.analysis.statistics import summarise
 from quicferry.analysis.verdict import (
@@ -114,6 +115,8 @@ def analyse(run_dir: Path) -> Analysis:
         _add_breakdown(result, traffic.frame, events, metrics, manifest.destination_endpoint)
         _add_service(result, traffic.frame, events)
         _add_rate(result, traffic.frame, metrics, manifest)
+        if summary is not None and not moves:
+            _add_requests_hit(result, summary, metrics)
         result.packets_undecrypted = traffic.undecrypted
         if traffic.undecrypted:
             result.warnings.append(
@@ -130,6 +133,21 @@ def analyse(run_dir: Path) -> Analysis:
     except FerryError as error:
         fail(result, str(error), error.hint)
     return Analysis(manifest, result, metrics, events, packets)
+
+
+def _add_requests_hit(result: RunResult, summary: ClientSummary, metrics: Metrics) -> None:
+    """How long the requests around a move of one client took."""
+    spec = result.spec
+    if spec is None or spec.clients > 1 or metrics.frozen_ns is None or metrics.resumed_ns is None:
+        return
+    hit = requests_hit(summary.requests, metrics.frozen_ns, metrics.resumed_ns)
+    result.request_hit_ms, result.first_request_after_ms = hit.hit_ms, hit.after_ms
+    if not hit.under_way and spec.move_when == "pause":
+        result.service_migration_time_ms = result.log_service_migration_time_ms = None
+        result.connection_overhead_ms = None
+        result.warnings.append(
+            "nothing was under way while the server moved: a time without service would be that of the pause"
+        )
 
 
 def _is_service(event: Event) -> bool:

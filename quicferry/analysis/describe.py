@@ -75,6 +75,8 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
             NOTHING if result.requests_repeated is None else str(result.requests_repeated),
         ),
         ("median time from a request to its answer", ms(result.service_time_ms)),
+        ("time of the request that the move hit", ms(result.request_hit_ms)),
+        ("time of the first request after it", ms(result.first_request_after_ms)),
         ("largest delivery gap in the whole run", ms(result.largest_gap_ms)),
         ("payload bytes verified", tables.size(result.bytes_verified)),
         ("the service's state", state),

@@ -92,6 +92,13 @@ _NUMBERS: dict[str, tuple[type[pl.DataType], str, str]] = {
     "state_ok": (pl.Boolean, "", "Whether the service's state survived."),
     "largest_gap_ms": (pl.Float64, _MS, "Largest time between two useful packets at the client."),
     "service_time_ms": (pl.Float64, _MS, "Median time from a request to the end of its answer."),
+    "request_hit_ms": (
+        pl.Float64, _MS,
+        "Service time of the request that the move hit: under way in the downtime; of several the longest.",
+    ),
+    "first_request_after_ms": (
+        pl.Float64, _MS, "Service time of the first request that was sent after the server had resumed.",
+    ),
     "packets_undecrypted": (pl.Int64, "packets", "Of the client's capture, not decrypted."),
     "reconnected": (pl.Int64, "clients", "Clients that were told to connect again."),
     "connection_ids": (pl.Int64, "", "The server's connection IDs after the last move."),

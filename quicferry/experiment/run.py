@@ -21,6 +21,7 @@ from quicferry.events import Event, write_events
 from quicferry.experiment.context import Deployment, RunContext, Service
 from quicferry.experiment.itinerary import stops
 from quicferry.experiment.machine import machine, source_digest
+from quicferry.experiment.request_watch import RequestWatch
 from quicferry.experiment.store import free_reserve
 from quicferry.experiment.usage import note_usage
 from quicferry.experiment.watch import Watch
@@ -120,6 +121,8 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
     if spec.calibrate:
         with events.phase("run.calibrate"):
             emulator.calibrate()
+    requests = RequestWatch()
+    context.listeners.append(requests.heard)
     started: list[Service] = []
     captures = CaptureSession(emulator, context.paths.captures)
     try:
@@ -143,6 +146,7 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
             for number in range(1, spec.moves + 1):
                 if number > 1:
                     time.sleep(BETWEEN_MOVES_S)
+                requests.wait_for(spec.move_when, spec.interval_ms)
                 with events.phase("run.migrate", number=number) as outcome:
                     outcome |= deployment.move()
                 if spec.moves > 1:

@@ -63,7 +63,7 @@ def test_every_figure_is_drawn_and_the_page_is_whole(play: Callable[[Story], Non
         ids = await browser.evaluate(f"{PLOTS}.map(plot => plot.id)")
         assert ids == [
             *("figure-service-migration-time", "figure-container-downtime", "figure-connection-overhead"),
-            *("figure-phases", "figure-distribution"),
+            *("figure-request-hit", "figure-first-request-after", "figure-phases", "figure-distribution"),
             *(f"timeline-{number}" for number in range(1, 15)),
         ]
         marks = await browser.evaluate(f"{PLOTS}.map(plot => plot.querySelectorAll('.trace path').length)")

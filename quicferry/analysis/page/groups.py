@@ -43,6 +43,23 @@ MEASURES = (
 )
 
 
+#: measured where there are requests of one client; shown as figures only
+OF_REQUESTS = (
+    Measure(
+        "request-hit",
+        "Service time of the request that the move hit",
+        "The request that was under way while the server stood still; of several the longest.",
+        lambda result: result.request_hit_ms,
+    ),
+    Measure(
+        "first-request-after",
+        "Service time of the first request after the move",
+        "The first request that was sent after the server had resumed.",
+        lambda result: result.first_request_after_ms,
+    ),
+)
+
+
 class Group(NamedTuple):
     """All runs of one combination."""
 

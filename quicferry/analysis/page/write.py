@@ -22,7 +22,7 @@ from quicferry.analysis.figures.comparison import bars_figure
 from quicferry.analysis.figures.papers import cdf_figure, phases_figure
 from quicferry.analysis.figures.style import save_figure
 from quicferry.analysis.page import charts, words
-from quicferry.analysis.page.groups import MEASURES, Group, grouped
+from quicferry.analysis.page.groups import MEASURES, OF_REQUESTS, Group, grouped
 from quicferry.analysis.page.moves import timeline
 from quicferry.analysis.statistics import ENOUGH, Comparison
 from quicferry.analysis.tidy import Row
@@ -97,7 +97,8 @@ def _title(rows: Sequence[Row]) -> str:
 
 def _figures(groups: Sequence[Group]) -> list[dict[str, Any]]:
     found: list[tuple[str, str, str, Any]] = [
-        (measure.key, measure.title, measure.text, charts.bars(groups, measure)) for measure in MEASURES
+        (measure.key, measure.title, measure.text, charts.bars(groups, measure))
+        for measure in (*MEASURES, *OF_REQUESTS)
     ]
     found.append(
         (
@@ -193,7 +194,7 @@ def save_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         written: list[Path] = []
-        for measure in MEASURES:
+        for measure in (*MEASURES, *OF_REQUESTS):
             values = {group.name: group.values(measure) for group in groups}
             if any(values.values()):
                 written += save_figure(bars_figure(values, measure.title), folder, measure.key, PAPER_FORMATS)

@@ -192,7 +192,7 @@ def test_the_page_holds_all_and_asks_for_nothing(recorded: Row, tmp_path: Path) 
     figures = re.findall(r'<div id="([\w-]+)"></div><script>', own)
     assert figures == [
         *("figure-service-migration-time", "figure-container-downtime", "figure-connection-overhead"),
-        *("figure-phases", "timeline-1"),
+        *("figure-request-hit", "figure-first-request-after", "figure-phases", "timeline-1"),
     ]
     for line in (Path(recorded.result.run_dir or "") / "secrets" / "keys.log").read_text().split():
         assert len(line) < 32 or line not in text

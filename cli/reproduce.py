@@ -1,0 +1,137 @@
+"""``quicferry reproduce``: a published experiment, beside what it finds here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from cli.common.output import json_option, print_json, say, stdout_console
+from cli.common.runs import runs_option
+from cli.common.sweeping import executor_option, sweep_into
+from quicferry.errors import InvalidInput
+from session.outcomes import raise_for
+from session.published import Experiment, Pair, experiments, get, side_by_side
+from session.scenario import read_scenario
+from session.selection import sweep_root
+from session.sweep import SweepStore
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """One line of the JSON output."""
+
+    experiment: str
+    label: str
+    unit: str
+    statistic: str
+    published: float
+    measured: float | None
+    low: float | None
+    high: float | None
+    runs: int
+    ratio: float | None
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--list", "list_them", is_flag=True, help="List the published experiments.")
+@click.option(
+    "--repetitions",
+    type=click.IntRange(1, 10_000),
+    default=None,
+    help="How often each combination is run.  [default: 10, as published]",
+)
+@click.option(
+    "--time-budget-min",
+    type=click.FloatRange(0, 100_000, min_open=True),
+    default=None,
+    help="Begin no run after so many minutes; the same command goes on later.",
+)
+@click.option("--no-runs", is_flag=True, help="Make no run: show what there is.")
+@executor_option
+@runs_option
+@json_option
+def reproduce(
+    name: str | None,
+    list_them: bool,
+    repetitions: int | None,
+    time_budget_min: float | None,
+    no_runs: bool,
+    executor: str,
+    runs_root: Path | None,
+    as_json: bool,
+) -> None:
+    """Run a published experiment; print and draw published and measured values side by side.
+
+    NAME is one of those that --list prints. The runs are a sweep that goes on where it was left: figures of
+    the same experiment, such as fig5a and fig5b, share one.
+    """
+    if list_them or name is None:
+        for each in experiments().values():
+            click.echo(f"{each.name:<10} {each.title}")
+        if name is None and not list_them:
+            raise InvalidInput("no experiment was named", hint="name one of these")
+        return
+    experiment = get(name)
+    given = {"repetitions": repetitions, "time_budget_min": time_budget_min}
+    scenario = msgspec.structs.replace(
+        read_scenario(experiment.scenario),
+        **{key: value for key, value in given.items() if value is not None},
+    )
+    root = sweep_root(f"published-{experiment.scenario.stem}", runs_root)
+    end = None
+    if no_runs:
+        store = SweepStore.open_(root)
+    else:
+        there = (root / "sweep.json").exists()
+        store, end = sweep_into(root, scenario, resume=there, executor=executor)
+    rows = store.rows()
+    pairs = side_by_side(name, rows)
+    if as_json:
+        for pair in pairs:
+            print_json(Compared(name, *pair, pair.ratio))
+    else:
+        _show(experiment, pairs)
+    _draw(experiment, pairs, root)
+    if end is not None and end.missing:
+        say(f"{end.reason}: {end.missing} runs are missing; the same command goes on")
+    raise_for([row.result for row in rows if row.repetition > 0])
+
+
+def _show(experiment: Experiment, pairs: list[Pair]) -> None:
+    from rich.table import Table
+
+    from quicferry.analysis.tables import NOTHING, number
+
+    console = stdout_console()
+    console.print(f"[bold]{experiment.title}[/]", highlight=False)
+    table = Table(header_style="bold", border_style="dim")
+    table.add_column("")
+    for heading in ("published", "measured here", "least to greatest", "runs", "ratio"):
+        table.add_column(heading, justify="right")
+    for pair in pairs:
+        digits = 0 if pair.unit == "bytes" or pair.published >= 1000 else 1
+        table.add_row(
+            pair.label,
+            f"{number(pair.published, digits)} {pair.unit}",
+            NOTHING if pair.measured is None else f"{number(pair.measured, digits)} {pair.unit}",
+            NOTHING if pair.low is None else f"{number(pair.low, digits)} to {number(pair.high, digits)}",
+            str(pair.runs),
+            NOTHING if pair.ratio is None else f"{pair.ratio:.2f}",
+        )
+    console.print(table)
+    statistics = " and ".join(sorted({pair.statistic for pair in pairs}))
+    console.print(f"{statistics} of both; published: {experiment.source}", markup=False)
+    console.print("What differs here:")
+    for words in experiment.differs:
+        console.print(f"  - {words}", markup=False)
+
+
+def _draw(experiment: Experiment, pairs: list[Pair], root: Path) -> None:
+    from quicferry.analysis.figures.published import published_figure
+    from quicferry.analysis.figures.style import save_figure
+
+    figure = published_figure(pairs, experiment.title, pairs[0].unit)
+    written = save_figure(figure, root, experiment.name, ("pdf", "svg", "png"))
+    say("figure: " + ", ".join(str(path) for path in written))

@@ -1,0 +1,71 @@
+"""Draws published values beside those that were measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from quicferry.analysis.figures.style import DPI, INK, STYLE, WIDTH_IN, axes_beside_names
+
+PUBLISHED, MEASURED = "#b8bec6", "#0072b2"
+
+
+class Beside(Protocol):
+    """A published value and the measured one; ``low`` and ``high`` bound the measured runs."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def published(self) -> float: ...
+    @property
+    def measured(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+    @property
+    def ratio(self) -> float | None: ...
+
+
+def published_figure(pairs: Sequence[Beside], title: str, unit: str) -> Figure:
+    """Two bars for each pair on a logarithmic axis, with the ratio beside them."""
+    with rc_context(STYLE):
+        height = 1.6 + 0.55 * max(1, len(pairs))
+        figure = Figure(figsize=(WIDTH_IN, height), dpi=DPI, facecolor="white")
+        axes = axes_beside_names(figure, [pair.label for pair in pairs], bottom_in=0.62, top_in=0.85)
+        figure.text(0.018, 1 - 0.27 / height, title, fontsize=13, fontweight="bold", va="center")
+        every = [value for pair in pairs for value in (pair.published, pair.measured) if value]
+        low, high = min(every, default=1.0) / 2, max(every, default=1.0) * 3
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        for row, pair in enumerate(pairs):
+            first = row == 0
+            axes.barh(
+                row - 0.19, pair.published, height=0.36, color=PUBLISHED, hatch="//", edgecolor="white",
+                label="published" if first else None, zorder=2,
+            )  # fmt: skip
+            _write(axes, pair.published, row - 0.19, f"{pair.published:.4g}")
+            if pair.measured is None:
+                continue
+            here = "measured here" if first else None
+            axes.barh(row + 0.19, pair.measured, height=0.36, color=MEASURED, label=here, zorder=2)
+            if pair.low is not None and pair.high is not None:
+                axes.plot([pair.low, pair.high], [row + 0.19] * 2, color=INK, linewidth=1.4, zorder=4)
+            _write(
+                axes,
+                max(pair.measured, pair.high or 0),
+                row + 0.19,
+                f"{pair.measured:.4g}  (ratio {pair.ratio:.2g})",
+            )
+        axes.set_xlabel(f"{unit}, logarithmic; line: least and greatest run here", fontsize=9)
+        axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
+        return figure
+
+
+def _write(axes: object, x: float, y: float, text: str) -> None:
+    axes.annotate(  # type: ignore[attr-defined] # matplotlib has no types
+        text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, zorder=5
+    )

@@ -1,0 +1,58 @@
+"""Follows the client's requests by its events, so that a move can begin in a pause or during a request."""
+
+from __future__ import annotations
+
+import threading
+
+from quicferry.errors import MigrationError
+from quicferry.events import Event
+
+SENT, ANSWERED = "client.request.sent", "client.response.received"
+PATIENCE_S = 5.0  # beyond two intervals between requests
+
+
+class RequestWatch:
+    """Which requests are open. ``heard`` is told each event, in whichever thread has read it."""
+
+    def __init__(self) -> None:
+        self._open: set[object] = set()
+        self._sent = 0
+        self._answered = 0
+        self._changed = threading.Condition()
+
+    def heard(self, event: Event) -> None:
+        """Take note of an event."""
+        if event.name not in (SENT, ANSWERED):
+            return
+        number = event.detail.get("number")
+        with self._changed:
+            if event.name == SENT:
+                self._open.add(number)
+                self._sent += 1
+            else:
+                self._open.discard(number)
+                self._answered += 1
+            self._changed.notify_all()
+
+    def wait_for(self, moment: str, interval_ms: float) -> None:
+        """Return at the moment that ``RunSpec.move_when`` names; at once for ``any``.
+
+        ``pause``: the next answer after which no request is open: the whole pause is still to come.
+        ``request``: the next request has been sent. Raises ``MigrationError`` when it does not come.
+        """
+        if moment == "any":
+            return
+        with self._changed:
+            sent, answered = self._sent, self._answered
+            patience_s = PATIENCE_S + 2 * interval_ms / 1e3
+
+            def has_come() -> bool:
+                if moment == "request":
+                    return self._sent > sent
+                return self._answered > answered and not self._open
+
+            if not self._changed.wait_for(has_come, patience_s):
+                raise MigrationError(
+                    f"no {moment} came in {patience_s:g} s in which the move could begin",
+                    hint="give another --move-when, or other requests: docs/workload.md",
+                )

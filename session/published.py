@@ -1,0 +1,182 @@
+"""Published experiments: which there are, what they found, and that beside what is measured here.
+
+``scenarios/published/`` has a scenario for each, ``experiments.toml`` with titles, sources and differences,
+and ``values.csv`` with the published values.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import NamedTuple
+
+import msgspec
+import polars as pl
+
+from quicferry.analysis.tidy import Row, tidy
+from quicferry.errors import InvalidInput
+from quicferry.paths import CHECKOUT
+
+FOLDER = CHECKOUT / "scenarios" / "published"
+#: columns of values.csv that choose runs; one that is empty chooses all
+_CHOICES = {
+    "contender": "contender",
+    "pool": "pool",
+    "engine": "engine",
+    "memory_mib": "memory_mib",
+    "clients": "clients",
+    "loss_percent": "loss_percent",
+    "rtt_ms": "rtt_ms_asked",
+}
+#: what a measure is called in a row, where an experiment has several
+_MEASURES = {
+    "container_downtime_ms": "downtime",
+    "phase_restore_ms": "restore",
+    "transferred_bytes": "sent",
+}
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A publication, and what differs here from all of its experiments."""
+
+    source: str
+    differs: list[str]
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One experiment of ``experiments.toml``."""
+
+    title: str
+    scenario: str
+    of: str
+    differs: list[str]
+
+
+class Experiment(NamedTuple):
+    """A published experiment."""
+
+    name: str
+    title: str
+    scenario: Path
+    source: str
+    differs: list[str]  # what differs in the set-up, a line each
+
+
+class Value(NamedTuple):
+    """A published value, and how the same is found among runs."""
+
+    label: str
+    choice: dict[str, str]
+    measure: str  # a column of the tidy table
+    statistic: str  # mean or median
+    published: float
+    low: float | None
+    high: float | None
+    unit: str
+
+
+class Pair(NamedTuple):
+    """A published value beside the measured one; None where no run succeeded."""
+
+    label: str
+    unit: str
+    statistic: str
+    published: float
+    measured: float | None
+    low: float | None  # the least and the greatest of the runs here
+    high: float | None
+    runs: int
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured over published."""
+        return None if self.measured is None else self.measured / self.published
+
+
+@functools.cache
+def experiments() -> dict[str, Experiment]:
+    """All published experiments by name."""
+    document = tomllib.loads((FOLDER / "experiments.toml").read_text(encoding="utf-8"))
+    entries = msgspec.convert(document.pop("experiments"), dict[str, Entry])
+    sources = msgspec.convert(document, dict[str, Source])
+    return {
+        name: Experiment(
+            name,
+            entry.title,
+            FOLDER / f"{entry.scenario}.toml",
+            sources[entry.of].source,
+            [*sources[entry.of].differs, *entry.differs],
+        )
+        for name, entry in entries.items()
+    }
+
+
+def get(name: str) -> Experiment:
+    """The experiment of that name. Raises ``InvalidInput``."""
+    if name not in experiments():
+        raise InvalidInput(
+            f"there is no published experiment {name!r}", hint="there are " + ", ".join(experiments())
+        )
+    return experiments()[name]
+
+
+def values(experiment: str) -> list[Value]:
+    """The published values of an experiment, in the order of the table."""
+    with (FOLDER / "values.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["experiment"] == experiment]
+    several = len({row["measure"] for row in rows}) > 1
+    return [_value(row, several=several and row["measure"] in _MEASURES) for row in rows]
+
+
+def _value(row: dict[str, str], *, several: bool) -> Value:
+    choice = {column: row[name] for name, column in _CHOICES.items() if row[name]}
+
+    def number(name: str) -> float | None:
+        return float(row[name]) if row[name] else None
+
+    return Value(
+        label=_label(row) + (f", {_MEASURES[row['measure']]}" if several else ""),
+        choice=choice,
+        measure=row["measure"],
+        statistic=row["statistic"],
+        published=float(row["value"]),
+        low=number("low"),
+        high=number("high"),
+        unit=row["unit"],
+    )
+
+
+def _label(row: dict[str, str]) -> str:
+    name = row["contender"] + (f" of {row['pool']}" if row["pool"] else "")
+    units = {"memory_mib": "MiB", "clients": "clients", "loss_percent": "% loss", "rtt_ms": "ms RTT"}
+    words = [name, row["engine"], *(f"{row[key]} {unit}" for key, unit in units.items() if row[key])]
+    return " · ".join(word for word in words if word)
+
+
+def side_by_side(experiment: str, rows: Sequence[Row]) -> list[Pair]:
+    """Each published value beside the same statistic of the runs that succeeded."""
+    runs = tidy([row for row in rows if row.repetition > 0 and row.result.outcome == "succeeded"])
+    return [_pair(value, runs) for value in values(experiment)]
+
+
+def _pair(value: Value, runs: pl.DataFrame) -> Pair:
+    chosen = runs
+    for column, wanted in value.choice.items():
+        given = float(wanted) if chosen.schema[column].is_numeric() else wanted
+        chosen = chosen.filter(pl.col(column) == given)
+    measured = chosen[value.measure].drop_nulls().cast(pl.Float64).to_list()
+    statistic = mean if value.statistic == "mean" else median
+    return Pair(
+        label=value.label,
+        unit=value.unit,
+        statistic=value.statistic,
+        published=value.published,
+        measured=statistic(measured) if measured else None,
+        low=min(measured, default=None),
+        high=max(measured, default=None),
+        runs=len(measured),
+    )

@@ -1,0 +1,101 @@
+"""When a move begins relative to the requests, and which requests it hit."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from quicferry.analysis.requests_hit import requests_hit
+from quicferry.errors import InvalidInput, MigrationError
+from quicferry.events import Event
+from quicferry.experiment import request_watch
+from quicferry.experiment.request_watch import RequestWatch
+from quicferry.record import RequestRecord
+from session.request import to_spec
+
+
+def sent(number: int) -> Event:
+    return Event(t_ns=0, vantage="client", name="client.request.sent", detail={"number": number})
+
+
+def answered(number: int) -> Event:
+    return Event(t_ns=0, vantage="client", name="client.response.received", detail={"number": number})
+
+
+def moments(watch: RequestWatch, moment: str, events: list[Event]) -> int:
+    """After how many events the wait is over."""
+    over = threading.Event()
+
+    def wait() -> None:
+        watch.wait_for(moment, 10.0)
+        over.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    heard = 0
+    for event in events:
+        if over.wait(0.05):
+            break
+        watch.heard(event)
+        heard += 1
+    thread.join(5)
+    assert over.is_set()
+    return heard
+
+
+def test_a_pause_begins_with_the_answer_after_which_none_is_open() -> None:
+    watch = RequestWatch()
+    watch.heard(sent(1))
+    watch.heard(answered(1))
+    events = [sent(2), sent(3), answered(2), answered(3), sent(4)]
+    assert moments(watch, "pause", events) == 4  # the pause before had begun already
+
+
+def test_a_request_is_under_way_when_it_has_been_sent() -> None:
+    watch = RequestWatch()
+    watch.heard(sent(1))
+    assert moments(watch, "request", [answered(1), sent(2), answered(2)]) == 2
+    watch.wait_for("any", 10.0)
+
+
+def test_a_moment_that_does_not_come_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_watch, "PATIENCE_S", 0.01)
+    with pytest.raises(MigrationError, match="no pause came"):
+        RequestWatch().wait_for("pause", 1.0)
+
+
+def test_moments_that_cannot_be_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="many clients"):
+        to_spec({"move_when": "request", "clients": 2})
+    with pytest.raises(InvalidInput, match="no pause"):
+        to_spec({"move_when": "pause", "interval_ms": 0.0})
+    assert to_spec({"move_when": "request", "interval_ms": 0.0, "baseline": "tcp-dns"}).move_when == "request"
+
+
+MS = 1_000_000
+
+
+def request(number: int, sent_ms: float, received_ms: float | None) -> RequestRecord:
+    received = None if received_ms is None else round(received_ms * MS)
+    return RequestRecord(
+        number=number, stream=4 * number, sent_ns=round(sent_ms * MS), received_ns=received, server=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        # the server stands still from 100 to 150 ms
+        ([(50, 70), (90, 170), (180, 200), (210, 260)], (80.0, 20.0, 1)),
+        ([(50, 70), (160, 200)], (None, 40.0, 0)),
+        ([(90, 101), (95, 180), (120, 190)], (85.0, None, 3)),  # of several the longest
+        ([(90, None), (95, 180), (170, None)], (None, None, 2)),  # one was never answered: it is not known
+        ([], (None, None, 0)),
+    ],
+)
+def test_the_request_that_a_move_hits_was_under_way_in_the_downtime(
+    times: list[tuple[float, float | None]], expected: tuple[float | None, float | None, int]
+) -> None:
+    requests = [request(number, *each) for number, each in enumerate(times)]
+    assert requests_hit(requests, 100 * MS, 150 * MS) == expected

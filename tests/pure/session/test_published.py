@@ -1,0 +1,129 @@
+"""Published experiments: their files, and that a value is found among the runs that are its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli import main
+from quicferry.analysis.figures.published import published_figure
+from quicferry.analysis.figures.style import as_svg
+from quicferry.analysis.tidy import Row, columns
+from quicferry.errors import InvalidInput
+from quicferry.paths import CHECKOUT
+from quicferry.record import RunPaths, RunResult, result_of
+from quicferry.spec import RunSpec
+from session import session as performing
+from session import sweep as sweeping
+from session.published import Pair, experiments, get, side_by_side, values
+from session.scenario import read_scenario
+from tests.pure.session.sweep_support import run_directory
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_every_experiment_has_a_scenario_that_runs_what_was_published(name: str) -> None:
+    experiment = get(name)
+    scenario = read_scenario(experiment.scenario)
+    assert scenario.repetitions == (5 if name == "exp5" else 10)
+    assert experiment.source
+    assert experiment.differs
+    published = values(name)
+    assert published
+    assert len({value.label for value in published}) == len(published)
+    results = []
+    for spec in scenario.cells():
+        result = result_of(spec, "succeeded")
+        for value in published:
+            if value.measure in RunResult.__struct_fields__:
+                setattr(result, value.measure, 5)
+        result.phases_ms = {"restore": 5.0, "notice": 5.0}
+        results.append(Row("s", 0, 1, result))
+    assert {value.measure for value in published} <= set(columns())
+    for pair in side_by_side(name, results):
+        assert pair.runs > 0, pair.label
+        assert pair.measured == 5
+
+
+def test_scenarios_of_the_published_experiments_are_all_there() -> None:
+    files = set((CHECKOUT / "scenarios" / "published").glob("*.toml"))
+    assert files - {experiment.scenario for experiment in experiments().values()} == {
+        CHECKOUT / "scenarios" / "published" / "experiments.toml"
+    }
+
+
+def test_an_unknown_experiment_names_those_that_there_are() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        get("fig7")
+    assert "fig5a" in str(caught.value.hint)
+
+
+def row(time_ms: float | None, repetition: int = 1, outcome: str = "succeeded", **axes: Any) -> Row:
+    result = result_of(RunSpec(engine="criu-cold", **axes), outcome)
+    result.first_request_after_ms = time_ms
+    return Row("s", 0, repetition, result)
+
+
+def test_published_and_measured_stand_side_by_side_with_the_same_statistic() -> None:
+    rows = [row(time, strategy="reactive-explicit") for time in (100.0, 200.0, 600.0)]
+    rows += [
+        row(9e9, strategy="reactive-explicit", repetition=0),  # a warm-up
+        row(9e9, strategy="reactive-explicit", outcome="failed"),
+        row(None, strategy="reactive-explicit"),
+        row(50.0, strategy="pool", pool=2),
+        row(70.0, strategy="pool", pool=3),
+    ]
+    pairs = {pair.label: pair for pair in side_by_side("fig4", rows)}
+    reactive = pairs["reactive-explicit · criu-cold"]
+    assert (reactive.measured, reactive.low, reactive.high, reactive.runs) == (300.0, 100.0, 600.0, 3)
+    assert (reactive.published, reactive.statistic) == (271.0, "mean")
+    assert reactive.ratio == pytest.approx(300 / 271)
+    assert pairs["pool of 2 · criu-cold"].measured == 50.0
+    missing = pairs["tcp-dns · criu-cold"]
+    assert (missing.measured, missing.ratio, missing.runs) == (None, None, 0)
+    median = {pair.label: pair for pair in side_by_side("exp1", rows)}
+    assert median["reactive-explicit · 0 % loss"].measured == 200.0
+
+
+def test_the_figure_shows_both_and_stays_drawn_where_one_is_missing() -> None:
+    pairs = [
+        Pair("a", "ms", "mean", 10.0, 5.0, 4.0, 6.0, 3),
+        Pair("b", "ms", "mean", 10.0, None, None, None, 0),
+    ]
+    assert "<svg" in as_svg(published_figure(pairs, "title", "ms"))
+
+
+def test_the_command_runs_prints_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[RunSpec] = []
+
+    def launch(spec: RunSpec, _topology: Any, store: Any, *_: Any) -> RunPaths:
+        made.append(spec)
+        result = run_directory(store.root, spec, number=len(made))
+        result.service_time_ms = 20.0
+        sweeping.write_json(RunPaths(Path(result.run_dir or "")).result, result)
+        return RunPaths(Path(result.run_dir or ""))
+
+    monkeypatch.setattr(performing, "ask_machine", lambda _: None)
+    monkeypatch.setattr(performing, "launch", launch)
+    monkeypatch.setattr(performing, "derive", lambda path, **_: sweeping.read_result(path))
+    words = ["reproduce", "exp0", "--repetitions", "2", "--runs", str(tmp_path)]
+    assert main.call(words) == 0
+    out = capsys.readouterr().out
+    assert "no-migration · 1.5 % loss" in out
+    assert "0.98" in out  # 20.0 over 20.451
+    assert "What differs here:" in out
+    assert len(made) == 1 + 4
+    for form in ("pdf", "svg", "png"):
+        assert (tmp_path / "sweeps" / "published-exp0" / f"exp0.{form}").stat().st_size > 1000
+    assert main.call([*words, "--json"]) == 0  # nothing is missing
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(made) == 5
+    assert [(line["measured"], line["runs"]) for line in lines] == [(20.0, 2), (20.0, 2)]
+    assert main.call(["reproduce", "--list"]) == 0
+    assert "fig6a" in capsys.readouterr().out
+    assert main.call(["reproduce", "fig9"]) == 2
+    assert main.call(["reproduce"]) == 2
