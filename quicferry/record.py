@@ -27,6 +27,7 @@ FORMAT_VERSION = 2
 PLACE_BY_SERVER = "server"  # the server's address changes
 PLACE_BY_TIME = "time"  # it stays the same, or both serve for a while: the moment the server resumed does
 PLACE_BY_CLIENT = "client"  # the server stays, the client's address changes
+PLACE_BY_CLIENT_HOST = "client-host"  # the same, with the client's hosts in ``Manifest.client_stops``
 
 
 class RunPaths:
@@ -67,6 +68,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     destination_endpoint: str = ""
     stops: list[str] = []  # the edges at which the server was to be, one after another
     stop_endpoints: list[str] = []  # where clients reach it at each of them
+    client_stops: list[str] = []  # the addresses that a mobile client had, one after another
     place_by: str = PLACE_BY_SERVER  # how the client's capture tells the old place from the new
     link_backend: str = ""
     memory_by: str | None = None  # agents or criu moved memory outside the downtime; None: nobody did

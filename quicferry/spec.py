@@ -314,6 +314,14 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             read_by=_EXTENSION,
         ),
     ] = "auto"
+    mobility: Annotated[
+        Literal["none", "alone", "before", "together"],
+        _axis(
+            "Whether the client changes its access router and address with each move: alone (the server "
+            "stays), one second before the server follows, or together with it.",
+            read_by=_EXTENSION,
+        ),
+    ] = "none"
     faults: Annotated[
         tuple[Fault, ...],
         _axis("What is made to go wrong, see `quicferry faults`.", read_by=_EXTENSION),

@@ -16,6 +16,7 @@ import topologies
 from apps.client import workloads
 from quicferry.errors import UNDECODABLE, InvalidInput, Unsupported
 from quicferry.experiment import faults
+from quicferry.experiment.itinerary import client_links
 from quicferry.migration.engines import registry
 from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
@@ -192,6 +193,10 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
             raise InvalidInput(
                 "plain clients cannot ask for the move", hint="give more --clients, or another --trigger"
             )
+    if spec.mobility != "none":
+        client_links(parts.topology, spec)
+        if spec.faults:
+            raise InvalidInput("a fault goes with a client that stays", hint="leave out --mobility")
     faults.check(spec, parts.topology, parts.engine, parts.rules)
     return spec
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from pathlib import Path
 
 from aioquic.quic.configuration import QuicConfiguration
@@ -86,9 +87,19 @@ class Client:
             )
         return MigratableConnection(configuration=quic, extension=extension)
 
+    def address_has_changed(self) -> None:
+        """Go on from a new address of this host, of which its system tells: with another connection ID.
+
+        RFC 9000 section 9.5 asks for that; the PING makes the server follow although nothing is to be sent.
+        """
+        self.connection.change_connection_id()
+        self.connection.send_ping(0)
+        self._proceed()
+
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""
         self.schedule.listen(self.ask)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.address_has_changed)
         self.port.start()
         self.connection.connect((self.config.server.host, self.config.server.port), now_s())
         self._proceed()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from pathlib import Path
 
 import msgspec
@@ -159,10 +160,16 @@ class MultiClient:
         able = (member for member in self.members if member.connection.may_ask)
         next(able, self.members[0]).ask()
 
+    def _address_has_changed(self) -> None:
+        for member in self.members:
+            member.address_has_changed()
+
     async def run(self) -> None:
         """Connect all, load until told to stop, write one summary."""
         schedule = self.members[0].schedule
         schedule.listen(self._ask)
+        for_all = asyncio.get_running_loop().add_signal_handler
+        for_all(signal.SIGUSR1, self._address_has_changed)
         for start in range(0, len(self.members), CONNECTING_AT_ONCE):
             group = self.members[start : start + CONNECTING_AT_ONCE]
             async with asyncio.timeout(CONNECT_S):
