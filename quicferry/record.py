@@ -123,6 +123,10 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     connections: int = 1
     reconnected: int = 0  # clients without the extension that were told to, because the server moved
     closed: str | None = None  # why the connection closed early
+    stalls: int = 0  # how often a video stood still for want of a segment, and how long in all
+    stalled_ms: float = 0.0
+    datagrams_sent: int = 0  # of a game
+    datagrams_received: int = 0
 
 
 class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,6 +191,10 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     breakdown_ms: dict[str, float] = msgspec.field(default_factory=dict, name="parts_ms")
     largest_gap_ms: float | None = None  # between two useful packets at the client, anywhere in the run
     service_time_ms: float | None = None  # median time from a request to the end of its answer
+    stalls: int | None = None  # of videos: how often one stood still, and how long all of them together
+    stalled_ms: float | None = None
+    datagrams_sent: int | None = None  # of games; those that were lost are not sent again
+    datagrams_received: int | None = None
     rtt_method: str | None = None  # how rtt_ms was measured
     memory_path: str | None = None  # how the server's memory got across, as the engine recorded it
     inter_edge_bytes: int | None = None  # seen on the wire between the edges: the check of transferred_bytes
@@ -196,6 +204,9 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     # of many clients: when their paths to the destination were validated, after server.frozen, from the
     # client's capture; median, p95, last
     clients_validated_ms: dict[str, float] = {}
+    # of many clients: the service-migration time of each from the capture; median, p95, last, and how many
+    # were measured
+    clients_service_migration_ms: dict[str, float] = {}
     moves: list[MoveRecord] = []  # of several in one run; then the times above are their medians
     usage: list[Usage] = []  # the same
     connection_ids: int | None = None  # the server's, of all connections, after the last move
