@@ -15,6 +15,7 @@ from quicferry.strategies import StrategyName, strategies
 
 ALPN = "quicferry/1"
 SERVER_NAME = "service.edge.test"
+MAX_DATAGRAM_FRAME_BYTES = 65_535  # RFC 9221 section 3: any that fits into a packet
 #: application error: "I have moved and you cannot follow me; connect to the address in the reason"
 MOVED_ERROR = 0x101
 
@@ -59,6 +60,8 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     )
     plain_clients: int = 0  # of apps.client.multi_client: so many of them without the extension
     workload: str = "requests"  # a name in apps.client.workloads
+    bit_rate_mbps: float = 4.0  # of a video
+    own_load: bool = False  # of apps.client.multi_client: each of them has a load of its own, as one alone
     interval_ms: float = 10.0  # mean time between two requests; 0: as fast as answers come
     request_bytes: int = 64
     download_bytes: int = 0

@@ -4,7 +4,8 @@ A stream carries one exchange. Each side sends a header, one line of JSON, and t
 the end of the stream. The client's header says what it wants; bodies of downloads and uploads are
 made of a seed, so that both ends know every byte and can check it by hash.
 
-    get       client: header + padding            server: header with counters + padding
+    get       client: header + padding            server: header with counters + padding, after a delay if
+                                                  one was asked for
     download  client: header                      server: header + ``size`` bytes made of ``seed``
     upload    client: header + ``size`` bytes     server: header with the hash of what it received
 
@@ -28,8 +29,12 @@ PAD = b"."
 _encode = msgspec.json.Encoder().encode
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """The client's header. ``size`` is the size of the body that is asked for or that follows."""
+class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The client's header. ``size`` is the size of the body that is asked for or that follows.
+
+    Of a get, ``answer_bytes`` is the size of the answer (-1: as the server is configured), and it comes after
+    ``delay_ms`` at the server: a poll for something that has not happened yet.
+    """
 
     op: Literal["get", "download", "upload"]
     session: str
@@ -37,6 +42,16 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     seed: int = 0
     offset: int = 0  # of a download: where its body begins, for a client that has the beginning already
+    answer_bytes: int = -1
+    delay_ms: float = 0.0
+
+
+class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
+    """How a workload wants a request. None: as the run is configured."""
+
+    request_bytes: int | None = None
+    answer_bytes: int | None = None
+    delay_ms: float = 0.0  # the server answers so long after it has come
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):

@@ -97,6 +97,8 @@ NAMES: dict[str, str] = {
     "run.start": "phase: captures, agents, server and client come up",
     "run.load": "phase: the client talks to the server",
     "run.migrate": "phase: the server moves",
+    "client.stalled": "a video had nothing to show; detail: length_ms",
+    "client.handover": "phase: the client changes its access router; detail: link, old, new (addresses)",
     "process.usage": "between moves: what a process holds; detail: process, fds, rss_kib",
     "fault.injected": "something was made to go wrong; detail: fault, seconds",
     "fault.mended": "it lasts no longer; detail: fault, what",

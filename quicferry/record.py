@@ -27,6 +27,7 @@ FORMAT_VERSION = 2
 PLACE_BY_SERVER = "server"  # the server's address changes
 PLACE_BY_TIME = "time"  # it stays the same, or both serve for a while: the moment the server resumed does
 PLACE_BY_CLIENT = "client"  # the server stays, the client's address changes
+PLACE_BY_CLIENT_HOST = "client-host"  # the same, with the client's hosts in ``Manifest.client_stops``
 
 
 class RunPaths:
@@ -67,6 +68,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     destination_endpoint: str = ""
     stops: list[str] = []  # the edges at which the server was to be, one after another
     stop_endpoints: list[str] = []  # where clients reach it at each of them
+    client_stops: list[str] = []  # the addresses that a mobile client had, one after another
     place_by: str = PLACE_BY_SERVER  # how the client's capture tells the old place from the new
     link_backend: str = ""
     memory_by: str | None = None  # agents or criu moved memory outside the downtime; None: nobody did
@@ -121,6 +123,10 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     connections: int = 1
     reconnected: int = 0  # clients without the extension that were told to, because the server moved
     closed: str | None = None  # why the connection closed early
+    stalls: int = 0  # how often a video stood still for want of a segment, and how long in all
+    stalled_ms: float = 0.0
+    datagrams_sent: int = 0  # of a game
+    datagrams_received: int = 0
 
 
 class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +196,10 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     rate_before_mbps: float | None = None  # useful bytes, in Mbit/s
     request_hit_ms: float | None = None  # service time of the request under way in the downtime, the longest
     first_request_after_ms: float | None = None  # service time of the first request sent after the resume
+    stalls: int | None = None  # of videos: how often one stood still, and how long all of them together
+    stalled_ms: float | None = None
+    datagrams_sent: int | None = None  # of games; those that were lost are not sent again
+    datagrams_received: int | None = None
     rtt_method: str | None = None  # how rtt_ms was measured
     memory_path: str | None = None  # how the server's memory got across, as the engine recorded it
     inter_edge_bytes: int | None = None  # seen on the wire between the edges: the check of transferred_bytes
@@ -199,6 +209,9 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     # of many clients: when their paths to the destination were validated, after server.frozen, from the
     # client's capture; median, p95, last
     clients_validated_ms: dict[str, float] = {}
+    # of many clients: the service-migration time of each from the capture; median, p95, last, and how many
+    # were measured
+    clients_service_migration_ms: dict[str, float] = {}
     moves: list[MoveRecord] = []  # of several in one run; then the times above are their medians
     usage: list[Usage] = []  # the same
     connection_ids: int | None = None  # the server's, of all connections, after the last move

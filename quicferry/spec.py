@@ -215,11 +215,21 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             read_by=_ENGINES,
         ),
     ] = "auto"
-    workload: Annotated[str, _axis("How requests are spread over time, see docs/workload.md.")] = "requests"
+    workload: Annotated[
+        str,
+        _axis("What clients do, see docs/workload.md; several joined by + are shared out among the clients."),
+    ] = "requests"
     interval_ms: Annotated[
         float,
         _axis("Mean time between two requests; 0 is as fast as answers come.", _MS, least=0, most=60_000),
     ] = 10.0
+    load: Annotated[
+        Literal["shared", "own"],
+        _axis("Whether many clients share the load of one, or each has one of its own.", read_by=_EXTENSION),
+    ] = "shared"
+    bit_rate_mbps: Annotated[
+        float, _axis("Bit rate of a video (workload video).", _MBPS, least=0.05, most=1000)
+    ] = 4.0
     request_bytes: Annotated[int, _axis("Size of a request.", "bytes", least=0, most=1 << 20)] = 64
     response_bytes: Annotated[int, _axis("Size of a response.", "bytes", least=0, most=1 << 20)] = 256
     download_mib: Annotated[
@@ -329,6 +339,14 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             read_by=_EXTENSION,
         ),
     ] = "auto"
+    mobility: Annotated[
+        Literal["none", "alone", "before", "together"],
+        _axis(
+            "Whether the client changes its access router and address with each move: alone (the server "
+            "stays), one second before the server follows, or together with it.",
+            read_by=_EXTENSION,
+        ),
+    ] = "none"
     faults: Annotated[
         tuple[Fault, ...],
         _axis("What is made to go wrong, see `quicferry faults`.", read_by=_EXTENSION),

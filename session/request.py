@@ -16,6 +16,7 @@ import topologies
 from apps.client import workloads
 from quicferry.errors import UNDECODABLE, InvalidInput, Unsupported
 from quicferry.experiment import faults
+from quicferry.experiment.itinerary import client_links
 from quicferry.migration.engines import registry
 from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
@@ -78,7 +79,7 @@ _REGISTRIES: dict[str, Callable[[str], object]] = {
     "strategy": rules_of,
     "baseline": baselines.get,
     "engine": registry.get,
-    "workload": workloads.get,
+    "workload": lambda words: [workloads.get(name) for name in words.split("+")],
 }
 
 
@@ -109,7 +110,7 @@ class Parts(NamedTuple):
 
     baseline: baselines.Baseline | None
     topology: Topology
-    workload: workloads.Workload
+    workloads: tuple[workloads.Workload, ...]
     engine: registry.EngineEntry
     rules: StrategyRules  # of the strategy; without effect beside a baseline
 
@@ -126,7 +127,7 @@ def parts_of(spec: RunSpec) -> Parts:
     return Parts(
         baseline,
         topology,
-        workloads.get(spec.workload),
+        tuple(workloads.get(name) for name in spec.workload.split("+")),
         registry.get(spec.engine),
         rules_of(spec.strategy),
     )
@@ -173,6 +174,12 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
         raise InvalidInput(
             f"{spec.plain_clients} of {spec.clients} clients cannot be plain", hint="give more --clients"
         )
+    kinds = spec.workload.split("+")
+    if len(kinds) > spec.clients:
+        raise InvalidInput(
+            f"{len(kinds)} workloads are shared out among {spec.clients} clients",
+            hint="give at least as many --clients as workloads",
+        )
     if spec.clients > 1 and (spec.download_mib or spec.upload_mib):
         raise InvalidInput(
             "many clients send requests only", hint="leave out --download-mib and --upload-mib"
@@ -203,6 +210,10 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
             "back to back there is no pause between two requests",
             hint="give --interval-ms, or another --move-when",
         )
+    if spec.mobility != "none":
+        client_links(parts.topology, spec)
+        if spec.faults:
+            raise InvalidInput("a fault goes with a client that stays", hint="leave out --mobility")
     faults.check(spec, parts.topology, parts.engine, parts.rules)
     if parts.baseline is None:
         fit.check(spec, parts.engine, parts.topology)
@@ -241,6 +252,10 @@ def _unread_by_server(spec: RunSpec, entry: registry.EngineEntry) -> dict[str, s
     if entry.as_published:
         for name in ("forwarding", "server_first"):
             reasons[name] = f"the published procedure, which {spec.engine} is, has no such thing"
+    if "video" not in spec.workload.split("+"):
+        reasons["bit_rate_mbps"] = "bit_rate_mbps is that of a video: the workload has none"
+    if spec.clients == 1:
+        reasons["load"] = "load says what many clients share, and there is one"
     if not spec.memory_mib:
         reasons["dirty_mib_s"] = "dirty_mib_s rewrites the memory that memory_mib adds, and that is none"
     return reasons

@@ -11,14 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from pathlib import Path
 
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent, StreamDataReceived
+from aioquic.quic.events import (
+    ConnectionTerminated,
+    DatagramFrameReceived,
+    HandshakeCompleted,
+    QuicEvent,
+    StreamDataReceived,
+)
 
 from apps.client.load import Load
 from apps.client.load_schedule import LoadSchedule, first
-from apps.config import ALPN, SERVER_NAME, ClientConfig, read_config
+from apps.config import ALPN, MAX_DATAGRAM_FRAME_BYTES, SERVER_NAME, ClientConfig, read_config
 from apps.reporting import print_event
 from apps.udp import Datagram, UdpPort
 from quicferry.events import EventLog
@@ -60,6 +67,7 @@ class Client:
         self.connected = asyncio.Event()
         self.closed = asyncio.Event()
         self.schedule = LoadSchedule(config, self.load, self._request)
+        self.schedule.send_datagram = self._send_datagram
         self._timer: asyncio.TimerHandle | None = None
         self._origin = ""
         self._received_ns = 0
@@ -73,6 +81,7 @@ class Client:
             server_name=SERVER_NAME,
             idle_timeout=config.idle_timeout_s,
         )
+        quic.max_datagram_frame_size = MAX_DATAGRAM_FRAME_BYTES
         quic.load_verify_locations(config.authority)
         quic.secrets_log_file = self._keys
         extension = None
@@ -87,9 +96,19 @@ class Client:
             )
         return MigratableConnection(configuration=quic, extension=extension)
 
+    def address_has_changed(self) -> None:
+        """Go on from a new address of this host, of which its system tells: with another connection ID.
+
+        RFC 9000 section 9.5 asks for that; the PING makes the server follow although nothing is to be sent.
+        """
+        self.connection.change_connection_id()
+        self.connection.send_ping(0)
+        self._proceed()
+
     async def run(self) -> None:
         """Connect, load until told to stop, wait for what is open, write the summary."""
         self.schedule.listen(self.ask)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.address_has_changed)
         self.port.start()
         self.connection.connect((self.config.server.host, self.config.server.port), now_s())
         self._proceed()
@@ -113,6 +132,10 @@ class Client:
             self.events.emit("client.move.answered", request=0, reply=str(error))
             return
         self.events.emit("client.move.requested", request=request)
+        self._proceed()
+
+    def _send_datagram(self, data: bytes) -> None:
+        self.connection.send_datagram_frame(data)
         self._proceed()
 
     def _request(self) -> None:
@@ -161,6 +184,8 @@ class Client:
                 self.load.received(
                     event.stream_id, event.data, event.end_stream, self._origin, self._received_ns
                 )
+            case DatagramFrameReceived():
+                self.load.datagram_received(event.data, self._origin, self._received_ns)
             case HandshakeCompleted():
                 negotiated = sorted(str(strategy) for strategy in self.connection.negotiated)
                 emit("client.connected", negotiated=bool(negotiated), strategies=negotiated)

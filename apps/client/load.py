@@ -19,6 +19,7 @@ from apps.workload import (
     Chain,
     HeaderReader,
     Reply,
+    RequestShape,
     chain_of,
     content,
     header,
@@ -78,6 +79,10 @@ class Load:
         self._verified_bytes = 0
         self._data_origin = ""  # the address that download bytes came from last, and when
         self._data_ns = 0
+        self.shape = RequestShape()  # of the next get
+        self._stalls_ms: list[float] = []
+        self._datagrams_sent = 0
+        self._datagrams_received = 0
         self.answered = asyncio.Event()  # set with each answer, for workloads that wait for one
         self.complete = asyncio.Event()  # set after ``finish`` when nothing is open any more
         self._finishing = False
@@ -100,12 +105,41 @@ class Load:
         """Send the next get."""
         self._number += 1
         stream = next_stream()
-        ask = Ask(op="get", session=self._config.session, number=self._number)
+        shape = self.shape
+        ask = Ask(
+            op="get",
+            session=self._config.session,
+            number=self._number,
+            answer_bytes=-1 if shape.answer_bytes is None else shape.answer_bytes,
+            delay_ms=shape.delay_ms,
+        )
         line = header(ask)
-        data = line + PAD * max(0, self._config.request_bytes - len(line))
+        size = self._config.request_bytes if shape.request_bytes is None else shape.request_bytes
+        data = line + PAD * max(0, size - len(line))
         self._pending[stream] = Pending(number=self._number, sent_ns=now_ns())
         self._events.emit("client.request.sent", number=self._number, size_bytes=len(data), stream=stream)
         self._send(stream, data, True)
+
+    def stalled(self, length_ms: float) -> None:
+        """Note that a player had nothing to show for so long."""
+        self._stalls_ms.append(length_ms)
+        self._events.emit("client.stalled", length_ms=round(length_ms, 3))
+
+    def next_datagram(self) -> bytes:
+        """The next datagram of a game: its number, and padding to ``request_bytes``."""
+        self._datagrams_sent += 1
+        return str(self._datagrams_sent).encode().ljust(self._config.request_bytes, PAD)
+
+    def datagram_received(self, data: bytes, origin: str, t_ns: int) -> None:
+        """Take in a datagram of the server; one may be lost, and is not missed."""
+        self._datagrams_received += 1
+        self._verified_bytes += len(data)
+        if origin != self._data_origin:
+            if self._data_origin:
+                self._events.emit("client.download.data", t_ns=self._data_ns, server=self._data_origin)
+            self._events.emit("client.download.data", t_ns=t_ns, server=origin)
+            self._data_origin = origin
+        self._data_ns = t_ns
 
     def repeated(self, stream: int) -> None:
         """Note that an open exchange is sent again from its beginning; drop what came of its answer.
@@ -284,4 +318,8 @@ class Load:
                 for t in self._transfers.values()
             ],
             closed=self.closed,
+            stalls=len(self._stalls_ms),
+            stalled_ms=round(sum(self._stalls_ms), 3),
+            datagrams_sent=self._datagrams_sent,
+            datagrams_received=self._datagrams_received,
         )

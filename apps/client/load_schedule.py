@@ -12,6 +12,7 @@ from pathlib import Path
 from apps.client import workloads
 from apps.client.load import Load
 from apps.config import ClientConfig
+from apps.workload import RequestShape
 from quicferry.events import EventLog
 from quicferry.record import write_json
 
@@ -36,7 +37,9 @@ class LoadSchedule:
         self.request = request
         self.interval_s = config.interval_ms / 1e3
         self.seed = f"{config.seed} {config.session}"
-        self._workload = workloads.get(config.workload)
+        self._workload = workloads.of_client(config.workload, config.session)
+        #: sends an unreliable datagram; None: the transport has none
+        self.send_datagram: Callable[[bytes], None] | None = None
         self.stopping = asyncio.Event()
         self._on_ask: Callable[[], None] | None = None
 
@@ -81,6 +84,30 @@ class LoadSchedule:
     async def _drive(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
         await self._workload.drive(self)
+
+    def request_of(self, shape: RequestShape) -> None:
+        """Send a request with sizes and a delay of its own."""
+        self._load.shape = shape
+        try:
+            self.request()
+        finally:
+            self._load.shape = RequestShape()
+
+    def datagram(self) -> None:
+        """Send an unreliable datagram; over a transport without any, a request takes its place."""
+        if self.send_datagram is None:
+            self.request()
+        else:
+            self.send_datagram(self._load.next_datagram())
+
+    def stalled(self, length_ms: float) -> None:
+        """Note that a player had nothing to show for so long."""
+        self._load.stalled(length_ms)
+
+    @property
+    def bit_rate_mbps(self) -> float:
+        """The bit rate of a video."""
+        return self._config.bit_rate_mbps
 
     @property
     def unanswered(self) -> int:

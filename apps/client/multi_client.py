@@ -7,14 +7,16 @@ that moves. When its connection is closed with ``MOVED_ERROR``, it connects to t
 reason and sends again what was not answered; the service recognises what it had obeyed before.
 
 They send requests in turn, all together at the rate of one client alone, but no faster than one request
-every LEAST_INTERVAL_MS. At the end each sends one more, which shows whether its connection still works. All
-events of the first client are printed, of the others only those in TOLD.
+every LEAST_INTERVAL_MS; with ``own_load`` each of them sends as one alone would. At the end each sends one
+more, which shows whether its connection still works. All events of the first client are printed, of the
+others only those in TOLD.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from pathlib import Path
 
 import msgspec
@@ -136,13 +138,14 @@ class MultiClient:
         self.config = config
         together_ms = max(config.interval_ms, LEAST_INTERVAL_MS)
         self._stagger_s = together_ms / 1e3
+        each_ms = config.interval_ms if config.own_load else together_ms * config.clients
         self.members = [
             Member(
                 msgspec.structs.replace(
                     config,
                     session=f"client-{number}",
                     extension=config.extension and number > config.plain_clients,
-                    interval_ms=together_ms * config.clients,
+                    interval_ms=each_ms,
                     strategies=(
                         (STRATEGIES[number % len(STRATEGIES)],)
                         if config.mixed_strategies
@@ -159,10 +162,16 @@ class MultiClient:
         able = (member for member in self.members if member.connection.may_ask)
         next(able, self.members[0]).ask()
 
+    def _address_has_changed(self) -> None:
+        for member in self.members:
+            member.address_has_changed()
+
     async def run(self) -> None:
         """Connect all, load until told to stop, write one summary."""
         schedule = self.members[0].schedule
         schedule.listen(self._ask)
+        for_all = asyncio.get_running_loop().add_signal_handler
+        for_all(signal.SIGUSR1, self._address_has_changed)
         for start in range(0, len(self.members), CONNECTING_AT_ONCE):
             group = self.members[start : start + CONNECTING_AT_ONCE]
             async with asyncio.timeout(CONNECT_S):
@@ -210,6 +219,10 @@ def sum_up(summaries: list[ClientSummary]) -> ClientSummary:
         state_detail="; ".join(wrong[:3]) or f"right for all {len(summaries)} clients",
         negotiated=summaries[-1].negotiated,
         requests=sorted((r for each in summaries for r in each.requests), key=lambda r: r.sent_ns),
+        stalls=sum(each.stalls for each in summaries),
+        stalled_ms=sum(each.stalled_ms for each in summaries),
+        datagrams_sent=sum(each.datagrams_sent for each in summaries),
+        datagrams_received=sum(each.datagrams_received for each in summaries),
         closed=next((each.closed for each in summaries if each.closed is not None), None),
     )
 

@@ -36,6 +36,8 @@ def client_config(context: RunContext, authority: str) -> ClientConfig:
         keys=str(context.paths.keys),
         summary=str(context.paths.client),
         workload=spec.workload,
+        bit_rate_mbps=spec.bit_rate_mbps,
+        own_load=spec.load == "own",
         interval_ms=spec.interval_ms,
         request_bytes=spec.request_bytes,
         download_bytes=round(spec.download_mib * BYTES_PER_MIB),

@@ -12,6 +12,7 @@ import msgspec
 
 from apps.config import SERVER_NAME
 from apps.deployment.client_service import LoadClient, client_config
+from apps.deployment.mobility import Mobility
 from apps.deployment.services import ASK_S, AgentService, OrchestratorService, moved, order_move
 from quicferry.errors import FerryError
 from quicferry.experiment.context import Program, RunContext, Service
@@ -85,6 +86,7 @@ class QuicDeployment:
         )
         self.services: list[Service] = [*self._agents.values(), self._orchestrator, faults, self._client]
         self._done = 0  # moves
+        self._mobility = Mobility(context, self._client)
         context.watched["server"] = self._server_pid
 
     def _server_pid(self) -> int | None:
@@ -94,6 +96,9 @@ class QuicDeployment:
     def move(self) -> dict[str, Any]:
         """Move the server to the next edge of its route; who decides is the axis ``trigger``."""
         spec = self._context.spec
+        self._mobility.before_move()
+        if self._mobility.server_stays:
+            return {}
         here, there = self._route[self._done : self._done + 2]
         trigger = decided_by(spec)
         if trigger == "orchestrator":
@@ -112,6 +117,7 @@ class QuicDeployment:
             outcome = agent.outcome()
         else:
             outcome = self._agents[here].move()
+        self._mobility.after_move()
         if not spec.faults:
             detail = moved(outcome)
             self._done += 1

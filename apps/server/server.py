@@ -20,13 +20,15 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import (
     ConnectionTerminated,
+    DatagramFrameReceived,
     HandshakeCompleted,
     QuicEvent,
     StreamDataReceived,
 )
 
-from apps.config import ALPN, MOVED_ERROR, ServerConfig
+from apps.config import ALPN, MAX_DATAGRAM_FRAME_BYTES, MOVED_ERROR, ServerConfig
 from apps.server.connections import ConnectionTable, Peer
+from apps.server.due_answers import DueAnswers
 from apps.server.notice_window import NoticeWindow
 from apps.server.service import ApplicationService
 from apps.server.shell import ServerShell, read_state, run_server, write_state
@@ -93,6 +95,7 @@ class QuicServer(ServerShell):
         super().__init__(config)
         self.fence = Fence(Path(config.fence))
         quic = QuicConfiguration(is_client=False, alpn_protocols=[ALPN], idle_timeout=config.idle_timeout_s)
+        quic.max_datagram_frame_size = MAX_DATAGRAM_FRAME_BYTES
         quic.load_cert_chain(config.certificate, config.key)
         preferred = config.preferred_address
         extension = None
@@ -117,6 +120,7 @@ class QuicServer(ServerShell):
         self._build = functools.partial(MigratableConnection, extension=extension)
         self._window: NoticeWindow | None = None  # while something is told to all clients
         self._asking: set[asyncio.Task[None]] = set()  # requests of clients that the agent decides about
+        self._due = DueAnswers(lambda: self.frozen_epoch is None and self.lease.may_send(), self._answer_due)
         self._blanks: list[QuicConnection] = []  # for connections that are to be taken over
 
     @property
@@ -167,8 +171,13 @@ class QuicServer(ServerShell):
                     event.end_stream,
                     peer.connection.send_stream_data,
                 )
+                if event.end_stream:
+                    self._due.arm(self.service)
             except (ValueError, msgspec.DecodeError):
                 peer.connection.reset_stream(event.stream_id, 1)
+        elif isinstance(event, DatagramFrameReceived):
+            # a state of the game for each input; a lost one is not missed
+            peer.connection.send_datagram_frame(event.data)
         elif isinstance(event, HandshakeCompleted):
             peer.shaking = False
             self._shaken.set()
@@ -220,6 +229,13 @@ class QuicServer(ServerShell):
             self.events.emit("server.move.answered", request=request, reply=str(reply))
             self.table.proceed(peer)
 
+    def _answer_due(self, key: str) -> None:
+        peer = self.table.peers.get(key)
+        if peer is None:
+            self.service.forget(key)
+        else:
+            self.table.proceed(peer)
+
     def _no_longer_awaited(self, peer: Peer) -> None:
         if self._awaited.pop(peer.key, None) is not None and not self._awaited:
             self._answered.set()
@@ -243,6 +259,7 @@ class QuicServer(ServerShell):
 
     def _go_on_again(self) -> None:
         self.events.emit("server.kept", epoch=self.lease.epoch)
+        self._due.arm(self.service)
         for peer in list(self.table.peers.values()):
             self.table.proceed(peer)
         self.port.start()
@@ -477,6 +494,7 @@ class QuicServer(ServerShell):
                 window.go_on()
         window.go_on()
         self.port.start()
+        self._due.arm(self.service)
         self.events.emit(
             "server.resumed",
             t_ns=t_ns,
@@ -523,6 +541,7 @@ class QuicServer(ServerShell):
             peer.connection.abort_migration(order.epoch, order.reason, now_s())
             self.table.proceed(peer)
         self.port.start()
+        self._due.arm(self.service)
         self.events.emit("server.aborted", epoch=order.epoch, reason=order.reason)
         return {"t_ns": t_ns}
 

@@ -21,7 +21,11 @@ from apps.workload import (
     content,
     header,
 )
+from quicferry.units import now_s
 
+#: what a client may ask for
+LARGEST_ANSWER_BYTES = 8 << 20
+LONGEST_DELAY_S = 600.0
 Send = Callable[[int, bytes, bool], None]  # stream, data, end of stream
 
 
@@ -57,6 +61,7 @@ class Exchange(msgspec.Struct, kw_only=True):
     ask: Ask | None = None
     upload: Chain | None = None
     sent: int = 0  # bytes of a download's body that were given to the transport
+    due_s: float | None = None  # CLOCK_MONOTONIC: a get that is answered then, on whichever host it is served
 
 
 class ServiceState(msgspec.Struct, kw_only=True):
@@ -75,6 +80,7 @@ class ApplicationService:
         self.edge = edge
         self.response_bytes = response_bytes
         self.state = state if state is not None else ServiceState()
+        self.clock: Callable[[], float] = now_s
 
     def dump(self) -> bytes:
         """The whole state as bytes (MessagePack)."""
@@ -106,7 +112,9 @@ class ApplicationService:
         ask = exchange.ask
         if ask is None or not end:
             return
-        if ask.op == "get":
+        if ask.op == "get" and ask.delay_ms > 0:
+            exchange.due_s = self.clock() + min(ask.delay_ms / 1e3, LONGEST_DELAY_S)
+        elif ask.op == "get":
             send(stream, self._answer(ask), True)
             del exchanges[stream]
         elif exchange.upload is not None:
@@ -124,7 +132,29 @@ class ApplicationService:
         first = header(
             Reply(session_count=session.count, total=self.state.total, repeated=not fresh, edge=self.edge)
         )
-        return first + PAD * max(0, self.response_bytes - len(first))
+        size = self.response_bytes if ask.answer_bytes < 0 else min(ask.answer_bytes, LARGEST_ANSWER_BYTES)
+        return first + PAD * max(0, size - len(first))
+
+    def next_due_s(self) -> float | None:
+        """When the next get is to be answered that waits for its time; None: none does."""
+        return min(
+            (
+                exchange.due_s
+                for exchanges in self.state.connections.values()
+                for exchange in exchanges.values()
+                if exchange.due_s is not None
+            ),
+            default=None,
+        )
+
+    def due(self) -> list[str]:
+        """The connections on which a get is to be answered now."""
+        now = self.clock()
+        return [
+            key
+            for key, exchanges in self.state.connections.items()
+            if any(exchange.due_s is not None and exchange.due_s <= now for exchange in exchanges.values())
+        ]
 
     def downloads(self, key: str) -> Iterator[int]:
         """The streams of a connection on which a download's body is still to be sent."""
@@ -134,7 +164,13 @@ class ApplicationService:
                 yield stream
 
     def pump(self, key: str, backlog_bytes: Callable[[int], int], send: Send) -> None:
-        """Give the transport more of every download, as far as its backlog is short."""
+        """Answer what is due, and give more of every download to a transport whose backlog is short."""
+        now = self.clock()
+        exchanges = self.state.connections.get(key, {})
+        for stream, exchange in list(exchanges.items()):
+            if exchange.due_s is not None and exchange.due_s <= now and exchange.ask is not None:
+                send(stream, self._answer(exchange.ask), True)
+                del exchanges[stream]
         for stream in list(self.downloads(key)):
             exchange = self.state.connections[key][stream]
             ask = exchange.ask

@@ -18,6 +18,7 @@ import h11
 import msgspec
 
 from apps.config import ServerConfig
+from apps.server.due_answers import DueAnswers
 from apps.server.service import ApplicationService
 from apps.server.shell import ServerShell, read_state, run_server, write_state
 from apps.workload import BACKLOG_BYTES
@@ -77,6 +78,7 @@ class HttpPeer(asyncio.Protocol):
                 service.received(self.key, self._stream, b"", True, self._send)
                 self._next()
                 self.pump()
+                self._server.due.arm(service)
             elif isinstance(event, h11.ConnectionClosed):
                 self.close()
                 return
@@ -163,6 +165,14 @@ class TcpServer(ServerShell):
         self._accepted = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
+        self.due = DueAnswers(lambda: self.frozen_epoch is None and self.lease.may_send(), self._answer_due)
+
+    def _answer_due(self, key: str) -> None:
+        peer = next((each for each in self._peers if each.key == key), None)
+        if peer is None:
+            self.service.forget(key)
+        else:
+            peer.pump()
 
     @property
     def connections(self) -> int:
@@ -246,6 +256,7 @@ class TcpServer(ServerShell):
         self._listen()
         for peer in self._peers:
             peer.go_on()
+        self.due.arm(self.service)
 
     # --- orders ------------------------------------------------------------------------------
 
@@ -290,6 +301,7 @@ class TcpServer(ServerShell):
     def _go_on(self, epoch: int, edge: str) -> dict[str, Any]:
         self.frozen_epoch = None
         self._listen()
+        self.due.arm(self.service)
         resumed = self.events.emit("server.resumed", epoch=epoch, edge=edge, server_first=False)
         return {"t_ns": resumed.t_ns, "connections": 0}
 
@@ -298,6 +310,7 @@ class TcpServer(ServerShell):
         self._listen()
         for peer in list(self._peers):
             peer.go_on()
+        self.due.arm(self.service)
         aborted = self.events.emit("server.aborted", epoch=order.epoch, reason=order.reason)
         return {"t_ns": aborted.t_ns}
 

@@ -14,7 +14,7 @@ import polars as pl
 
 from quicferry.analysis import timeline
 from quicferry.analysis.breakdown import TOLERANCE_MS, breakdown_ms, unexplained_ms
-from quicferry.analysis.endpoint_split import EndpointSplit
+from quicferry.analysis.endpoint_split import NEW, OLD, EndpointSplit
 from quicferry.analysis.metrics import Metrics, measure
 from quicferry.analysis.rate_recovery import rate_recovered_ns
 from quicferry.analysis.repeated_moves import add_moves, measure_all
@@ -110,6 +110,8 @@ def analyse(run_dir: Path) -> Analysis:
         _add_metrics(result, metrics, manifest, must_arrive=too_much is None)
         if manifest.spec.clients > 1 and not moves:
             result.clients_validated_ms = _clients_validated_ms(traffic.frame, metrics, manifest)
+            split = EndpointSplit.of_run(manifest, events)
+            result.clients_service_migration_ms = _clients_service_migration_ms(traffic.frame, split)
         if moves:
             add_moves(result, moves, events)
         _add_breakdown(result, traffic.frame, events, metrics, manifest.destination_endpoint)
@@ -206,6 +208,9 @@ def _add_client_summary(paths: RunPaths, result: RunResult) -> ClientSummary | N
     result.requests_duplicated = summary.requests_duplicated
     result.requests_repeated = summary.requests_repeated
     result.bytes_verified = summary.bytes_verified
+    result.stalls, result.stalled_ms = summary.stalls, summary.stalled_ms
+    result.datagrams_sent = summary.datagrams_sent
+    result.datagrams_received = summary.datagrams_received
     result.clients, result.reconnected = summary.connections, summary.reconnected
     result.state_ok = summary.state_ok
     if summary.requests_lost:
@@ -306,6 +311,24 @@ def _clients_validated_ms(traffic: pl.DataFrame, metrics: Metrics, manifest: Man
         name: round(value, 6)
         for name, value in (("median", spread.median), ("p95", spread.p95), ("last", spread.maximum))
     }
+
+
+def _clients_service_migration_ms(traffic: pl.DataFrame, split: EndpointSplit) -> dict[str, float]:
+    """How long each of many clients was without useful service: see ``RunResult``."""
+    to_client = pl.col("direction") == "to-client"
+    by_client = traffic.with_columns(
+        client=pl.when(to_client).then(pl.col("destination")).otherwise(pl.col("source"))
+    )
+    gaps = [
+        timeline.service_gap(split.arrivals(own), OLD, NEW)
+        for own in by_client.partition_by("client", maintain_order=True)
+    ]
+    lengths = [ns_to_ms(gap.length_ns) for gap in gaps if gap is not None]
+    if not lengths:
+        return {}
+    spread = summarise(lengths)
+    found = {"median": spread.median, "p95": spread.p95, "last": spread.maximum, "clients": len(lengths)}
+    return {name: round(value, 6) for name, value in found.items()}
 
 
 def _add_breakdown(

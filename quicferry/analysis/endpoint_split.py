@@ -17,10 +17,23 @@ from quicferry.analysis import timeline
 from quicferry.analysis.event_queries import first_event, last_event
 from quicferry.capture.quic.packets import Direction
 from quicferry.events import Event
-from quicferry.record import PLACE_BY_CLIENT, PLACE_BY_SERVER, PLACE_BY_TIME, Manifest
+from quicferry.record import (
+    PLACE_BY_CLIENT,
+    PLACE_BY_CLIENT_HOST,
+    PLACE_BY_SERVER,
+    PLACE_BY_TIME,
+    Manifest,
+)
 from quicferry.units import NS_PER_MS
 
 OLD, NEW = "old", "new"
+_BY_CLIENT = (PLACE_BY_CLIENT, PLACE_BY_CLIENT_HOST)
+
+
+def client_hosts(manifest: Manifest, move: int) -> tuple[str, str] | None:
+    """The client's addresses before and after a move, counted from 1, if it moves as well."""
+    stops = manifest.client_stops[move - 1 : move + 1]
+    return (stops[0], stops[1]) if len(stops) > 1 else None
 
 
 class EndpointSplit:
@@ -37,13 +50,18 @@ class EndpointSplit:
         new: str,
         place_by: str = PLACE_BY_SERVER,
         round_trip_ns: int = 0,
+        client_hosts: tuple[str, str] | None = None,
     ) -> None:
         self._old, self._new = old, new
+        self._client_hosts = client_hosts
         self._by = place_by
         self._client = ""
         self._boundary_ns: int | None = None
         if place_by == PLACE_BY_TIME:
             self._boundary_ns = _downtime_seen_ns(events, round_trip_ns)
+        elif place_by == PLACE_BY_CLIENT_HOST:
+            changed = first_event(events, "client.handover.complete")
+            self._boundary_ns = changed.t_ns if changed is not None else None
         elif place_by == PLACE_BY_CLIENT:
             answered = first_event(events, "client.address.answered")
             if answered is not None:
@@ -59,17 +77,24 @@ class EndpointSplit:
         source_rtt_ms = spec.rtt_ms if spec.source_rtt_ms is None else spec.source_rtt_ms
         round_trip_ns = round((source_rtt_ms + spec.rtt_ms) / 2 * NS_PER_MS)
         return cls(
-            events, manifest.source_endpoint, manifest.destination_endpoint, manifest.place_by, round_trip_ns
+            events,
+            manifest.source_endpoint,
+            manifest.destination_endpoint,
+            manifest.place_by,
+            round_trip_ns,
+            client_hosts(manifest, 1),
         )
 
     def labelled(self, packets: pl.DataFrame) -> pl.DataFrame:
         """Packets with a column ``side``: OLD, NEW or null, by the address, else by the time."""
         address = (
             pl.when(pl.col("direction") == Direction.TO_CLIENT.value)
-            .then(pl.col("destination" if self._by == PLACE_BY_CLIENT else "source"))
-            .otherwise(pl.col("source" if self._by == PLACE_BY_CLIENT else "destination"))
+            .then(pl.col("destination" if self._by in _BY_CLIENT else "source"))
+            .otherwise(pl.col("source" if self._by in _BY_CLIENT else "destination"))
         )
-        if self._by == PLACE_BY_CLIENT:
+        if self._by == PLACE_BY_CLIENT_HOST:
+            is_new, is_old = self._at_host(address, 1), self._at_host(address, 0)
+        elif self._by == PLACE_BY_CLIENT:
             is_new, is_old = address == self._client, address != self._client
         elif self._old != self._new:
             is_new, is_old = address == self._new, address == self._old
@@ -83,13 +108,20 @@ class EndpointSplit:
     def arrivals(self, traffic: pl.DataFrame) -> pl.DataFrame:
         """As ``timeline.arrivals``; ``server`` is OLD, NEW, or another endpoint."""
         useful = timeline.arrivals(traffic)
-        if self._by != PLACE_BY_CLIENT:
+        if self._by not in _BY_CLIENT:
             return self._label_servers(useful)
-        on_new = timeline.arrivals(traffic.filter(pl.col("destination") == self._client))
-        on_old = timeline.arrivals(traffic.filter(pl.col("destination") != self._client))
+        here = pl.col("destination")
+        is_new = self._at_host(here, 1) if self._by == PLACE_BY_CLIENT_HOST else here == self._client
+        on_new = timeline.arrivals(traffic.filter(is_new))
+        on_old = timeline.arrivals(traffic.filter(~is_new))
         return pl.concat(
             [on_old.with_columns(server=pl.lit(OLD)), on_new.with_columns(server=pl.lit(NEW))]
         ).sort("t_ns")
+
+    def _at_host(self, address: pl.Expr, place: int) -> pl.Expr:
+        """Whether an endpoint is at the client's old (0) or new (1) address, whatever its port."""
+        host = self._client_hosts[place] if self._client_hosts is not None else ""
+        return address.str.starts_with(f"[{host}]:" if ":" in host else f"{host}:")
 
     def logged_arrivals(self, events: Sequence[Event]) -> pl.DataFrame:
         """As ``timeline.logged_arrivals``, labelled in the same way."""
@@ -111,7 +143,9 @@ class EndpointSplit:
             (pl.col("direction") == Direction.TO_CLIENT.value)
             & pl.col("packet_number").is_not_null()
             & (
-                pl.col("destination") == self._client
+                self._at_host(pl.col("destination"), 1)
+                if self._by == PLACE_BY_CLIENT_HOST
+                else pl.col("destination") == self._client
                 if self._by == PLACE_BY_CLIENT
                 else pl.col("t_ns") >= self._boundary_ns
             )

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import polars as pl
 
+from quicferry.analysis.endpoint_split import EndpointSplit, client_hosts
 from quicferry.analysis.metrics import Metrics, measure
 from quicferry.events import Event
-from quicferry.record import Manifest, MoveRecord, RunResult, Usage
+from quicferry.record import PLACE_BY_CLIENT_HOST, Manifest, MoveRecord, RunResult, Usage
 
 #: to and fro, both roles have been played once by both edges: from here on nothing should grow
 SETTLED_AFTER_MOVES = 2
@@ -57,7 +58,11 @@ def measure_all(
             old, new = manifest.stop_endpoints[window.number - 1 : window.number + 1]
         else:  # a run of an older version: to and fro
             old, new = ends if window.number % 2 else ends[::-1]
-        metrics = measure(window.traffic, window.events, old, new)
+        split = None
+        if manifest.place_by == PLACE_BY_CLIENT_HOST:
+            hosts = client_hosts(manifest, window.number)
+            split = EndpointSplit(window.events, old, new, manifest.place_by, client_hosts=hosts)
+        metrics = measure(window.traffic, window.events, old, new, split)
         first = first or metrics
         records.append(
             MoveRecord(

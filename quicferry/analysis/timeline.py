@@ -31,7 +31,7 @@ from quicferry.units import NS_PER_MS, NS_PER_US
 ARRIVALS = {"t_ns": pl.Int64, "server": pl.String, "new_bytes": pl.Int64}
 
 #: What carries an application's bytes: of QUIC, and of TLS over TCP (``capture.tcp_table``).
-USEFUL_FRAMES = ("STREAM", "APPLICATION_DATA")
+USEFUL_FRAMES = ("STREAM", "DATAGRAM", "APPLICATION_DATA")
 
 RTT_SAMPLES_WANTED = 3
 _BY_ACK = "request to acknowledgement less its stated delay"

@@ -96,6 +96,12 @@ class Emulator(Protocol):
     def set_link(self, link_name: str, *, up: bool) -> None:
         """Cut a link, or mend it. A mended link is as it was, routes and neighbours too."""
 
+    def hand_over(self, host: str, link_name: str) -> None:
+        """Let a mobile host change to another of its links; it loses its address at the one before.
+
+        The host's way to all others leads there from then on, and ``address`` is that of the link.
+        """
+
     def destroy(self) -> None:
         """End every process and remove the network. May be called at any time and more than once."""
 

@@ -195,6 +195,11 @@ class FakeEmulator:
         self.calls.append(Call("set_link", link_name, ("up" if up else "down",)))
         (self.links_down.discard if up else self.links_down.add)(link_name)
 
+    def hand_over(self, host: str, link_name: str) -> None:
+        self._topology = routing.handed_over(self.topology, host, link_name)
+        self._perhaps_fail("hand_over")
+        self.calls.append(Call("hand_over", host, (link_name,)))
+
     def destroy(self) -> None:
         self.destroyed += 1
         self._topology = None

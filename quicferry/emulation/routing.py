@@ -232,12 +232,28 @@ def connected_pairs(topology: Topology) -> Iterator[tuple[str, str]]:
 
 
 def first_address(topology: Topology, host: str) -> str:
-    """The host's first address without its prefix length. Raises ``InvalidInput`` for one without any."""
+    """The host's first address that is up, without its prefix length. Raises ``InvalidInput`` for none."""
     topology.node(host)
-    addresses = topology.addresses_of(host)
-    if not addresses:
+    ends = [end for end in attachments(topology) if end.node == host and end.host_address is not None]
+    if not ends:
         raise InvalidInput(f"{host} has no address")
-    return addresses[0].partition("/")[0]
+    here = next((end for end in ends if end.up), ends[0])
+    return here.host_address or ""
+
+
+def handed_over(topology: Topology, host: str, link_name: str) -> Topology:
+    """The topology after a mobile host has changed to another of its links. Raises ``InvalidInput``."""
+    link = link_between(topology, link_name)
+    if host not in (link.a, link.b):
+        own = ", ".join(each.name for each in topology.links_of(host))
+        raise InvalidInput(f"{host} is not at the link {link_name}", hint=f"it has {own}")
+    return msgspec.structs.replace(
+        topology,
+        links=tuple(
+            msgspec.structs.replace(each, up=each.name == link_name) if host in (each.a, each.b) else each
+            for each in topology.links
+        ),
+    )
 
 
 def link_between(topology: Topology, name: str) -> Link:

@@ -143,6 +143,8 @@ class RunContext:
         #: where clients reach the server, where that is not the edge's own address; deployments set it
         self.endpoints: dict[str, Endpoint] = {}
         self.place_by = PLACE_BY_SERVER
+        #: the addresses of a client that moves, one after another; deployments set it
+        self.client_stops: list[str] = []
         #: whose file descriptors and memory are noted between moves: name -> PID, None while there is none
         self.watched: dict[str, Callable[[], int | None]] = {}
         #: all that was started; of those with one name the last

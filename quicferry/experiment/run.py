@@ -136,6 +136,7 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
                 manifest.destination_endpoint = str(context.service_endpoint(destination))
                 manifest.stop_endpoints = [str(context.service_endpoint(edge)) for edge in manifest.stops]
                 manifest.place_by = context.place_by
+                manifest.client_stops = context.client_stops
                 for service in deployment.services:
                     started.append(service)
                     service.start()

@@ -38,7 +38,7 @@ SCHEMA: dict[str, type[pl.DataType]] = {
     "offset": pl.Int64,
     "length": pl.Int64,
     "fin": pl.Boolean,
-    "new_bytes": pl.Int64,  # of STREAM: bytes never seen before at this vantage point
+    "new_bytes": pl.Int64,  # of DATAGRAM: all; of STREAM: those never seen before at this vantage point
     "new_fin": pl.Boolean,  # of STREAM: the stream's end, seen for the first time
     "largest_acked": pl.Int64,
     "ack_delay_us": pl.Int64,  # as the sender states it
@@ -93,6 +93,8 @@ def tabulate(datagrams: list[Datagram], decryptor: Decryptor, *, port: int | Non
                 new, new_fin = None, None
                 if frame.name == "STREAM":
                     new, new_fin = _news(packet, frame, seen, fins)
+                elif frame.name == "DATAGRAM":
+                    new = 0 if packet.repeated else frame.length
                 rows.append((*head, *_tail(frame, new, new_fin)))
     columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
     data = {

@@ -185,7 +185,8 @@ class MininetEmulator:
             ip_batch(self.pid(name), own)
         self._network.start()  # the bridges
 
-    def _set_routes(self, *, only: frozenset[str] | None = None) -> None:
+    def _set_routes(self, *, only: frozenset[str] | None = None, then: Sequence[str] = ()) -> None:
+        """Set neighbours and routes, of these nodes only; ``then`` are further lines for ``ip`` there."""
         lines: dict[str, list[str]] = {}
         for neighbour in routing.neighbours(self.topology):
             lines.setdefault(neighbour.node, []).append(
@@ -196,7 +197,7 @@ class MininetEmulator:
             lines.setdefault(route.node, []).append(f"route replace {route.network} via {route.gateway}")
         for name, own in lines.items():
             if only is None or name in only:
-                ip_batch(self.pid(name), own)
+                ip_batch(self.pid(name), [*own, *then])
 
     def _await_carriers(self, *, only: frozenset[str] | None = None) -> None:
         deadline = time.monotonic() + CARRIER_TIMEOUT_S
@@ -294,6 +295,33 @@ class MininetEmulator:
             both = frozenset((link.a, link.b))
             self._await_carriers(only=both)
             self._set_routes(only=both)
+
+    def hand_over(self, host: str, link_name: str) -> None:
+        before, self._topology = self.topology, routing.handed_over(self.topology, host, link_name)
+        self._ends = {(end.node, end.link): end for end in routing.attachments(self._topology)}
+        here = self._ends[host, link_name]
+        others = [end.node for end in self._ends.values() if end.link == link_name and end.node != host]
+        # all that takes time is done before the old way is lost: a link that comes up can take 100 ms
+        for node in (host, *others):
+            end = self._ends[node, link_name]
+            addresses = filter(None, (end.address, end.other_address))
+            lines = [f"address replace {address} dev {end.interface}" for address in addresses]
+            ip_batch(self.pid(node), [f"link set dev {end.interface} up", *lines])
+        self._await_carriers(only=frozenset((host, *others)))
+        self._set_routes(only=frozenset(others))
+        lost = [
+            end
+            for end in routing.attachments(before)
+            if end.node == host and end.up and end.link != here.link
+        ]
+        self._set_routes(
+            only=frozenset({host}),
+            then=[
+                f"address del {address} dev {end.interface}"
+                for end in lost
+                for address in filter(None, (end.address, end.other_address))
+            ],
+        )
 
     def _link_layer(self) -> LinkLayer:
         if self._links is None:

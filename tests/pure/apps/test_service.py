@@ -169,3 +169,30 @@ def test_finish_waits_for_what_is_open() -> None:
     ApplicationService("e", 64).received("1", 0, wire.sent[0], True, back.send)
     load.received(0, back.sent[0], True, "10.0.1.2:4433")
     assert load.complete.is_set()
+
+
+def test_a_poll_is_answered_when_its_time_has_come_also_by_the_service_that_goes_on() -> None:
+    service, wire = ApplicationService("edge-1", 64), Wire()
+    now = 100.0
+    service.clock = lambda: now
+    for stream, delay_ms in ((0, 250.0), (4, 500.0)):
+        poll = Ask(op="get", session="a", number=stream + 1, delay_ms=delay_ms)
+        service.received("1", stream, header(poll), True, wire.send)
+    assert (wire.sent, service.next_due_s(), service.due()) == ({}, 100.25, [])
+    now = 100.3
+    assert service.due() == ["1"]
+    service.pump("1", lambda _: 0, wire.send)
+    assert wire.ended == {0}
+    moved = ApplicationService.load(service.dump(), "edge-2", 64)
+    moved.clock = lambda: 101.0
+    assert moved.next_due_s() == 100.5
+    moved.pump("1", lambda _: 0, wire.send)
+    assert wire.ended == {0, 4}
+    assert wire.reply(4).edge == "edge-2"
+    assert moved.next_due_s() is None
+
+
+def test_a_client_may_ask_for_an_answer_of_another_size() -> None:
+    service, wire = ApplicationService("edge-1", 64), Wire()
+    service.received("1", 0, header(Ask(op="get", session="a", number=1, answer_bytes=5000)), True, wire.send)
+    assert len(wire.sent[0]) == 5000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import statistics
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +14,7 @@ from apps.client.load import Load
 from apps.client.load_schedule import LoadSchedule
 from apps.client.workloads import BURST_REQUESTS, BURSTS, REQUESTS, Workload
 from apps.config import ClientConfig
-from apps.workload import Reply, header
+from apps.workload import Reply, RequestShape, header
 from quicferry.errors import InvalidInput
 from quicferry.events import EventLog
 from quicferry.model import Endpoint
@@ -55,6 +57,20 @@ class Driver:
         self._free_s = 0.0  # when the service has answered what it has
         self._answered = asyncio.Event()
         self.unanswered = 0
+        self.bit_rate_mbps = 8.0
+        self.shapes: list[RequestShape] = []
+        self.datagrams_s: list[float] = []
+        self.stalls_ms: list[float] = []
+
+    def request_of(self, shape: RequestShape) -> None:
+        self.shapes.append(shape)
+        self.request()
+
+    def datagram(self) -> None:
+        self.datagrams_s.append(round(self._loop.time(), 6))
+
+    def stalled(self, length_ms: float) -> None:
+        self.stalls_ms.append(round(length_ms, 3))
 
     def request(self) -> None:
         self.sent_s.append(round(self._loop.time(), 6))
@@ -160,3 +176,87 @@ def test_the_default_is_one_that_there_is() -> None:
     assert workloads.get(RunSpec().workload) is REQUESTS
     for name in workloads.names():
         assert workloads.get(name).summary.endswith(".")
+
+
+def drive(loop: VirtualLoop, name: str, interval_s: float, for_s: float, answer_s: float = 0.003) -> Driver:
+    driver = Driver(loop, interval_s, answer_s)
+
+    async def play() -> None:
+        driving = asyncio.ensure_future(workloads.get(name).drive(driver))
+        await asyncio.sleep(for_s)
+        driving.cancel()
+
+    loop.run_until_complete(play())
+    return driver
+
+
+def test_sporadic_requests_are_five_seconds_apart_by_default(loop: VirtualLoop) -> None:
+    assert drive(loop, "sporadic", RunSpec().interval_ms / 1e3, 12).sent_s == [0, 5, 10]
+
+
+def test_back_to_back_waits_for_nothing_but_the_answer(loop: VirtualLoop) -> None:
+    assert drive(loop, "back-to-back", 5.0, 0.010).sent_s == [0.0, 0.003, 0.006, 0.009]
+
+
+def test_a_client_that_thinks_pauses_after_each_answer(loop: VirtualLoop) -> None:
+    sent = drive(loop, "think", 0.1, 200).sent_s
+    pauses = [b - a - 0.003 for a, b in itertools.pairwise(sent)]
+    assert min(pauses) >= -1e-6
+    assert statistics.mean(pauses) == pytest.approx(0.1, rel=0.1)
+    assert statistics.stdev(pauses) == pytest.approx(0.1, rel=0.15)  # exponential: as much as the mean
+
+
+def test_telemetry_is_small_uploads(loop: VirtualLoop) -> None:
+    driver = drive(loop, "telemetry", 0.1, 0.95)
+    assert len(driver.sent_s) == 10
+    assert {(shape.request_bytes, shape.answer_bytes) for shape in driver.shapes} == {(1000, 0)}
+
+
+def test_a_game_is_60_datagrams_per_second(loop: VirtualLoop) -> None:
+    driver = drive(loop, "game", 0.01, 9.999)
+    assert len(driver.datagrams_s) == 600
+    assert driver.sent_s == []
+
+
+@pytest.mark.parametrize(
+    ("name", "of_request", "of_answer"), [("download", None, 131072), ("upload", 131072, 0)]
+)
+def test_bulk_keeps_four_exchanges_open(
+    loop: VirtualLoop, name: str, of_request: int | None, of_answer: int
+) -> None:
+    driver = drive(loop, name, 0.01, 0.0295, answer_s=0.010)
+    assert driver.sent_s == [0.0] * 4 + [0.01, 0.02]
+    assert {(s.request_bytes, s.answer_bytes) for s in driver.shapes} == {(of_request, of_answer)}
+
+
+def test_a_video_stays_two_segments_ahead_and_counts_what_it_stood_still(loop: VirtualLoop) -> None:
+    good = drive(loop, "video", 0.01, 9.5, answer_s=0.2)
+    assert good.stalls_ms == []
+    assert {shape.answer_bytes for shape in good.shapes} == {1_000_000}  # 1 s at 8 Mbit/s
+    # two come at once, the third when there is room for it: from then on one per second
+    assert good.sent_s[:2] == [0, 0.2]
+    assert [round(b - a, 6) for a, b in itertools.pairwise(good.sent_s[3:])] == [1.0] * (len(good.sent_s) - 4)
+    slow = drive(loop, "video", 0.01, 9.5, answer_s=1.5)
+    assert slow.stalls_ms == [500.0] * 5  # each second of it takes a second and a half
+
+
+def test_push_has_as_many_polls_at_the_server_as_events_are_on_their_way(loop: VirtualLoop) -> None:
+    driver = drive(loop, "push", 0.1, 1.05, answer_s=0.05)
+    assert [shape.delay_ms for shape in driver.shapes[:3]] == pytest.approx([100, 200, 300])
+    assert {round(shape.delay_ms) for shape in driver.shapes[3:]} == {300}
+    assert driver.sent_s[:3] == [0, 0, 0]
+    assert driver.sent_s[3:] == pytest.approx([0.1 * number for number in range(1, 11)])
+
+
+def test_a_mixture_is_shared_out_among_the_clients_in_turn() -> None:
+    kinds = [workloads.of_client("video+push+game", f"client-{number}").name for number in (1, 2, 3, 4)]
+    assert kinds == ["video", "push", "game", "video"]
+    assert to_spec({"workload": "video+push", "clients": 2}).workload == "video+push"
+    with pytest.raises(InvalidInput, match="2 workloads are shared out among 1 clients"):
+        to_spec({"workload": "video+push"})
+    with pytest.raises(InvalidInput, match="no workload 'flood'"):
+        to_spec({"workload": "video+flood", "clients": 2})
+
+
+def test_every_workload_says_what_useful_service_is() -> None:
+    assert all(workloads.get(name).useful for name in workloads.names())

@@ -7,9 +7,10 @@ import pytest
 import topologies
 from quicferry.emulation import routing
 from quicferry.errors import InvalidInput
-from quicferry.experiment.itinerary import onward, stops
+from quicferry.experiment.itinerary import client_links, onward, stops
 from quicferry.model import NodeKind, Topology
 from quicferry.spec import RunSpec
+from session.request import to_spec
 from topologies.building.roundtrips import check_ways
 
 ALL = topologies.names()
@@ -125,3 +126,30 @@ def test_a_server_visits_the_edges_as_its_route_says() -> None:
     assert stops(chain, RunSpec(moves=5, route="along")) == (a, b, c, b, a, b)
     assert stops(topology("two_edges"), RunSpec(moves=3, route="along")) == (a, b, a, b)
     assert onward(stops(chain, RunSpec(moves=5, route="along")), b) == (c, a)
+
+
+def test_a_client_that_moves_has_its_next_address_and_way_there() -> None:
+    chain = topology("chain,edges=3")
+    assert routing.first_address(chain, "client") == "10.1.1.2"
+    moved = routing.handed_over(chain, "client", "client--site-3")
+    assert routing.first_address(moved, "client") == "10.1.3.2"
+    assert [route.gateway for route in routing.routes(moved) if route.node == "client"] == ["10.1.3.1"]
+    with pytest.raises(InvalidInput, match="not at the link"):
+        routing.handed_over(chain, "client", "site-1--site-2")
+
+
+def test_a_client_goes_to_the_site_of_the_edge_that_is_next_on_the_route() -> None:
+    chain = topology("chain,edges=3")
+    spec = RunSpec(moves=3, route="round", mobility="before")
+    assert stops(chain, spec) == ("edge-1", "edge-2", "edge-3", "edge-1")
+    assert client_links(chain, spec) == tuple(f"client--site-{number}" for number in (1, 2, 3, 1))
+    alone = RunSpec(moves=3, route="round", mobility="alone")
+    assert stops(chain, alone) == ("edge-1",) * 4
+    assert client_links(chain, alone) == client_links(chain, spec)
+
+
+def test_a_client_with_one_access_router_cannot_move() -> None:
+    with pytest.raises(InvalidInput, match="one access router") as refusal:
+        to_spec({"mobility": "alone"})
+    assert "chain" in (refusal.value.hint or "")
+    assert to_spec({"mobility": "together", "topology": "ring"}).mobility == "together"
