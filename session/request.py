@@ -20,6 +20,7 @@ from quicferry.migration.engines import registry
 from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
 from quicferry.strategies import StrategyRules, rules_of
+from session.container import check_container
 
 T = TypeVar("T")
 DEFAULT_ENGINE = RunSpec().engine
@@ -175,7 +176,7 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
             "many clients send requests only", hint="leave out --download-mib and --upload-mib"
         )
     faults.check(spec, parts.topology, parts.engine, parts.rules)
-    return spec
+    return check_container(spec)
 
 
 def unread(spec: RunSpec, parts: Parts) -> dict[str, str]:
@@ -203,6 +204,9 @@ def _unread_by_server(spec: RunSpec, entry: registry.EngineEntry) -> dict[str, s
     if entry.as_published:
         for name in ("forwarding", "server_first"):
             reasons[name] = f"the published procedure, which {spec.engine} is, has no such thing"
+    if not entry.runs_in_oci:
+        for name in ("image", "command", "volumes", "disk_mib"):
+            reasons[name] = f"{name} is for containers: the engine {spec.engine} moves none"
     if not spec.memory_mib:
         reasons["dirty_mib_s"] = "dirty_mib_s rewrites the memory that memory_mib adds, and that is none"
     return reasons

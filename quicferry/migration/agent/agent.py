@@ -121,7 +121,9 @@ class NodeAgent:
             if config.oci_readable is None:
                 self.container = await Container.create(config.edge, record=record)
             else:
-                self.container = await OciContainer.make(config.edge, config.oci_readable, record=record)
+                self.container = await OciContainer.make(
+                    config.edge, config.oci_readable, record=record, given=config.oci_files
+                )
         self.container.path(str(STATE_DIR)).mkdir(mode=0o700, parents=True, exist_ok=True)
         self.control = await control.ControlClient.open(config.control)
         self._forwarder, self._room = self._datagram_helpers()

@@ -12,6 +12,7 @@ import pytest
 import baselines
 from cli.run import run as run_command
 from quicferry.errors import InvalidInput
+from quicferry.paths import CHECKOUT
 from quicferry.spec import Axis, Fault, FaultKind, FaultPoint, ReadBy, RunSpec, axes
 from session.request import parts_of, to_spec, unread
 from session.scenario import Scenario
@@ -31,8 +32,9 @@ def another_value(axis: Axis) -> Any:
         return not axis.default
     if axis.kind == "faults":
         return ["transfer:link-cut"]
-    if axis.name == "workload":
-        return "bursts"
+    named = {"workload": "bursts", "image": str(CHECKOUT / "docs"), "command": "sh", "volumes": "a:/srv/a"}
+    if axis.name in named:
+        return named[axis.name]
     assert axis.least is not None and axis.most is not None
     return axis.least + 1 if axis.default != axis.least + 1 else axis.least + 2
 
@@ -70,6 +72,8 @@ def test_bounds_are_kept_and_named(axis: Axis) -> None:
             values["rtt_ms"] = 4000.0
         if axis.name == "dirty_mib_s":
             values["memory_mib"] = 1
+        if axis.name == "disk_mib":
+            values["engine"] = "runc-cold"
         assert getattr(to_spec(values), axis.name) == good
     for bad in (axis.least - 1, axis.most * 2, -math.inf, math.inf, math.nan):
         with pytest.raises(InvalidInput, match=axis.name) as refused:
