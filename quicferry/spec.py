@@ -122,6 +122,19 @@ DowntimeMs = Annotated[
         _MS, least=0, most=600_000, read_by=_BASELINES,
     ),
 ]  # fmt: skip
+ImageDirectory = Annotated[
+    str,
+    _axis(
+        "The container's image: unpacked bundle, OCI layout or root directory; none: the system's files.",
+    ),
+]
+ContainerCommand = Annotated[
+    str,
+    _axis("What the container runs; {server} stands for the packaged server, else --config FILE is added."),
+]
+ContainerVolumes = Annotated[
+    str, _axis("Volumes, with commas: NAME:/path moves along, /directory:/path:ro is read on every host.")
+]
 BaselineName = Annotated[str, _axis("An alternative to the extension that is run instead of a strategy.")]
 
 
@@ -204,6 +217,15 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         float,
         _axis("How much of that memory the server rewrites per second.", "MiB/s", least=0, most=4096),
     ] = 0.0
+    disk_mib: Annotated[
+        int,
+        _axis(
+            "Files that the container has written to its layer; they move with it.", _MIB, least=0, most=4096
+        ),
+    ] = 0
+    image: ImageDirectory | None = None
+    command: ContainerCommand | None = None
+    volumes: ContainerVolumes | None = None
     compression: Annotated[
         Literal["auto", "none", "zstd", "zstd-1", "zstd-3"],
         _axis("How memory images of the CRIU engines are packed on their way.", read_by=_ENGINES),

@@ -22,6 +22,7 @@ from quicferry.model import Topology
 from quicferry.spec import Axis, ReadBy, RunSpec, axes
 from quicferry.strategies import Carrier, StrategyRules, may_speak_first, rules_of
 from session import fit
+from session.container import check_container
 from topologies.building.quality import OF_THE_ACCESS, with_quality
 
 T = TypeVar("T")
@@ -217,7 +218,7 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
     faults.check(spec, parts.topology, parts.engine, parts.rules)
     if parts.baseline is None:
         fit.check(spec, parts.engine, parts.topology)
-    return spec
+    return check_container(spec)
 
 
 def unread(spec: RunSpec, parts: Parts) -> dict[str, str]:
@@ -256,6 +257,9 @@ def _unread_by_server(spec: RunSpec, entry: registry.EngineEntry) -> dict[str, s
         reasons["bit_rate_mbps"] = "bit_rate_mbps is that of a video: the workload has none"
     if spec.clients == 1:
         reasons["load"] = "load says what many clients share, and there is one"
+    if not entry.runs_in_oci:
+        for name in ("image", "command", "volumes", "disk_mib"):
+            reasons[name] = f"{name} is for containers: the engine {spec.engine} moves none"
     if not spec.memory_mib:
         reasons["dirty_mib_s"] = "dirty_mib_s rewrites the memory that memory_mib adds, and that is none"
     return reasons

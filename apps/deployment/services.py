@@ -6,6 +6,7 @@ Writes their configurations, starts them, and gives them their commands.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from quicferry.experiment.faults import DESTINATION, SOURCE
 from quicferry.experiment.itinerary import onward, stops
 from quicferry.migration.agent.config import AgentConfig, LocalMove, ServerCommand
 from quicferry.migration.agent.failpoints import Failpoints
+from quicferry.migration.container import volumes
+from quicferry.migration.container.volumes import ContainerFiles
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
 from quicferry.migration.engines.registry import is_as_published, runs_in_oci
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
@@ -30,6 +33,7 @@ from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.migration.rpc.messages import Files
 from quicferry.model import Endpoint, NodeKind, Topology
 from quicferry.quic import Congestion
+from quicferry.spec import RunSpec
 from quicferry.strategies import Carrier, StrategyName, rules_of
 
 CONTROL = Endpoint("127.0.0.1", SERVICE_PORT + 1)
@@ -172,6 +176,7 @@ class AgentService:
                 if runs_in_oci(context.spec.engine)
                 else None
             ),
+            oci_files=container_files(context.spec),
             # an agent that was started again does not fail once more
             failpoints=self._failpoints if self._failpoints and not self.restarts.number else Failpoints(),
             moving_address=self._address,
@@ -206,7 +211,24 @@ class AgentService:
             dirty_mib_s=spec.dirty_mib_s,
         )
         path = context.write_config(f"{kind}-{self.edge}", config)
-        return ServerCommand(argv=context.module(self._module, path))
+        return ServerCommand(argv=command_of(spec.command, context.module(self._module, path), path))
+
+
+def container_files(spec: RunSpec) -> ContainerFiles | None:
+    """What the server's container is given of files, and may write; None: nothing but the system's."""
+    if not runs_in_oci(spec.engine) or not (spec.image or spec.volumes or spec.disk_mib):
+        return None
+    return ContainerFiles(image=spec.image, volumes=volumes.parse(spec.volumes), disk_mib=spec.disk_mib)
+
+
+def command_of(command: str | None, packaged: list[str], config: Path) -> list[str]:
+    """The argument vector of the server: the packaged one, or a container's own command."""
+    if command is None:
+        return packaged
+    words = shlex.split(command)
+    if "{server}" not in words:
+        return [*words, "--config", str(config)]
+    return [part for word in words for part in (packaged if word == "{server}" else [word])]
 
 
 def between_edges(context: RunContext, edge: str, other: str) -> str:

@@ -124,7 +124,9 @@ class NodeAgent:
             if config.oci_readable is None:
                 self.container = await Container.create(config.edge, record=record)
             else:
-                self.container = await OciContainer.make(config.edge, config.oci_readable, record=record)
+                self.container = await OciContainer.make(
+                    config.edge, config.oci_readable, record=record, given=config.oci_files
+                )
         # what an earlier agent's container holds may have been put there by the server in it
         with directory_beneath(self.container.path("/"), PurePosixPath(STATE_DIR), make=True):
             pass

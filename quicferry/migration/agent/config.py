@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from quicferry.migration.agent.failpoints import Failpoints
+from quicferry.migration.container.volumes import ContainerFiles
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
 from quicferry.migration.datagrams.waiting_room import CAPACITY
 from quicferry.migration.order import PlannedMove
@@ -50,6 +51,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     journal: str | None = None
     container_record: str | None = None  # with it, container and server outlive an agent that is killed
     oci_readable: list[str] | None = None  # the server is an OCI container that may read these directories
+    oci_files: ContainerFiles | None = None  # what else it is given, and may write
     on_signal: LocalMove | None = None
     on_request: LocalMove | None = None  # what a client sets off that asks its server to move; None: refused
     requests: Endpoint = Endpoint("127.0.0.1", 4437)  # where the server hands such requests on

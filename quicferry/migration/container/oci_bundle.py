@@ -11,12 +11,16 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from quicferry import plugins
 from quicferry.errors import InvalidInput
+from quicferry.migration.container.layer import VOLUMES
+from quicferry.migration.container.oci_image import ImageSettings
+from quicferry.migration.container.volumes import Volume
 from quicferry.paths import CHECKOUT
 
 OCI_VERSION = "1.0.2"
@@ -26,6 +30,8 @@ HOME = PurePosixPath("/run/oci")
 BUNDLE = HOME / "bundle"
 ROOTFS = BUNDLE / "rootfs"
 TMP = ROOTFS / "tmp"
+EMPTY = HOME / "empty"  # below a layer without an image
+DISK = PurePosixPath("/var/lib/quicferry-disk")  # the files of the axis disk_mib, in the container
 STATE = HOME / "state"
 DEVICES = HOME / "dev"
 CRIU_CONFIG = HOME / "criu.conf"
@@ -67,7 +73,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str = "/"
     terminal: bool = False
     user: User = User()
-    capabilities: Capabilities = Capabilities()
+    capabilities: Capabilities | dict[str, list[str]] = Capabilities()
+    rlimits: list[dict[str, Any]] | UnsetType = UNSET
     noNewPrivileges: bool = True  # noqa: N815 - the specification's names
 
 
@@ -116,6 +123,9 @@ class Linux(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     namespaces: list[Namespace]
     cgroupsPath: str = ""  # noqa: N815
     resources: Resources | None = None
+    seccomp: dict[str, Any] | None = None
+    maskedPaths: list[str] = []  # noqa: N815
+    readonlyPaths: list[str] = []  # noqa: N815
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +177,27 @@ def root_files(readable: Iterable[str | Path], system: Sequence[str] = SYSTEM) -
     return RootFiles(links, [str(path) for path in binds])
 
 
+def _volume(volume: Volume) -> Mount:
+    """The mount of a volume: one that moves can be written to."""
+    source, mode = (str(VOLUMES / volume.source), "rw") if volume.moves else (volume.source, "ro")
+    return Mount(
+        destination=volume.target, type="bind", source=source, options=["bind", mode, "nosuid", "nodev"]
+    )
+
+
+def lacking(root: Path, files: RootFiles) -> RootFiles:
+    """Of the system's files, those that the image with that root lacks: what it has is its own."""
+
+    def lacks(path: str) -> bool:
+        there = root / path.lstrip("/")
+        if there.is_symlink():
+            return False
+        return not there.exists() or (there.is_dir() and not any(there.iterdir()))
+
+    links = {path: target for path, target in files.links.items() if lacks(path)}
+    return RootFiles(links, [path for path in files.binds if lacks(path)])
+
+
 def device_rules() -> list[DeviceRule]:
     """No device but those of ``NODES``."""
     allowed = [
@@ -184,19 +215,36 @@ def spec(
     log: str,
     binds: Iterable[str],
     group: PurePosixPath | None = None,
+    image: ImageSettings | None = None,
+    volumes: Sequence[Volume] = (),
 ) -> Spec:
     """The bundle's description of a server that runs ``argv`` and writes its stdout and stderr to ``log``.
 
     No tmpfs is mounted, as CRIU would pack its files into the image, and nothing of cgroup, mqueue,
     sysfs or devpts. ``/run`` is that of the edge host's container, ``/dev`` a directory on it. ``group`` is
-    its control group; None: it has none of its own.
+    its control group; None: it has none of its own. ``image``: how that wants to be run.
     """
+    limits: dict[str, Any] = {}
+    if image is not None and image.capabilities is not None:
+        limits["capabilities"] = image.capabilities
+    if image is not None and image.rlimits:
+        limits["rlimits"] = image.rlimits
+    confined: dict[str, Any] = {}
+    if image is not None:
+        confined = {
+            "seccomp": image.seccomp,
+            "maskedPaths": image.masked_paths,
+            "readonlyPaths": image.readonly_paths,
+        }
     return Spec(
         hostname=hostname,
+        root=Root(readonly=image is None or image.readonly),
         annotations={"org.criu.config": str(CRIU_CONFIG)},
         process=Process(
             args=["/bin/sh", "-c", WITH_STDIO_ON, "sh", log, *argv],
-            env=[f"{name}={value}" for name, value in env.items()],
+            env=[f"{name}={value}" for name, value in {**env, **(image.env if image else {})}.items()],
+            cwd=image.cwd if image is not None else "/",
+            **limits,
         ),
         mounts=[
             Mount(destination="/proc", type="proc", source="proc", options=["nosuid", "noexec", "nodev"]),
@@ -206,6 +254,7 @@ def spec(
                 Mount(destination=path, type="bind", source=path, options=["bind", "ro", "nodev"])
                 for path in binds
             ),
+            *map(_volume, volumes),
         ],
         linux=Linux(
             namespaces=[
@@ -218,5 +267,6 @@ def spec(
             ],
             cgroupsPath="" if group is None else str(group),
             resources=None if group is None else Resources(devices=device_rules()),
+            **confined,
         ),
     )

@@ -38,8 +38,12 @@ from quicferry.emulation.sandbox import cgroups
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container import oci_bundle
 from quicferry.migration.container.container import JOIN, MOUNT_RUN, Container, Surroundings
+from quicferry.migration.container.layer import Layer
+from quicferry.migration.container.oci_image import ImageSettings, read_image
 from quicferry.migration.container.processes import Completed
+from quicferry.migration.container.volumes import ContainerFiles
 from quicferry.process import find_program
+from quicferry.units import BYTES_PER_MIB
 
 START_S = 20.0
 DELETE_S = 10.0
@@ -77,6 +81,10 @@ class OciContainer(Container):
 
     runc = Path("runc")
     files = oci_bundle.RootFiles({}, [])
+    given = ContainerFiles()
+    image: ImageSettings | None = None
+    #: what the container writes; None: it writes to ``/run`` only
+    layer: Layer | None = None
 
     @classmethod
     def surroundings(cls, edge: str) -> Surroundings:
@@ -95,31 +103,61 @@ class OciContainer(Container):
         *,
         enter: Sequence[str] = (),
         record: Path | None = None,
+        given: ContainerFiles | None = None,
     ) -> Self:
         """As ``Container.create``; the server may also read what is in the ``readable`` directories.
 
-        Raises ``Unsupported`` without runc, and ``InvalidInput`` for directories it cannot be given.
+        With files ``given`` it has a layer to write to, over the image. Raises ``Unsupported`` without
+        runc, and ``InvalidInput`` for directories it cannot be given, and for an image that cannot be read.
         """
         runc, files = find_runc(), oci_bundle.root_files(readable)
+        image = None
+        if given is not None and given.image is not None:
+            image = await asyncio.to_thread(read_image, Path(given.image))
+            always = [*map(str, readable)]
+            files = oci_bundle.lacking(Path(image.root), files)
+            files = files._replace(binds=sorted({*files.binds, *always}))
         made = await cls.create(edge, enter=enter, record=record)
-        made.runc, made.files = runc, files
+        made.runc, made.files, made.image = runc, files, image
         try:
+            await asyncio.to_thread(made.make_directories)
+            if given is not None:
+                made.given = given
+                await made.use_layer()
             await asyncio.to_thread(made.lay_out)
-        except OSError as error:
+        except (OSError, MigrationError) as error:
             await made.close()
             raise MigrationError(f"the bundle on {edge} could not be made: {error}") from error
         return made
 
-    def lay_out(self) -> None:
-        """Make the bundle and its directories; may be repeated. Raises ``OSError``."""
+    async def use_layer(self) -> None:
+        """Mount the container's root over its image, unless an agent before this one has done so."""
+        below = self.image.root if self.image is not None else str(oci_bundle.EMPTY)
+        named = [volume.source for volume in self.given.volumes if volume.moves]
+        self.layer = Layer(self, oci_bundle.ROOTFS, below, named)
+        if not self.layer.is_mounted:
+            await self.layer.mount()
+
+    async def renew_layer(self) -> None:
+        """Begin with an empty layer: this host becomes a destination."""
+        if self.layer is not None:
+            await self.layer.mount()
+            await asyncio.to_thread(self.lay_out)
+
+    def make_directories(self) -> None:
+        """Make the directories of runc and of the bundle; may be repeated. Raises ``OSError``."""
         for directory in (
             oci_bundle.HOME,
             oci_bundle.BUNDLE,
             oci_bundle.ROOTFS,
+            oci_bundle.EMPTY,
             oci_bundle.STATE,
             oci_bundle.DEVICES,
         ):
             self.inside(directory).mkdir(mode=0o700, exist_ok=True)
+
+    def lay_out(self) -> None:
+        """Make what is in the bundle; may be repeated. Raises ``OSError``."""
         self.inside(oci_bundle.DEVICES).chmod(0o755)
         self.inside(oci_bundle.ROOTFS).chmod(0o755)
         # CRIU opens mounts by way of a directory that it makes in /tmp; without one it takes the root,
@@ -132,7 +170,7 @@ class OciContainer(Container):
                 node.chmod(0o666)  # mknod heeds the umask
         for path, target in self.files.links.items():
             link = self.inside(oci_bundle.ROOTFS) / path.lstrip("/")
-            if not link.is_symlink():
+            if not os.path.lexists(link):
                 link.symlink_to(target)
         if not (self.inside(oci_bundle.BUNDLE) / "config.json").exists():
             # a restore reads namespaces and mounts from the bundle, and the program from the images
@@ -214,6 +252,8 @@ class OciContainer(Container):
             log=self.log_path(0),
             binds=self.files.binds,
             group=oci_bundle.GROUP if self.has_group else None,
+            image=self.image or (ImageSettings(root="") if self.layer is not None else None),
+            volumes=self.given.volumes,
         )
         (self.inside(oci_bundle.BUNDLE) / "config.json").write_bytes(
             msgspec.json.format(msgspec.json.encode(described))
@@ -255,6 +295,8 @@ class OciContainer(Container):
     async def start(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
         """Start the server's process in a new OCI container, with stdio opened inside; returns its PID."""
         await self.forget()
+        if self.given.disk_mib:
+            await asyncio.to_thread(self._fill_disk)
         self._write_bundle(argv, os.environ if env is None else env)
         done = await self.run_runc(
             *(
@@ -275,6 +317,13 @@ class OciContainer(Container):
             )
         self.adopt(self.pid_made())
         return self.pid_made()
+
+    def _fill_disk(self) -> None:
+        """Have files in the layer, of contents that do not shrink when they are compressed."""
+        directory = self.inside(oci_bundle.ROOTFS) / oci_bundle.DISK.relative_to("/")
+        directory.mkdir(parents=True, exist_ok=True)
+        for number in range(self.given.disk_mib):
+            (directory / f"{number:05d}").write_bytes(os.urandom(BYTES_PER_MIB))
 
     async def forget(self) -> None:
         """Let runc forget a container whose process has ended. Raises ``MigrationError`` while it lives."""

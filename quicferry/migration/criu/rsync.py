@@ -84,7 +84,7 @@ async def copy(container: Container, paths: Sequence[str], host: str, *, timeout
     """
     # the part after /./ is what the other end makes below its module's directory
     sources = [f"/run/./{path.removeprefix('/run/')}" for path in paths]
-    words = [str(find_rsync()), "-aR", "--stats", *sources, f"rsync://{host}:{PORT}/{MODULE}/"]
+    words = [str(find_rsync()), "-aRX", "--delete", "--stats", *sources, f"rsync://{host}:{PORT}/{MODULE}/"]
     done = await container.run(words, timeout_s=timeout_s)
     if done.status != 0:
         raise MigrationError(

@@ -20,7 +20,7 @@ from quicferry.probe import Probe
 from quicferry.process import run
 
 CHECK_S = 60.0
-HINT = "docs/oci.md says what runc needs; the engine criu-cold moves the same process without it"
+HINT = "docs/containers.md says what runc needs; the engine criu-cold moves the same process without it"
 
 
 def checkpoint_and_restore() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from quicferry.errors import MigrationError
 from quicferry.events import Event, EventLog
 from quicferry.migration.container.container import Container
 from quicferry.migration.container.oci_container import OciContainer
+from quicferry.migration.container.volumes import ContainerFiles, Volume  # noqa: F401 - for scripts
 from quicferry.migration.control import ControlClient
 from quicferry.migration.engines.base import (
     CopiesAhead,
@@ -164,8 +166,10 @@ class Edge:
 
 
 @contextlib.asynccontextmanager
-async def edges(*names: str, engine: str = "criu-cold") -> AsyncIterator[list[Edge]]:
-    make = OciContainer.make if runs_in_oci(engine) else Container.create
+async def edges(
+    *names: str, engine: str = "criu-cold", given: ContainerFiles | None = None
+) -> AsyncIterator[list[Edge]]:
+    make = functools.partial(OciContainer.make, given=given) if runs_in_oci(engine) else Container.create
     async with contextlib.AsyncExitStack() as stack:
         made = []
         for name in names:

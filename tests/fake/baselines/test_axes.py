@@ -26,6 +26,7 @@ from quicferry.emulation.fake import FakeEmulator
 from quicferry.errors import InvalidInput
 from quicferry.experiment import run
 from quicferry.experiment.context import Program
+from quicferry.paths import CHECKOUT
 from quicferry.process import Result
 from quicferry.record import Manifest, RunPaths, RunResult, read_manifest, write_json
 from quicferry.spec import Axis, RunSpec, axes
@@ -49,6 +50,9 @@ OTHERS: dict[str, Any] = {
     "topology": "one_lan",
     "strategy": "symmetric",
     "engine": "runc-cold",
+    "image": str(CHECKOUT / "docs"),
+    "command": "/bin/sh -c {server}",
+    "volumes": "data:/srv/data",
     "workload": "bursts",
     "faults": ["transfer:link-cut"],
     "jitter_ms": 2.0,

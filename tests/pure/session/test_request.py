@@ -32,12 +32,16 @@ def another_value(axis: Axis) -> Any:
         return not axis.default
     if axis.kind == "faults":
         return ["transfer:link-cut"]
-    if axis.name == "workload":
-        return "bursts"
-    if axis.name == "rate_trace":
-        return str(CHECKOUT / "docs" / "examples" / "cell.trace")
-    if axis.name == "flap":
-        return "up@1+0.5"
+    named = {
+        "workload": "bursts",
+        "rate_trace": str(CHECKOUT / "docs" / "examples" / "cell.trace"),
+        "flap": "up@1+0.5",
+        "image": str(CHECKOUT / "docs"),
+        "command": "sh",
+        "volumes": "a:/srv/a",
+    }
+    if axis.name in named:
+        return named[axis.name]
     assert axis.least is not None and axis.most is not None
     return axis.least + 1 if axis.default != axis.least + 1 else axis.least + 2
 
@@ -77,6 +81,8 @@ def test_bounds_are_kept_and_named(axis: Axis) -> None:
             values["memory_mib"] = 1
         if axis.name == "loss_burst_packets":
             values["loss_percent"] = 1.0
+        if axis.name == "disk_mib":
+            values["engine"] = "runc-cold"
         assert getattr(to_spec(values), axis.name) == good
     for bad in (axis.least - 1, axis.most * 2, -math.inf, math.inf, math.nan):
         with pytest.raises(InvalidInput, match=axis.name) as refused:

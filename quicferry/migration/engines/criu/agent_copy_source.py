@@ -117,7 +117,9 @@ class CopySource(CriuEngine):
             await self._freeze(order)
             await self._container.halt(pid)
             self._stopped.set()
+            collecting = asyncio.create_task(self._collect_files())
             await self._ready().dump_without_memory(pid, self._images, timeout_s=order.deadlines.checkpoint_s)
+            await collecting
             detail["method"] = self.method
             detail["memory_by"] = "agents"
             detail["rounds"] = self._rounds
@@ -189,8 +191,9 @@ class CopySource(CriuEngine):
             yield record(RecordKind.IMAGE, path.name, encode(PageMap(pagemap.pages_id, entries)))
             yield record(RecordKind.IMAGE, pages_name, b"")
             yield from in_chunks(pages_name, data.data.reshape(-1).data)
+        yield from self._last_files()
         for path in sorted(self._outside.iterdir()):
-            if path.is_file() and path.name not in LEFT_BEHIND and path.name not in replaced:
+            if path.suffix == ".img" and path.name not in LEFT_BEHIND and path.name not in replaced:
                 yield from in_chunks(path.name, memoryview(path.read_bytes()))
         self._left_behind = bool(lazy)
         manifest = CheckpointManifest(

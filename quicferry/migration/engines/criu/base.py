@@ -31,6 +31,8 @@ from quicferry.units import NS_PER_MS, now_ns
 
 DUMPERS = ("criu", "runc")  # programs that must not be disturbed
 OTHERS_POLL_S = 0.01
+#: The numbers of the two times at which a server's own files are sent.
+AHEAD, LAST = 0, 1
 
 
 class Held(NamedTuple):
@@ -211,7 +213,21 @@ class CriuEngine:
             hint="look at its log in the run directory",
         )
 
+    async def _files_ahead(self) -> Iterator[bytes]:
+        """Records of files that the server has written, while it runs. A bare process has none of its own."""
+        return iter(())
+
+    async def _collect_files(self) -> None:
+        """Collect what was written to such files since then, while the server stands still."""
+
+    def _last_files(self) -> Iterator[bytes]:
+        """Records of what ``_collect_files`` has collected."""
+        return iter(())
+
     # destination
+
+    async def _files_have_come(self, number: int) -> None:
+        """Put files in place that have come, those ahead or the last ones."""
 
     async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
         """Unpack the images as they come, restore the process and give it Resume."""
@@ -361,6 +377,8 @@ class CopiesInRounds(CriuEngine):
         pid = self._server_pid()
         packer = Packer(order.compression)
         before: int | None = None
+        async for chunk in packer.pack_all(await self._files_ahead()):
+            yield chunk
         try:
             while True:
                 with self._context.events.phase("migration.precopy.round", epoch=order.epoch) as detail:
@@ -399,3 +417,4 @@ class CopiesInRounds(CriuEngine):
         manifest = unpacker.manifest()
         if manifest.epoch != order.epoch:
             raise MigrationError(f"rounds of epoch {manifest.epoch}, not {order.epoch}")
+        await self._files_have_come(AHEAD)

@@ -92,15 +92,18 @@ class CriuColdEngine(CriuEngine):
             await self._freeze(order)
             if self.dumps_stopped:
                 await self._container.halt(pid)
+            collecting = asyncio.create_task(self._collect_files())
             stats = await criu.dump(pid, self._images, timeout_s=order.deadlines.checkpoint_s)
+            await collecting
             detail["method"] = self.method
             detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir())
             detail["criu"] = msgspec.structs.asdict(stats)
 
     def _closing_records(self, order: MoveOrder, pid: int) -> Iterator[bytes]:
         """Records of what was not sent while CRIU wrote: small images, open files, manifest."""
+        yield from self._last_files()
         for path in sorted(self._outside.iterdir()):
-            if not _is_pages(path) and path.name not in LEFT_BEHIND:
+            if path.suffix == ".img" and not _is_pages(path) and path.name not in LEFT_BEHIND:
                 yield record(RecordKind.IMAGE, path.name, path.read_bytes())
         files = self._container.open_files(pid)
         stopped = self.dumps_stopped and self._container.halts_by_signal

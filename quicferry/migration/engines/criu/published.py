@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 
 from quicferry.errors import UNDECODABLE, MigrationError
+from quicferry.migration.container.layer import UPPER, VOLUMES
 from quicferry.migration.criu import rsync
 from quicferry.migration.criu.image_stream import CheckpointManifest
 from quicferry.migration.engines.base import EngineContext
@@ -65,7 +66,8 @@ class PublishedColdEngine(RuncEngine):
         self._held = Held(order.epoch, pid)
         files = await self._dump(order, pid)
         yield ON_ITS_WAY
-        await self._copy(order, [str(self._last_images()), *files])
+        layer = [str(UPPER), str(VOLUMES)] if self._box.layer is not None else []
+        await self._copy(order, [str(self._last_images()), *layer, *files])
         manifest = CheckpointManifest(epoch=order.epoch, pid=pid, files=files, rounds=self._rounds)
         yield msgspec.json.encode(manifest)
 
@@ -126,6 +128,7 @@ class PublishedColdEngine(RuncEngine):
     async def prepare_destination(self, order: MoveOrder) -> None:
         """Also start rsync's daemon."""
         await super().prepare_destination(order)
+        await self._box.renew_layer()
         await self._daemon.start()
 
     async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
@@ -141,6 +144,8 @@ class PublishedColdEngine(RuncEngine):
         self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
     ) -> None:
         """Restore the container; ``detail`` goes into the event."""
+        if self._box.layer is not None:  # rsync has written to the layer itself
+            await self._box.layer.remount()
         stats = await self._ready().restore(self._last_images(), timeout_s=order.deadlines.restore_s)
         detail["criu"] = msgspec.structs.asdict(stats)
 

@@ -13,13 +13,15 @@ in docs/adr/0010.
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quicferry.errors import MigrationError
 from quicferry.migration.container.oci_container import OciContainer
 from quicferry.migration.criu.command import Criu
-from quicferry.migration.criu.image_stream import CheckpointManifest
+from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, Unpacker, record
+from quicferry.migration.criu.packing import Packer, unpack
 from quicferry.migration.criu.runc import Runc
 from quicferry.migration.engines.base import EngineContext
 from quicferry.migration.engines.criu.agent_copy import (
@@ -28,9 +30,10 @@ from quicferry.migration.engines.criu.agent_copy import (
     CriuPostCopyEngine,
     CriuPreCopyEngine,
 )
-from quicferry.migration.engines.criu.base import CriuEngine, Held
+from quicferry.migration.engines.criu.base import AHEAD, LAST, CriuEngine, Held
 from quicferry.migration.engines.criu.cold import CriuColdEngine
-from quicferry.migration.order import MoveOrder
+from quicferry.migration.engines.criu.rounds import closing_records
+from quicferry.migration.order import CHUNK_BYTES, MoveOrder
 
 
 class RuncEngine(CriuEngine):
@@ -132,15 +135,84 @@ class RuncEngine(CriuEngine):
             await self._box.remove()
 
 
-class RuncColdEngine(RuncEngine, CriuColdEngine):
+class OwnFilesEngine(RuncEngine):
+    """Moves the files that the container has written: most before the downtime, the last changes within."""
+
+    def __init__(self, context: EngineContext) -> None:
+        super().__init__(context)
+        self._last_names: list[str] = []
+
+    async def _files_ahead(self) -> Iterator[bytes]:
+        """Records of all that is in the container's layer and volumes."""
+        if self._box.layer is None:
+            return iter(())
+        self._ready()
+        names = await self._box.layer.pack(PurePosixPath(self._images), AHEAD, quiet=False)
+        return self._records_of(names)
+
+    async def _collect_files(self) -> None:
+        """Pack what differs by now."""
+        self._last_names = []
+        if self._box.layer is not None:
+            images = PurePosixPath(self._images)
+            self._last_names = await self._box.layer.pack(images, LAST, quiet=True)
+
+    def _last_files(self) -> Iterator[bytes]:
+        """Records of what differed."""
+        return self._records_of(self._last_names)
+
+    def _records_of(self, names: list[str]) -> Iterator[bytes]:
+        for name in names:
+            with (self._outside / name).open("rb") as file:
+                while piece := file.read(CHUNK_BYTES):
+                    yield record(RecordKind.IMAGE, name, piece)
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        """Also begin with an empty layer."""
+        # before runc is ready: it looks at the root when it starts
+        await self._box.forget()
+        await self._box.renew_layer()
+        await super().prepare_destination(order)
+
+    async def _files_have_come(self, number: int) -> None:
+        """Write files to the layer and the volumes."""
+        if self._box.layer is not None:
+            await self._box.layer.apply(PurePosixPath(self._images), number)
+
+    async def _make_process(
+        self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
+    ) -> None:
+        """Bring the last changes of files, then restore the container."""
+        await self._files_have_come(LAST)
+        await super()._make_process(order, manifest, detail)
+
+
+class RuncColdEngine(OwnFilesEngine, CriuColdEngine):
     """The engine ``runc-cold``: as ``criu-cold``, with runc for CRIU."""
 
     name = "runc-cold"
     method = "dumped by runc with CRIU"
     dumps_stopped = True
 
+    async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        """Send the files that the container has written; its memory crosses in the downtime."""
+        packer = Packer(order.compression)
+        async for chunk in packer.pack_all(await self._files_ahead()):
+            yield chunk
+        for chunk in packer.pack(closing_records(order.epoch, self._server_pid(), 0), flush=True):
+            yield chunk
 
-class RuncCopyEngine(RuncEngine, CriuCopyEngine):
+    async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
+        """Write them to the layer here."""
+        self._ready()
+        unpacker = Unpacker(self._outside, self._container.path("/"), self._received)
+        await unpack(order.compression, unpacker, chunks)
+        if unpacker.manifest().epoch != order.epoch:
+            raise MigrationError(f"files of another epoch than {order.epoch}")
+        await self._files_have_come(AHEAD)
+
+
+class RuncCopyEngine(OwnFilesEngine, CriuCopyEngine):
     """What is the same for the engines whose dump has no memory in it."""
 
     dumps_memory = False

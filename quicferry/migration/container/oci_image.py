@@ -1,0 +1,269 @@
+"""The image of a container: what kind of directory it is, its root file system, and how it wants to be run.
+
+=============  =======================================  ===================================================
+kind           known by                                 gives, besides the files
+=============  =======================================  ===================================================
+OCI layout     ``oci-layout`` and ``index.json``        command, environment, working directory, architecture
+bundle         ``config.json`` beside ``rootfs``        the same, and capabilities, rlimits, seccomp, masked
+                                                        and read-only paths, a read-only root
+root           anything else                            nothing
+=============  =======================================  ===================================================
+
+An OCI layout is what ``skopeo copy docker://… oci:DIRECTORY`` and ``podman save --format oci-dir`` write
+(https://github.com/opencontainers/image-spec: image-layout.md, config.md, layer.md). It is unpacked once into
+the cache of the checkout, under its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import platform
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+import zstandard
+
+from quicferry.errors import UNDECODABLE, InvalidInput
+from quicferry.paths import CHECKOUT
+
+CACHE = CHECKOUT / ".cache" / "images"
+WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
+#: As ``platform.machine()`` has it -> as the image specification has it (GOARCH).
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x"}
+MAX_JSON_BYTES = 4 << 20
+HINT = (
+    "give an unpacked bundle, an OCI layout (`skopeo copy docker://IMAGE oci:DIRECTORY`), or a root directory"
+)
+
+
+class ImageSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """An image, ready to be the root of a container. What is None or empty is not said by the image."""
+
+    root: str  # its files: a directory that nobody writes to
+    argv: list[str] = []  # its own command
+    env: dict[str, str] = {}
+    cwd: str = "/"
+    readonly: bool = False  # the container may not write to its root
+    capabilities: dict[str, list[str]] | None = None
+    rlimits: list[dict[str, Any]] = []
+    seccomp: dict[str, Any] | None = None
+    masked_paths: list[str] = []
+    readonly_paths: list[str] = []
+
+
+def read_image(directory: Path, cache: Path = CACHE) -> ImageSettings:
+    """Find out what an image is, and unpack it if need be. Raises ``InvalidInput``."""
+    if not directory.is_dir():
+        raise InvalidInput(f"the image {directory} is no directory", hint=HINT)
+    directory = directory.resolve()
+    if (directory / "index.json").is_file() and (directory / "oci-layout").is_file():
+        return _from_layout(directory, cache)
+    if (directory / "config.json").is_file() and (directory / "rootfs").is_dir():
+        return _from_bundle(directory)
+    if not any(directory.iterdir()):
+        raise InvalidInput(f"the image {directory} is empty", hint=HINT)
+    return ImageSettings(root=str(directory))
+
+
+def _from_bundle(directory: Path) -> ImageSettings:
+    config = _json(directory / "config.json")
+    process, linux = config.get("process", {}), config.get("linux", {})
+    root = config.get("root", {})
+    if (user := process.get("user", {}).get("uid", 0)) != 0:
+        raise _not_root(directory, user)
+    return ImageSettings(
+        root=str((directory / root.get("path", "rootfs")).resolve()),
+        argv=list(process.get("args", [])),
+        env=_environment(process.get("env", [])),
+        cwd=process.get("cwd", "/"),
+        readonly=bool(root.get("readonly", False)),
+        capabilities=process.get("capabilities"),
+        rlimits=list(process.get("rlimits", [])),
+        seccomp=linux.get("seccomp"),
+        masked_paths=list(linux.get("maskedPaths", [])),
+        readonly_paths=list(linux.get("readonlyPaths", [])),
+    )
+
+
+def _not_root(directory: Path, user: object) -> InvalidInput:
+    return InvalidInput(
+        f"the image {directory} wants to run as user {user}, and only root can be moved here",
+        hint="CRIU must set the limits of another user's process, which takes CAP_SYS_RESOURCE; run as root "
+        "without capabilities, which is the default (docs/containers.md)",
+    )
+
+
+def _from_layout(directory: Path, cache: Path) -> ImageSettings:
+    manifest = _manifest(directory)
+    config_blob = _blob(directory, manifest["config"])
+    config = _decoded(config_blob.read_bytes(), config_blob)
+    here = ARCHITECTURES.get(platform.machine(), platform.machine())
+    made_for = f"{config.get('os', 'linux')}/{config.get('architecture', here)}"
+    if made_for != f"linux/{here}":
+        raise InvalidInput(
+            f"the image {directory} is for {made_for}, this machine is linux/{here}",
+            hint=f"fetch the one for linux/{here}: `skopeo copy --override-arch {here} …`",
+        )
+    wanted = config.get("config", {}) or {}
+    user = str(wanted.get("User") or "0").partition(":")[0]
+    if user not in ("0", "root"):
+        raise _not_root(directory, user)
+    return ImageSettings(
+        root=str(_unpacked(directory, manifest, cache)),
+        argv=[*(wanted.get("Entrypoint") or []), *(wanted.get("Cmd") or [])],
+        env=_environment(wanted.get("Env") or []),
+        cwd=wanted.get("WorkingDir") or "/",
+    )
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of the one image of a layout; of an index within it, that for this machine."""
+    here = ARCHITECTURES.get(platform.machine(), platform.machine())
+    found = _json(directory / "index.json")
+    for _ in range(3):  # an index may lead to an index
+        if "layers" in found:
+            return found
+        offered = found.get("manifests", [])
+        fitting = [each for each in offered if each.get("platform", {}).get("architecture", here) == here]
+        if not fitting:
+            there = ", ".join(sorted({str(each.get("platform", {}).get("architecture")) for each in offered}))
+            raise InvalidInput(
+                f"the image {directory} is for {there or 'no machine'}, this machine is {here}", hint=HINT
+            )
+        blob = _blob(directory, fitting[0])
+        found = _decoded(blob.read_bytes(), blob)
+    raise InvalidInput(f"the image {directory} has no manifest", hint=HINT)
+
+
+def _blob(directory: Path, descriptor: dict[str, Any]) -> Path:
+    """The file of a blob, checked against its digest. Raises ``InvalidInput``."""
+    kind, _, digest = str(descriptor.get("digest", "")).partition(":")
+    path = directory / "blobs" / kind / digest
+    if kind != "sha256" or not digest.isalnum() or not path.is_file():
+        raise InvalidInput(f"the image {directory} lacks the blob {kind}:{digest}", hint=HINT)
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise InvalidInput(f"the blob {kind}:{digest} of {directory} is damaged", hint="fetch it again")
+    return path
+
+
+def _unpacked(directory: Path, manifest: dict[str, Any], cache: Path) -> Path:
+    """The directory with the files of all layers, one over the other; made when it is not there yet."""
+    names = [str(layer.get("digest")) for layer in manifest["layers"]]
+    target = cache / hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
+    if target.is_dir():
+        return target
+    draft = cache / f"{target.name}.new"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        for layer in manifest["layers"]:
+            with _opened(_blob(directory, layer)) as archive:
+                _lay(archive, draft)
+    except (tarfile.TarError, OSError, EOFError, zstandard.ZstdError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise InvalidInput(f"the image {directory} cannot be unpacked: {error}", hint=HINT) from error
+    except InvalidInput:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    draft.rename(target)
+    return target
+
+
+def _opened(blob: Path) -> tarfile.TarFile:
+    """A layer as a tar file, whatever it is packed with."""
+    with blob.open("rb") as file:
+        if file.read(4) != zstandard.FRAME_HEADER:
+            return tarfile.open(blob)
+        file.seek(0)
+        data = zstandard.ZstdDecompressor().stream_reader(file).read()
+    return tarfile.open(fileobj=io.BytesIO(data))
+
+
+def _lay(archive: tarfile.TarFile, root: Path) -> None:
+    """Lay the files of a layer over those that are there."""
+    for member in archive:
+        inside = PurePosixPath(member.name)
+        if inside.name.startswith(WHITEOUT):
+            _hide(root, inside)
+            continue
+        _lay_one(archive, member, root, _beneath(root, inside))
+
+
+def _lay_one(archive: tarfile.TarFile, member: tarfile.TarInfo, root: Path, target: Path) -> None:
+    """Make one file. Devices are not made: ``/dev`` is the container's own."""
+    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+        return
+    if not (member.isdir() and target.is_dir() and not target.is_symlink()):
+        _remove(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if member.isdir():
+        target.mkdir(exist_ok=True)
+    elif member.issym():
+        target.symlink_to(member.linkname)
+    elif member.islnk():
+        os.link(_beneath(root, PurePosixPath(member.linkname)), target, follow_symlinks=False)
+        return
+    elif (content := archive.extractfile(member)) is not None:
+        with content, target.open("wb") as file:
+            shutil.copyfileobj(content, file)
+    os.chown(target, member.uid, member.gid, follow_symlinks=False)
+    if not member.issym():
+        target.chmod(member.mode & 0o7777)  # after chown, which clears some of it
+        os.utime(target, (member.mtime, member.mtime))
+
+
+def _beneath(root: Path, inside: PurePosixPath) -> Path:
+    """Where a path of a layer is. Raises ``InvalidInput`` for one that leads out of the image."""
+    steps = PurePosixPath(str(inside).lstrip("/"))
+    parent = Path(os.path.realpath(root / steps.parent))
+    if ".." in steps.parts or not parent.is_relative_to(os.path.realpath(root)):
+        raise InvalidInput(f"a layer names what is not in it: {inside}", hint=HINT)
+    return parent / steps.name if steps.name else root
+
+
+def _hide(root: Path, whiteout: PurePosixPath) -> None:
+    """Remove what a whiteout says is not there."""
+    if whiteout.name != OPAQUE:
+        _remove(_beneath(root, whiteout.with_name(whiteout.name.removeprefix(WHITEOUT))))
+        return
+    directory = _beneath(root, whiteout).parent
+    for child in list(directory.iterdir()) if directory.is_dir() else []:
+        _remove(child)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _environment(words: list[str]) -> dict[str, str]:
+    return dict(_pairs(words))
+
+
+def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals:
+            yield name, value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise InvalidInput(f"{path} is too large to be read", hint=HINT)
+    return _decoded(path.read_bytes(), path)
+
+
+def _decoded(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except UNDECODABLE as error:
+        raise InvalidInput(f"{path} is no JSON object: {error}", hint=HINT) from error
