@@ -99,6 +99,15 @@ _NUMBERS: dict[str, tuple[type[pl.DataType], str, str]] = {
     "first_request_after_ms": (
         pl.Float64, _MS, "Service time of the first request that was sent after the server had resumed.",
     ),
+    "rate_recovered_ms": (
+        pl.Float64, _MS,
+        "Of a download: from the server's running again until 90 % of the rate before the move are reached.",
+    ),
+    "rate_before_mbps": (pl.Float64, "Mbit/s", "Of a download: the rate of useful bytes before the move."),
+    "stalls": (pl.Int64, "", "Of videos: how often one stood still."),
+    "stalled_ms": (pl.Float64, _MS, "Of videos: how long all of them together stood still."),
+    "datagrams_sent": (pl.Int64, "datagrams", "Of games: datagrams that the clients sent."),
+    "datagrams_received": (pl.Int64, "datagrams", "Of games: datagrams that the clients received."),
     "packets_undecrypted": (pl.Int64, "packets", "Of the client's capture, not decrypted."),
     "reconnected": (pl.Int64, "clients", "Clients that were told to connect again."),
     "connection_ids": (pl.Int64, "", "The server's connection IDs after the last move."),
@@ -109,7 +118,15 @@ LEFT_OUT = frozenset(
         *("outcome", "kind", "spec", "error", "link_backend", "memory_path", "served_by", "run_id"),  # below
         *("strategy", "engine", "seed", "topology", "server_first", "pool", "memory_mib"),  # axes
         *("loss_percent", "rtt_asked_ms", "dns_ttl_s", "clients", "fault"),
-        *("phases_ms", "moments_ms", "breakdown_ms", "clients_validated_ms", "moves", "usage"),
+        *(
+            "phases_ms",
+            "moments_ms",
+            "breakdown_ms",
+            "clients_validated_ms",
+            "clients_service_migration_ms",
+            "moves",
+            "usage",
+        ),
         *("rtt_method", "warnings", "hint", "run_dir"),
     }
 )
@@ -175,6 +192,14 @@ def columns() -> dict[str, Column]:
                 _part("breakdown_ms", name),
             )
             for name in BREAKDOWN
+        ),
+        *(
+            Column(
+                f"clients_service_migration_{name}_ms", pl.Float64, _MS,
+                f"Over the clients of the run: {name} of each one's service-migration time.",
+                _part("clients_service_migration_ms", name),
+            )
+            for name in ("median", "p95", "last")
         ),
     ]  # fmt: skip
     return {column.name: column for column in [*own, *asked, *measured]}
