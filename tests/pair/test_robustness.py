@@ -19,9 +19,11 @@ from quicferry.quic import (
     ServerState,
     Timings,
 )
-from quicferry.strategies import EXTENSION_STRATEGIES, RULES, Strategy
+from quicferry.strategies import EXTENSION_STRATEGIES, RULES, ProbeOn, Strategy
 
 from .harness import EDGE_1, EDGE_2, RTT_S, Network, Pair, edge
+
+BY_LOSS = [s for s in EXTENSION_STRATEGIES if RULES[s].probe_on is ProbeOn.LOSS]
 
 
 def prepared(strategy: Strategy, pool: int = 1, **keywords) -> Pair:
@@ -293,7 +295,7 @@ def test_a_synchronized_client_waits_but_not_for_ever():
     assert pair.client.migration_state == "idle"
 
 
-@pytest.mark.parametrize("strategy", [Strategy.POOL, Strategy.REACTIVE_EXPLICIT])
+@pytest.mark.parametrize("strategy", BY_LOSS)
 def test_a_false_alarm_ends_when_the_old_address_speaks_again(strategy):
     pair = prepared(strategy)
     if strategy is Strategy.REACTIVE_EXPLICIT:
