@@ -62,6 +62,7 @@ class FaultKind(enum.StrEnum):
     """What goes wrong."""
 
     DESTINATION_FULL = "destination-full"
+    DISK_FULL = "disk-full"
     RESTORE_FAILS = "restore-fails"
     IMAGE_CORRUPTED = "image-corrupted"
     LINK_CUT = "link-cut"

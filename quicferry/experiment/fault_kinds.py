@@ -88,6 +88,17 @@ def _fill_destination(injection: Injection) -> None:
             return
 
 
+def _fill_disk(injection: Injection) -> None:
+    """Let no file of the agents and the orchestrator grow any more: journals, logs, received state.
+
+    By their limit of a file's size (setrlimit(2), RLIMIT_FSIZE): a write fails as on a disk that is full.
+    """
+    for part in (SOURCE, DESTINATION, ORCHESTRATOR):
+        with contextlib.suppress(psutil.NoSuchProcess):  # another fault may have killed it
+            process = psutil.Process(injection.processes.program(part).process.pid)
+            process.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))
+
+
 def _remove_received(injection: Injection) -> None:
     for path in _received(injection):
         path.unlink()
@@ -159,6 +170,9 @@ KINDS: dict[FaultKind, KindRow] = {
     FaultKind.DESTINATION_FULL: KindRow(
         "the file system of the destination's container is made as small as what is in it",
         None, _fill_destination,
+    ),
+    FaultKind.DISK_FULL: KindRow(
+        "no file of the agents and the orchestrator can grow any more, journals among them", None, _fill_disk
     ),
     FaultKind.RESTORE_FAILS: KindRow(
         "the state that the destination has received is removed under its hands", None, _remove_received

@@ -112,6 +112,11 @@ ROWS: tuple[FaultRow, ...] = (
         _P.RESTORE, _K.DESTINATION_FULL, _EITHER, "the state is there already; an engine may need more room",
     ),
     FaultRow(_P.PAGES, _K.DESTINATION_FULL, _THERE, "pages go into the process, not into files"),
+    *_rows(_K.DISK_FULL, _BEFORE, _HERE, "a step that cannot be written down is not taken"),
+    FaultRow(
+        _P.RESTORE, _K.DISK_FULL, _EITHER, "all that had to be written is; an engine may need more room",
+    ),
+    *_rows(_K.DISK_FULL, (_P.COMMIT, _P.PAGES), _THERE, "what comes later need not be on disk"),
     FaultRow(
         _P.COPY, _K.RESTORE_FAILS, _HERE, "what was copied ahead is missed at the latest by the restore",
     ),

@@ -7,6 +7,7 @@ and whatever becomes of it, a complete run directory with an outcome is left.
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -74,8 +75,11 @@ def describe_interruption(error: BaseException) -> str:
 def _play(paths: RunPaths, run_id: str, player: str, on_event: OnEvent | None) -> int:
     """Play the run in a private root, and tell of its events. Returns the exit code of what played."""
     argv = [sys.executable, "-m", player, str(paths.root)]
+    # a server in an OCI container finds this checkout by it only, however the tool itself was started
+    python_path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": python_path}
     with (paths.logs / LOG).open("wb") as stderr:
-        root = private_root.start(argv, run_id=run_id, stdout=PIPE, stderr=stderr, cwd=CHECKOUT)
+        root = private_root.start(argv, run_id=run_id, stdout=PIPE, stderr=stderr, env=env, cwd=CHECKOUT)
     assert root.process.stdout is not None
     with root, root.process.stdout as lines:
         for line in lines:
