@@ -176,7 +176,7 @@ class ClientRace(ClientKnowledge):
         if data in self._answerable:
             # A waiting room gives the server our early challenges first; later ones tell the RTT better.
             age_s = now - self._answerable.pop(data)
-            if self._tells_rtt(age_s, self._answer_interval_s):
+            if self._rtt_of(age_s, self._answer_interval_s)[1]:
                 self._seam.lower_rtt(age_s, now)
             return
         found = self._prober.answered(data)

@@ -24,6 +24,7 @@ from quicferry.quic.tables import CLIENT, ClientInput, ClientState, Machine
 from quicferry.quic.wire import Address, SmPrepare
 from quicferry.strategies import ProbeOn, rules_of
 
+_PLAUSIBLE = 2.0  # times what an RTT is taken for without a sample: it is believed at once
 _KEPT_PTOS = 3  # how long a connection ID stays with its address after a race
 _REMEMBERED = 256
 _VISITED = 16
@@ -185,20 +186,12 @@ class ClientKnowledge(Role):
     def _patience_s(self, downtime_s: float) -> float:
         return min(downtime_s + self._config.timings.give_up_s, self._seam.idle_timeout_s / 2)
 
-    def _tells_rtt(self, age_s: float, interval_s: float) -> bool:
-        """Whether the age of an answered challenge is a sample of the RTT.
-
-        The challenge may have waited for the server to run, for as long as a probe interval. Where that
-        could be most of the age, it is only believed when it is less than what is taken without a sample.
-        """
-        return age_s >= 2 * interval_s or age_s <= self._seam.rtt_without_sample_s
-
     def _rtt_of(self, age_s: float, interval_s: float) -> tuple[float | None, bool]:
         """What the age of a challenge says of the RTT, and whether that is a sample.
 
         One that is longer than what is taken without a sample may be the downtime, in which the challenge
         waited; so it only stands in for a sample until there is one.
         """
-        if age_s <= self._seam.rtt_without_sample_s:
+        if age_s <= _PLAUSIBLE * self._seam.rtt_without_sample_s:
             return age_s, True
         return (age_s, False) if age_s >= 2 * interval_s else (None, False)

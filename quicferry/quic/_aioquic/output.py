@@ -4,7 +4,7 @@ Until then the source may go on, from its own state. Whatever the client has bee
 true of the source: the destination sends what the source would send as well (data that was written before
 the freeze, acknowledgements of what came before it, probes and their answers), and holds back what only it
 knows of. Those are acknowledgements of what it received, new stream data and datagrams, resets, larger
-limits, connection IDs that it has made up, and the retirement of the client's. The client repeats what is
+limits, connection IDs that it has made up, key updates, and the retirement of the client's. The client repeats what is
 not acknowledged, to whoever goes on. (Elnozahy, Alvisi, Wang and Johnson, "A survey of rollback-recovery
 protocols in message-passing systems", ACM Computing Surveys 34:3, 2002, Section 2.4.)
 """
@@ -32,6 +32,7 @@ _METHODS = (
     "_write_stop_sending_frame",
     "_write_stream_frame",
     "_write_stream_limits",
+    "request_key_update",
 )
 
 
@@ -53,6 +54,7 @@ class _Known:
         self.stops = {n for n, s in connection._streams.items() if s.receiver.stop_pending}
         self.retired: list[int] = []  # the client's connection IDs, to be retired after the commit
         self.owes_acknowledgement = False
+        self.owes_key_update = False
 
 
 def withhold_output(connection: QuicConnection) -> None:
@@ -118,6 +120,9 @@ def withhold_output(connection: QuicConnection) -> None:
         if stream.stream_id in known.stops:
             upstream._write_stop_sending_frame(connection, builder=builder, stream=stream)
 
+    def request_key_update() -> None:
+        known.owes_key_update = True  # the client would read nothing more of the source
+
     def _nothing(**_: Any) -> None:
         """Limits are raised after the commit: the client would use them against the source."""
 
@@ -138,3 +143,5 @@ def release_output(connection: QuicConnection) -> None:
     space = connection._spaces[tls.Epoch.ONE_RTT]
     if known.owes_acknowledgement and len(space.ack_queue):
         space.ack_at = 0.0  # at once
+    if known.owes_key_update:
+        connection.request_key_update()
