@@ -143,6 +143,18 @@ def _quiche(scene: Scene) -> None:
     scene.run(["node", script])
 
 
+def _mptcp(scene: Scene) -> None:
+    """The kernel's MPTCP (version 1) with two subflows and an address that is announced."""
+    process.run(["sysctl", "-qw", "net.mptcp.enabled=1"])
+    process.run(["ip", "mptcp", "limits", "set", "subflow", "4", "add_addr_accepted", "4"])
+    process.run(["ip", "addr", "add", "10.77.0.2/32", "dev", "lo"])
+    process.run(["ip", "mptcp", "endpoint", "add", "10.77.0.2", "dev", "lo", "signal"])
+    player: list[str | Path] = [sys.executable, CHECKOUT / "tools" / "captures" / "mptcp_ends.py"]
+    scene.start([*player, "server"])
+    scene.run([*player, "client"])
+    scene.keys.write_text("# TCP without TLS\n")
+
+
 _ONLY = "--ciphers=NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+"
 _REBINDING = ("--change-local-addr=20ms", "--nat-rebinding", "--delay-stream=60ms")
 _V2 = ("-v", "v1", "--other-versions=v2draft,v1")
@@ -165,6 +177,7 @@ SCENES: dict[str, Callable[[Scene], None]] = {
     "aioquic-retry": _aioquic("retry"),
     "qh3": _qh3,
     "quiche": _quiche,
+    "mptcp": _mptcp,
 }  # fmt: skip
 
 
@@ -175,7 +188,7 @@ def _record(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         scene = Scene(Path(folder))
         capture = scene.folder / "capture.pcapng"
-        recorder = process.spawn(["dumpcap", "-q", "-i", "lo", "-f", "udp", "-w", capture])
+        recorder = process.spawn(["dumpcap", "-q", "-i", "lo", "-f", "udp or tcp", "-w", capture])
         try:
             while running_packet_sockets(recorder.pid) == 0:
                 time.sleep(0.02)

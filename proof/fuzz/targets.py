@@ -11,6 +11,7 @@ import math
 import struct
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ from quicferry.capture.tls import TcpTraffic
 from quicferry.errors import CaptureError, FerryError, InvalidInput, MigrationError, StoreError
 from quicferry.events import read_events
 from quicferry.experiment import faults
+from quicferry.inspection.choices import Choice
+from quicferry.inspection.extras import Extras
+from quicferry.inspection.inspector import Inspector
+from quicferry.inspection.overview import overview
+from quicferry.inspection.sources import Source
+from quicferry.inspection.telling import closing, telling
 from quicferry.migration.control import ControlClient
 from quicferry.migration.criu.image_stream import Unpacker
 from quicferry.migration.criu.stats import read_dump_stats, read_restore_stats
@@ -115,6 +122,22 @@ def _message(data: bytes, _: Path) -> None:
 def _capture(path: Path) -> None:
     for datagram in read_datagrams(path):
         assert isinstance(datagram.payload, bytes)
+
+
+def _inspect(path: Path) -> None:
+    """Everything that ``quicferry inspect`` makes of a file: lines of both kinds, the tables, qlog."""
+    source = Source(path)
+    inspector = Inspector(source.keylog)
+    with ExitStack() as stack:
+        extras = Extras(source, inspector, stack, diagram=True, qlog=path.parent / "qlog")
+        for as_json in (False, True):
+            for line in telling(source, inspector, Choice(), as_json=as_json, packets=True, also=extras.take):
+                assert line is None or line.endswith(b"\n")
+    extras.text()
+    extras.svg("fuzzed")
+    gaps = source.gaps() + inspector.gaps()
+    assert list(overview(inspector, gaps))
+    assert list(closing(inspector, gaps))
 
 
 def _long_headers(data: bytes, _: Path) -> None:
@@ -228,6 +251,7 @@ TARGETS: dict[str, Target] = {
         Target("request", _request, (InvalidInput,), "values of axes"),
         Target("fault", _fault, (InvalidInput,), "a fault as on the command line"),
         Target("capture", _from_file("a.pcapng", _capture), (CaptureError,), "pcap and pcapng files"),
+        Target("inspect", _from_file("a.pcapng", _inspect), (CaptureError,), "a capture, told in every way"),
         Target("quic-frames", lambda data, _: parse_frames(data), (CaptureError,), "frames of a capture"),
         Target("quic-header", _long_headers, (), "long headers of a capture"),
         Target("quic", _quic, (), "datagrams of a capture"),

@@ -50,10 +50,10 @@ class _Direction:
         self.waiting_bytes = 0
         self.ahead: set[int] = set()
 
-    def relative(self, number: int) -> int:
-        """A sequence number, relative and unwrapped."""
+    def relative(self, number: int, *, is_syn: bool = False) -> int:
+        """A sequence number, relative and unwrapped; data begin at 1, with the SYN in the capture or not."""
         if self.first is None:
-            self.first = number
+            self.first = number if is_syn else (number - 1) & _MASK
         difference = (number - self.first - self.next) & _MASK
         return self.next + (difference - (1 << 32) if difference >= _HALF else difference)
 
@@ -113,7 +113,7 @@ class TcpInspector:
         payload = segment[size:]
         length = len(payload) + datagram.missing_bytes
         way, back = story.ways[to_server], story.ways[not to_server]
-        sequence = way.relative(int.from_bytes(segment[4:8], "big"))
+        sequence = way.relative(int.from_bytes(segment[4:8], "big"), is_syn=bool(flags & SYN))
         acknowledged = None
         if flags & ACK:
             acknowledged = back.relative(int.from_bytes(segment[8:12], "big"))

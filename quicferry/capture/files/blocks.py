@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import zlib
 from collections.abc import Callable, Iterator
 from io import BufferedIOBase
 from pathlib import Path
@@ -43,7 +44,7 @@ class CaptureReader:
         try:
             self._raw = self._stack.enter_context(path.open("rb"))
             self.size_bytes = path.stat().st_size
-            self._window = Window(self._unpacked())
+            self._window = Window(*self._unpacked())
         except OSError as error:
             self._stack.close()
             raise CaptureError(
@@ -69,17 +70,20 @@ class CaptureReader:
     ) -> None:
         self._stack.close()
 
-    def _unpacked(self) -> BufferedIOBase:
+    def _unpacked(self) -> tuple[BufferedIOBase, tuple[type[Exception], ...]]:
+        """The file without its packing, and the errors that reading it may raise."""
         magic = self._raw.read(4)
         self._raw.seek(0)
         if magic[:2] == _GZIP:
-            return cast("BufferedIOBase", self._stack.enter_context(gzip.GzipFile(fileobj=self._raw)))
+            unpacked = self._stack.enter_context(gzip.GzipFile(fileobj=self._raw))
+            return unpacked, (OSError, EOFError, zlib.error)
         if magic == _ZSTD:
             import zstandard
 
             reader = zstandard.ZstdDecompressor().stream_reader(self._raw, closefd=False)
-            return cast("BufferedIOBase", self._stack.enter_context(reader))
-        return self._raw
+            opened = self._stack.enter_context(reader)
+            return cast("BufferedIOBase", opened), (OSError, zstandard.ZstdError)
+        return self._raw, (OSError,)
 
     @property
     def read_bytes(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from io import BufferedIOBase
 from typing import NamedTuple
 
@@ -31,10 +30,12 @@ class Record(NamedTuple):
 class Window:
     """A file of any size through a window: what is needed next is in ``data`` from ``at`` on."""
 
-    __slots__ = ("_file", "at", "data", "dropped", "error")
+    __slots__ = ("_errors", "_file", "at", "data", "dropped", "error")
 
-    def __init__(self, file: BufferedIOBase) -> None:
+    def __init__(self, file: BufferedIOBase, errors: tuple[type[Exception], ...] = (OSError,)) -> None:
+        """``errors`` are those that reading the file may raise."""
         self._file = file
+        self._errors = errors
         self.error: Exception | None = None  # what ended the reading early
         self.data = b""
         self.at = 0
@@ -56,12 +57,7 @@ class Window:
         while have < count and self.error is None:
             try:  # read1: what can be had of a packed file that is cut off comes before the error
                 piece = self._file.read1(max(_CHUNK_BYTES, count - have))
-            except (OSError, EOFError, zlib.error) as error:
-                self.error = error
-                break
-            except Exception as error:
-                if not type(error).__module__.startswith("zstd"):  # no public class in common with ours
-                    raise
+            except self._errors as error:
                 self.error = error
                 break
             if not piece:
