@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 
 from quicferry.errors import MigrationError
 from quicferry.events import Event
 
 SENT, ANSWERED = "client.request.sent", "client.response.received"
+BEGUN_SHARE = 0.1  # of a pause
 PATIENCE_S = 5.0  # beyond two intervals between requests
 
 
@@ -17,7 +20,7 @@ class RequestWatch:
     def __init__(self) -> None:
         self._open: set[object] = set()
         self._sent = 0
-        self._answered = 0
+        self._answered_s = -math.inf  # when the last answer was heard of
         self._changed = threading.Condition()
 
     def heard(self, event: Event) -> None:
@@ -31,25 +34,27 @@ class RequestWatch:
                 self._sent += 1
             else:
                 self._open.discard(number)
-                self._answered += 1
+                self._answered_s = time.monotonic()
             self._changed.notify_all()
 
     def wait_for(self, moment: str, interval_ms: float) -> None:
         """Return at the moment that ``RunSpec.move_when`` names; at once for ``any``.
 
-        ``pause``: the next answer after which no request is open: the whole pause is still to come.
-        ``request``: the next request has been sent. Raises ``MigrationError`` when it does not come.
+        ``pause``: no request is open, and of the pause ``BEGUN_SHARE`` at most is over: nearly all of it is
+        still to come. ``request``: the next request has been sent. Raises ``MigrationError`` when it does not
+        come.
         """
         if moment == "any":
             return
         with self._changed:
-            sent, answered = self._sent, self._answered
+            sent = self._sent
             patience_s = PATIENCE_S + 2 * interval_ms / 1e3
 
             def has_come() -> bool:
                 if moment == "request":
                     return self._sent > sent
-                return self._answered > answered and not self._open
+                since_s = time.monotonic() - self._answered_s
+                return not self._open and since_s <= BEGUN_SHARE * interval_ms / 1e3
 
             if not self._changed.wait_for(has_come, patience_s):
                 raise MigrationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -28,7 +29,7 @@ def moments(watch: RequestWatch, moment: str, events: list[Event]) -> int:
     over = threading.Event()
 
     def wait() -> None:
-        watch.wait_for(moment, 10.0)
+        watch.wait_for(moment, 100.0)
         over.set()
 
     thread = threading.Thread(target=wait)
@@ -46,10 +47,16 @@ def moments(watch: RequestWatch, moment: str, events: list[Event]) -> int:
 
 def test_a_pause_begins_with_the_answer_after_which_none_is_open() -> None:
     watch = RequestWatch()
+    assert moments(watch, "pause", [sent(1), sent(2), answered(1), answered(2), sent(3)]) == 4
+
+
+def test_a_pause_that_has_just_begun_is_taken_and_one_that_is_nearly_over_is_not() -> None:
+    watch = RequestWatch()
     watch.heard(sent(1))
     watch.heard(answered(1))
-    events = [sent(2), sent(3), answered(2), answered(3), sent(4)]
-    assert moments(watch, "pause", events) == 4  # the pause before had begun already
+    watch.wait_for("pause", 600_000.0)
+    time.sleep(0.02)
+    assert moments(watch, "pause", [sent(2), answered(2), sent(3)]) == 2
 
 
 def test_a_request_is_under_way_when_it_has_been_sent() -> None:
