@@ -75,9 +75,40 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
         ),
         ("median time from a request to its answer", ms(result.service_time_ms)),
         ("largest delivery gap in the whole run", ms(result.largest_gap_ms)),
+        *_describe_bulk(result),
+        ("emulator late, 99th percentile of the worst link", _us(result.emulator_late_p99_us)),
+        ("what others took of the machine", _percent(result.cpu_others_percent)),
         ("payload bytes verified", tables.size(result.bytes_verified)),
         ("the service's state", state),
     ]
+
+
+def _ms(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1f} ms"
+
+
+def _us(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.0f} us"
+
+
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.0f} %"
+
+
+def _describe_bulk(result: RunResult) -> list[tuple[str, str]]:
+    """Rows for a run with bulk traffic, a video or a game."""
+    rows = []
+    if result.goodput_before_mbps is not None:
+        rows += [
+            ("goodput before the move", f"{result.goodput_before_mbps:.2f} Mbit/s"),
+            ("90 % of it again, after the freeze", _ms(result.goodput_recovered_ms)),
+            ("of it sent twice after the freeze", tables.size(result.bytes_sent_twice)),
+        ]
+    if result.stalls:
+        rows.append(("videos stood still", f"{result.stalls} times, {_ms(result.stalled_ms)}"))
+    if result.datagrams_sent:
+        rows.append(("datagrams answered", f"{result.datagrams_received} of {result.datagrams_sent}"))
+    return rows
 
 
 def _describe_clients(result: RunResult) -> list[tuple[str, str]]:

@@ -91,6 +91,19 @@ _NUMBERS: dict[str, tuple[type[pl.DataType], str, str]] = {
     "bytes_verified": (pl.Int64, _BYTES, "Payload that was checked and right."),
     "state_ok": (pl.Boolean, "", "Whether the service's state survived."),
     "largest_gap_ms": (pl.Float64, _MS, "Largest time between two useful packets at the client."),
+    "disturbed": (pl.Boolean, "", "Whether others used the machine, or the emulator was late."),
+    "emulator_late_p99_us": (pl.Float64, "us", "Lateness of the worst link, 99th percentile."),
+    "queue_full_packets": (pl.Int64, "packets", "Dropped by full queues of links."),
+    "cpu_others_percent": (pl.Float64, "%", "What processes of others took of the machine."),
+    "cpu_steal_percent": (pl.Float64, "%", "What a hypervisor gave to others."),
+    "cpu_pressure_percent": (pl.Float64, "%", "Share of time in which a process waited for a CPU."),
+    "goodput_before_mbps": (pl.Float64, "Mbit/s", "Rate of bulk traffic in the second before the freeze."),
+    "goodput_recovered_ms": (pl.Float64, _MS, "From the freeze until 90 % of that rate were reached again."),
+    "bytes_sent_twice": (pl.Int64, _BYTES, "Of bulk traffic after the freeze, sent more than once."),
+    "stalls": (pl.Int64, "", "How often videos stood still."),
+    "stalled_ms": (pl.Float64, _MS, "How long they did."),
+    "datagrams_sent": (pl.Int64, "datagrams", "Of games."),
+    "datagrams_received": (pl.Int64, "datagrams", "Of games, answers that came."),
     "service_time_ms": (pl.Float64, _MS, "Median time from a request to the end of its answer."),
     "packets_undecrypted": (pl.Int64, "packets", "Of the client's capture, not decrypted."),
     "reconnected": (pl.Int64, "clients", "Clients that were told to connect again."),
@@ -103,6 +116,7 @@ LEFT_OUT = frozenset(
         *("strategy", "engine", "seed", "topology", "server_first", "pool", "memory_mib"),  # axes
         *("loss_percent", "rtt_asked_ms", "dns_ttl_s", "clients", "fault"),
         *("phases_ms", "moments_ms", "breakdown_ms", "clients_validated_ms", "moves", "usage"),
+        *("clients_service_migration_ms", "goodput_mbps"),
         *("rtt_method", "warnings", "hint", "run_dir"),
     }
 )

@@ -77,6 +77,8 @@ def test_bounds_are_kept_and_named(axis: Axis) -> None:
             values["memory_mib"] = 1
         if axis.name == "loss_burst_packets":
             values["loss_percent"] = 1.0
+        if axis.name == "bit_rate_mbps":
+            values["workload"] = "video"
         assert getattr(to_spec(values), axis.name) == good
     for bad in (axis.least - 1, axis.most * 2, -math.inf, math.inf, math.nan):
         with pytest.raises(InvalidInput, match=axis.name) as refused:
@@ -108,6 +110,8 @@ def test_an_unknown_axis_is_refused_with_those_there_are() -> None:
 def test_an_axis_is_read_or_refused_with_the_reason(axis: Axis, baseline: str | None) -> None:
     engine = (baselines.get(baseline).engines or (None,))[0] if baseline else "criu-hybrid"
     values = {"baseline": baseline, "engine": engine, axis.name: another_value(axis)}
+    if axis.name == "bit_rate_mbps":
+        values["workload"] = "video"
     if axis.name == "mobility":
         values["topology"] = "chain"
     if axis.name == "plain_clients":
