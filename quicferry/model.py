@@ -262,6 +262,18 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(address for address in every if address is not None)
 
     @property
+    def clients(self) -> tuple[str, ...]:
+        """The client's node, and those of further clients with an access of their own: client-2 and so on."""
+        first = self.parts.get("client")
+        if first is None:
+            return ()
+        known = {node.name for node in self.nodes}
+        found = [first]
+        while (name := f"{first}-{len(found) + 1}") in known:
+            found.append(name)
+        return tuple(found)
+
+    @property
     def edges(self) -> tuple[str, ...]:
         """The names of all edges, the source first, then the destination, then in the topology's order."""
         first = [self.parts[part] for part in ("source", "destination") if part in self.parts]

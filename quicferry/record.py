@@ -55,6 +55,14 @@ class Clock(msgspec.Struct, frozen=True, kw_only=True):
     realtime_minus_monotonic_end_ns: int
 
 
+class MachineLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What the machine did besides the run, from the beginning of the load to its end."""
+
+    others_percent: float  # CPU time of processes that do not belong to the run, of all processors
+    steal_percent: float  # CPU time that a hypervisor gave to others
+    pressure_percent: float | None  # share of time in which some process waited for a CPU; its own included
+
+
 class Manifest(msgspec.Struct, kw_only=True):
     """Who made this run, of what, and how it ended."""
 
@@ -73,6 +81,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     link_backend: str = ""
     memory_by: str | None = None  # agents or criu moved memory outside the downtime; None: nobody did
     links: list[LinkReading] = []
+    machine_load: MachineLoad | None = None
     clock: Clock | None = None
     tool_version: str = ""
     kernel: str = ""
@@ -196,6 +205,16 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     rate_before_mbps: float | None = None  # useful bytes, in Mbit/s
     request_hit_ms: float | None = None  # service time of the request under way in the downtime, the longest
     first_request_after_ms: float | None = None  # service time of the first request sent after the resume
+    disturbed: bool | None = None  # others used the machine, or the emulator was late: see the warnings
+    emulator_late_p99_us: float | None = None  # of the worst link
+    queue_full_packets: int | None = None  # dropped by full queues of links, as they should be
+    cpu_others_percent: float | None = None  # what processes of others took of the machine
+    cpu_steal_percent: float | None = None
+    cpu_pressure_percent: float | None = None
+    goodput_before_mbps: float | None = None  # of bulk traffic: in the last second before the freeze
+    goodput_recovered_ms: float | None = None  # from the freeze until 90 % of that rate are reached again
+    goodput_mbps: list[tuple[float, float]] = []  # [ms after the freeze, rate in the 100 ms before it]
+    bytes_sent_twice: int | None = None  # of bulk traffic after the freeze, as the client's capture saw them
     stalls: int | None = None  # of videos: how often one stood still, and how long all of them together
     stalled_ms: float | None = None
     datagrams_sent: int | None = None  # of games; those that were lost are not sent again

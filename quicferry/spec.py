@@ -328,6 +328,13 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "clients", least=1, most=500, read_by=_EXTENSION,
         ),
     ] = 1  # fmt: skip
+    access: Annotated[
+        Literal["shared", "own"],
+        _axis(
+            "Whether many clients are on one host behind one access link, or each on one of its own.",
+            read_by=_EXTENSION,
+        ),
+    ] = "shared"
     mixed_strategies: Annotated[
         bool,
         _axis("Each client agrees to one strategy only, all of them in turn.", read_by=_EXTENSION),

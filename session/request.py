@@ -23,6 +23,7 @@ from quicferry.spec import Axis, ReadBy, RunSpec, axes
 from quicferry.strategies import Carrier, StrategyRules, may_speak_first, rules_of
 from session import fit
 from session.container import check_container
+from topologies.building.access import with_own_access
 from topologies.building.quality import OF_THE_ACCESS, with_quality
 
 T = TypeVar("T")
@@ -124,6 +125,8 @@ def parts_of(spec: RunSpec) -> Parts:
         {axis.name: getattr(spec, axis.name) for axis in shaping},
         {axis.name: axis.default for axis in shaping},
     )
+    if spec.access == "own" and spec.clients > 1:
+        topology = with_own_access(topology, spec.clients)
     topology = with_quality(topology, {name: getattr(spec, name) for name in OF_THE_ACCESS}, spec.flap)
     return Parts(
         baseline,
@@ -211,6 +214,13 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
             "back to back there is no pause between two requests",
             hint="give --interval-ms, or another --move-when",
         )
+    if spec.access == "own" and spec.plain_clients:
+        raise InvalidInput(
+            "plain clients connect again from the process of many",
+            hint="leave out --access or --plain-clients",
+        )
+    if spec.mobility != "none" and spec.access == "own":
+        raise InvalidInput("one host moves, with all clients on it", hint="leave out --access")
     if spec.mobility != "none":
         client_links(parts.topology, spec)
         if spec.faults:
@@ -256,6 +266,7 @@ def _unread_by_server(spec: RunSpec, entry: registry.EngineEntry) -> dict[str, s
     if "video" not in spec.workload.split("+"):
         reasons["bit_rate_mbps"] = "bit_rate_mbps is that of a video: the workload has none"
     if spec.clients == 1:
+        reasons["access"] = "access says what many clients share, and there is one"
         reasons["load"] = "load says what many clients share, and there is one"
     if not entry.runs_in_oci:
         for name in ("image", "command", "volumes", "disk_mib"):

@@ -28,6 +28,8 @@ from quicferry.events import EventLog
 from quicferry.record import ClientSummary, RequestRecord, TransferRecord
 from quicferry.units import now_ns, ns_to_ms
 
+#: of a larger answer each part is service already; what fits into a packet comes all at once
+LARGE_ANSWER_BYTES = 2048
 NextStream = Callable[[], int]
 
 
@@ -134,12 +136,7 @@ class Load:
         """Take in a datagram of the server; one may be lost, and is not missed."""
         self._datagrams_received += 1
         self._verified_bytes += len(data)
-        if origin != self._data_origin:
-            if self._data_origin:
-                self._events.emit("client.download.data", t_ns=self._data_ns, server=self._data_origin)
-            self._events.emit("client.download.data", t_ns=t_ns, server=origin)
-            self._data_origin = origin
-        self._data_ns = t_ns
+        self._note_data(origin, t_ns)
 
     def repeated(self, stream: int) -> None:
         """Note that an open exchange is sent again from its beginning; drop what came of its answer.
@@ -213,6 +210,8 @@ class Load:
         if body.strip(PAD):
             self._wrong.append(f"the answer to {pending.number} holds bytes that were never sent")
         pending.body_bytes += len(body)
+        if pending.body_bytes > LARGE_ANSWER_BYTES:
+            self._note_data(origin, now)
         if not end:
             return
         del self._pending[stream]
@@ -245,13 +244,17 @@ class Load:
         )
         self.answered.set()
 
-    def _transfer_received(self, transfer: Transfer, data: bytes, end: bool, origin: str, now: int) -> None:
+    def _note_data(self, origin: str, now: int) -> None:
+        """Tell when data ends to come from one address of the server and begins to come from another."""
         if origin != self._data_origin:
             if self._data_origin:
                 self._events.emit("client.download.data", t_ns=self._data_ns, server=self._data_origin)
             self._events.emit("client.download.data", t_ns=now, server=origin)
             self._data_origin = origin
         self._data_ns = now
+
+    def _transfer_received(self, transfer: Transfer, data: bytes, end: bool, origin: str, now: int) -> None:
+        self._note_data(origin, now)
         line, body = transfer.reader.feed(data)
         if line is not None:
             transfer.reply = msgspec.json.decode(line, type=Reply)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import queue
 
+import msgspec
+
+from apps.client.multi_client import STRATEGIES, TOLD, sum_up
 from apps.config import ClientConfig
 from quicferry.errors import MigrationError
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
 from quicferry.process import TimeoutExpired
 from quicferry.quic import Congestion
+from quicferry.record import ClientSummary, write_json
 from quicferry.spec import RunSpec
 from quicferry.strategies import StrategyName, rules_of, strategies
 from quicferry.units import BYTES_PER_MIB
@@ -62,7 +66,7 @@ def strategies_in(spec: RunSpec) -> tuple[StrategyName, ...]:
 class LoadClient:
     """The client and its load. ``end_s`` is longer than the client's own patience."""
 
-    name = "client"
+    name: str = "client"
 
     def __init__(
         self,
@@ -72,7 +76,13 @@ class LoadClient:
         module: str = "apps.client.client",
         connections: int = 1,
         end_s: float = CLIENT_END_S,
+        host: str | None = None,
+        number: int = 0,
     ) -> None:
+        if number > 1:
+            self.name = f"client-{number}"
+        self._host = host if host is not None else context.part("client")
+        self._number = number
         self._context = context
         self._config = config
         self._module = module
@@ -85,12 +95,23 @@ class LoadClient:
     def start(self) -> None:
         context = self._context
         argv = context.module(self._module, context.write_config(self.name, self._config))
-        self.program = context.start(self.name, context.part("client"), argv, self._line)
+        self.program = context.start(self.name, self._host, argv, self._line)
 
     def _line(self, line: bytes) -> None:
-        event = self._context.collect_line(line)
+        event = self._of_one_among_many(line) if self._number else self._context.collect_line(line)
         if event is not None:
             self._heard(event)
+
+    def _of_one_among_many(self, line: bytes) -> Event | None:
+        """Take in an event with the client's number; of later clients only those that are told of many."""
+        try:
+            event = msgspec.json.decode(line, type=Event)
+        except msgspec.DecodeError:
+            return None
+        if self._number == 1 or event.name in TOLD:
+            detail = {**event.detail, "client": self._number}
+            self._context.collect(msgspec.structs.replace(event, detail=detail))
+        return event
 
     def _heard(self, event: Event) -> None:
         if event.name == "client.connected":
@@ -128,6 +149,11 @@ class LoadClient:
                 hint=f"see {self.program.log.name} in the run directory",
             ) from None
 
+    def tell_to_stop(self) -> None:
+        """Let it end its load, without waiting for it."""
+        if self.program is not None:
+            self.program.tell(b"stop")
+
     def stop(self) -> None:
         """Tell it to stop; it waits for open requests and writes its summary."""
         if self.program is None:
@@ -140,3 +166,73 @@ class LoadClient:
             raise MigrationError("the client did not end in good order", hint="see client.log") from None
         if status != 0:
             raise MigrationError(f"the client failed: {self.program.last_words()}", hint="see client.log")
+
+
+class ClientsApart:
+    """Many clients, each a process on a host of its own; together they are one service of a deployment."""
+
+    name = "client"
+
+    def __init__(self, context: RunContext, config: ClientConfig) -> None:
+        self._context = context
+        self._summaries = [
+            context.paths.root / f"client-{number}.json" for number in range(1, config.clients + 1)
+        ]
+        replace = msgspec.structs.replace
+        shared_ms = config.interval_ms * config.clients
+        self._clients = [
+            LoadClient(
+                context,
+                replace(
+                    config,
+                    session=f"client-{number}",
+                    summary=str(summary),
+                    seed=config.seed + number,
+                    interval_ms=config.interval_ms if config.own_load else shared_ms,
+                    strategies=(
+                        (STRATEGIES[number % len(STRATEGIES)],)
+                        if config.mixed_strategies
+                        else config.strategies
+                    ),
+                ),
+                host=host,
+                number=number,
+            )
+            for number, (host, summary) in enumerate(
+                zip(context.topology.clients, self._summaries, strict=True), 1
+            )
+        ]
+
+    @property
+    def program(self) -> Program | None:
+        """The process of the first client."""
+        return self._clients[0].program
+
+    def ask_for_move(self) -> None:
+        """Let the first client ask its server to move."""
+        self._clients[0].ask_for_move()
+
+    def start(self) -> None:
+        for client in self._clients:
+            client.start()
+
+    def wait_ready(self, timeout_s: float) -> None:
+        for client in self._clients:
+            client.wait_ready(timeout_s)
+
+    def stop(self) -> None:
+        """End all of them, and sum their summaries up."""
+        for client in self._clients:
+            client.tell_to_stop()
+        problems: list[MigrationError] = []
+        for client in self._clients:
+            try:
+                client.stop()
+            except MigrationError as error:
+                problems.append(error)
+        written = [path for path in self._summaries if path.is_file()]
+        summaries = [msgspec.json.decode(path.read_bytes(), type=ClientSummary) for path in written]
+        if summaries:
+            write_json(self._context.paths.client, sum_up(summaries))
+        if problems:
+            raise problems[0]

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 
-from apps.deployment.client_service import LoadClient
+from apps.deployment.client_service import ClientsApart, LoadClient
 from quicferry.emulation import routing
 from quicferry.events import Event
 from quicferry.experiment.context import RunContext
@@ -21,7 +21,7 @@ TOGETHER_AT = "migration.checkpoint.started"
 class Mobility:
     """The changes of a run's client. ``before_move`` is called when a move begins."""
 
-    def __init__(self, context: RunContext, client: LoadClient) -> None:
+    def __init__(self, context: RunContext, client: LoadClient | ClientsApart) -> None:
         self._context = context
         self._client = client
         self._how = context.spec.mobility

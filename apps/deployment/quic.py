@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from apps.config import SERVER_NAME
-from apps.deployment.client_service import LoadClient, client_config
+from apps.deployment.client_service import ClientsApart, LoadClient, client_config
 from apps.deployment.mobility import Mobility
 from apps.deployment.services import ASK_S, AgentService, OrchestratorService, moved, order_move
 from quicferry.errors import FerryError
@@ -78,12 +78,16 @@ class QuicDeployment:
         if faults.client_refuses:
             config = msgspec.structs.replace(config, accept_moves=False)
         crowd = context.spec.clients > 1 or context.spec.plain_clients > 0 or context.spec.mixed_strategies
-        self._client = LoadClient(
-            context,
-            config,
-            module="apps.client.multi_client" if crowd else "apps.client.client",
-            connections=context.spec.clients,
-        )
+        self._client: LoadClient | ClientsApart
+        if len(context.topology.clients) > 1:
+            self._client = ClientsApart(context, config)
+        else:
+            self._client = LoadClient(
+                context,
+                config,
+                module="apps.client.multi_client" if crowd else "apps.client.client",
+                connections=context.spec.clients,
+            )
         self.services: list[Service] = [*self._agents.values(), self._orchestrator, faults, self._client]
         self._done = 0  # moves
         self._mobility = Mobility(context, self._client)

@@ -49,6 +49,7 @@ SHORT: dict[str, tuple[float, float, float]] = {
     "tcp_user_timeout_ms": (0, 2000, 3000),
     "request_timeout_ms": (500, 2000, 3000),
     "downtime_ms": (0, 500, 1500),
+    "bit_rate_mbps": (1, 8, 16),
     "clients": (1, 4, 8),
     "plain_clients": (0, 2, 4),
     "moves": (1, 3, 5),

@@ -15,6 +15,8 @@ import polars as pl
 from quicferry.analysis import timeline
 from quicferry.analysis.breakdown import TOLERANCE_MS, breakdown_ms, unexplained_ms
 from quicferry.analysis.endpoint_split import NEW, OLD, EndpointSplit
+from quicferry.analysis.fidelity import add_fidelity
+from quicferry.analysis.goodput import direction_of, goodput
 from quicferry.analysis.metrics import Metrics, measure
 from quicferry.analysis.rate_recovery import rate_recovered_ns
 from quicferry.analysis.repeated_moves import add_moves, measure_all
@@ -119,6 +121,7 @@ def analyse(run_dir: Path) -> Analysis:
         _add_rate(result, traffic.frame, metrics, manifest)
         if summary is not None and not moves:
             _add_requests_hit(result, summary, metrics)
+        _add_goodput(result, traffic.frame, metrics, manifest)
         result.packets_undecrypted = traffic.undecrypted
         if traffic.undecrypted:
             result.warnings.append(
@@ -162,6 +165,7 @@ def _result_of_manifest(run_dir: Path, manifest: Manifest) -> RunResult:
     result.link_backend = manifest.link_backend or None
     result.fault = ", ".join(fault.words for fault in manifest.spec.faults) or None
     result.warnings = list(manifest.warnings)
+    add_fidelity(result, manifest)
     result.run_dir, result.run_id = str(run_dir), manifest.id
     if result.outcome == "running":
         fail(result, "the run was interrupted", "`quicferry clean` removes what it left behind")
@@ -244,6 +248,11 @@ def _client_traffic(paths: RunPaths, manifest: Manifest, convert: ClockConversio
     keylog = read_keylog(paths.keys)
     port = service_port(manifest)
     datagrams = read_datagrams(capture, convert.to_monotonic_ns)
+    for name in manifest.topology.clients[1:]:  # those with an access of their own
+        other = paths.captures / f"{name}.pcapng"
+        if other.is_file():
+            datagrams += read_datagrams(other, convert.to_monotonic_ns)
+            datagrams.sort(key=lambda datagram: datagram.t_ns)
     traffic = tabulate(datagrams, Decryptor(keylog), port=port)
     if port is not None and (tcp := tabulate_tcp(datagrams, keylog, port)).segments:
         traffic = TrafficTable(
@@ -341,6 +350,21 @@ def _add_breakdown(
     left = unexplained_ms(result.breakdown_ms, result.service_migration_time_ms)
     if abs(left) > TOLERANCE_MS:
         result.warnings.append(f"the parts of the service-migration time leave {left:.1f} ms unexplained")
+
+
+def _add_goodput(result: RunResult, traffic: pl.DataFrame, metrics: Metrics, manifest: Manifest) -> None:
+    """How the rate of bulk traffic came back, if the run has any and the server moved."""
+    spec = manifest.spec
+    direction = direction_of(spec.workload, spec.download_mib, spec.upload_mib)
+    if direction is None or metrics.frozen_ns is None:
+        return
+    found = goodput(traffic, metrics.frozen_ns, direction)
+    if found is None:
+        return
+    result.goodput_before_mbps = round(found.before_mbps, 3)
+    result.goodput_recovered_ms = found.recovered_ms
+    result.goodput_mbps = found.curve
+    result.bytes_sent_twice = found.sent_twice_bytes
 
 
 def _add_service(result: RunResult, traffic: pl.DataFrame, events: list[Event]) -> None:

@@ -78,6 +78,9 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
         ("time of the request that the move hit", ms(result.request_hit_ms)),
         ("time of the first request after it", ms(result.first_request_after_ms)),
         ("largest delivery gap in the whole run", ms(result.largest_gap_ms)),
+        *_describe_bulk(result),
+        ("emulator late, 99th percentile of the worst link", _us(result.emulator_late_p99_us)),
+        ("what others took of the machine", _percent(result.cpu_others_percent)),
         ("payload bytes verified", tables.size(result.bytes_verified)),
         ("the service's state", state),
     ]
@@ -89,6 +92,34 @@ def _describe_rate(result: RunResult) -> list[tuple[str, str]]:
         return []
     title = f"until 90 % of the {result.rate_before_mbps:g} Mbit/s before the move"
     return [(title, f"{result.rate_recovered_ms:.1f} ms")]
+
+
+def _ms(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1f} ms"
+
+
+def _us(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.0f} us"
+
+
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.0f} %"
+
+
+def _describe_bulk(result: RunResult) -> list[tuple[str, str]]:
+    """Rows for a run with bulk traffic, a video or a game."""
+    rows = []
+    if result.goodput_before_mbps is not None:
+        rows += [
+            ("goodput before the move", f"{result.goodput_before_mbps:.2f} Mbit/s"),
+            ("90 % of it again, after the freeze", _ms(result.goodput_recovered_ms)),
+            ("of it sent twice after the freeze", tables.size(result.bytes_sent_twice)),
+        ]
+    if result.stalls:
+        rows.append(("videos stood still", f"{result.stalls} times, {_ms(result.stalled_ms)}"))
+    if result.datagrams_sent:
+        rows.append(("datagrams answered", f"{result.datagrams_received} of {result.datagrams_sent}"))
+    return rows
 
 
 def _describe_clients(result: RunResult) -> list[tuple[str, str]]:

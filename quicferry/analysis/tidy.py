@@ -91,6 +91,15 @@ _NUMBERS: dict[str, tuple[type[pl.DataType], str, str]] = {
     "bytes_verified": (pl.Int64, _BYTES, "Payload that was checked and right."),
     "state_ok": (pl.Boolean, "", "Whether the service's state survived."),
     "largest_gap_ms": (pl.Float64, _MS, "Largest time between two useful packets at the client."),
+    "disturbed": (pl.Boolean, "", "Whether others used the machine, or the emulator was late."),
+    "emulator_late_p99_us": (pl.Float64, "us", "Lateness of the worst link, 99th percentile."),
+    "queue_full_packets": (pl.Int64, "packets", "Dropped by full queues of links."),
+    "cpu_others_percent": (pl.Float64, "%", "What processes of others took of the machine."),
+    "cpu_steal_percent": (pl.Float64, "%", "What a hypervisor gave to others."),
+    "cpu_pressure_percent": (pl.Float64, "%", "Share of time in which a process waited for a CPU."),
+    "goodput_before_mbps": (pl.Float64, "Mbit/s", "Rate of bulk traffic in the second before the freeze."),
+    "goodput_recovered_ms": (pl.Float64, _MS, "From the freeze until 90 % of that rate were reached again."),
+    "bytes_sent_twice": (pl.Int64, _BYTES, "Of bulk traffic after the freeze, sent more than once."),
     "service_time_ms": (pl.Float64, _MS, "Median time from a request to the end of its answer."),
     "request_hit_ms": (
         pl.Float64, _MS,
@@ -126,6 +135,7 @@ LEFT_OUT = frozenset(
             "clients_service_migration_ms",
             "moves",
             "usage",
+            "goodput_mbps",
         ),
         *("rtt_method", "warnings", "hint", "run_dir"),
     }

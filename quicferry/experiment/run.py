@@ -21,6 +21,7 @@ from quicferry.events import Event, write_events
 from quicferry.experiment.context import Deployment, RunContext, Service
 from quicferry.experiment.itinerary import stops
 from quicferry.experiment.machine import machine, source_digest
+from quicferry.experiment.machine_load import LoadWatch
 from quicferry.experiment.request_watch import RequestWatch
 from quicferry.experiment.store import free_reserve
 from quicferry.experiment.usage import note_usage
@@ -129,7 +130,7 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
         with Watch(context):
             with events.phase("run.start"):
                 manifest.interfaces = captures.start(
-                    list(dict.fromkeys([client, source, destination, *manifest.stops]))
+                    list(dict.fromkeys([*manifest.topology.clients, source, destination, *manifest.stops]))
                 )
                 deployment = make_deployment(context)
                 manifest.source_endpoint = str(context.service_endpoint(source))
@@ -143,6 +144,7 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
                     service.wait_ready(READY_S)
             with events.phase("run.load"):
                 emulator.begin()
+                watch = LoadWatch()
                 time.sleep(spec.before_s)
             for number in range(1, spec.moves + 1):
                 if number > 1:
@@ -153,6 +155,7 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
                 if spec.moves > 1:
                     note_usage(events, ((name, pid) for name, of in context.watched.items() if (pid := of())))
             time.sleep(spec.after_s)
+            manifest.machine_load = watch.load()
     finally:
         with events.phase("run.collect"):
             problems = _stop_all(started[::-1])

@@ -1,5 +1,6 @@
 """What the topologies are built with.
 
+- ``access``     clients with an access of their own
 - ``addresses``  the same network in IPv4, in IPv6 or with both
 - ``quality``    what a run asks of the links besides: bursts, reordering, traces, cuts
 - ``roundtrips`` what the links of a topology add up to, and whether everybody can reach whom he must

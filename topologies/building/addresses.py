@@ -46,6 +46,11 @@ def with_ip(topology: Topology, ip: str) -> Topology:
     )
 
 
+def twin_of(address: str) -> str:
+    """The interface in IPv6 that is beside one of IPv4 with a network of 24 bits."""
+    return f"{_twin(ipaddress.IPv4Interface(address).ip)}/64"
+
+
 def _twin(address: ipaddress.IPv4Address) -> ipaddress.IPv6Address:
     a, b, c, d = address.packed
     return ipaddress.IPv6Address(f"fd00:{a:x}:{b:x}:{c:x}::{d:x}")

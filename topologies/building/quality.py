@@ -37,8 +37,9 @@ def with_quality(topology: Topology, asked: Mapping[str, Any], flap: str | None)
         read_trace(chosen["rate_trace"])  # before anything is built
     reorder = {name: chosen.pop(name) for name in ("reorder_percent",) if name in chosen}
     client = topology.parts.get("client", "")
+    clients = set(topology.clients)
     links = [
-        _reshaped(link, chosen) if chosen and client in (link.a, link.b) else link for link in topology.links
+        _reshaped(link, chosen) if chosen and clients & {link.a, link.b} else link for link in topology.links
     ]
     if reorder:
         delayed = _delayed(topology, client)
@@ -62,7 +63,8 @@ def _delayed(topology: Topology, client: str) -> set[str]:
     """
     edges = set(topology.service_addresses)
     to_edges = [link for link in topology.links if (link.a in edges) != (link.b in edges)]
-    for links in (topology.links_of(client), to_edges):
+    own = [link for name in topology.clients or (client,) for link in topology.links_of(name)]
+    for links in (own, to_edges):
         found = {link.name for link in links if link.a_to_b.delay_ms and link.b_to_a.delay_ms}
         if found:
             return found

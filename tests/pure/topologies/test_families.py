@@ -11,6 +11,7 @@ from quicferry.experiment.itinerary import client_links, onward, stops
 from quicferry.model import NodeKind, Topology
 from quicferry.spec import RunSpec
 from session.request import to_spec
+from topologies.building.access import with_own_access
 from topologies.building.roundtrips import check_ways
 
 ALL = topologies.names()
@@ -153,3 +154,27 @@ def test_a_client_with_one_access_router_cannot_move() -> None:
         to_spec({"mobility": "alone"})
     assert "chain" in (refusal.value.hint or "")
     assert to_spec({"mobility": "together", "topology": "ring"}).mobility == "together"
+
+
+@pytest.mark.parametrize("ip", ["4", "6", "dual"])
+@pytest.mark.parametrize("name", ALL)
+def test_many_clients_with_an_access_of_their_own_are_each_as_the_first_one_is(name: str, ip: str) -> None:
+    alone = topologies.get(name).build(ip=ip)
+    made = with_own_access(alone, 4)
+    assert made.clients == ("client", "client-2", "client-3", "client-4")
+    for client in made.clients[1:]:
+        own, first = made.links_of(client), made.links_of("client")
+        assert [(a.a_to_b, a.b_to_a, a.up) for a in own] == [(b.a_to_b, b.b_to_a, b.up) for b in first]
+        assert len(made.addresses_of(client)) == len(made.addresses_of("client"))
+        for edge in made.service_addresses:
+            assert routing.path(made, client, edge)[-1] == edge
+    for view in routing.by_version(made):
+        check_ways(view)
+
+
+def test_more_clients_than_hosts_can_be_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="51 clients") as refusal:
+        to_spec({"clients": 51, "access": "own"})
+    assert "50" in (refusal.value.hint or "")
+    with pytest.raises(InvalidInput, match="there is one"):
+        to_spec({"access": "own"})
