@@ -80,7 +80,7 @@ class Clock:
 
     def monotonic(self) -> float:
         """As ``time.monotonic``."""
-        return self.now_s + self.ahead_s
+        return self.now_s + self.ahead_s if self.skewed else self.now_s
 
     def monotonic_ns(self) -> int:
         """As ``time.monotonic_ns``."""
@@ -119,7 +119,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.readers: dict[Any, tuple[Callable[..., None], tuple[Any, ...]]] = {}  # simulated socket -> whom
 
     def time(self) -> float:
-        return self.clock.monotonic()
+        clock = self.clock  # asked for very often: nothing is called where it is not needed
+        return clock.monotonic() if clock.skewed else clock.now_s
 
     def add_reader(self, fd: Any, callback: Callable[..., None], *args: Any) -> None:  # type: ignore[override]
         self.readers[fd] = (callback, args)
@@ -169,7 +170,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         timer = _TimerBelongs(when, callback, args, self, context)
         self._timers += 1
         # by the true time; ``when`` is the time of the caller's host
-        heapq.heappush(self._timed, (when - self.clock.ahead_s, self._timers, timer))
+        at_s = when - self.clock.ahead_s if self.clock.skewed else when
+        heapq.heappush(self._timed, (at_s, self._timers, timer))
         return timer
 
     def create_task(self, coro: Any, **keywords: Any) -> asyncio.Task[Any]:

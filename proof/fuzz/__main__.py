@@ -19,6 +19,7 @@ from proof.fuzz.attempt import Crash, Target, attempt
 from proof.fuzz.findings import Collector, inputs, open_crashes
 from proof.fuzz.targets import TARGETS
 from proof.fuzz.unguided import fuzz
+from quicferry.errors import CommandFailed
 from quicferry.paths import CHECKOUT
 from quicferry.process import run
 
@@ -60,10 +61,14 @@ def _unguided(target: Target, seconds: int, folder: Path) -> tuple[int, dict[Cra
 
 def _guided(target: Target, seconds: int, folder: Path) -> tuple[int, dict[Crash, bytes]]:
     argv = [sys.executable, "-m", "proof.fuzz.guided", target.name, str(seconds), str(folder)]
-    done = run(argv, check=False, timeout_s=seconds + GRACE_S, cwd=CHECKOUT)
-    executed = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    try:
+        done = run(argv, check=False, timeout_s=seconds + GRACE_S, cwd=CHECKOUT)
+        said, end = done.stderr, f"ended with status {done.status}"
+    except CommandFailed as error:  # a machine that is busy; what was found until then is kept
+        said, end = "", f"was ended: {error}"
+    executed = re.search(r"number_of_executed_units: (\d+)", said)
     if executed is None:
-        print(f"    the fuzzer ended with status {done.status}: {done.stderr[-400:]}", flush=True)
+        print(f"    the fuzzer {end} {said[-400:]}", flush=True)
     found: dict[Crash, bytes] = {}
     for path in sorted(folder.glob("crash-*")):
         if path.suffix != ".txt":

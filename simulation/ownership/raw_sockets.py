@@ -67,9 +67,13 @@ class RawSockets:
 
     def arrived(self, host: str, datagram: bytes) -> None:
         """An IP datagram of a client has come to a host: its taps see it before anybody else."""
-        for each in list(self._open.get(host, ())):
-            if each.family == socket.AF_PACKET and each.local is not None:
-                each.queue(datagram, (CLIENT_INTERFACE, 0, _INCOMING))
+        for each in self.taps(host):
+            each.queue(datagram, (CLIENT_INTERFACE, 0, _INCOMING))
+
+    def taps(self, host: str) -> list[RawSocket]:
+        """The packet sockets of a host that listen."""
+        mine = self._open.get(host, ())
+        return [each for each in mine if each.family == socket.AF_PACKET and each.local is not None]
 
     def send_between(self, sender: RawSocket, to: tuple[str, int], data: bytes) -> None:
         """UDP from agent to agent."""

@@ -398,7 +398,8 @@ class OwnershipWorld:
         self.wire.send(WireDatagram(data, UP, address), functools.partial(self._at_edge, host))
 
     def _at_edge(self, host: str, data: bytes) -> None:
-        self.raw.arrived(host, ip_datagram(CLIENT, (f"10.0.{_number_of(host)}.2", 4433), data))
+        if self.raw.taps(host):
+            self.raw.arrived(host, ip_datagram(CLIENT, (f"10.0.{_number_of(host)}.2", 4433), data))
         self._injected(host, data, CLIENT)
 
     def _injected(self, host: str, data: bytes, source: Address) -> None:
