@@ -2,7 +2,8 @@
 
 ``criu_server.py MIB [obstacle]``: holds MIB of random memory, and with the obstacle ``writes`` gives a
 page of it new contents every 10 ms. Answers datagrams at port 4433 with
-JSON about itself, and orders at 127.0.0.1:4434. An obstacle is something that CRIU cannot dump.
+JSON about itself, and orders at 127.0.0.1:4434. An obstacle is something that CRIU cannot dump; with
+``threads-16`` it has so many threads besides, with ``child`` a child process, all of which do something.
 """
 
 import asyncio
@@ -11,12 +12,54 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 
 from quicferry.migration.control import Abort, ControlServer, Freeze, Order, Resume, Stop
 
 MIB = int(sys.argv[1])
 OBSTACLE = sys.argv[2] if len(sys.argv) > 2 else ""
+
+
+class Threads:
+    """Threads that count, each in memory of its own."""
+
+    def __init__(self, number: int) -> None:
+        self.counts = [0] * number
+        for place in range(number):
+            threading.Thread(target=self.count, args=(place,), daemon=True).start()
+
+    def count(self, place: int) -> None:
+        own = bytearray(os.urandom(1 << 16))
+        whole = hashlib.sha256(own).digest()
+        while hashlib.sha256(own).digest() == whole:
+            self.counts[place] += 1
+            time.sleep(0.02)
+
+
+class Child:
+    """A child process with memory of its own, which it hashes when it is asked."""
+
+    def __init__(self) -> None:
+        self.ours, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.ours.close()
+            memory = os.urandom(4 << 20)
+            asked = 0
+            while theirs.recv(1):
+                asked += 1
+                theirs.send(f"{os.getpid()} {asked} {hashlib.sha256(memory).hexdigest()}".encode())
+            os._exit(0)
+        theirs.close()
+
+    def ask(self) -> str:
+        self.ours.send(b"?")
+        return self.ours.recv(200).decode()
+
+
+THREADS = Threads(int(OBSTACLE.partition("-")[2])) if OBSTACLE.startswith("threads-") else None
+CHILD = Child() if OBSTACLE == "child" else None
 
 
 class Service(asyncio.DatagramProtocol):
@@ -46,6 +89,8 @@ class Service(asyncio.DatagramProtocol):
             "loop_s": asyncio.get_running_loop().time(),
             "orders": self.orders,
             "sha256": hashlib.sha256(self.memory).hexdigest(),
+            "threads": THREADS.counts if THREADS else [],
+            "child": CHILD.ask() if CHILD else "",
         }
         self.transport.sendto(json.dumps(answer).encode(), addr)
 
