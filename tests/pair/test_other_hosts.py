@@ -43,6 +43,7 @@ class Relay:
 @pytest.mark.parametrize("interval_s", [0.010, 0.1, 0.5])
 @pytest.mark.parametrize("known", [{s} for s in SYMMETRIC] + [set(EXTENSION_STRATEGIES)], ids=str)
 def test_an_off_path_relay_of_a_server_that_stays_draws_nobody(known, interval_s):
+    #: RFC 9000 9.3.3: endpoints MUST validate the previously active path
     pair = Pair(client=ExtensionConfig(strategies=frozenset(known)))
     pair.handshake(settle_s=1.0)
     relay = Relay(pair)
@@ -114,6 +115,7 @@ def test_a_response_from_elsewhere_validates_nothing():
 @pytest.mark.parametrize("strategy", list(RULES))
 def test_a_challenge_of_the_server_is_answered_on_its_path(strategy):
     """The client's NAT has rebound during the move; the server's first datagram is lost as well."""
+    #: RFC 9000 8.2.2: MUST be sent on the network path where the PATH_CHALLENGE frame was received
     rebound = ("10.0.0.99", 5555)
     pair = Pair(hand_off=True, idle_timeout_s=30.0)
     pair.handshake(settle_s=1.0)
@@ -229,6 +231,9 @@ def test_what_a_server_makes_its_client_send_to_others_is_bounded(every_s, abort
 @pytest.mark.parametrize("pool", [5, 6, 7])
 def test_a_race_never_takes_the_last_connection_id(pool):
     """All of the pool is dead; the server comes back where nobody has named it."""
+    #: RFC 9000 5.1.1: SHOULD ensure that its peer has a sufficient number
+    #: RFC 9000 5.1.1: SHOULD ensure that the pool of connection IDs
+    #: RFC 9000 9.5: SHOULD provide new connection IDs before peers migrate
     pair = Pair(hand_off=True)
     pair.handshake()
     pair.server.offer_addresses([edge(n) for n in range(2, 2 + pool)], pair.now)
@@ -241,6 +246,7 @@ def test_a_race_never_takes_the_last_connection_id(pool):
 
 
 def test_a_client_that_holds_few_connection_ids_is_told_few_addresses(monkeypatch):
+    #: RFC 9000 5.1.1: MUST NOT provide more connection IDs than the peer's limit
     make = Pair._make
 
     def made(configuration, extension, **keywords):
@@ -330,6 +336,7 @@ def test_a_client_comes_back_to_a_source_that_goes_on(strategy):
 @pytest.mark.parametrize("version", [VERSION + 1, 17, 2**40])
 def test_a_later_version_of_the_parameter_is_no_error(monkeypatch, version, rest):
     """What comes behind the number of an unknown version is that version's business."""
+    #: wire-format 3.2: MUST NOT be looked at
     from aioquic.buffer import Buffer  # type: ignore[attr-defined]
 
     value = Buffer(capacity=80)
