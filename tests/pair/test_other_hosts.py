@@ -11,7 +11,7 @@ from quicferry.quic.wire import TRANSPORT_PARAMETER_ID, VERSION, Parameter
 from quicferry.strategies import EXTENSION_STRATEGIES, RULES, Strategy
 
 from . import harness
-from .harness import EDGE_1, EDGE_2, RTT_S, Address, Pair, edge
+from .harness import EDGE_1, EDGE_2, RTT_S, Address, Pair, edge, preferred_in
 from .traffic import Push
 
 RELAY: Address = ("10.0.66.2", 4433)
@@ -117,7 +117,7 @@ def test_a_challenge_of_the_server_is_answered_on_its_path(strategy):
     """The client's NAT has rebound during the move; the server's first datagram is lost as well."""
     #: RFC 9000 8.2.2: MUST be sent on the network path where the PATH_CHALLENGE frame was received
     rebound = ("10.0.0.99", 5555)
-    pair = Pair(hand_off=True, idle_timeout_s=30.0)
+    pair = Pair(preferred=preferred_in(strategy), hand_off=True, idle_timeout_s=30.0)
     pair.handshake(settle_s=1.0)
     if RULES[strategy].pool:
         pair.server.offer_addresses([EDGE_2], pair.now)
@@ -306,7 +306,7 @@ def test_the_pool_is_followed_over_any_number_of_edges(strategy):
 def test_a_client_comes_back_to_a_source_that_goes_on(strategy):
     """The destination has served, and was taken down before it heard of the commit."""
     known = ExtensionConfig(strategies=frozenset({strategy}))
-    pair = Pair(client=known, hand_off=True, idle_timeout_s=30.0)
+    pair = Pair(preferred=preferred_in(strategy), client=known, hand_off=True, idle_timeout_s=30.0)
     pair.handshake()
     if RULES[strategy].pool:
         pair.server.offer_addresses([EDGE_2], pair.now)

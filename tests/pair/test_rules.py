@@ -232,10 +232,10 @@ def test_a_nat_may_give_the_client_another_address_on_the_new_path(strategy):
     pair.assert_open()
 
 
-@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("strategy", EXTENSION_STRATEGIES)
 def test_qlog_shows_probes_and_control_frames(strategy):
     logger = QuicLogger()
-    pair = Pair(logger=logger, preferred=preferred_in(strategy))
+    pair = Pair(logger=logger)
     pair.handshake()
     if RULES[strategy].pool:
         pair.server.offer_addresses([EDGE_2], pair.now)
