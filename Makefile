@@ -28,7 +28,7 @@ SIMULATE_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-report test-upstream simulate lint bench soak faults signals explore fuzz nightly lock clean
+.PHONY: help setup demo test test-report test-upstream simulate requirements lint bench soak faults signals explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ simulate: setup ## play SEEDS=1000 drawn stories of each WORLD in virtual time, 
 	@status=0; for world in $(WORLD); do \
 	  $(PYTHON) -W ignore -m simulation --world $$world --seeds $(SEEDS) $(SIMULATE_ARGS) || status=1; \
 	done; exit $$status
+
+requirements: setup ## print which sentence of the specifications is kept where, and which test shows it
+	@$(PYTHON) tools/requirements.py
 
 lint: setup ## check form, types and the direction of imports
 	@.venv/bin/ruff format --check .

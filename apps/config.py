@@ -18,6 +18,7 @@ SERVER_NAME = "service.edge.test"
 MAX_DATAGRAM_FRAME_BYTES = 65_535  # RFC 9221 section 3: any that fits into a packet
 #: application error: "I have moved and you cannot follow me; connect to the address in the reason"
 MOVED_ERROR = 0x101
+LEAST_INTERVAL_MS = 5.0  # between two requests of all clients of a run together, when there are many
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):

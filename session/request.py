@@ -14,6 +14,7 @@ import msgspec
 import baselines
 import topologies
 from apps.client import workloads
+from apps.config import LEAST_INTERVAL_MS
 from quicferry.errors import UNDECODABLE, InvalidInput, Unsupported
 from quicferry.experiment import faults
 from quicferry.experiment.itinerary import client_links
@@ -28,6 +29,9 @@ from topologies.building.quality import OF_THE_ACCESS, with_quality
 
 T = TypeVar("T")
 DEFAULT_ENGINE = RunSpec().engine
+#: how many packets back a server can tell a late one from a repeated one (aioquic: 128, so some to spare)
+REMEMBERED_PACKETS = 100
+GETTING_READY_S = 2.0  # from the word to move until the server is frozen: a standby starts
 #: why a baseline cannot honour an axis of the extension, where there is more to say than that
 _NOT_WITH_BASELINES = {
     "clients": "clients is for runs with a strategy: a baseline has one client",
@@ -194,6 +198,8 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
             "handshake, and a client goes there once",
             hint="choose --strategy alternative-address, or one of the extension, or leave out --moves",
         )
+    if parts.baseline is None and parts.rules.carrier is Carrier.PREFERRED_ADDRESS:
+        _check_plain_followers(spec)
     if parts.baseline is None and spec.trigger == "client":
         if not (parts.rules.extended or spec.mixed_strategies):
             raise InvalidInput(
@@ -229,6 +235,25 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
     if parts.baseline is None:
         fit.check(spec, parts.engine, parts.topology)
     return check_container(spec)
+
+
+def _check_plain_followers(spec: RunSpec) -> None:
+    """Raise ``InvalidInput`` where a client without the extension cannot follow to a preferred address.
+
+    It asks there once, when it has connected, and the destination answers when the server has come. By then
+    the question must not be so old that the server takes it for a repetition.
+    """
+    if not spec.plain_clients:
+        return
+    between_s = max(spec.interval_ms, LEAST_INTERVAL_MS) * spec.clients / 1e3
+    packets = 2 * (spec.before_s + GETTING_READY_S) / between_s  # requests and acknowledgements
+    if packets > REMEMBERED_PACKETS or spec.download_mib or spec.upload_mib:
+        enough_ms = packets * spec.interval_ms / REMEMBERED_PACKETS
+        raise InvalidInput(
+            f"plain clients cannot follow with {spec.strategy} after so much traffic: they ask at the "
+            f"preferred address once, and a server remembers the last {REMEMBERED_PACKETS} packets",
+            hint=f"give --interval-ms {enough_ms:.0f} or more, and no transfer",
+        )
 
 
 def unread(spec: RunSpec, parts: Parts) -> dict[str, str]:

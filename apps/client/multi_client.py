@@ -24,7 +24,7 @@ from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataRecei
 
 from apps.client.client import Client
 from apps.client.load_schedule import first
-from apps.config import MOVED_ERROR, ClientConfig, read_config
+from apps.config import LEAST_INTERVAL_MS, MOVED_ERROR, ClientConfig, read_config
 from apps.reporting import print_event
 from quicferry.events import Event, EventLog, Sink
 from quicferry.record import ClientSummary, write_json
@@ -34,7 +34,6 @@ from quicferry.units import now_s
 CONNECTING_AT_ONCE = 10  # handshakes cost both ends some milliseconds each
 CONNECT_S = 25.0
 STRATEGIES = tuple(strategies())
-LEAST_INTERVAL_MS = 5.0  # between two requests of all clients together, when there are many
 #: the events that clients after the first print
 TOLD = frozenset(
     {

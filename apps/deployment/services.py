@@ -163,6 +163,7 @@ class AgentService:
             control=CONTROL,
             service_address=context.service_endpoint(self.edge),
             client_interfaces=[] if self._plain else facing_clients,
+            early_visitors=self._prefers_destination and self.edge == context.part(DESTINATION),
             waiting_room=Endpoint(room, WAITING_ROOM_PORT),
             collect=[SERVER_EVENTS, SERVER_LOGS],
             on_signal=local_moves[0] if self._moves_alone else None,
@@ -183,10 +184,19 @@ class AgentService:
             keep_tcp=self._keep_tcp,
         )
 
+    @property
+    def _prefers_destination(self) -> bool:
+        """Whether clients are told in the handshake that the server prefers the destination."""
+        spec = self._context.spec
+        if self._plain:
+            return False
+        # beside others, clients without the extension are told to connect again instead
+        by_some = spec.mixed_strategies and not spec.plain_clients
+        return by_some or rules_of(spec.strategy).carrier is Carrier.PREFERRED_ADDRESS
+
     def _server(self, kind: str, *, standby: bool) -> ServerCommand:
         context, spec = self._context, self._context.spec
         pool = (rules_of(spec.strategy).pool or spec.mixed_strategies) and not self._plain
-        preferred = rules_of(spec.strategy).carrier is Carrier.PREFERRED_ADDRESS or spec.mixed_strategies
         config = ServerConfig(
             edge=self.edge,
             listen=Endpoint(self._address.address if self._address else every_address(context), SERVICE_PORT),
@@ -197,7 +207,7 @@ class AgentService:
             key=self._server_tls.key,
             pool=[context.service_endpoint(edge) for edge in pool_at(context, self.edge)] if pool else [],
             preferred_address=(
-                context.service_endpoint(context.part(DESTINATION)) if preferred and not self._plain else None
+                context.service_endpoint(context.part(DESTINATION)) if self._prefers_destination else None
             ),
             requests=REQUESTS if spec.trigger == "client" else None,
             strategies=strategies_in(spec),

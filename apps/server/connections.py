@@ -94,6 +94,7 @@ class ConnectionTable:
             return None
         peer = self._by_id.get(header.destination_cid)
         if peer is not None or not self.accepting:
+            #: wire-format 14.5: MUST NOT send stateless resets
             return peer
         if header.packet_type != QuicPacketType.INITIAL or len(data) < SMALLEST_MAX_DATAGRAM_SIZE:
             return None

@@ -60,7 +60,7 @@ from quicferry.quic.snapshot import (
     unpack_bundle,
 )
 from quicferry.quic.wire import Result
-from quicferry.strategies import StrategyName, rules_of, speaks_first, strategies
+from quicferry.strategies import Carrier, StrategyName, rules_of, speaks_first, strategies
 from quicferry.units import now_ns, now_s
 
 AGENT_DECIDES_S = 1.0  # an agent that says nothing for so long has nowhere to go
@@ -349,6 +349,7 @@ class QuicServer(ServerShell):
 
     async def _await_answers(self) -> int:
         """Wait for each client until its own deadline; returns how many were silent."""
+        #: wire-format 7.1: SHOULD NOT wait longer than a deadline for any one client
         silent = 0
         while self._awaited:
             now = now_s()
@@ -547,9 +548,15 @@ class QuicServer(ServerShell):
 
 
 def _strategy_of(peer: Peer, wanted: StrategyName) -> StrategyName:
-    """The strategy of the order, or if this client has not agreed to it, the first that it has agreed to."""
+    """The strategy of the order, or if this client has not agreed to it, the first that it has agreed to.
+
+    To a preferred address nobody agrees: it is for those of whom nothing better is known.
+    """
     agreed = peer.connection.negotiated
-    return wanted if wanted in agreed else next((each for each in strategies() if each in agreed), wanted)
+    if wanted in agreed:
+        return wanted
+    usual = [each for each in strategies() if each in agreed]
+    return min(usual, key=lambda each: rules_of(each).carrier is Carrier.PREFERRED_ADDRESS, default=wanted)
 
 
 def main() -> None:

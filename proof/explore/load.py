@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from apps.client.multi_client import LEAST_INTERVAL_MS
+from apps.config import LEAST_INTERVAL_MS
 from quicferry.spec import RunSpec
 
 MACHINE_MBPS = 40.0  # aioquic, two endpoints, analysis included

@@ -26,6 +26,7 @@ class AddressBook:
 
         Raises ``PeerError`` for a number that stood for another address before, and for too many.
         """
+        #: wire-format 4.1: A client MUST be able to hold 16 addresses
         known = self.known.get(frame.sequence) or self._retired.get(frame.sequence)
         if known is not None and (known.ipv4, known.ipv6, known.pool) != (
             frame.ipv4,

@@ -23,6 +23,7 @@ class Asking:
 
     def ask(self) -> SmRequest:
         """The next request. Raises ``LocalError`` when the server reads none, or has not answered yet."""
+        #: wire-format 4.6: MUST NOT send another one before the last was answered
         if not self.agreed:
             raise LocalError("this server cannot be asked to move", hint="it did not agree to requests")
         if self._latest and self._reply is None:

@@ -57,8 +57,11 @@ class ClientRole(ClientMoves):
 
     def preferred_address(self, addresses: tuple[Address, ...]) -> bool:
         """Validated at once (RFC 9000 §9.6.1); where nobody answers, kept for when the server is silent."""
+        #: wire-format 13.1: keeps to the original address, as it MUST
+        #: RFC 9000 9.6.1: SHOULD select one of the two addresses
+        #: RFC 9000 9.6.1: MUST continue sending all future packets to the server
         if not self._config.accept_moves or not self._standard.prefer(addresses):
-            return False
+            return True  # nor is aioquic to go there by itself
         self.negotiated |= {Strategy.PREFERRED_ADDRESS}
         self.passive = False
         now = self._seam.last_received_at
@@ -72,6 +75,7 @@ class ClientRole(ClientMoves):
     @property
     def connection_ids(self) -> int:
         """The active_connection_id_limit of an offer (RFC 9000 §5.1.1)."""
+        #: wire-format 3.1: MUST send an `active_connection_id_limit`
         return self._config.max_addresses + CIDS_BESIDE_A_RACE
 
     def ask_for_move(self) -> int:
@@ -215,6 +219,8 @@ class ClientRole(ClientMoves):
         self._switch_if_allowed(now)
 
     def _fall_back(self, now: float) -> None:
+        #: wire-format 6.3: It MUST NOT close the connection for that reason
+        #: RFC 9000 8.2.4: SHOULD abandon path validation based on a timer
         reason = (
             "no answer from the new address" if self._prober.candidates else "the server has not come back"
         )

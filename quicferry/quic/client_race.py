@@ -101,6 +101,8 @@ class ClientRace(ClientKnowledge):
             candidate.cid = self._kept.take(network_address)
 
     def _on_packet_from_elsewhere(self, address: NetworkAddress, now: float) -> None:
+        #: RFC 9000 9: MUST perform path validation (Section 8.2) if it detects any change
+        #: RFC 9000 9.3.3: endpoints MUST validate the previously active path
         if not self.admits(address):
             return
         candidate = self._prober.candidates.get(address)
@@ -139,6 +141,7 @@ class ClientRace(ClientKnowledge):
 
     def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
         """The server validates our address from a new one of its own: answered on the path it came on."""
+        #: RFC 9000 8.2.2: MUST be sent on the network path where the PATH_CHALLENGE frame was received
         if address == self._seam.network_address:
             return False
         candidate = self._prober.candidates.get(address)
@@ -224,6 +227,9 @@ class ClientRace(ClientKnowledge):
         return self._checked_at + self._seam.pto_s
 
     def _switch_if_allowed(self, now: float) -> None:
+        #: RFC 9000 9.6.1: SHOULD begin sending all future packets to the new server address
+        #: RFC 9000 9.6.2: MUST validate the address it chooses before migrating
+        #: RFC 9000 9.6.3: MUST abandon validation of the original address and migrate
         if self._validated is None:
             return
         candidate, age_s = self._validated
@@ -266,6 +272,7 @@ class ClientRace(ClientKnowledge):
 
     def retire_prior_to(self, sequence_number: int) -> None:
         """Connection IDs of candidates are retired like all others (RFC 9000 §5.1.2)."""
+        #: RFC 9000 5.1.2: the peer MUST stop using the corresponding connection IDs
         for candidate in self._prober.candidates.values():
             if candidate.cid is not None and (candidate.cid.sequence_number or 0) < sequence_number:
                 self._seam.retire_cid(candidate.cid)
@@ -287,6 +294,8 @@ class ClientRace(ClientKnowledge):
 
     def admits(self, address: NetworkAddress) -> bool:
         """Whether a packet from there may be looked at. Nothing is believed before it decrypts."""
+        #: RFC 9000 9: the client MUST discard these packets
+        #: RFC 9000 9.6: the client SHOULD discard these packets
         if not self.negotiated or not self._seam.handshake_confirmed:
             return False
         if address in self._prober.candidates or address in self._former:

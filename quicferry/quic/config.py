@@ -53,6 +53,7 @@ class Timings:
 
     def shared_interval_s(self, clients: int) -> float:
         """How often each of so many clients may probe, in seconds between two challenges to a candidate."""
+        #: wire-format 4.2: SHOULD wish for an interval
         if self.probes_per_second <= 0:
             return self.probe_interval_s
         shared_s = min(self.probe_interval_wish_max_s, clients / self.probes_per_second)

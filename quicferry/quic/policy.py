@@ -36,6 +36,8 @@ class AddressPolicy:
 
     def denies(self, candidate: Address, peer: Address) -> str | None:
         """Why ``candidate`` must not be probed by a client whose server is at ``peer``; None if it may be."""
+        #: wire-format 10.2: A client MUST refuse multicast
+        #: RFC 9000 9.6.3: SHOULD use a preferred address from the same address family
         host, port = candidate
         try:
             ip = ipaddress.ip_address(host)

@@ -57,6 +57,7 @@ class KeptIds:
 
     def take(self, address: NetworkAddress) -> QuicConnectionId | None:
         """The ID of an address, if it has one."""
+        #: RFC 9000 9.5: MUST NOT reuse a connection ID when sending to more than one destination address
         kept = self._ids.pop(address, None)
         return None if kept is None else kept[0]
 
@@ -67,6 +68,7 @@ class KeptIds:
 
     def retire_old(self, now: float) -> None:
         """Retire those whose time is over."""
+        #: RFC 9000 5.1.2: SHOULD retire connection IDs when they are no longer actively using
         self._retire(address for address, (_, until) in self._ids.items() if until <= now)
 
     def retire_all(self) -> None:
@@ -78,6 +80,7 @@ class KeptIds:
         self._retire(a for a, (cid, _) in self._ids.items() if (cid.sequence_number or 0) < sequence_number)
 
     def _retire(self, addresses: Iterable[NetworkAddress]) -> None:
+        #: RFC 9000 5.1.2: MUST NOT forget a connection ID without retiring it
         for address in list(addresses):
             self._seam.retire_cid(self._ids.pop(address)[0])
 
@@ -169,6 +172,7 @@ class Prober:
 
     def challenge(self, candidate: Candidate, now: float) -> bytes:
         """New data for a challenge that leaves now (RFC 9000 §8.2.1), and the clock moves on."""
+        #: RFC 9000 8.2.1: MUST use unpredictable data in every PATH_CHALLENGE
         data = os.urandom(8)
         candidate.challenges[data] = now
         candidate.tries += 1
@@ -177,6 +181,8 @@ class Prober:
 
     def postpone(self, candidate: Candidate, now: float) -> None:
         """The candidate's next try."""
+        #: RFC 9000 8.2.1: SHOULD NOT probe a new path with packets
+        #: RFC 9000 9.4: This timer SHOULD be set as described
         candidate.next_at = now + candidate.interval_s
         if candidate.gentle:
             candidate.interval_s = min(2 * candidate.interval_s, self.timings.gentle_interval_max_s)

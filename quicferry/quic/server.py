@@ -116,6 +116,9 @@ class ServerRole(Role):
 
         The candidates are what was announced, or the pool and the address that is left.
         """
+        #: wire-format 3.2: A server MUST have given its client two connection IDs more
+        #: RFC 9000 5.1.1: SHOULD ensure that the pool of connection IDs
+        #: RFC 9000 9.5: SHOULD provide new connection IDs before peers migrate
         pool = sum(frame.pool for frame in self._named.values())
         candidates = max(self._announced, pool + 1)
         return min(candidates, self.max_addresses) + CIDS_BESIDE_A_RACE
@@ -149,6 +152,8 @@ class ServerRole(Role):
         Without notice it follows at once; for a pool, when the client has acknowledged the addresses.
         The more ``clients`` are told, the less often each is asked to probe.
         """
+        #: wire-format 3.2: The frames of this document MUST NOT be sent unless
+        #: RFC 9000 9: MUST NOT initiate connection migration before the handshake is confirmed
         if not self.negotiated or strategy not in self.negotiated:
             self._seam.emit(events.MigrationReady(epoch, Result.NOT_NEGOTIATED))
             return
@@ -233,6 +238,8 @@ class ServerRole(Role):
 
         A server that does not speak first waits for its client for one PTO of the old path.
         """
+        #: RFC 9000 9.5: MUST NOT reuse a connection ID when sending from more than one local address
+        #: RFC 9000 9.6.2: The server MUST send non-probing packets from its original address until
         if not self.held:
             raise LocalError("resume without hold")
         self._machine.feed(ServerInput.RESUME)
@@ -328,6 +335,7 @@ class ServerRole(Role):
 
     def _name(self, address: Address, *, pool: bool) -> int:
         """The sequence number of an address the client knows, or is told now."""
+        #: wire-format 4.1: The number MUST NOT be used again
         for sequence, frame in self._named.items():
             if address in (frame.ipv4, frame.ipv6) and (frame.pool or not pool):
                 return sequence
@@ -466,6 +474,9 @@ class ServerRole(Role):
 
     def before_send(self, now: float) -> Datagrams:
         """Answers to probes first, then our own frames."""
+        #: RFC 9000 8.2.2: MUST respond by echoing
+        #: RFC 9000 8.2.2: MUST NOT delay transmission
+        #: RFC 9000 8.2.2: MUST NOT send more than one PATH_RESPONSE frame
         datagrams: Datagrams = []
         by_address: dict[NetworkAddress, list[bytes]] = {}
         # The newest first: its age is nearest to the RTT, which the client takes from it.

@@ -25,6 +25,7 @@ class Quiet:
 
     def look(self, now: float) -> None:
         """Ask, if it is time and anything may come."""
+        #: wire-format 6.2: SHOULD send a PING after 3 s
         due_at = self.due_at()
         if due_at is not None and now >= due_at:
             self._looked_at = now

@@ -65,7 +65,7 @@ class ClientAddresses:
             raise PeerError(ErrorCode.TRANSPORT_PARAMETER_ERROR, "alternative_address from a server")
 
     def prefer(self, addresses: tuple[Address, ...]) -> bool:
-        """Take in the server's ``preferred_address``; False where it is left to aioquic."""
+        """Take in the server's ``preferred_address``; False where the configuration has no use for it."""
         if _PREFERRED not in self._config.strategies:
             return False
         self._preferred = addresses
@@ -193,6 +193,7 @@ class Probation:
 
     def challenged(self, address: NetworkAddress, data: bytes) -> None:
         """The client asks whether somebody is here."""
+        #: RFC 9000 9.6.3: SHOULD initiate path validation to the client's new address
         self._owed.setdefault(address, []).append(data)
 
     def answered(self, data: bytes, address: NetworkAddress) -> bool:
@@ -221,9 +222,14 @@ class Probation:
 
     def datagrams(self, responses_most: int) -> Datagrams:
         """Probing packets, each with a challenge that was never sent before (RFC 9000 §8.2.1)."""
+        #: RFC 9000 9.6.2: MUST probe on the path toward the client
         leaving: Datagrams = []
         owed, self._owed = self._owed, {}
         for address, responses in owed.items():
+            #: RFC 9000 8.2.2: MUST NOT expand the datagram containing the PATH_RESPONSE if
+            #: RFC 9000 9.6.3: the server MUST protect against potential attacks
+            if not self._seam.may_probe(address):
+                continue  # the client asks again
             challenge = None if responses and address in self._validated else os.urandom(8)
             if challenge is not None:
                 self._sent[challenge] = address

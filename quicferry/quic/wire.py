@@ -107,6 +107,9 @@ class Parameter:
 
         Raises ``PeerError`` (TRANSPORT_PARAMETER_ERROR) when it is malformed.
         """
+        #: wire-format 3.1: Other bits MUST be ignored
+        #: wire-format 3.1: The others MUST be sent as 0
+        #: wire-format 3.2: MUST NOT be looked at
         buf = Buffer(data=value)
         try:
             version = buf.pull_uint_var()
@@ -194,6 +197,7 @@ class SmAddress:
     @classmethod
     def pull(cls, buf: Buffer) -> SmAddress:
         """Reads what follows the type."""
+        #: wire-format 4.1: With 0, Here MUST be set
         sequence = buf.pull_uint_var()
         flags = buf.pull_uint8()
         if not flags & (_IPV4 | _IPV6):

@@ -71,6 +71,7 @@ def test_a_move_that_the_client_has_asked_for(strategy):
 
 
 def test_who_decides_may_take_its_time_and_the_client_asks_no_second_time():
+    #: wire-format 4.6: MUST NOT send another one before the last was answered
     pair = connected()
     number = asked(pair)
     with pytest.raises(LocalError, match="has not answered"):

@@ -11,7 +11,7 @@ import random
 import pytest
 
 from quicferry.quic.snapshot import thaw
-from quicferry.strategies import RULES, Strategy
+from quicferry.strategies import EXTENSION_STRATEGIES, RULES, Strategy
 
 from .harness import EDGE_1, Address, Pair, edge
 from .traffic import KINDS, followed, life
@@ -41,7 +41,7 @@ def test_a_life_loses_nothing(strategy: Strategy, kind: str, server_first: bool,
 
 @pytest.mark.parametrize("forwarding", [False, True])
 @pytest.mark.parametrize("gap_s", [0.0, 0.004, 0.012, 0.030])
-@pytest.mark.parametrize("strategy", list(RULES))
+@pytest.mark.parametrize("strategy", EXTENSION_STRATEGIES)
 def test_moves_that_follow_each_other_within_a_round_trip(strategy, gap_s, forwarding):
     """Out, on, back to where the client still is, and on: it ends where the server is."""
     for kind in KINDS:

@@ -75,6 +75,7 @@ def test_small_packets_that_nobody_hears_stay_within_the_lease(build, window):
 @pytest.mark.parametrize("build", BUILDS)
 def test_a_destination_that_is_heard_stays_within_the_lease_until_the_commit(build):
     """It serves a download, is taken down before it hears of the commit, and the source goes on."""
+    #: wire-format 9: MUST NOT send another one before it knows
     with watched_nonces() as nonces:
         w = world(BUILDS[build])
         source, there = moved(w, build)

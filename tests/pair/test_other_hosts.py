@@ -11,7 +11,7 @@ from quicferry.quic.wire import TRANSPORT_PARAMETER_ID, VERSION, Parameter
 from quicferry.strategies import EXTENSION_STRATEGIES, RULES, Strategy
 
 from . import harness
-from .harness import EDGE_1, EDGE_2, RTT_S, Address, Pair, edge
+from .harness import EDGE_1, EDGE_2, RTT_S, Address, Pair, edge, preferred_in
 from .traffic import Push
 
 RELAY: Address = ("10.0.66.2", 4433)
@@ -43,6 +43,7 @@ class Relay:
 @pytest.mark.parametrize("interval_s", [0.010, 0.1, 0.5])
 @pytest.mark.parametrize("known", [{s} for s in SYMMETRIC] + [set(EXTENSION_STRATEGIES)], ids=str)
 def test_an_off_path_relay_of_a_server_that_stays_draws_nobody(known, interval_s):
+    #: RFC 9000 9.3.3: endpoints MUST validate the previously active path
     pair = Pair(client=ExtensionConfig(strategies=frozenset(known)))
     pair.handshake(settle_s=1.0)
     relay = Relay(pair)
@@ -114,8 +115,9 @@ def test_a_response_from_elsewhere_validates_nothing():
 @pytest.mark.parametrize("strategy", list(RULES))
 def test_a_challenge_of_the_server_is_answered_on_its_path(strategy):
     """The client's NAT has rebound during the move; the server's first datagram is lost as well."""
+    #: RFC 9000 8.2.2: MUST be sent on the network path where the PATH_CHALLENGE frame was received
     rebound = ("10.0.0.99", 5555)
-    pair = Pair(hand_off=True, idle_timeout_s=30.0)
+    pair = Pair(preferred=preferred_in(strategy), hand_off=True, idle_timeout_s=30.0)
     pair.handshake(settle_s=1.0)
     if RULES[strategy].pool:
         pair.server.offer_addresses([EDGE_2], pair.now)
@@ -229,6 +231,9 @@ def test_what_a_server_makes_its_client_send_to_others_is_bounded(every_s, abort
 @pytest.mark.parametrize("pool", [5, 6, 7])
 def test_a_race_never_takes_the_last_connection_id(pool):
     """All of the pool is dead; the server comes back where nobody has named it."""
+    #: RFC 9000 5.1.1: SHOULD ensure that its peer has a sufficient number
+    #: RFC 9000 5.1.1: SHOULD ensure that the pool of connection IDs
+    #: RFC 9000 9.5: SHOULD provide new connection IDs before peers migrate
     pair = Pair(hand_off=True)
     pair.handshake()
     pair.server.offer_addresses([edge(n) for n in range(2, 2 + pool)], pair.now)
@@ -241,6 +246,7 @@ def test_a_race_never_takes_the_last_connection_id(pool):
 
 
 def test_a_client_that_holds_few_connection_ids_is_told_few_addresses(monkeypatch):
+    #: RFC 9000 5.1.1: MUST NOT provide more connection IDs than the peer's limit
     make = Pair._make
 
     def made(configuration, extension, **keywords):
@@ -300,7 +306,7 @@ def test_the_pool_is_followed_over_any_number_of_edges(strategy):
 def test_a_client_comes_back_to_a_source_that_goes_on(strategy):
     """The destination has served, and was taken down before it heard of the commit."""
     known = ExtensionConfig(strategies=frozenset({strategy}))
-    pair = Pair(client=known, hand_off=True, idle_timeout_s=30.0)
+    pair = Pair(preferred=preferred_in(strategy), client=known, hand_off=True, idle_timeout_s=30.0)
     pair.handshake()
     if RULES[strategy].pool:
         pair.server.offer_addresses([EDGE_2], pair.now)
@@ -330,6 +336,7 @@ def test_a_client_comes_back_to_a_source_that_goes_on(strategy):
 @pytest.mark.parametrize("version", [VERSION + 1, 17, 2**40])
 def test_a_later_version_of_the_parameter_is_no_error(monkeypatch, version, rest):
     """What comes behind the number of an unknown version is that version's business."""
+    #: wire-format 3.2: MUST NOT be looked at
     from aioquic.buffer import Buffer  # type: ignore[attr-defined]
 
     value = Buffer(capacity=80)

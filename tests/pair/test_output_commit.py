@@ -94,6 +94,7 @@ def test_three_moves_are_taken_back_in_a_row_and_a_fourth_stays(strategy, proces
 
 @pytest.mark.parametrize("strategy", strategies())
 def test_what_was_held_back_leaves_with_the_commit(strategy):
+    #: wire-format 9: MUST NOT be told anything that a source which goes on
     pair = ready(strategy)
     prepare(pair, strategy, 1)
     serve_at_destination(pair, strategy, 1, process=False)

@@ -153,6 +153,8 @@ def test_nothing_in_common_is_no_extension():
 
 @pytest.mark.parametrize("strategy", EXTENSION_STRATEGIES)
 def test_replayed_datagrams_are_dropped(strategy):
+    #: wire-format 5: MUST discard packets it has received before
+    #: RFC 9000 12.3: MUST discard a newly unprotected packet
     pair = prepared(strategy)
     pair.load(0.010, until=pair.now + 0.5)
     pair.drive(limit_s=0.2)
@@ -201,6 +203,9 @@ def test_an_aborted_move_goes_on_at_the_source(strategy, when):
 
 @pytest.mark.parametrize("strategy", EXTENSION_STRATEGIES)
 def test_two_hundred_moves_leave_nothing_behind(strategy):
+    #: RFC 9000 5.1.1: SHOULD supply a new connection ID when the peer retires
+    #: RFC 9000 5.1.2: SHOULD retire connection IDs when they are no longer actively using
+    #: RFC 9000 5.1.2: MUST NOT forget a connection ID without retiring it
     pair = Pair()
     pair.handshake()
     if RULES[strategy].pool:
@@ -231,6 +236,8 @@ def test_two_hundred_moves_leave_nothing_behind(strategy):
 
 
 def test_many_destinations_keep_within_the_limit_of_known_addresses():
+    #: wire-format 4.1: The number MUST NOT be used again
+    #: wire-format 4.1: A client MUST be able to hold 16 addresses
     pair = Pair()
     pair.handshake()
     for epoch in range(1, 41):
@@ -243,6 +250,8 @@ def test_many_destinations_keep_within_the_limit_of_known_addresses():
 
 
 def test_a_server_that_never_comes_leaves_the_connection_open():
+    #: wire-format 6.3: It MUST NOT close the connection for that reason
+    #: RFC 9000 8.2.4: SHOULD abandon path validation based on a timer
     pair = prepared(Strategy.PROACTIVE_EXPLICIT, idle_timeout_s=20.0)
     pair.server.prepare_migration(1, Strategy.PROACTIVE_EXPLICIT, [EDGE_2], 100, False, pair.now)
     started = pair.now

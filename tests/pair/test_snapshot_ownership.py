@@ -52,6 +52,8 @@ def squeeze(connection: QuicConnection, now: float, seconds: float) -> int:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_source_before_destination_and_thawed_source_never_share_a_nonce(seed: int) -> None:
+    #: wire-format 9: MUST NOT use one packet number twice
+    #: RFC 9000 12.3: MUST NOT reuse a packet number within
     with watched_nonces() as nonces:
         world = busy(seed, loss=0.05)
         source = world.server

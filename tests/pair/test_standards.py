@@ -90,6 +90,7 @@ def test_with_a_waiting_room_it_costs_a_round_trip_and_a_half(strategy):
 @pytest.mark.parametrize("strategy", STANDARD_STRATEGIES)
 def test_until_the_client_has_come_the_server_only_probes(strategy):
     """RFC 9000 §9.6.2: no other packet from the new address before the path is validated."""
+    #: RFC 9000 9.6.2: The server MUST send non-probing packets from its original address until
     pair = alone(strategy)
     pair.load(0.010, until=pair.now + 1.0)
     pair.drive(limit_s=0.3)
@@ -145,6 +146,8 @@ def test_losses_only_cost_time(strategy, seed):
 @pytest.mark.parametrize("strategy", STANDARD_STRATEGIES)
 def test_probes_are_no_more_frequent_than_initial_packets(strategy):
     """RFC 9000 §8.2.1: nothing else was agreed in the handshake."""
+    #: RFC 9000 8.2.1: SHOULD NOT probe a new path with packets
+    #: RFC 9000 9.4: This timer SHOULD be set as described
     pair = alone(strategy)
     pair.request()
     pair.drive(limit_s=0.5)
@@ -164,6 +167,10 @@ def test_probes_are_no_more_frequent_than_initial_packets(strategy):
 
 def test_the_address_is_validated_once_the_handshake_is_confirmed_and_then_let_be():
     """RFC 9000 §9.6.1: a client whose validation fails keeps to the original address."""
+    #: wire-format 13.1: keeps to the original address, as it MUST
+    #: RFC 9000 9.6.1: SHOULD select one of the two addresses
+    #: RFC 9000 9.6.1: MUST continue sending all future packets to the server
+    #: RFC 9000 9.6.2: MUST validate the address it chooses before migrating
     pair = alone(PREFERRED)
     pair.load(0.010, until=pair.now + 1.0)
     pair.drive(limit_s=1.5)
@@ -395,6 +402,7 @@ def test_a_parameter_that_is_cut_off_is_refused():
 
 def test_the_path_is_validated_from_both_ends():
     """RFC 9000 §9.6.2: the server probes the path from its preferred address, too."""
+    #: RFC 9000 9.6.2: MUST probe on the path toward the client
     pair = alone(PREFERRED)
     pair.load(0.010, until=pair.now + 1.0)
     pair.drive(limit_s=0.3)

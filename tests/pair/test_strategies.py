@@ -48,6 +48,9 @@ def test_every_strategy_moves_the_server(strategy, server_first, downtime_s):
 @pytest.mark.parametrize("server_first", [False, True])
 @pytest.mark.parametrize("strategy", list(Strategy))
 def test_the_path_is_validated_before_the_switch(strategy, server_first):
+    #: RFC 9000 9: MUST perform path validation (Section 8.2) if it detects any change
+    #: RFC 9000 9.6.1: SHOULD begin sending all future packets to the new server address
+    #: RFC 9000 9.6.3: MUST abandon validation of the original address and migrate
     pair = moved(strategy, server_first, 0.2)
     validated = pair.first(PathValidated)
     switched = pair.first(PathSwitched)
@@ -72,6 +75,7 @@ def test_a_client_that_asks_first_needs_a_probe_and_a_request(strategy):
 
 @pytest.mark.parametrize("strategy", CLIENT_FIRST)
 def test_a_waiting_room_saves_half_a_probe(strategy):
+    #: wire-format 9: SHOULD keep datagrams that come before the state does
     pair = moved(strategy, False, 0.4, forwarding=False, waiting_room=True)
     overhead = pair.first_answer_after_move() - pair.resumed_at
     assert overhead <= 1.5 * RTT_S + SLACK_S

@@ -155,6 +155,8 @@ class NodeAgent:
             address=self._address,
             linger_s=config.linger_s,
         )
+        if config.early_visitors and self._room is not None:
+            self._room.prepare_early()
         self.source = SourceSide(host)
         self.destination = DestinationSide(host)
         await self.destination.recover()

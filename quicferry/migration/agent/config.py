@@ -43,6 +43,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     client_interfaces: list[str] = []  # where datagrams for the service arrive; none: no tap, no room
     waiting_room: Endpoint = Endpoint("0.0.0.0", 4436)  # 0.0.0.0: at the address for RPC
     waiting_room_capacity: int = CAPACITY
+    #: clients are told in the handshake that the server may come here (RFC 9000 §9.6), and one without the
+    #: extension asks here only then: what comes before the first move is kept for it, too
+    early_visitors: bool = False
     forward_from: list[str] = []  # addresses that other edges forward from; empty: the peers' addresses
     linger_s: float = 10.0  # late datagrams are handed on this long after the commit
     start_timeout_s: float = 20.0  # until a started server answers

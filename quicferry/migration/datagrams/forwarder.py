@@ -187,6 +187,7 @@ class Forwarder:
 
     def start(self, waiting_room: Endpoint) -> None:
         """Forward everything from now on, and what arrived within ``LOOK_BACK_NS`` before."""
+        #: wire-format 9: The source MUST NOT answer late datagrams
         family = socket.AF_INET6 if waiting_room.is_ipv6 else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.connect(tuple(waiting_room))

@@ -195,6 +195,7 @@ class WaitingRoom:
         self._server_runs = False
         self._await_client = False
         self._client_came = False
+        self._keeps_what_came = False
         self._closing: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
         self.handed_on = 0  # came from a source
@@ -218,10 +219,12 @@ class WaitingRoom:
             self._closing.cancel()
             self._closing = None
         self._end_patience()
-        self._is_open = self._server_runs = self._client_came = False
+        self._is_open = self._server_runs = False
         self._await_client = await_client
-        self._buffer.clear()
-        self.handed_on = self.early = self.replayed = self.passed = 0
+        if not self._keeps_what_came:
+            self._client_came = False
+            self._buffer.clear()
+            self.handed_on = self.early = self.replayed = self.passed = 0
         try:
             if self._receiver is None:
                 family = socket.AF_INET6 if self._listen.is_ipv6 else socket.AF_INET
@@ -243,8 +246,18 @@ class WaitingRoom:
             ) from error
         self._tap.open()
 
+    def prepare_early(self) -> None:
+        """Start to collect long before the first move; that one's ``prepare`` keeps what has come.
+
+        For clients that were told of this host in the handshake and ask here only then. Raises
+        ``MigrationError``.
+        """
+        self.prepare(await_client=True)
+        self._keeps_what_came = True
+
     def _direct(self, datagram: bytes) -> None:
         """Take in a datagram that a client sent directly to this host."""
+        #: wire-format 9: SHOULD keep datagrams that come before the state does
         if self._is_open:
             return
         self._client_came = True
@@ -291,6 +304,7 @@ class WaitingRoom:
         self._read()  # what lies in the sockets came before
         self._tap.drain()
         self._server_runs = True
+        self._keeps_what_came = False
         if self._await_client and not self._client_came:
             self._patience = asyncio.get_running_loop().call_later(AWAITED_S, self._let_in)
             return 0

@@ -165,6 +165,7 @@ class HookedConnection(QuicConnection):
         return parameters if self._ferry is None else parameters + self._ferry.own_parameter()
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        #: wire-format 3.2: MUST NOT be remembered for 0-RTT
         super()._parse_transport_parameters(data, from_session_ticket)
         if self._ferry is None or from_session_ticket:  # RFC 9000 §7.4.1: not remembered for 0-RTT
             return
@@ -244,6 +245,8 @@ class HookedConnection(QuicConnection):
             self._ferry.response(buf.data_slice(at, at + 8), context.network_path.addr)
 
     def _replenish_connection_ids(self) -> None:
+        #: RFC 9000 5.1.1: SHOULD ensure that its peer has a sufficient number
+        #: RFC 9000 5.1.1: MUST NOT provide more connection IDs than the peer's limit
         super()._replenish_connection_ids()
         if self._ferry is None or self._is_client:
             return
@@ -264,6 +267,7 @@ class HookedConnection(QuicConnection):
     # ------------------------------------------------------------------ in and out
 
     def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
+        #: wire-format 5: MUST discard packets it has received before
         ferry = self._ferry
         if ferry is None or (ferry.passive and self._network_paths and self._network_paths[0].addr == addr):
             super().receive_datagram(data, addr, now)
@@ -336,6 +340,7 @@ class HookedConnection(QuicConnection):
         if ferry is None:
             return super().datagrams_to_send(now)
         if ferry.held:
+            #: wire-format 9: The source MUST NOT answer late datagrams
             return []
         if ferry.mute and not self._close_pending:
             return ferry.while_mute() if self._state not in END_STATES else []

@@ -31,6 +31,9 @@ def bind_lease(connection: QuicConnection, until: int) -> None:
     A flight is bounded by the window in bytes, and two packets in a row hold more than one full packet has
     bytes, else they were one: so the window of a flight is half of the numbers that are left.
     """
+    #: wire-format 9: MUST NOT use one packet number twice
+    #: wire-format 9: MUST NOT send another one before it knows
+    #: RFC 9000 12.3: MUST NOT reuse a packet number within
 
     def exhausted() -> bool:
         return until - connection._packet_number <= _UNCOUNTED and not connection._close_pending

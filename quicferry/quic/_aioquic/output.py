@@ -63,6 +63,7 @@ def withhold_output(connection: QuicConnection) -> None:
     The refusals are attributes of the object that hide the methods of its class, so that they cost nothing
     at other times. CONNECTION_CLOSE is not held back: a service that ends has its reasons.
     """
+    #: wire-format 9: MUST NOT be told anything that a source which goes on
     known = _Known(connection)
     upstream: Any = type(connection)
 

@@ -235,6 +235,7 @@ class Seam:
         the RTT is only what is taken for it until there is a sample. Returns the connection ID of the old
         path, which is not retired: it stays with that path (RFC 9000 §9.5) while there may be a way back.
         """
+        #: RFC 9000 9.4: MUST NOT contribute to congestion control or RTT estimation
         quic = self._quic
         former, quic._peer_cid = quic._peer_cid, cid
         quic._spin_bit = False  # RFC 9000 §17.4
@@ -293,6 +294,7 @@ class Seam:
         smoothed RTT, whichever is less, but no less than ``least_rtt_s``. Nothing must be in flight. The
         window may be resumed with care from what is known of another path.
         """
+        #: RFC 9000 9.4: MUST immediately reset the congestion controller
         loss = self._quic._loss
         configuration = self._quic.configuration
         # The size belongs to the path, and the challenge has shown no more than this (RFC 9000 §14.3).
@@ -355,6 +357,17 @@ class Seam:
         """At the source: goes on behind the numbers that were the destination's."""
         skip_to(self._quic, frozen_at + ABORT_GAP)
 
+    def may_probe(self, address: NetworkAddress) -> bool:
+        """Whether the anti-amplification limit leaves room for a probe to that address (RFC 9000 §8.1)."""
+        path = next((each for each in self._quic._network_paths if each.addr == address), None)
+        if path is None:
+            return False
+        if not path.is_validated:
+            if path.bytes_sent + PROBE_DATAGRAM_BYTES > 3 * path.bytes_received:
+                return False
+            path.bytes_sent += PROBE_DATAGRAM_BYTES
+        return True
+
     # ------------------------------------------------------------------ packets
 
     def probe(
@@ -373,6 +386,9 @@ class Seam:
         nothing to do for them; kept in its books, probes to dead addresses would shrink the window.
         Without ``cid`` the active one is used.
         """
+        #: RFC 9000 8.2.1: SHOULD NOT send multiple PATH_CHALLENGE frames in a single packet
+        #: RFC 9000 8.2.1: MUST expand datagrams that contain a PATH_CHALLENGE frame
+        #: RFC 9000 8.2.2: MUST expand datagrams that contain a PATH_RESPONSE frame
         quic = self._quic
         peer_cid = quic._peer_cid.cid if cid is None else cid.cid
         builder = QuicPacketBuilder(
@@ -411,6 +427,7 @@ class Seam:
         Returns the datagrams and how many frames they hold; congestion control or the size may leave some
         or all for later.
         """
+        #: wire-format 4: SHOULD put them in a packet that holds nothing else
         quic = self._quic
         path = quic._network_paths[0]
         builder = QuicPacketBuilder(

@@ -86,3 +86,17 @@ def test_each_client_follows_in_its_own_way(tmp_path: Path, engine: str) -> None
     assert told == {"proactive-explicit", "reactive-explicit", "synchronized-symmetric"}
     switched = {event.detail["client"] for event in events if event.name == "client.switched"}
     assert switched == set(range(1, 11))
+
+
+@pytest.mark.needs("mininet", "tcpdump", "tshark")
+def test_clients_without_the_extension_follow_to_a_preferred_address(tmp_path: Path) -> None:
+    """RFC 9000 §9.6 is all that they know, and what they asked there early waits for the server."""
+    result, events = run(
+        tmp_path,
+        *("--strategy", "preferred-address", "--clients", "2", "--plain-clients", "2"),
+        *("--interval-ms", "100", "--after-s", "2"),
+    )
+    assert result["outcome"] == "succeeded", result
+    assert (result["requests_lost"], result["requests_duplicated"], result["requests_repeated"]) == (0, 0, 0)
+    assert [event for event in events if event.name == "client.reconnecting"] == []
+    assert [event.detail["negotiated"] for event in events if event.name == "client.connected"] == [False] * 2

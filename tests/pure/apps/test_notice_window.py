@@ -71,6 +71,7 @@ def test_those_of_whom_no_answer_is_expected_take_no_time() -> None:
 
 
 def test_silent_ones_hold_nobody_up() -> None:
+    #: wire-format 7.1: SHOULD NOT wait longer than a deadline for any one client
     async def play() -> None:
         call = Caller()
         line = NoticeWindow(crowd(3 * AT_ONCE), call)

@@ -43,6 +43,7 @@ LOOPBACK = ("127.0.0.1", 4433)
     ],
 )
 def test_the_rules(candidate, peer, reason):
+    #: wire-format 10.2: A client MUST refuse multicast
     assert AddressPolicy().denies(candidate, peer) == reason
 
 

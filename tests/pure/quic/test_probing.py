@@ -55,6 +55,7 @@ def test_a_long_downtime_costs_no_more_probes(downtime_s, wanted_s, interval_s):
     ("clients", "interval_s"), [(0, 0.010), (1, 0.010), (10, 0.010), (100, 0.1), (500, 0.5), (5000, 1.0)]
 )
 def test_many_clients_share_the_probes_that_a_server_can_bear(clients, interval_s):
+    #: wire-format 4.2: SHOULD wish for an interval
     assert Timings().shared_interval_s(clients) == pytest.approx(interval_s)
     assert Timings(probes_per_second=0.0).shared_interval_s(clients) == 0.010
 

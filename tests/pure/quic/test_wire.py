@@ -134,6 +134,8 @@ def test_the_parameter_is_found_among_others():
 
 
 def test_unknown_strategies_and_flags_are_left_for_later_versions():
+    #: wire-format 3.1: Other bits MUST be ignored
+    #: wire-format 3.1: The others MUST be sent as 0
     value = Buffer(capacity=32)
     for number in (1, 0x20 | RULES[Strategy.POOL].wire_bit, 7, 0x3FFF):
         value.push_uint_var(number)

@@ -211,3 +211,25 @@ def test_a_standard_does_not_let_the_server_speak_first(strategy: str) -> None:
 def test_a_client_cannot_refuse_by_the_draft() -> None:
     with pytest.raises(InvalidInput, match="cannot say that it refuses"):
         to_spec({"strategy": "alternative-address", "faults": ["notice:client-refusing"]})
+
+
+def test_a_client_without_the_extension_follows_while_its_question_is_fresh() -> None:
+    asked = {"strategy": "preferred-address", "plain_clients": 1}
+    assert to_spec({**asked, "interval_ms": 100.0}).plain_clients == 1
+    with pytest.raises(InvalidInput, match="remembers the last 100 packets") as caught:
+        to_spec(asked)
+    assert "--interval-ms 60" in str(caught.value.hint)
+    with pytest.raises(InvalidInput, match="cannot follow"):
+        to_spec({**asked, "interval_ms": 100.0, "download_mib": 1.0})
+
+
+@pytest.mark.parametrize("strategy", ["preferred-address", "alternative-address"])
+def test_a_client_asks_for_a_move_by_a_frame_of_the_extension(strategy: str) -> None:
+    with pytest.raises(InvalidInput, match="a client cannot ask for the move"):
+        to_spec({"strategy": strategy, "trigger": "client"})
+    assert to_spec({"strategy": strategy, "trigger": "server"}).trigger == "server"
+
+
+def test_somebody_must_be_able_to_ask() -> None:
+    with pytest.raises(InvalidInput, match="plain clients cannot ask"):
+        to_spec({"strategy": "symmetric", "trigger": "client", "plain_clients": 1})

@@ -1,0 +1,39 @@
+"""What a server does with datagrams that are nobody's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aioquic.quic.configuration import QuicConfiguration
+
+from apps.server.connections import ConnectionTable
+from apps.udp import Datagram
+
+
+class Port:
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, Any]] = []
+
+    def send(self, data: bytes, receiver: Any) -> None:
+        self.sent.append((data, receiver))
+
+
+@pytest.mark.parametrize("accepting", [False, True])
+def test_a_connection_that_is_elsewhere_is_met_with_silence(accepting: bool) -> None:
+    """A source that has given its connections away, and a standby that has none yet, send no resets."""
+    #: wire-format 14.5: MUST NOT send stateless resets
+    port = Port()
+    table = ConnectionTable(
+        port,  # type: ignore[arg-type]
+        QuicConfiguration(is_client=False),
+        None,
+        lambda peer, event: None,
+        lambda peer: None,
+    )
+    table.accepting = accepting
+    strangers = [Datagram(bytes([0x40 | number]) + bytes(60), ("10.0.0.2", 40000), 0) for number in range(8)]
+    table.received(strangers)
+    assert (port.sent, table.peers) == ([], {})
