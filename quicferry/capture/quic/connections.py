@@ -120,15 +120,21 @@ class QuicConnection:
                 self.suite = suite
         self.derive_keys()
 
-    def derive_keys(self) -> None:
-        """Derive the packet protection from every secret that the key log has for this connection."""
+    def derive_keys(self, *, late: bool = False) -> None:
+        """Derive the packet protection from every secret that the key log has for this connection.
+
+        ``late``: the capture joins the connection when its packet numbers may be anywhere.
+        """
         if self.client_random is None or self.suite is None:
             return
         secrets = self._secrets()
         for (space, direction), label in LABELS.items():
             key = (space, direction, self.version)
             if label in secrets and key not in self._protection:
-                self._protection[key] = PacketProtection(self.suite, secrets[label], self.version)
+                protection = PacketProtection(self.suite, secrets[label], self.version)
+                if late:
+                    protection.join_late()
+                self._protection[key] = protection
 
     def derive_initial_keys(self, packet: ProtectedPacket, direction: Direction) -> None:
         """Initial keys come from the client's first ID; after a Retry from the one it was given."""

@@ -9,6 +9,7 @@ capture that lacks the handshake is opened by trying the secrets of the key log.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 from quicferry.capture.quic.connections import LABELS, QuicConnection, suites_for
 from quicferry.capture.quic.frames import Frame, read_frames
@@ -16,6 +17,7 @@ from quicferry.capture.quic.headers import Space, supported_versions
 from quicferry.capture.quic.keys import (
     INITIAL_SUITE,
     VERSION_1,
+    VERSION_2,
     KeyLog,
     PacketProtection,
     initial_secrets,
@@ -26,7 +28,7 @@ from quicferry.capture.quic.versions import initial_salts, is_google, is_reserve
 #: Lengths of connection IDs that stacks use, tried on packets of which nothing is known, the commonest first.
 _USUAL_CID_BYTES = (8, 0, 4, 16, 20, 18, 5, 12)
 _TRIALS_PER_FLOW = 64  # packets without a known ID of one pair of addresses that are tried with all secrets
-_TRIALS_IN_ALL = 100_000  # keys that are tried in one capture
+_TRIALS_IN_ALL = 50_000  # keys that are tried in one capture
 _FLOWS_REMEMBERED = 16_384
 _CONNECTIONS_REMEMBERED = 8_192  # when memory is bounded
 _SMALLEST_SHORT_BYTES = 21  # a shorter one has no sample for header protection (RFC 9001 §5.4.2)
@@ -56,7 +58,7 @@ class Decryptor:
         self._cid_lengths: tuple[int, ...] = ()
         self._trials: dict[tuple[str, str], int] = {}
         self._trials_left = _TRIALS_IN_ALL
-        self._unused: dict[tuple[bytes, str, int], PacketProtection] = {}
+        self._unused: dict[tuple[bytes, int, str, int], PacketProtection] = {}
         self.undecrypted = 0
         self.forgotten = 0
 
@@ -322,27 +324,28 @@ class Decryptor:
 
     def _try_unused_secrets(self, packet: ProtectedPacket, length: int) -> Owner | None:
         """A connection whose handshake this capture does not have."""
-        candidate = packet.short(length, VERSION_1)
         taken = {connection.client_random for connection in self._connections.values()}
-        for random, secrets in self._keylog.items():
-            if random in taken:
-                continue
-            for direction in Direction:
+        for version, direction in product((VERSION_1, VERSION_2), Direction):
+            candidate = packet.short(length, version)
+            for random, secrets in self._keylog.items():
                 secret = secrets.get(LABELS[Space.ONE_RTT, direction], b"")
+                if random in taken:
+                    continue
                 for suite in suites_for(secret):
                     if self._trials_left <= 0:
                         return None
                     self._trials_left -= 1
-                    key = (random, direction.value, suite)
+                    key = (random, version, direction.value, suite)
                     protection = self._unused.get(key)
                     if protection is None:
-                        protection = self._unused[key] = PacketProtection(suite, secret, VERSION_1)
+                        protection = self._unused[key] = PacketProtection(suite, secret, version)
+                        protection.join_late()
                     if protection.open(candidate.data, candidate.number_offset) is None:
                         continue
                     client = packet.source if direction is Direction.TO_SERVER else packet.destination
-                    connection = self._add_connection(client, VERSION_1)
+                    connection = self._add_connection(client, version)
                     connection.client_random, connection.suite = random, suite
-                    connection.derive_keys()
+                    connection.derive_keys(late=True)
                     return connection, direction
         return None
 

@@ -144,6 +144,16 @@ def initial_secrets(version: int, destination_cid: bytes, salt: bytes | None = N
     )
 
 
+#: Where packet numbers may be when a capture begins late, by the bytes that they are written with.
+_LATE_HINTS: dict[int, tuple[int, ...]] = {
+    1: tuple(range(256, 1 << 14, 256)),
+    2: tuple(range(1 << 16, 1 << 22, 1 << 16)),
+    3: (),
+    4: (),
+}
+_RESERVED_BITS = 0x18  # of a short header: zero once protection is removed (RFC 9000 §17.3.1)
+
+
 class Opened(NamedTuple):
     """A packet with its protection removed."""
 
@@ -186,6 +196,11 @@ class PacketProtection:
         self.current = 0  # generation of the newest packet
         #: other places where numbers may begin, for a capture that joins the connection late
         self.hints: tuple[int, ...] = ()
+        self._is_late = False
+
+    def join_late(self) -> None:
+        """Expect packet numbers anywhere, as short as they are written, until the first one is found."""
+        self._is_late = True
 
     def _add_generation(self) -> None:
         secret = self._next_secret
@@ -212,6 +227,8 @@ class PacketProtection:
         mask = self._mask(sample) if self._header_cipher is None else self._header_cipher.update(sample)
         is_long = packet[0] & 0x80
         first = packet[0] ^ (mask[0] & (0x0F if is_long else 0x1F))
+        if self._is_late and first & _RESERVED_BITS:
+            return None  # most packets that these keys do not belong to
         length = (first & 0x03) + 1
         end = number_offset + length
         protected = int.from_bytes(packet[number_offset:end], "big")
@@ -234,14 +251,17 @@ class PacketProtection:
             else:
                 if number >= expected:
                     self.expected = number + 1
+                self._is_late = False
                 return Opened(number, current, payload)
         tried: set[int] = set()
-        for expected in (self.expected, *self.hints):
+        hints = _LATE_HINTS[length] if self._is_late else self.hints
+        for expected in (self.expected, *hints):
             number = decode_packet_number(truncated, length, expected)
             if number in tried:
                 continue
             tried.add(number)
-            for generation in self._candidates(first, bool(is_long)):
+            candidates = self._candidates(first, bool(is_long))
+            for generation in candidates[:1] if self._is_late and tried != {number} else candidates:
                 while generation >= len(self._generations):
                     self._add_generation()
                 aead, iv = self._generations[generation]
@@ -251,6 +271,7 @@ class PacketProtection:
                     continue
                 self.expected = max(self.expected, number + 1)
                 self.current = max(self.current, generation)
+                self._is_late = False
                 return Opened(number, generation, payload)
         return None
 

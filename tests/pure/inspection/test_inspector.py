@@ -7,6 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from aioquic.quic.packet import QuicProtocolVersion
 
 from cli import main
 from quicferry.capture.quic.packets import Direction, Why
@@ -16,6 +17,7 @@ from quicferry.inspection.qlog import QlogWriter
 from quicferry.inspection.sequence import DiagramBuilder, as_text, migration_svg
 from quicferry.inspection.sources import Source
 from tests.capture_support import (
+    BEGIN_NS,
     CLIENT,
     NEW,
     OLD,
@@ -111,6 +113,20 @@ def test_without_secrets_a_move_that_keeps_its_ids_is_seen_by_addresses(tmp_path
     assert set(story.why) == {Why.NO_SECRETS}
     assert [each.who for each in story.migrations] == ["server"]
     assert len(told) == len(scene.client_side)
+
+
+@pytest.mark.parametrize("versions", [[QuicProtocolVersion.VERSION_1], [QuicProtocolVersion.VERSION_2]])
+def test_a_capture_that_begins_late_opens_by_the_secrets(tmp_path: Path, versions: list[int]) -> None:
+    scene = Scene(interval_ms=1, versions=versions)
+    scene.load(100, 600)
+    scene.run(900)
+    late = [s for s in scene.client_side if s.t_ns > BEGIN_NS + 450_000_000]
+    write_pcapng(tmp_path / "a.pcapng", late)
+    (tmp_path / "keys.log").write_text(scene.keys.getvalue())
+    inspector, told, _ = inspected(tmp_path / "a.pcapng", tmp_path / "keys.log")
+    (story,) = inspector.stories.values()
+    assert story.opened == story.packets == len(late) == len(told)
+    assert min(packet.packet_number or 0 for each in told for packet in each.packets) > 200
 
 
 def test_keys_of_another_run_are_a_named_reason(tmp_path: Path, scene: Scene) -> None:
