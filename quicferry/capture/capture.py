@@ -84,6 +84,7 @@ class Capture:
         self.log = path.with_suffix(".log")
         self._spawn = spawn
         self._process: Popen[bytes] | None = None
+        self._asked_to_end = False
 
     def start(self) -> None:
         """Start dumpcap. Raises ``Unsupported`` when there is none."""
@@ -113,6 +114,12 @@ class Capture:
             hint="`quicferry doctor` tries to capture",
         )
 
+    def ask_to_end(self) -> None:
+        """Ask dumpcap to end, and do not wait: it takes as long as its read timeout."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            self._asked_to_end = True
+
     def stop(self) -> list[str]:
         """End the capture; returns warnings when it had ended early or dropped packets.
 
@@ -121,7 +128,7 @@ class Capture:
         if self._process is None:
             return []
         warnings = []
-        if self._process.poll() is not None:
+        if self._process.poll() is not None and not self._asked_to_end:
             warnings.append(f"the capture of {self.host} ended early: {self._printed().strip()[-200:]}")
         else:
             self._end(signal.SIGINT)
@@ -137,7 +144,8 @@ class Capture:
         process = self._process
         if process is None or process.poll() is not None:
             return
-        process.send_signal(number)
+        if not self._asked_to_end:
+            process.send_signal(number)
         try:
             process.wait(STOP_S)
         except TimeoutExpired:
@@ -186,9 +194,14 @@ class CaptureSession:
         return {host: " ".join(each.name for each in found) for host, found in interfaces.items()}
 
     def stop(self, *, linger_s: float = LINGER_S) -> None:
-        """End all captures, after what was sent until now is in their files. May be called again."""
+        """End all captures, after what was sent ``LINGER_S`` ago is in their files. May be called again.
+
+        ``linger_s`` is shorter where nothing was sent any more that matters for some time already.
+        """
         if self._captures and linger_s > 0:
             time.sleep(linger_s)
+        for capture in self._captures:
+            capture.ask_to_end()  # all of them, so that they end at the same time
         while self._captures:
             self.warnings += self._captures.pop().stop()
 

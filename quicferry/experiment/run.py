@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 
 from quicferry import __version__
-from quicferry.capture.capture import CaptureSession
+from quicferry.capture.capture import LINGER_S, CaptureSession
 from quicferry.capture.clock import realtime_minus_monotonic_ns
 from quicferry.emulation.emulator import Emulator
 from quicferry.emulation.links.layer import warnings_about
@@ -158,8 +158,10 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
             manifest.machine_load = watch.load()
     finally:
         with events.phase("run.collect"):
-            problems = _stop_all(started[::-1])
-            captures.stop()
+            problems = _stop_all(started[-1:])
+            silent_since_s = time.monotonic()  # without its client nothing is sent that is measured
+            problems += _stop_all(started[-2::-1])
+            captures.stop(linger_s=LINGER_S - (time.monotonic() - silent_since_s))
             try:
                 manifest.links = emulator.link_readings()
             except EmulationError as error:  # that of what has broken is told
