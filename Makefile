@@ -28,7 +28,7 @@ SIMULATE_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-report test-upstream simulate lint bench soak faults signals explore fuzz nightly lock clean
+.PHONY: help setup demo test test-report test-upstream simulate lint bench bench-containers soak faults signals explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ lint: setup ## check form, types and the direction of imports
 bench: setup ## measure the targets and print them as a table (as root)
 	@$(PYTHON) -m bench.bench_migration $(BENCH_ARGS)
 	@$(PYTHON) -m bench.bench_notification
+
+bench-containers: setup ## measure containers, ours beside the published procedure (as root, 15 minutes)
+	@$(PYTHON) -m bench.bench_containers $(BENCH_ARGS)
 
 soak: setup ## move one connection 200 times to and fro and look for leaks (as root, 10 minutes)
 	@$(PYTHON) -m bench.soak $(SOAK_ARGS)
