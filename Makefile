@@ -29,7 +29,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-report test-upstream simulate requirements lint bench bench-inspect soak faults
-.PHONY: signals explore fuzz nightly lock clean
+.PHONY: bench-containers signals explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bench: setup ## measure the targets and print them as a table (as root)
 
 bench-inspect: setup ## measure `quicferry inspect` against tshark on 100,000 packets (10 minutes)
 	@$(PYTHON) -m bench.bench_inspect
+
+bench-containers: setup ## measure containers, ours beside the published procedure (as root, 15 minutes)
+	@$(PYTHON) -m bench.bench_containers $(BENCH_ARGS)
 
 soak: setup ## move one connection 200 times to and fro and look for leaks (as root, 10 minutes)
 	@$(PYTHON) -m bench.soak $(SOAK_ARGS)

@@ -138,6 +138,7 @@ def start(
     Raises ``Unsupported`` without root or without util-linux.
     """
     require_root()
+    cgroups.remove_orphans()  # of tools that were killed: nobody else may ever come by
     name = run_id if run_id is not None else f"{os.getpid()}-{time.monotonic_ns()}"
     environment = {**(os.environ if env is None else env), **tags(name)}
     on_main_thread = threading.current_thread() is threading.main_thread()

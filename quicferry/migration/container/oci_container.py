@@ -65,8 +65,20 @@ WITHOUT_GROUP = " && ".join(
 GROUPS = "/sys/fs/cgroup"
 
 
+#: Names another runc than the one on the PATH.
+RUNC_VARIABLE = "QUICFERRY_RUNC"
+
+
 def find_runc() -> Path:
-    """The runc to use, from the PATH. Raises ``Unsupported``."""
+    """The runc to use: what ``QUICFERRY_RUNC`` names, else that on the PATH. Raises ``Unsupported``."""
+    named = os.environ.get(RUNC_VARIABLE)
+    if named:
+        if not os.access(named, os.X_OK):
+            raise Unsupported(
+                f"{RUNC_VARIABLE} names {named}, which is no program",
+                hint="`provision/runc.sh` fetches another runc and says where it is",
+            )
+        return Path(named).resolve()
     found = find_program("runc")
     if found is None:
         raise Unsupported("there is no runc on the PATH", hint=INSTALL_HINT)

@@ -1,0 +1,184 @@
+"""Containers: ours beside the published procedure, in turns: ``make bench-containers``.
+
+Every cell is a run of one engine with one size and one rate between the edges; the strategy is Reactive
+Explicit, a request leaves every 10 ms. The table has medians of the downtime and of its phases. The
+published numbers to read beside it are in docs/containers.md. Nothing here passes or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from bench.bench_migration import median
+from cli.common.progress import perform_shown
+from quicferry.events import Event, read_events
+from quicferry.record import RunResult
+from quicferry.spec import RunSpec
+from quicferry.strategies import Strategy
+from quicferry.units import NS_PER_MS
+
+ENGINES = ("published-cold", "runc-cold", "runc-pre-copy", "runc-post-copy", "runc-hybrid")
+#: The container's memory in the paper, in MB; what the server holds by itself is about 28.
+SIZES_MIB = (0, 240)
+RATES_MBPS = (1000.0, 100.0)
+
+
+class Row(NamedTuple):
+    """One line of the data: medians over the runs of one cell, in milliseconds."""
+
+    engine: str
+    memory_mib: int
+    inter_edge_mbps: float
+    runs: int
+    downtime_ms: float | None
+    downtime_least_ms: float | None
+    downtime_most_ms: float | None
+    dump_ms: float | None  # freeze and dump; with the transfer, where both overlap
+    restore_ms: float | None
+    service_migration_ms: float | None
+    transferred_mb: float | None
+
+
+def cells(sizes: Sequence[int], rates: Sequence[float], engines: Sequence[str]) -> list[RunSpec]:
+    """One run of each engine, size and rate."""
+    return [
+        RunSpec(
+            strategy=Strategy.REACTIVE_EXPLICIT,
+            engine=engine,
+            memory_mib=size,
+            inter_edge_mbps=rate,
+        )
+        for rate in rates
+        for size in sizes
+        for engine in engines
+    ]
+
+
+def phase_ms(events: Sequence[Event], name: str) -> float | None:
+    """How long a phase took; None when it was not completed."""
+    times = {
+        event.name.rpartition(".")[2]: event.t_ns for event in events if event.name.startswith(f"{name}.")
+    }
+    if "started" not in times or "complete" not in times:
+        return None
+    return (times["complete"] - times["started"]) / NS_PER_MS
+
+
+def rows(results: Iterable[RunResult]) -> list[Row]:
+    """One line for each cell, in the order of the first run of each."""
+    groups: dict[tuple[str, int, float], list[RunResult]] = {}
+    for result in results:
+        if result.spec is not None and result.outcome == "succeeded":
+            key = (result.engine, result.spec.memory_mib, result.spec.inter_edge_mbps)
+            groups.setdefault(key, []).append(result)
+    return [_row(key, group) for key, group in groups.items()]
+
+
+def _row(key: tuple[str, int, float], group: list[RunResult]) -> Row:
+    downtimes = [r.container_downtime_ms for r in group if r.container_downtime_ms is not None]
+    told = [read_events(Path(r.run_dir) / "events.jsonl") for r in group if r.run_dir is not None]
+    dumps = [ms for events in told if (ms := phase_ms(events, "migration.checkpoint")) is not None]
+    restores = [ms for events in told if (ms := phase_ms(events, "migration.restore")) is not None]
+    moved = [r.transferred_bytes / 1e6 for r in group if r.transferred_bytes is not None]
+    return Row(
+        *key,
+        runs=len(group),
+        downtime_ms=_median(downtimes),
+        downtime_least_ms=min(downtimes, default=None),
+        downtime_most_ms=max(downtimes, default=None),
+        dump_ms=_median(dumps),
+        restore_ms=_median(restores),
+        service_migration_ms=median(group, lambda r: r.service_migration_time_ms),
+        transferred_mb=_median(moved),
+    )
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def show(lines: Sequence[Row]) -> None:
+    """Print the table; the last column compares with ``published-cold`` in the same cell."""
+    table = Table(title="Containers: downtime, medians in ms")
+    for column in (
+        "Mbit/s",
+        "+MiB",
+        "engine",
+        "runs",
+        "downtime",
+        "range",
+        "dump",
+        "restore",
+        "MB",
+        "shorter",
+    ):
+        table.add_column(column, justify="left" if column == "engine" else "right")
+    published = {
+        (line.memory_mib, line.inter_edge_mbps): line.downtime_ms
+        for line in lines
+        if line.engine == "published-cold"
+    }
+    for line in lines:
+        theirs = published.get((line.memory_mib, line.inter_edge_mbps))
+        ratio = theirs / line.downtime_ms if theirs and line.downtime_ms else None
+        table.add_row(
+            f"{line.inter_edge_mbps:g}", str(line.memory_mib), line.engine, str(line.runs),
+            _number(line.downtime_ms), f"{_number(line.downtime_least_ms)}-{_number(line.downtime_most_ms)}",
+            _number(line.dump_ms), _number(line.restore_ms), _number(line.transferred_mb),
+            f"{ratio:.1f}x" if ratio else "",
+        )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def write_csv(path: Path, lines: Sequence[Row]) -> None:
+    """Write the data as CSV, a column for each field of ``Row``."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(Row._fields)
+        writer.writerows(lines)
+
+
+def main() -> None:
+    """Run everything in turns and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=3, help="runs of each cell (default 3)")
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES_MIB, help="added memory, MiB")
+    parser.add_argument(
+        "--rates", type=float, nargs="*", default=RATES_MBPS, help="between the edges, Mbit/s"
+    )
+    parser.add_argument("--engines", nargs="*", default=ENGINES, help="engines to run")
+    parser.add_argument("--runs", type=Path, default=None, help="where run directories go")
+    parser.add_argument("--output", type=Path, default=None, help="also write the data as CSV")
+    arguments = parser.parse_args()
+    wanted = [
+        msgspec.structs.replace(spec, seed=repetition + 1)
+        for repetition in range(arguments.repetitions)
+        for spec in cells(arguments.sizes, arguments.rates, arguments.engines)
+    ]
+    results = perform_shown(wanted, arguments.runs)
+    lines = rows(results)
+    show(lines)
+    if arguments.output is not None:
+        write_csv(arguments.output, lines)
+    failed = [result for result in results if result.outcome != "succeeded"]
+    for result in failed:
+        print(f"{result.outcome}: {result.engine}: {result.error}", file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
