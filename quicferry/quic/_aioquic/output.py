@@ -4,9 +4,9 @@ Until then the source may go on, from its own state. Whatever the client has bee
 true of the source: the destination sends what the source would send as well (data that was written before
 the freeze, acknowledgements of what came before it, probes and their answers), and holds back what only it
 knows of. Those are acknowledgements of what it received, new stream data and datagrams, resets, larger
-limits, connection IDs that it has made up, key updates, and the retirement of the client's. The client repeats what is
-not acknowledged, to whoever goes on. (Elnozahy, Alvisi, Wang and Johnson, "A survey of rollback-recovery
-protocols in message-passing systems", ACM Computing Surveys 34:3, 2002, Section 2.4.)
+limits, connection IDs that it has made up, key updates, and the retirement of the client's. The client
+repeats what is not acknowledged, to whoever goes on. (Elnozahy, Alvisi, Wang and Johnson, "A survey of
+rollback-recovery protocols in message-passing systems", ACM Computing Surveys 34:3, 2002, Section 2.4.)
 """
 
 from __future__ import annotations
