@@ -22,6 +22,11 @@ RECEIVE_BUFFER_BYTES = 4 << 20
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module does not have it
 TIMESPEC = struct.Struct("qq")
 
+IP_PKTINFO = 8  # linux/in.h; the socket module does not have it before Python 3.12
+IN_PKTINFO = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, local address, address in the header
+IN6_PKTINFO = struct.Struct("=16si")
+CONTROL_BYTES = 128
+
 
 class Datagram(NamedTuple):
     """A datagram. ``received_ns`` (CLOCK_MONOTONIC) is when it reached this host, or when it was read."""
@@ -29,6 +34,9 @@ class Datagram(NamedTuple):
     data: bytes
     sender: tuple[str, int]
     received_ns: int
+    local: str | None = (
+        None  # the address of this host that it came to, where the port is bound to all of them
+    )
 
 
 Received = Callable[[list[Datagram]], None]
@@ -39,6 +47,9 @@ class UdpPort:
 
     With ``stamped`` the kernel says when each datagram reached the host, so that times do not include how
     long a busy process took to read it.
+
+    A port that is bound to every address of its host knows to which of them a datagram came, and can answer
+    from there: a peer takes an answer from elsewhere for another's (RFC 9000 §9).
     """
 
     def __init__(self, listen: Endpoint, received: Received, *, stamped: bool = False) -> None:
@@ -49,6 +60,8 @@ class UdpPort:
         self._stamped = stamped
         if stamped:
             self.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        self._everywhere = listen.host in ("0.0.0.0", "::")
+        self._want_local()
         self.socket.bind((listen.host, listen.port))
         self._received = received
         self._reading = False
@@ -56,8 +69,15 @@ class UdpPort:
     def start(self) -> None:
         """Deliver datagrams as they come, and those that have been waiting."""
         if not self._reading:
+            self._want_local()  # again: a socket that was restored from a checkpoint may have lost it
             asyncio.get_running_loop().add_reader(self.socket.fileno(), self._readable)
             self._reading = True
+
+    def _want_local(self) -> None:
+        if self._everywhere and self.socket.family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        elif self._everywhere:
+            self.socket.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
 
     def mute(self) -> None:
         """Deliver nothing until ``start``: datagrams wait in the kernel."""
@@ -72,8 +92,8 @@ class UdpPort:
         to_monotonic_ns = read_ns - time.time_ns()
         while len(batch) < BATCH:
             try:
-                if self._stamped:
-                    data, control, _, sender = self.socket.recvmsg(65_535, 64)
+                if self._stamped or self._everywhere:
+                    data, control, _, sender = self.socket.recvmsg(65_535, CONTROL_BYTES)
                 else:
                     data, sender = self.socket.recvfrom(65_535)
                     control = []
@@ -82,18 +102,28 @@ class UdpPort:
             except OSError:
                 # an ICMP error about an earlier datagram; this socket serves many peers and goes on
                 continue
-            received_ns = read_ns
+            received_ns, local = read_ns, None
             for level, kind, value in control:
                 if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS):
                     seconds, nanoseconds = TIMESPEC.unpack(value)
                     received_ns = seconds * NS_PER_S + nanoseconds + to_monotonic_ns
-            batch.append(Datagram(data, (sender[0], sender[1]), received_ns))
+                elif (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
+                    local = socket.inet_ntop(socket.AF_INET, IN_PKTINFO.unpack(value)[2])
+                elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+                    local = socket.inet_ntop(socket.AF_INET6, IN6_PKTINFO.unpack(value)[0])
+            batch.append(Datagram(data, (sender[0], sender[1]), received_ns, local))
         return batch
 
-    def send(self, data: bytes, receiver: tuple[str, int]) -> bool:
-        """Send one datagram. False when the kernel did not take it; for QUIC that is a lost packet."""
+    def send(self, data: bytes, receiver: tuple[str, int], local: str | None = None) -> bool:
+        """Send one datagram. False when the kernel did not take it; for QUIC that is a lost packet.
+
+        ``local`` is the address of this host that it leaves from; None leaves that to the kernel.
+        """
         try:
-            self.socket.sendto(data, receiver)
+            if local is None:
+                self.socket.sendto(data, receiver)
+            else:
+                self.socket.sendmsg([data], [_leaving_from(local)], 0, receiver)
         except OSError:
             return False
         return True
@@ -107,3 +137,11 @@ class UdpPort:
         batch = self.drain()
         if batch:
             self._received(batch)
+
+
+def _leaving_from(local: str) -> tuple[int, int, bytes]:
+    """The control message that names the source address."""
+    if ":" in local:
+        packed = IN6_PKTINFO.pack(socket.inet_pton(socket.AF_INET6, local), 0)
+        return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, packed
+    return socket.IPPROTO_IP, IP_PKTINFO, IN_PKTINFO.pack(0, socket.inet_aton(local), bytes(4))

@@ -148,7 +148,7 @@ class Client:
         self.connection.send_stream_data(stream, data, end)
 
     def _received(self, batch: list[Datagram]) -> None:
-        for data, sender, self._received_ns in batch:
+        for data, sender, self._received_ns, _ in batch:
             self._origin = address_text(sender)
             self.connection.receive_datagram(data, sender, now_s())
             self._handle_events()

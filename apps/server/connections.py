@@ -25,6 +25,8 @@ from quicferry.quic import ExtensionConfig, MigratableConnection
 from quicferry.strategies import StrategyName
 from quicferry.units import now_s
 
+LOCALS_MOST = 8  # addresses of a client: more paths than these no connection has
+
 
 class Peer:
     """One client's connection and what belongs to it in this process."""
@@ -35,8 +37,17 @@ class Peer:
         self.connection_ids: set[bytes] = set()
         self.shaking = False  # in the middle of its handshake
         self.strategy: StrategyName | None = None  # how this client follows the present move
+        #: by the client's address, to which of our own its last datagrams came: answers leave from there
+        self.locals: dict[tuple[str, int], str] = {}
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at: float | None = None
+
+    def note_local(self, sender: tuple[str, int], local: str) -> None:
+        """A datagram of ``sender`` came to that address of ours."""
+        if self.locals.get(sender) != local:
+            self.locals[sender] = local
+            while len(self.locals) > LOCALS_MOST:
+                del self.locals[next(iter(self.locals))]
 
 
 class ConnectionTable:
@@ -77,10 +88,12 @@ class ConnectionTable:
     def deliver(self, batch: list[Datagram]) -> list[Peer]:
         """Give each datagram to its connection; the events are handled, but nothing is sent."""
         touched: dict[str, Peer] = {}
-        for data, sender, _ in batch:
+        for data, sender, _, local in batch:
             peer = self._route(data)
             if peer is not None:
-                peer.connection.receive_datagram(data, sender, now_s())
+                peer.connection.receive_datagram(data, sender, now_s(), local)
+                if local is not None:
+                    peer.note_local(sender, local)
                 self._events(peer)
                 touched[peer.key] = peer
         return list(touched.values())
@@ -162,7 +175,8 @@ class ConnectionTable:
         for data, receiver in datagrams:
             # asked for each: a process may be stopped between two, for longer than its lease
             if self._may_send():
-                self._port.send(data, (receiver[0], receiver[1]))
+                to = (receiver[0], receiver[1])
+                self._port.send(data, to, peer.locals.get(to))
         self._set_timer(peer)
         return bool(datagrams)
 

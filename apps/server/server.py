@@ -471,6 +471,7 @@ class QuicServer(ServerShell):
         self.table.accepting = True
         for peer in self.table.peers.values():
             its = peer.strategy or strategy
+            peer.locals.clear()  # they may be those of the source
             peer.connection.resume(
                 epoch,
                 its,

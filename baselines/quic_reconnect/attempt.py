@@ -81,7 +81,7 @@ class Attempt:
     # --- the connection ------------------------------------------------------------------------
 
     def _received(self, batch: list[Datagram]) -> None:
-        for data, sender, received_ns in batch:
+        for data, sender, received_ns, _ in batch:
             if sender == (self.server.host, self.server.port):
                 self.heard_s = now_s()
             self.connection.receive_datagram(data, sender, now_s())

@@ -250,6 +250,7 @@ class ServerRole(Role):
             return
         self._seam.keep_to_lease(self._frozen_number)
         patience_s = self._seam.pto_s
+        self._seam.forget_locals()
         self._seam.restart_idle_timer(now)
         self._seam.doubt_flight(now)
         self._seam.restart_recovery(

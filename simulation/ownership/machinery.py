@@ -190,7 +190,7 @@ class SimulatedUdpPort:
     def drain(self) -> list[Datagram]:
         return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
 
-    def send(self, data: bytes, receiver: tuple[str, int]) -> bool:
+    def send(self, data: bytes, receiver: tuple[str, int], local: str | None = None) -> bool:
         if self.process.alive:
             self._ports.leave(self._listen, data, receiver)
         return True

@@ -31,6 +31,7 @@ from quicferry.quic.errors import PeerError
 from quicferry.quic.wire import Address, Frame, FrameType, find_parameter, pull_frame
 from quicferry.strategies import StrategyName
 
+LOCAL = "_ferry_local"  # of a path: the address of this host that its first datagram came to
 _CHALLENGE_BYTES = 8  # RFC 9000 §19.17
 RESET_TOKEN_BYTES = 16  # RFC 9000 §19.15
 
@@ -146,6 +147,7 @@ class HookedConnection(QuicConnection):
 
     _ferry: Hooks | None = None
     _careful: Careful | None = None  # how congestion control is resumed after a move
+    _came_to: str | None = None  # the local address of the datagram that is being processed
     _doubt: Doubt | None = None  # what was in flight when the server moved, until that is settled
 
     def attach(self, hooks: Hooks) -> None:
@@ -240,6 +242,10 @@ class HookedConnection(QuicConnection):
 
     def _handle_path_response_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         at = buf.tell()
+        challenged_from = vars(context.network_path).get(LOCAL)
+        if self._came_to is not None and challenged_from not in (None, self._came_to):
+            buf.pull_bytes(_CHALLENGE_BYTES)  # RFC 9000 §8.2.3: it says nothing of the path it was sent on
+            return
         super()._handle_path_response_frame(context, frame_type, buf)
         if self._ferry is not None:
             self._ferry.response(buf.data_slice(at, at + 8), context.network_path.addr)
@@ -266,7 +272,21 @@ class HookedConnection(QuicConnection):
 
     # ------------------------------------------------------------------ in and out
 
-    def receive_datagram(self, data: bytes, addr: NetworkAddress, now: float) -> None:
+    def receive_datagram(
+        self, data: bytes, addr: NetworkAddress, now: float, local: str | None = None
+    ) -> None:
+        """As upstream. ``local``: the address of this host that it came to, where that is known."""
+        if local is None:
+            self._receive(data, addr, now)
+            return
+        self._came_to = local
+        self._receive(data, addr, now)
+        self._came_to = None
+        for path in self._network_paths:  # a challenge leaves from where the path's first datagram came to
+            if path.addr == addr:
+                vars(path).setdefault(LOCAL, local)
+
+    def _receive(self, data: bytes, addr: NetworkAddress, now: float) -> None:
         #: wire-format 5: MUST discard packets it has received before
         ferry = self._ferry
         if ferry is None or (ferry.passive and self._network_paths and self._network_paths[0].addr == addr):

@@ -28,7 +28,7 @@ from aioquic.quic.packet_builder import (
 from aioquic.quic.recovery import QuicPacketPacer
 
 from quicferry.quic._aioquic.careful_resume import PathFacts, path_facts, resume_carefully
-from quicferry.quic._aioquic.connection import RESET_TOKEN_BYTES, HookedConnection
+from quicferry.quic._aioquic.connection import LOCAL, RESET_TOKEN_BYTES, HookedConnection
 from quicferry.quic._aioquic.doubt import doubt_flight
 from quicferry.quic._aioquic.lease import ABORT_GAP, bind_lease, lease_until, release_lease, skip_to
 from quicferry.quic._aioquic.output import withhold_output
@@ -328,6 +328,11 @@ class Seam:
         loss._rtt_latest = loss._rtt_min = loss._rtt_smoothed = rtt_s
         loss._rtt_variance = rtt_s / 2
         loss._pacer.update_rate(congestion_window=loss.congestion_window, smoothed_rtt=rtt_s)
+
+    def forget_locals(self) -> None:
+        """The addresses of this host are others than before."""
+        for path in self._quic._network_paths:
+            vars(path).pop(LOCAL, None)
 
     def restart_idle_timer(self, now: float) -> None:
         """A full idle timeout from now on: the time a frozen connection slept does not count."""
