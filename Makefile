@@ -28,8 +28,7 @@ SIMULATE_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-report test-upstream simulate requirements lint bench bench-inspect soak faults
-.PHONY: bench-containers signals explore fuzz nightly lock clean
+.PHONY: help setup demo test test-report test-upstream simulate requirements lint bench bench-inspect soak faults bench-containers signals explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
