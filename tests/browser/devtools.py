@@ -12,6 +12,7 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from quicferry.process import DEVNULL, Popen, spawn, stop
 
+PATIENCE_S = 120.0  # a busy machine is no fault of the page
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--no-first-run")
 
 
@@ -86,8 +87,8 @@ class Browser:
         await self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     async def wait_for(self, expression: str) -> None:
-        """Wait until an expression is true. Fails after 30 s."""
-        deadline = time.monotonic() + 30
+        """Wait until an expression is true. Fails after ``PATIENCE_S``."""
+        deadline = time.monotonic() + PATIENCE_S
         while not await self.evaluate(expression):
             assert time.monotonic() < deadline, expression
             await asyncio.sleep(0.05)

@@ -47,22 +47,27 @@ def published_figure(pairs: Sequence[Beside], title: str, unit: str) -> Figure:
                 row - 0.19, pair.published, height=0.36, color=PUBLISHED, hatch="//", edgecolor="white",
                 label="published" if first else None, zorder=2,
             )  # fmt: skip
-            _write(axes, pair.published, row - 0.19, f"{pair.published:.4g}")
+            _write(axes, pair.published, row - 0.19, _number(pair.published))
             if pair.measured is None:
+                _write(axes, low, row + 0.19, "no run here succeeded")
                 continue
-            here = "measured here" if first else None
-            axes.barh(row + 0.19, pair.measured, height=0.36, color=MEASURED, label=here, zorder=2)
+            axes.barh(row + 0.19, pair.measured, height=0.36, color=MEASURED, zorder=2)
             if pair.low is not None and pair.high is not None:
                 axes.plot([pair.low, pair.high], [row + 0.19] * 2, color=INK, linewidth=1.4, zorder=4)
             _write(
                 axes,
                 max(pair.measured, pair.high or 0),
                 row + 0.19,
-                f"{pair.measured:.4g}  (ratio {pair.ratio:.2g})",
+                f"{_number(pair.measured)}  (ratio {pair.ratio:.2f})",
             )
+        axes.barh(0, 0, color=MEASURED, label="measured here")  # in the legend whichever rows have a value
         axes.set_xlabel(f"{unit}, logarithmic; line: least and greatest run here", fontsize=9)
         axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
         return figure
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}".replace(",", "\u202f") if value >= 100 else f"{value:.3g}"
 
 
 def _write(axes: object, x: float, y: float, text: str) -> None:
