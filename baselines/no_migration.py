@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from apps.deployment.quic import QuicDeployment
-from baselines.registry import Baseline
+from baselines.registry import MANY_CLIENTS, Baseline
 
 
 class StayingDeployment(QuicDeployment):
@@ -27,6 +27,7 @@ BASELINE = Baseline(
     summary="The server stays; what the client sees then is what a move can at best leave it with.",
     deployment=StayingDeployment,
     moves=False,
+    honours=MANY_CLIENTS,
     refuses={
         "inter_edge_mbps": "inter_edge_mbps shapes a link that nothing crosses: the server stays where it is"
     },

@@ -28,6 +28,11 @@ _MODULES: dict[str, str] = {
 }
 
 
+#: axes for strategies: several clients, each a process of its own; several moves, each with its record
+MANY_CLIENTS = frozenset({"clients", "access", "load"})
+MANY_MOVES = frozenset({"moves", "route"})
+
+
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     """An alternative to the extension."""
 
@@ -40,6 +45,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     engines: tuple[str, ...] = ()  # that can move it; none named: all
     why_not: str = ""  # why no other engine can
     reads: frozenset[str] = frozenset()  # of the axes for baselines, those that have an effect in it
+    honours: frozenset[str] = frozenset()  # of the axes for strategies, those that it has as well
     refuses: Mapping[str, str] = {}  # axes that every run reads but this one cannot honour, and the reason
     borrows_downtime: bool = False  # no engine moves it: it stands still as long as one would take
 

@@ -34,9 +34,9 @@ REMEMBERED_PACKETS = 100
 GETTING_READY_S = 2.0  # from the word to move until the server is frozen: a standby starts
 #: why a baseline cannot honour an axis of the extension, where there is more to say than that
 _NOT_WITH_BASELINES = {
-    "clients": "clients is for runs with a strategy: a baseline has one client",
+    "clients": "clients is for runs with a strategy: this baseline has one client",
     "faults": "faults is for runs with a strategy: a baseline takes no faults",
-    "moves": "moves is for runs with a strategy: a baseline makes one move only",
+    "moves": "moves is for runs with a strategy: this baseline makes one move only",
     "pool": "pool is for the strategy pool: a baseline's client is given no candidates",
 }
 #: what, besides the engine and the server, a downtime depends on that a baseline borrows
@@ -259,6 +259,8 @@ def _check_plain_followers(spec: RunSpec) -> None:
 def unread(spec: RunSpec, parts: Parts) -> dict[str, str]:
     """The axes that nobody reads who takes part in this run, each with a sentence that says why."""
     reasons = _unread_by_server(spec, parts.engine)
+    if spec.moves == 1:
+        reasons["route"] = "route says where several moves lead, and there is one"
     if parts.baseline is not None:
         return reasons | _unread_by_baseline(spec, parts.baseline)
     if not (may_speak_first(spec.strategy) or spec.mixed_strategies):
@@ -269,8 +271,6 @@ def unread(spec: RunSpec, parts: Parts) -> dict[str, str]:
     for axis in axes().values():
         if axis.read_by is ReadBy.BASELINES:
             reasons[axis.name] = f"{axis.name} is for baselines: no strategy reads it"
-    if spec.moves == 1:
-        reasons["route"] = "route says where several moves lead, and there is one"
     return reasons
 
 
@@ -305,6 +305,8 @@ def _unread_by_baseline(spec: RunSpec, baseline: baselines.Baseline) -> dict[str
     """What is for strategies, for servers that move, or for other baselines."""
     reasons: dict[str, str] = {}
     for axis in axes().values():
+        if axis.name in baseline.honours:
+            continue
         if axis.read_by is ReadBy.EXTENSION:
             other = f"{axis.name} is for runs with a strategy: {baseline.name} cannot honour it"
             reasons[axis.name] = _NOT_WITH_BASELINES.get(axis.name, other)

@@ -63,6 +63,8 @@ def axes_page() -> str:
             else f"`{str(axis.default).lower() if axis.kind is bool else axis.default}`"
         )
         readers = ", ".join(names_of_readers(axis)) if axis.read_by is ReadBy.BASELINES else str(axis.read_by)
+        honouring = [name for name in baselines.names() if axis.name in baselines.get(name).honours]
+        readers += ", " + ", ".join(honouring) if honouring else ""
         refusing = [name for name in baselines.names() if axis.name in baselines.get(name).refuses]
         readers += " but " + ", ".join(refusing) if refusing else ""
         lines.append(f"| `{axis.name}` | {kind} | {axis.bounds} | {default} | {readers} | {axis.text} |")

@@ -168,12 +168,34 @@ class LoadClient:
             raise MigrationError(f"the client failed: {self.program.last_words()}", hint="see client.log")
 
 
+def clients_of(
+    context: RunContext, config: ClientConfig, *, module: str, end_s: float = CLIENT_END_S
+) -> LoadClient | ClientsApart:
+    """The client of a run, or its many clients as so many processes."""
+    if config.clients == 1:
+        return LoadClient(context, config, module=module, end_s=end_s)
+    return ClientsApart(context, config, module=module, end_s=end_s)
+
+
 class ClientsApart:
-    """Many clients, each a process on a host of its own; together they are one service of a deployment."""
+    """Many clients, each a process, on hosts of their own if the topology has them.
+
+    Together they are one service of a deployment.
+    """
 
     name = "client"
 
-    def __init__(self, context: RunContext, config: ClientConfig) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        config: ClientConfig,
+        *,
+        module: str = "apps.client.client",
+        end_s: float = CLIENT_END_S,
+    ) -> None:
+        hosts = context.topology.clients
+        if len(hosts) == 1:
+            hosts *= config.clients
         self._context = context
         self._summaries = [
             context.paths.root / f"client-{number}.json" for number in range(1, config.clients + 1)
@@ -195,12 +217,12 @@ class ClientsApart:
                         else config.strategies
                     ),
                 ),
+                module=module,
+                end_s=end_s,
                 host=host,
                 number=number,
             )
-            for number, (host, summary) in enumerate(
-                zip(context.topology.clients, self._summaries, strict=True), 1
-            )
+            for number, (host, summary) in enumerate(zip(hosts, self._summaries, strict=True), 1)
         ]
 
     @property

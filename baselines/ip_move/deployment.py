@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from apps.config import SERVER_NAME
-from apps.deployment.client_service import LoadClient, client_config
+from apps.deployment.client_service import client_config, clients_of
 from apps.deployment.quic import Credentials
 from apps.deployment.replies import Replies
 from apps.deployment.services import AgentService, OrchestratorService, moved, order_move
@@ -115,7 +115,7 @@ class IpMoveDeployment:
             agent(source, destination),
             agent(destination, source),
             self._orchestrator,
-            LoadClient(context, config(context, client_config(context, tls.authority)), module=client),
+            clients_of(context, config(context, client_config(context, tls.authority)), module=client),
         ]
 
     def move(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import msgspec
 
 from apps.config import ClientConfig
 from baselines.ip_move.deployment import IpMoveDeployment
-from baselines.registry import Baseline
+from baselines.registry import MANY_CLIENTS, Baseline
 from quicferry.experiment.context import RunContext
 
 
@@ -24,5 +24,6 @@ BASELINE = Baseline(
     name="ip-move-quic",
     title="address moves, QUIC",
     summary="Stock QUIC; the routers send what is for the service's address to its new place.",
+    honours=MANY_CLIENTS,
     deployment=deploy,
 )

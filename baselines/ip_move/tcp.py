@@ -7,7 +7,7 @@ import msgspec
 from apps.config import ClientConfig
 from baselines.ip_move.deployment import IpMoveDeployment
 from baselines.mptcp.baseline import REQUEST_TIMEOUT_MS
-from baselines.registry import Baseline
+from baselines.registry import MANY_CLIENTS, Baseline
 from baselines.tcp_dns.config import TcpClientConfig
 from quicferry.experiment.context import RunContext
 from quicferry.migration.engines.registry import kernel_state_engines
@@ -38,6 +38,7 @@ BASELINE = Baseline(
     name="ip-move-tcp",
     title="address moves, TCP",
     summary="TLS 1.3 over TCP; CRIU takes the connections along, the routers follow the address.",
+    honours=MANY_CLIENTS,
     deployment=deploy,
     engines=tuple(sorted(kernel_state_engines())),
     why_not="only a dump with --tcp-established takes the kernel's TCP connections along",

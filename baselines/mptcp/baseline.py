@@ -23,14 +23,14 @@ import msgspec
 from pyroute2 import IPRoute
 
 from apps.config import SERVER_NAME, ServerConfig
-from apps.deployment.client_service import LoadClient, client_config
+from apps.deployment.client_service import client_config, clients_of
 from apps.deployment.quic import Credentials
 from apps.deployment.services import CONTROL, every_address
 from baselines.addresses import first_hops, free_address
 from baselines.mptcp import path_manager
 from baselines.mptcp.orders import Orders
 from baselines.mptcp.pod import Plug, Pod, netlink_in, start_argv, wait_for_namespace
-from baselines.registry import Baseline
+from baselines.registry import MANY_CLIENTS, Baseline
 from baselines.tcp_dns.config import TcpClientConfig
 from quicferry.errors import FerryError, InvalidInput, MigrationError
 from quicferry.events import EventLog, read_events
@@ -69,7 +69,8 @@ class PodServer:
         context = self._context
         source = context.part("source")
         pid = context.emulator.pid(source)
-        path_manager.prepare(context.emulator.pid(context.part("client")))
+        for host in context.topology.clients:
+            path_manager.prepare(context.emulator.pid(host))
         self._holder = context.emulator.spawn(source, start_argv())
         wait_for_namespace(self._holder, pid)
         path_manager.prepare(self._holder.pid)
@@ -188,7 +189,7 @@ class MptcpDeployment:
         )
         self.services: list[Service] = [
             self._server,
-            LoadClient(context, client, module="baselines.tcp_dns.client"),
+            clients_of(context, client, module="baselines.tcp_dns.client"),
         ]
 
     def move(self) -> dict[str, Any]:
@@ -270,5 +271,6 @@ BASELINE = Baseline(
     reads=frozenset({"mptcp_make_before_break", "downtime_ms"}),
     deployment=MptcpDeployment,
     needs=("mptcp",),
+    honours=MANY_CLIENTS,
     borrows_downtime=True,
 )

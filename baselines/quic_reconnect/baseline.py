@@ -8,7 +8,7 @@ from apps.config import ClientConfig
 from baselines.dns.deployment import DnsDeployment, patience_s
 from baselines.dns.services import resolver_config
 from baselines.quic_reconnect.config import ReconnectConfig
-from baselines.registry import Baseline
+from baselines.registry import MANY_CLIENTS, MANY_MOVES, Baseline
 from quicferry.experiment.context import RunContext
 
 
@@ -42,4 +42,5 @@ BASELINE = Baseline(
     reads=frozenset({"dns_ttl_s", "dns_cache", "request_timeout_ms", "tls_resumption"}),
     deployment=deploy,
     needs=("dns",),
+    honours=MANY_CLIENTS | MANY_MOVES,
 )

@@ -7,7 +7,7 @@ import msgspec
 from apps.config import ClientConfig
 from baselines.dns.deployment import DnsDeployment, patience_s
 from baselines.dns.services import resolver_config
-from baselines.registry import Baseline
+from baselines.registry import MANY_CLIENTS, MANY_MOVES, Baseline
 from baselines.tcp_dns.config import TcpClientConfig
 from quicferry.experiment.context import RunContext
 
@@ -39,6 +39,7 @@ BASELINE = Baseline(
     reads=frozenset(
         {"dns_ttl_s", "dns_cache", "tcp_user_timeout_ms", "request_timeout_ms", "tls_resumption"}
     ),
+    honours=MANY_CLIENTS | MANY_MOVES,
     deployment=deploy,
     needs=("dns",),
 )

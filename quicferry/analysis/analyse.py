@@ -113,10 +113,13 @@ def analyse(run_dir: Path) -> Analysis:
         if manifest.spec.clients > 1 and not moves:
             result.clients_validated_ms = _clients_validated_ms(traffic.frame, metrics, manifest)
             split = EndpointSplit.of_run(manifest, events)
-            result.clients_service_migration_ms = _clients_service_migration_ms(traffic.frame, split)
+            result.clients_service_migration_ms = _clients_service_migration_ms(
+                traffic.frame, split, by_host=len(manifest.topology.clients) > 1
+            )
         if moves:
             add_moves(result, moves, events)
-        _add_breakdown(result, traffic.frame, events, metrics, manifest.destination_endpoint)
+        else:
+            _add_breakdown(result, traffic.frame, events, metrics, manifest.destination_endpoint)
         _add_service(result, traffic.frame, events)
         _add_rate(result, traffic.frame, metrics, manifest)
         if summary is not None and not moves:
@@ -322,12 +325,16 @@ def _clients_validated_ms(traffic: pl.DataFrame, metrics: Metrics, manifest: Man
     }
 
 
-def _clients_service_migration_ms(traffic: pl.DataFrame, split: EndpointSplit) -> dict[str, float]:
+def _clients_service_migration_ms(
+    traffic: pl.DataFrame, split: EndpointSplit, *, by_host: bool
+) -> dict[str, float]:
     """How long each of many clients was without useful service: see ``RunResult``."""
     to_client = pl.col("direction") == "to-client"
     by_client = traffic.with_columns(
         client=pl.when(to_client).then(pl.col("destination")).otherwise(pl.col("source"))
     )
+    if by_host:  # a client that connects again has another port
+        by_client = by_client.with_columns(pl.col("client").str.replace(r":\d+$", ""))
     gaps = [
         timeline.service_gap(split.arrivals(own), OLD, NEW)
         for own in by_client.partition_by("client", maintain_order=True)

@@ -95,10 +95,10 @@ def _cut(topology: Topology, links: list[Link], words: str) -> list[Link]:
 def _ways(topology: Topology, links: list[Link], where: str) -> set[tuple[str, str]]:
     """The directions of links that are meant, as (from, to). Raises ``InvalidInput``."""
     every = {way for link in links for way in ((link.a, link.b), (link.b, link.a))}
-    client = topology.parts.get("client", "")
+    clients = set(topology.clients)
     if where in ("up", "down", "access"):
-        up = {way for way in every if way[0] == client}
-        down = {way for way in every if way[1] == client}
+        up = {way for way in every if way[0] in clients}
+        down = {way for way in every if way[1] in clients}
         return {"up": up, "down": down, "access": up | down}[where]
     one_way, _, there = where.partition(">")
     if there:

@@ -20,6 +20,7 @@ import baselines
 from apps.deployment.client_service import LoadClient
 from apps.deployment.replies import Replies
 from baselines.client_migration.baseline import MovingLoadClient
+from baselines.dns.deployment import DnsDeployment
 from baselines.dns.services import NameServer
 from baselines.mptcp import baseline as mptcp
 from quicferry.emulation.fake import FakeEmulator
@@ -57,6 +58,8 @@ OTHERS: dict[str, Any] = {
     "faults": ["transfer:link-cut"],
     "jitter_ms": 2.0,
     "plain_clients": 1,
+    "rate_trace": str(CHECKOUT / "docs" / "examples" / "cell.trace"),
+    "flap": "up@0.1+0.1",
 }
 
 
@@ -114,6 +117,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     monkeypatch.setattr(play, "MininetEmulator", emulator)
     monkeypatch.setattr(play.os, "nice", lambda _: 0)
     monkeypatch.setattr(play, "show", lambda _: None)
+    # no file system of its own: this machine's mount table would keep it
+    monkeypatch.setattr(play, "keep_in_memory", lambda directory: directory.mkdir(mode=0o700))
     monkeypatch.setattr(run, "CaptureSession", Capture)
     monkeypatch.setattr(run, "versions_of", lambda _: {})
     waits = SimpleNamespace(sleep=lambda seconds: noted.note("sleep", round(seconds, 3)))
@@ -125,6 +130,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     monkeypatch.setattr(LoadClient, "wait_ready", lambda *_: None)
     monkeypatch.setattr(NameServer, "wait_ready", lambda *_: None)
     monkeypatch.setattr(MovingLoadClient, "change_address", lambda _: noted.note("the client moves"))
+    monkeypatch.setattr(DnsDeployment, "_await_service", lambda _, address: noted.note("served at", address))
     pretend_mptcp(monkeypatch, noted)
     return noted
 
