@@ -160,3 +160,14 @@ def test_compare_prints_one_object_per_line_and_a_page(tmp_path: Path) -> None:
 def test_it_runs_on_this_python() -> None:
     assert quicferry("--version").stdout.startswith("quicferry ")
     assert sys.version_info >= (3, 11)
+
+
+@pytest.mark.needs("mininet", "tcpdump", "tshark")
+def test_a_download_is_resumed_with_care(tmp_path: Path) -> None:
+    """What the source knew of the path crosses with the connection; the rate before comes back."""
+    arguments = ("--strategy", "symmetric", "--congestion", "careful-resume", "--download-mib", "6")
+    result = run(tmp_path, *arguments, "--rtt-ms", "40", "--rate-mbps", "20", "--after-s", "2", "--seed", "6")
+    assert_sound(result)
+    assert result["spec"]["congestion"] == "careful-resume"
+    assert result["rate_before_mbps"] > 1.0
+    assert 0 < result["rate_recovered_ms"] < 5_000
