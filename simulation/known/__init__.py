@@ -47,8 +47,8 @@ KNOWN: tuple[KnownFault, ...] = (
         "protocol",
         "hang:mute:alternative-address",
         1437,
-        "the client's address changed before the notice of a move by the draft, and it has nothing to send: the "
-        "notice went where it was, and so do the probes of the server that has moved",
+        "the client's address changed before the notice of a move by the draft, and it has nothing to send: "
+        "the notice went where it was, and so do the probes of the server that has moved",
         "hang:mute:alternative-address",
     ),
 )
