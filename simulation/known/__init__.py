@@ -43,20 +43,12 @@ def families(world: str) -> tuple[str, ...]:
 
 KNOWN: tuple[KnownFault, ...] = (
     KnownFault(
-        "standard-finds-no-rebound-listener",
-        "protocol",
-        "hang:mute:preferred-address",
-        319,
-        "the address of a client that only listens changed in the downtime; a server that moves by a "
-        "standard may only probe, and its probes go where the client was",
-        "hang:mute:preferred-address",
-    ),
-    KnownFault(
         "draft-finds-no-rebound-client",
         "protocol",
         "hang:mute:alternative-address",
         1437,
-        "the same by the draft, where the notice has gone there as well",
+        "the client's address changed before the notice of a move by the draft, and it has nothing to send: "
+        "the notice went where it was, and so do the probes of the server that has moved",
         "hang:mute:alternative-address",
     ),
 )

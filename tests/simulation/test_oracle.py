@@ -125,7 +125,7 @@ def _switches_at_once(self: ClientRole, now: float) -> None:
     """What a client must never do: go to an address that has not answered."""
     for candidate in list(self._prober.candidates.values()):
         if candidate.cid is not None:
-            self._seam.adopt(candidate.network_address, candidate.cid, [], 0.018, now)
+            self._seam.adopt(candidate.network_address, candidate.cid, [], 0.018, now, is_sample=True)
             candidate.cid = None
 
 
