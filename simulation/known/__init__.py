@@ -56,8 +56,8 @@ KNOWN: tuple[KnownFault, ...] = (
         "protocol",
         "hang:server-to-dead-path:alternative-address:fenced",
         3061,
-        "a destination that moved by the draft was taken down, and the source goes on at an address of a client "
-        "that has another by now",
+        "a destination that moved by the draft was taken down; the source goes on to where its client "
+        "was before its address changed",
         "hang:server-to-dead-path:alternative-address",
     ),
 )
