@@ -51,4 +51,13 @@ KNOWN: tuple[KnownFault, ...] = (
         "the notice went where it was, and so do the probes of the server that has moved",
         "hang:mute:alternative-address",
     ),
+    KnownFault(
+        "draft-loses-rebound-client-after-a-fence",
+        "protocol",
+        "hang:server-to-dead-path:alternative-address:fenced",
+        3061,
+        "a destination that moved by the draft was taken down; the source goes on to where its client "
+        "was before its address changed",
+        "hang:server-to-dead-path:alternative-address",
+    ),
 )
