@@ -16,7 +16,7 @@ from quicferry.migration.container.oci_container import OciContainer, last_words
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.criu import gate
 
-READY_S = 20.0  # an idle machine needs 0.15 s
+READY_S = 6.0  # an idle machine needs 0.15 s; a move goes on without it
 HELD_S = 3600.0
 CLOSE_S = 5.0
 #: Before all else on runc's PATH; named as runc wants it.

@@ -125,7 +125,7 @@ class Runc(Criu):
         runc has an option for the address of a page server, and none for a socket: CRIU takes that from its
         configuration, then, and does not use the address. It inherits the socket by way of runc.
         """
-        if self._dumper is None or self._page_server is None:
+        if self._dumper is None or self._page_server is None or not self._dumper.waits:
             await self.ready_to_dump(images, memory=False)
         assert self._dumper is not None and self._page_server is not None
         try:

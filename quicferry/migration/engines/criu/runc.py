@@ -68,14 +68,16 @@ class RuncEngine(CriuEngine):
         """Also have runc ready to dump: of what it does, most needs no server that stands still."""
         await super().prepare_source(order)
         if self.is_ready_before and self._runc is not None:
-            await self._runc.ready_to_dump(self._images, memory=self.dumps_memory)
+            with contextlib.suppress(MigrationError):  # then it starts in the downtime, and says why not
+                await self._runc.ready_to_dump(self._images, memory=self.dumps_memory)
 
     async def prepare_destination(self, order: MoveOrder) -> None:
         """Also let runc forget a container that was here before, and have it ready to restore one."""
         await super().prepare_destination(order)
         await self._box.forget()
         if self.is_ready_before and self._runc is not None:
-            await self._runc.ready_to_restore(self._images, lazy=self._restores_lazily())
+            with contextlib.suppress(MigrationError):  # as at the source
+                await self._runc.ready_to_restore(self._images, lazy=self._restores_lazily())
 
     def _restores_lazily(self) -> bool:
         """Whether the restore will leave memory out, as far as is known before the move."""
