@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # importing typing would double what this process imports
     from typing import Any, TextIO
 
 LAST_PID = "/proc/sys/kernel/ns_last_pid"
-#: Helpers that run in the container get PIDs from here up, services get far larger ones.
+#: Helpers in the container have PIDs from here up, until a service is started, which has far larger ones.
 FIRST_HELPER_PID = 100
 
 
@@ -73,7 +73,8 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
         finally:
             os._exit(127)
     os.close(writer)
-    set_last_pid(FIRST_HELPER_PID - 1)
+    # The next IDs are left to the service's threads and children: they move along with it, and must be free
+    # at the destination, where helpers have those from FIRST_HELPER_PID up (else "Unable to create a thread")
     with os.fdopen(reader, encoding="utf-8") as pipe:
         failure = pipe.read()
     return {"error": failure} if failure else {"pid": pid}

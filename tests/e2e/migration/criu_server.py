@@ -34,7 +34,7 @@ class Threads:
         whole = hashlib.sha256(own).digest()
         while hashlib.sha256(own).digest() == whole:
             self.counts[place] += 1
-            time.sleep(0.02)
+            time.sleep(0.1)
 
 
 class Child:
