@@ -55,7 +55,7 @@ SHORT: dict[str, tuple[float, float, float]] = {
     "moves": (1, 3, 5),
 }
 #: Not drawn as a level: every line has a seed of its own, and words of any form are no levels.
-UNCOVERED = ("seed", "rate_trace", "flap")
+UNCOVERED = ("seed", "rate_trace", "flap", "image", "command", "volumes")
 CONTENDER = "contender"
 
 _NAMES: dict[str, Callable[[], Collection[str]]] = {

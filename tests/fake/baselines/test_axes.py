@@ -8,6 +8,7 @@ run's own waits. An axis that is not refused must make a difference there.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,7 +96,7 @@ class Capture:
     def start(self, hosts: list[str]) -> dict[str, str]:
         return {}
 
-    def stop(self) -> None:
+    def stop(self, linger_s: float = 0.0) -> None:
         pass
 
 
@@ -120,8 +121,14 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     # no file system of its own: this machine's mount table would keep it
     monkeypatch.setattr(play, "keep_in_memory", lambda directory: directory.mkdir(mode=0o700))
     monkeypatch.setattr(run, "CaptureSession", Capture)
+    # no request is ever answered here that a move could wait for
+    monkeypatch.setattr(
+        run.RequestWatch, "wait_for", lambda _, when, interval_ms: noted.note("move when", when)
+    )
     monkeypatch.setattr(run, "versions_of", lambda _: {})
-    waits = SimpleNamespace(sleep=lambda seconds: noted.note("sleep", round(seconds, 3)))
+    waits = SimpleNamespace(
+        sleep=lambda seconds: noted.note("sleep", round(seconds, 3)), monotonic=time.monotonic
+    )
     monkeypatch.setattr(run, "time", waits)  # the module's own, as other threads wait by theirs
     monkeypatch.setattr(mptcp, "time", waits)
     monkeypatch.setattr(Replies, "wait", wait)

@@ -92,7 +92,7 @@ def real() -> Covering:
 
 
 def test_real_lines_are_accepted_and_soon_cover_nearly_all(real: Covering) -> None:
-    for _ in range(60):
+    for _ in range(80):
         drawn = real.draw()
         to_spec(drawn.values)
         to_spec(without_defaults(drawn.values))

@@ -53,7 +53,7 @@ def test_every_target_has_an_input_that_is_accepted(target: str, tmp_path) -> No
         scratch.mkdir()
         if (target, path.name) not in OPEN and _accepts(TARGETS[target], path.read_bytes(), scratch):
             return
-    pytest.fail(f"no input of {target} is accepted: renew its corpus")
+    pytest.fail(f"no input of {target} is accepted: renew its corpus, see tools/renew_fuzz_corpus.py")
 
 
 def _accepts(target: Target, data: bytes, scratch: Path) -> bool:
