@@ -44,11 +44,14 @@ def report(
     SWEEP and RUN are names or directories; without any, all single runs are taken. Warm-ups of a sweep are
     left out. The page needs no network.
     """
+    from quicferry.analysis.diagrams import MOST_DIAGRAMS, migration_diagram
     from quicferry.analysis.page.write import save_figures, write_page
     from session.selection import select
 
     rows = select(words, runs_root, mixed=mixed)
-    write_page(rows, output, title=title)
+    # of many runs the timelines must do: a diagram takes another two readings of the captures
+    diagram = migration_diagram if len(rows) <= MOST_DIAGRAMS else None
+    write_page(rows, output, title=title, diagram=diagram)
     say(f"report: {output}")
     if figures is not None:
         say("figures: " + ", ".join(str(path) for path in save_figures(rows, figures)))

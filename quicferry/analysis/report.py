@@ -18,17 +18,13 @@ from quicferry import __version__
 from quicferry.analysis import tables
 from quicferry.analysis.analyse import Analysis, analyse
 from quicferry.analysis.describe import describe_measured, describe_phases, describe_spec
+from quicferry.analysis.diagrams import MOST_DIAGRAMS, migration_diagram
 from quicferry.analysis.figures.comparison import REPEATED_RUNS, comparison_figures
 from quicferry.analysis.figures.style import as_svg
 from quicferry.analysis.figures.timeline import timeline_figure
 from quicferry.analysis.tables import NOTHING
-from quicferry.errors import CaptureError, StoreError
-from quicferry.inspection.sequence import embedded, migration_svg
-from quicferry.record import RunPaths, RunResult
-
-#: A page of so many runs has their sequence diagrams, too: each takes another two readings of the captures.
-_MOST_DIAGRAMS = 12
-_MOST_DIAGRAM_BYTES = 32 << 20
+from quicferry.errors import StoreError
+from quicferry.record import RunResult
 
 
 def write_report(run_dirs: Sequence[Path], path: Path, missing: Sequence[str] = ()) -> None:
@@ -71,7 +67,7 @@ def render(analyses: Sequence[Analysis], missing: Sequence[str] = ()) -> str:
         repeated=any(len(group) >= REPEATED_RUNS for group in tables.cells(results).values()),
         pictures=[_svg(figure) for figure in comparison_figures(analyses).values()],
         runs=[
-            _section(number, analysis, with_sequence=len(analyses) <= _MOST_DIAGRAMS)
+            _section(number, analysis, with_sequence=len(analyses) <= MOST_DIAGRAMS)
             for number, analysis in enumerate(analyses, start=1)
         ],
     )
@@ -129,19 +125,6 @@ def _svg(figure: Any) -> Markup:
     return Markup(as_svg(figure))  # noqa: S704 - see above
 
 
-def _sequence(result: RunResult) -> Markup | None:
-    """The packets around the first migration, as a diagram; None where there is none to draw."""
-    paths = RunPaths(Path(result.run_dir or ""))
-    size = sum(path.stat().st_size for path in paths.captures.glob("*.pcapng"))
-    if not 0 < size <= _MOST_DIAGRAM_BYTES:
-        return None
-    try:
-        svg = migration_svg(paths.root)
-    except CaptureError:  # the section tells of it already
-        return None
-    return embedded(svg) if svg is not None else None
-
-
 def _section(number: int, analysis: Analysis, *, with_sequence: bool) -> dict[str, Any]:
     result, manifest = analysis.result, analysis.manifest
     return {
@@ -155,7 +138,7 @@ def _section(number: int, analysis: Analysis, *, with_sequence: bool) -> dict[st
         "warnings": result.warnings,
         "timeline": _svg(timeline_figure(analysis, titled=False)),
         "caption": _caption(result),
-        "sequence": _sequence(result) if with_sequence else None,
+        "sequence": migration_diagram(Path(result.run_dir or "")) if with_sequence else None,
         "measured": describe_measured(result),
         "phases": describe_phases(result),
         "asked": describe_spec(manifest.spec),
