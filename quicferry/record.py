@@ -200,9 +200,6 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     breakdown_ms: dict[str, float] = msgspec.field(default_factory=dict, name="parts_ms")
     largest_gap_ms: float | None = None  # between two useful packets at the client, anywhere in the run
     service_time_ms: float | None = None  # median time from a request to the end of its answer
-    # of a download: from the server's running again until 90 % of the rate before are reached, and that rate
-    rate_recovered_ms: float | None = None
-    rate_before_mbps: float | None = None  # useful bytes, in Mbit/s
     request_hit_ms: float | None = None  # service time of the request under way in the downtime, the longest
     first_request_after_ms: float | None = None  # service time of the first request sent after the resume
     disturbed: bool | None = None  # others used the machine, or the emulator was late: see the warnings

@@ -18,7 +18,6 @@ from quicferry.analysis.endpoint_split import NEW, OLD, EndpointSplit
 from quicferry.analysis.fidelity import add_fidelity
 from quicferry.analysis.goodput import direction_of, goodput
 from quicferry.analysis.metrics import Metrics, measure
-from quicferry.analysis.rate_recovery import rate_recovered_ns
 from quicferry.analysis.repeated_moves import add_moves, measure_all
 from quicferry.analysis.requests_hit import requests_hit
 from quicferry.analysis.service import judge_service, overload
@@ -121,7 +120,6 @@ def analyse(run_dir: Path) -> Analysis:
         else:
             _add_breakdown(result, traffic.frame, events, metrics, manifest.destination_endpoint)
         _add_service(result, traffic.frame, events)
-        _add_rate(result, traffic.frame, metrics, manifest)
         if summary is not None and not moves:
             _add_requests_hit(result, summary, metrics)
         _add_goodput(result, traffic.frame, metrics, manifest)
@@ -299,18 +297,6 @@ def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest, *, mus
             f"the client got no useful service from {manifest.destination_endpoint or 'the new address'}",
             "the timeline shows how far the move came",
         )
-
-
-def _add_rate(result: RunResult, traffic: pl.DataFrame, metrics: Metrics, manifest: Manifest) -> None:
-    """How long the download of a run took to be as fast as before; of several moves, the first."""
-    if not manifest.spec.download_mib or metrics.frozen_ns is None or metrics.resumed_ns is None:
-        return
-    rtt_ns = metrics.round_trip.median_ns if metrics.round_trip is not None else 0
-    found = rate_recovered_ns(timeline.arrivals(traffic), metrics.frozen_ns, metrics.resumed_ns, rtt_ns)
-    if found is not None:
-        recovered_ns, bytes_per_s = found
-        result.rate_recovered_ms = round(ns_to_ms(recovered_ns), 6)
-        result.rate_before_mbps = round(bytes_per_s * 8 / 1e6, 3)
 
 
 def _clients_validated_ms(traffic: pl.DataFrame, metrics: Metrics, manifest: Manifest) -> dict[str, float]:

@@ -57,7 +57,6 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
             "connection overhead",
             ms(result.connection_overhead_ms) + (f" ({overhead:.2f} RTT)" if overhead is not None else ""),
         ),
-        *_describe_rate(result),
         *_describe_clients(result),
         ("RTT client to destination, on the wire", ms(result.rtt_ms)),
         ("how the RTT was measured", result.rtt_method or NOTHING),
@@ -84,14 +83,6 @@ def describe_measured(result: RunResult) -> list[tuple[str, str]]:
         ("payload bytes verified", tables.size(result.bytes_verified)),
         ("the service's state", state),
     ]
-
-
-def _describe_rate(result: RunResult) -> list[tuple[str, str]]:
-    """A row for a download that was as fast as before again."""
-    if result.rate_recovered_ms is None:
-        return []
-    title = f"until 90 % of the {result.rate_before_mbps:g} Mbit/s before the move"
-    return [(title, f"{result.rate_recovered_ms:.1f} ms")]
 
 
 def _ms(value: float | None) -> str:

@@ -108,11 +108,6 @@ _NUMBERS: dict[str, tuple[type[pl.DataType], str, str]] = {
     "first_request_after_ms": (
         pl.Float64, _MS, "Service time of the first request that was sent after the server had resumed.",
     ),
-    "rate_recovered_ms": (
-        pl.Float64, _MS,
-        "Of a download: from the server's running again until 90 % of the rate before the move are reached.",
-    ),
-    "rate_before_mbps": (pl.Float64, "Mbit/s", "Of a download: the rate of useful bytes before the move."),
     "stalls": (pl.Int64, "", "Of videos: how often one stood still."),
     "stalled_ms": (pl.Float64, _MS, "Of videos: how long all of them together stood still."),
     "datagrams_sent": (pl.Int64, "datagrams", "Of games: datagrams that the clients sent."),
