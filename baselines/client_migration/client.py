@@ -9,7 +9,6 @@ makes the server validate the new path and follow. What still comes to the old a
 from __future__ import annotations
 
 import asyncio
-import signal
 
 from apps.client.client import Client, address_text
 from apps.config import ClientConfig, read_config
@@ -41,11 +40,11 @@ class MovingClient(Client):
 
     async def run(self) -> None:
         """As every client; SIGUSR1 changes the address, once."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._change_address)
         await super().run()
         self._forget()
 
-    def _change_address(self) -> None:
+    def address_has_changed(self) -> None:
+        """SIGUSR1: where other clients are told that their host has moved, this one goes by itself."""
         if self._former is not None:
             return
         self._former = self.port

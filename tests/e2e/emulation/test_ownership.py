@@ -145,6 +145,8 @@ def test_sigkill_of_the_tool_in_mid_migration_leaves_nothing(action: str, tmp_pa
 
     def criu_acts() -> bool:
         assert tool.poll() is None, (tmp_path / "log").read_text()
+        if not (tmp_path / "runs").is_dir():  # CRIU acts in the probes before the run as well
+            return False
         commands = (process.command.split() for process in mine())
         return any(
             "criu" in Path(word).name for c in commands if action in c for word in c[: c.index(action)]
