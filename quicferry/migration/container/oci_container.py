@@ -76,7 +76,7 @@ def find_runc() -> Path:
         if not os.access(named, os.X_OK):
             raise Unsupported(
                 f"{RUNC_VARIABLE} names {named}, which is no program",
-                hint="`provision/runc.sh` fetches another runc and says where it is",
+                hint="give the path of a runc that can be executed, or unset it to take the one on the PATH",
             )
         return Path(named).resolve()
     found = find_program("runc")
