@@ -148,9 +148,11 @@ class RootFiles(NamedTuple):
 
 
 def root_files(readable: Iterable[str | Path], system: Sequence[str] = SYSTEM) -> RootFiles:
-    """The files for the system, this Python with its packages, the checkout, plug-ins, and ``readable``.
+    """The files for the system, this Python, the checkout's packages, plug-ins, and ``readable``.
 
-    Directories below others of the list are left out, as those bring them. Raises ``InvalidInput``
+    Not the whole checkout: below it may be run directories, with the keys of others, and a directory of
+    ``readable`` on a file system of its own, which a bind of what is above it would hide. Directories below
+    others of the list are left out, as those bring them. Raises ``InvalidInput``
     for one that the container has to have for itself, or that is no absolute path.
     """
     links: dict[str, str] = {}
@@ -162,7 +164,8 @@ def root_files(readable: Iterable[str | Path], system: Sequence[str] = SYSTEM) -
             wanted.append(PurePosixPath(name))
     # an environment may be a link to one that others share: what it leads to is needed as well
     prefix = Path(sys.prefix).resolve()
-    for given in (sys.base_prefix, sys.prefix, prefix, CHECKOUT, *plugins.folders(), *readable):
+    packages = sorted(path.parent for path in CHECKOUT.glob("*/__init__.py"))
+    for given in (sys.base_prefix, sys.prefix, prefix, *packages, *plugins.folders(), *readable):
         path = PurePosixPath(os.path.normpath(given))
         if not path.is_absolute() or any(path.is_relative_to(own) for own in OWN):
             raise InvalidInput(

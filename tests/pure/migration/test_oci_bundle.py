@@ -83,8 +83,26 @@ def test_the_system_is_seen_as_it_is_and_nothing_twice(tmp_path):
     assert files.links == {str(tmp_path / "bin"): "usr/bin"}
     mine = [path for path in files.binds if path.startswith(str(tmp_path))]
     assert mine == [str(tmp_path / "run" / "configs"), str(tmp_path / "usr")]
-    for needed in (sys.base_prefix, sys.prefix, CHECKOUT):
-        assert any(Path(needed).is_relative_to(path) for path in root_files([]).binds), needed
+    always = root_files([]).binds
+    for needed in (
+        sys.base_prefix,
+        sys.prefix,
+        CHECKOUT / "quicferry",
+        CHECKOUT / "apps",
+        CHECKOUT / "baselines",
+    ):
+        assert any(Path(needed).is_relative_to(path) for path in always), needed
+
+
+def test_runs_below_the_checkout_are_not_seen_and_what_is_asked_for_there_is():
+    """Keys lie on a file system of their own there, which a bind of the checkout would hide."""
+    mine = CHECKOUT / "runs" / "one.partial" / "credentials" / "service"
+    binds = root_files([mine]).binds
+    assert str(mine) in binds
+    assert not any((CHECKOUT / "runs" / "other").is_relative_to(path) for path in binds)
+
+
+def test_links_of_the_system_are_those_it_has():
     assert set(root_files([]).links) <= set(SYSTEM)
 
 
