@@ -10,24 +10,16 @@ import pytest
 from proof.explore.judge import Complaint, Observation, complaints, kind_of, without_numbers
 from proof.explore.load import too_much
 from proof.explore.overhead import KNOWN, MUST_ASK, SERVER_FIRST, allowed_ms, bound_of
-from quicferry.record import MoveRecord, RunResult
+from quicferry.record import MoveRecord
 from session.request import to_spec
+from tests import explored
 
-GOOD = RunResult(
-    outcome="succeeded",
-    strategy="proactive-explicit",
-    engine="handoff",
-    seed=1,
-    service_migration_time_ms=13.0,
+GOOD = msgspec.structs.replace(
+    explored.GOOD,
     log_service_migration_time_ms=13.2,
-    container_downtime_ms=4.0,
     connection_overhead_ms=12.6,
     requests_sent=200,
-    requests_lost=0,
-    requests_duplicated=0,
     bytes_verified=51200,
-    state_ok=True,
-    served_by="destination",
 )
 FAULT = {"faults": ("transfer:link-lost",)}
 
