@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from quicferry import __version__
@@ -22,6 +21,7 @@ from quicferry.analysis.diagrams import MOST_DIAGRAMS, migration_diagram
 from quicferry.analysis.figures.comparison import REPEATED_RUNS, comparison_figures
 from quicferry.analysis.figures.style import as_svg
 from quicferry.analysis.figures.timeline import timeline_figure
+from quicferry.analysis.html import template, write_html
 from quicferry.analysis.tables import NOTHING
 from quicferry.errors import StoreError
 from quicferry.record import RunResult
@@ -35,27 +35,14 @@ def write_report(run_dirs: Sequence[Path], path: Path, missing: Sequence[str] = 
     if not run_dirs:
         raise StoreError("no runs to report on", hint="`quicferry runs list` shows what there is")
     page = render([analyse(run_dir) for run_dir in run_dirs], missing)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {path}: {error.strerror}", hint="choose another file with -o"
-        ) from error
+    write_html(path, page)
 
 
 def render(analyses: Sequence[Analysis], missing: Sequence[str] = ()) -> str:
     """The page as text; ``missing`` as in ``write_report``."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("quicferry.analysis"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     results = [analysis.result for analysis in analyses]
     ratios = tables.ratios(results)
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
         succeeded=sum(result.outcome == "succeeded" for result in results),

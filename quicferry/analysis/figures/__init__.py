@@ -5,6 +5,7 @@
 ``breakdown_bars`` the strip in it that shows what a service-migration time is made of
 ``comparison``     bars and delivery gaps over many runs: ``save_comparison``
 ``papers``         stacked phases and distributions over many runs
+``phases``         the colours of a move's phases
 ``style``          colours, fonts, sizes; a figure as a file or as part of a page
 ================== ==================================================================
 

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from quicferry.analysis.figures.phases import PHASE_COLOURS
 from quicferry.analysis.figures.style import DPI, FAINT, INK, STYLE, WIDTH_IN, axes_beside_names, from_zero
-from quicferry.analysis.figures.timeline import PHASE_COLOURS
 
 _HATCHES = {"notice": "..", "checkpoint": "//", "transfer": "", "restore": "\\\\", "commit": "xx"}
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)

@@ -15,6 +15,7 @@ from quicferry.analysis import tables
 from quicferry.analysis.analyse import Analysis
 from quicferry.analysis.endpoint_split import NEW, OLD, EndpointSplit
 from quicferry.analysis.figures import breakdown_bars
+from quicferry.analysis.figures.phases import PHASE_COLOURS
 from quicferry.analysis.figures.style import (
     DPI,
     FAINT,
@@ -31,13 +32,6 @@ from quicferry.analysis.metrics import Metrics
 from quicferry.capture.quic.packets import Direction
 from quicferry.units import NS_PER_MS, ns_to_ms
 
-PHASE_COLOURS = {
-    "notice": "#cc79a7",
-    "checkpoint": "#e69f00",
-    "transfer": "#56b4e9",
-    "restore": "#f0e442",
-    "commit": "#b8bec6",
-}
 #: lane -> its place from the bottom
 LANES = {"destination": 0.0, "network": 1.0, "source": 2.0, "client": 3.2}
 _Y_LIMITS = (-0.62, 4.05)

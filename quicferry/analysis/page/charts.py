@@ -11,19 +11,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from quicferry.analysis.figures.phases import PHASE_COLOURS
 from quicferry.analysis.metrics import PHASES
 from quicferry.analysis.page.groups import MEASURES, Group, Measure
 from quicferry.analysis.statistics import Summary
 
 INK, SOFT, LINE = "#1b1f24", "#5d6570", "#d7dbe0"
 STRATEGY_BAR, BASELINE_BAR, DOT = "#9ccbe6", "#e3d3a6", "#0072b2"
-PHASE_COLOURS = {
-    "notice": "#cc79a7",
-    "checkpoint": "#e69f00",
-    "transfer": "#56b4e9",
-    "restore": "#f0e442",
-    "commit": "#b8bec6",
-}
 PHASE_PATTERNS = {"notice": ".", "checkpoint": "/", "transfer": "", "restore": "\\", "commit": "x"}
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1b1f24")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")

@@ -8,7 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 import polars as pl
 
-from quicferry.analysis.page.charts import INK, LINE, PATTERN, PHASE_COLOURS, PHASE_PATTERNS, layout
+from quicferry.analysis.figures.phases import PHASE_COLOURS
+from quicferry.analysis.page.charts import INK, LINE, PATTERN, PHASE_PATTERNS, layout
 from quicferry.record import PLACE_BY_SERVER, Manifest, RunPaths, RunResult, read_manifest
 
 OLD_COLOUR, NEW_COLOUR, GAP_COLOUR, SOFT = "#0072b2", "#009e73", "#d55e00", "#5d6570"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import msgspec
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -20,7 +19,9 @@ from quicferry.analysis import tables
 from quicferry.analysis.export import as_csv, as_latex
 from quicferry.analysis.figures.comparison import bars_figure
 from quicferry.analysis.figures.papers import cdf_figure, phases_figure
+from quicferry.analysis.figures.phases import PHASE_COLOURS
 from quicferry.analysis.figures.style import save_figure
+from quicferry.analysis.html import template, write_html
 from quicferry.analysis.page import charts, words
 from quicferry.analysis.page.groups import MEASURES, OF_REQUESTS, Group, grouped
 from quicferry.analysis.page.moves import timeline
@@ -51,27 +52,14 @@ def write_page(rows: Sequence[Row], path: Path, *, title: str = "", diagram: Dia
     if not rows:
         raise StoreError("no runs to report on", hint="`quicferry runs list` shows what there is")
     page = render(rows, title=title, diagram=diagram)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {path}: {error.strerror}", hint="choose another file with -o"
-        ) from error
+    write_html(path, page)
 
 
 def render(rows: Sequence[Row], *, title: str = "", diagram: Diagram | None = None) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("quicferry.analysis"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     groups = grouped(rows)
     pairs = words.comparisons(groups)
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         title=title or _title(rows),
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
@@ -198,9 +186,7 @@ def save_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
             values = {group.name: group.values(measure) for group in groups}
             if any(values.values()):
                 written += save_figure(bars_figure(values, measure.title), folder, measure.key, PAPER_FORMATS)
-        lengths = {
-            group.name: {name: group.phase_ms(name) for name in charts.PHASE_COLOURS} for group in groups
-        }
+        lengths = {group.name: {name: group.phase_ms(name) for name in PHASE_COLOURS} for group in groups}
         if any(any(length is not None for length in own.values()) for own in lengths.values()):
             written += save_figure(phases_figure(lengths), folder, "phases", PAPER_FORMATS)
         values = {group.name: group.values(MEASURES[0]) for group in groups}
