@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from quicferry.errors import InvalidInput
 from quicferry.model import Link, Node, NodeKind, Shape, Topology
-from topologies.registry import Family, Parameter
+from topologies.building.family import Family, Parameter
 
 KM_PER_MS = 200.0  # light in fibre, about two thirds of its speed in vacuum
 MOST_EDGES = 8

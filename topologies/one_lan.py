@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from quicferry.errors import InvalidInput
 from quicferry.model import Link, Node, NodeKind, Shape, Topology
-from topologies.registry import Family, Parameter
+from topologies.building.family import Family, Parameter
 
 
 def build(*, rtt_ms: float = 2.0, loss_percent: float = 0.0, rate_mbps: float | None = None) -> Topology:

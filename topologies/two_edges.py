@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from quicferry.errors import InvalidInput
 from quicferry.model import Link, Node, NodeKind, Shape, Topology
-from topologies.registry import Family, Parameter
+from topologies.building.family import Family, Parameter
 
 MOST_EDGES = 8
 MOST_POOL = MOST_EDGES - 1  # all edges but the source

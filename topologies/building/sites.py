@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from quicferry.errors import InvalidInput
 from quicferry.model import Link, Node, NodeKind, Shape, Topology
+from topologies.building.family import Family, Parameter
 
 MOST_SITES = 16
 
@@ -87,4 +88,56 @@ def sites(
         },
         pool=tuple(f"edge-{number}" for number in numbers[1:]),
         service_addresses={f"edge-{number}": f"10.0.{number}.2" for number in numbers},
+    )
+
+
+def family(name: str, summary: str, *, usual: int, least: int, closed: bool) -> Family:
+    """The family of such topologies: ``usual`` edges where no number is asked for, at least ``least``."""
+
+    def build(
+        *,
+        edges: int = usual,
+        rtt_ms: float = 18.0,
+        hop_rtt_ms: float = 2.0,
+        jitter_ms: float = 0.0,
+        loss_percent: float = 0.0,
+        rate_mbps: float | None = None,
+        inter_edge_mbps: float = 1000.0,
+    ) -> Topology:
+        """The topology. Raises ``InvalidInput`` for values that no network can have."""
+        return sites(
+            name=name,
+            summary=summary,
+            edges=edges,
+            least=least,
+            closed=closed,
+            rtt_ms=rtt_ms,
+            hop_rtt_ms=hop_rtt_ms,
+            jitter_ms=jitter_ms,
+            loss_percent=loss_percent,
+            rate_mbps=rate_mbps,
+            inter_edge_mbps=inter_edge_mbps,
+        )
+
+    return Family(
+        name=name,
+        summary=summary,
+        parameters=(
+            Parameter(
+                name="edges", default=usual, summary=f"how many edges there are, {least} to {MOST_SITES}"
+            ),
+            Parameter(name="rtt_ms", default=18.0, summary="round-trip time client to the edge of its site"),
+            Parameter(
+                name="hop_rtt_ms", default=2.0, summary="round-trip time between two neighbouring sites"
+            ),
+            Parameter(
+                name="jitter_ms", default=0.0, summary="standard deviation of the client's one-way delay"
+            ),
+            Parameter(
+                name="loss_percent", default=0.0, summary="packets lost on the client's link, each way"
+            ),
+            Parameter(name="rate_mbps", default=None, summary="rate of the client's link; none: unlimited"),
+            Parameter(name="inter_edge_mbps", default=1000.0, summary="rate of the links between the sites"),
+        ),
+        builder=build,
     )

@@ -10,7 +10,7 @@ from cli.topo import topo as topo_command
 from quicferry.emulation import drawing
 from quicferry.errors import InvalidInput
 from quicferry.model import NodeKind, Shape, Topology
-from topologies.registry import Family, Parameter
+from topologies import Family, Parameter
 
 ROOT = Path(topologies.__file__).parent
 
