@@ -50,3 +50,27 @@ def check_way_back(got: dict[str, Any]) -> None:
     assert got["moved"]["orders"] == ["Freeze", "Abort", "Freeze", "Resume"]
     assert got["moved"]["sha256"] == got["before"]["sha256"]
     assert got["back"]["requests"] == got["before"]["requests"] + 1
+
+
+CALLED_OFF = """
+async def play():
+    async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
+        await a.start_server("20")
+        before = await a.ask()
+        move = order(1, a, b)
+        await prepare(move, a, b)
+        stream = a.engine.checkpoint(move)
+        first = await anext(stream)
+        await stream.aclose()
+        said = await broken_off(move, a, b, [first[: len(first) // 2]])
+        back = await a.ask()
+        await whole_move(2, a, b)
+        return dict(said=said, before=before, back=back, moved=await b.ask())
+"""
+
+
+def check_called_off(tmp_path: Path, engine: str) -> None:
+    """A move that ends in its first piece of memory leads back to the source, and the next one works."""
+    got = played(CALLED_OFF, tmp_path, ENGINE=engine)
+    assert "cut off" in got["said"]
+    check_way_back(got)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.e2e.migration.criu_scripts import check_hops, check_way_back, played
+from tests.e2e.migration.criu_scripts import check_called_off, check_hops, played
 
 ENGINES = ["criu-pre-copy", "criu-post-copy", "criu-hybrid"]
 
@@ -85,27 +85,7 @@ async def play():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_move_that_is_called_off_leads_back_to_the_source(tmp_path, engine):
-    got = played(
-        """
-async def play():
-    async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
-        await a.start_server("20")
-        before = await a.ask()
-        move = order(1, a, b)
-        await prepare(move, a, b)
-        stream = a.engine.checkpoint(move)
-        first = await anext(stream)
-        await stream.aclose()
-        said = await broken_off(move, a, b, [first[: len(first) // 2]])
-        back = await a.ask()
-        await whole_move(2, a, b)
-        return dict(said=said, before=before, back=back, moved=await b.ask())
-""",
-        tmp_path,
-        ENGINE=engine,
-    )
-    assert "cut off" in got["said"]
-    check_way_back(got)
+    check_called_off(tmp_path, engine)
 
 
 CUT = """
