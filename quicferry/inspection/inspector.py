@@ -81,7 +81,7 @@ class Inspector:
                 return None
             self.told += 1
             return Told(datagram, vantage, TCP_NAME, segment.connection, -1, [], segment, None, place)
-        packets = self._decryptor.packets(
+        packets = self._decryptor.feed(
             t_ns,
             datagram.source,
             datagram.destination,

@@ -8,7 +8,6 @@ capture that lacks the handshake is opened by trying the secrets of the key log.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 
 from quicferry.capture.quic.connections import LABELS, QuicConnection, suites_for
@@ -96,27 +95,14 @@ class Decryptor:
         source: str,
         destination: str,
         datagram: bytes,
-        *,
         missing_bytes: int = 0,
         vantage: int = 0,
-    ) -> Iterator[Packet]:
+    ) -> list[Packet]:
         """The packets of one UDP datagram. A datagram that is not QUIC gives none, and is counted.
 
         ``missing_bytes``: how much of the datagram the capture has cut off. ``vantage``: which of the points
         of one capture saw it; the same packet at two of them is no repetition.
         """
-        return iter(self.packets(t_ns, source, destination, datagram, missing_bytes, vantage))
-
-    def packets(
-        self,
-        t_ns: int,
-        source: str,
-        destination: str,
-        datagram: bytes,
-        missing_bytes: int = 0,
-        vantage: int = 0,
-    ) -> list[Packet]:
-        """As ``feed``, as a list."""
         if datagram and datagram[0] & 0xC0 == 0x40:
             # a short header of a known connection alone: nearly every datagram
             for length in self._cid_lengths:
