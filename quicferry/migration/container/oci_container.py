@@ -47,6 +47,8 @@ from quicferry.units import BYTES_PER_MIB
 
 START_S = 20.0
 DELETE_S = 10.0
+VFORK_S = 2.0  # for all processes of the group to have their children
+VFORK_POLL_S = 0.002  # for a process in vfork to get its child, between two attempts to freeze it
 INSTALL_HINT = "run `make setup` as root, or `apt-get install runc`; `quicferry doctor` tries it out"
 
 #: A fresh /sys, as cgroup mounts that are only hidden are found in the mount table.
@@ -207,12 +209,38 @@ class OciContainer(Container):
         return ["sh", "-c", JOIN, str(self.path(GROUPS) / "cgroup.procs"), program, "--cgroup", *words]
 
     async def halt(self, pid: int) -> None:
-        """Freeze the server's control group, with all its processes and threads."""
+        """Freeze the server's control group, with all its processes and threads.
+
+        A process in vfork(2) counts as frozen, but CRIU cannot seize it: it waits, uninterruptible, for
+        its child to call exec, and the child is frozen too. So it is let go until it has its child.
+        Raises ``MigrationError`` when it never has; the group goes on then.
+        """
         if not self.has_group:
             await super().halt(pid)
             return
-        self._write_frozen(1)
-        await self._until_stopped(pid)
+        try:
+            async with asyncio.timeout(VFORK_S):
+                while True:
+                    self._write_frozen(1)
+                    await self._until_stopped(pid)
+                    if not self._waits_for_a_child():
+                        return
+                    self._write_frozen(0)
+                    await asyncio.sleep(VFORK_POLL_S)
+        except TimeoutError as error:
+            await self.unhalt(pid)
+            raise MigrationError(
+                f"a process of the container on {self.edge} waits in vfork: it cannot be dumped",
+                hint="wait until that process has started its child, or start children by fork",
+            ) from error
+
+    def _waits_for_a_child(self) -> bool:
+        """Whether a thread of the frozen group is uninterruptible, which only vfork makes it."""
+        for thread in (self._server_group / "cgroup.threads").read_text().split():
+            with contextlib.suppress(OSError):  # a zombie that was reaped
+                if Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()[0] == "D":
+                    return True
+        return False
 
     async def unhalt(self, pid: int) -> None:
         """Thaw the server's control group."""

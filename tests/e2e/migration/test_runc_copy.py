@@ -63,3 +63,43 @@ async def play():
 @pytest.mark.parametrize("engine", ["runc-pre-copy", "runc-post-copy"])
 def test_a_move_of_a_container_that_is_called_off_leads_back(tmp_path, engine):
     check_called_off(tmp_path, engine)
+
+
+@pytest.mark.parametrize("engine", ["runc-cold"])
+def test_a_container_moves_while_its_processes_start_children(tmp_path, engine):
+    """dash starts each command by vfork, in which a process can be frozen, but not be dumped."""
+    got = played(
+        """
+from quicferry.migration.container.volumes import ContainerFiles
+
+LOOPS = "for i in 1 2 3; do (while :; do /bin/true; done) & done; exec \\"$@\\""
+
+def uninterruptible(box):
+    group = box.path("/sys/fs/cgroup/server")
+    states = []
+    for thread in (group / "cgroup.threads").read_text().split():
+        try:
+            states.append(Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()[0])
+        except OSError:
+            pass
+    return states.count("D")
+
+async def play():
+    async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
+        pid = await a.container.start(["/bin/dash", "-c", LOOPS, "dash", sys.executable, str(SERVER), "5"])
+        before = await a.ask()
+        seen = []
+        for _ in range(40):
+            await a.container.halt(pid)
+            seen.append(uninterruptible(a.container))
+            await a.container.unhalt(pid)
+            await asyncio.sleep(0.005)
+        await whole_move(1, a, b)
+        return dict(seen=seen, before=before, after=await b.ask())
+""",
+        tmp_path,
+        ENGINE=engine,
+    )
+    assert got["seen"] == [0] * 40
+    assert got["after"]["orders"] == ["Freeze", "Resume"]
+    assert got["after"]["sha256"] == got["before"]["sha256"]
