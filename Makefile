@@ -5,6 +5,13 @@
 CI_REQUIRES := root,netns,veth,shaped-link,mininet,criu,criu-lazy-pages,criu-page-server,oci,rsync,tcpdump,tshark,mptcp,dns
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
+PYTEST = $(PYTHON) -m pytest --durations=15 --require="$(1)"
+# what needs no network of its own runs on all cores; then the real runs, one after another
+ifeq ($(PYTEST_ARGS),)
+TESTS = status=0; $(PYTEST) -n auto --maxprocesses 8 -m "not e2e" || status=1; $(PYTEST) -m e2e || status=1; exit $$status
+else
+TESTS = $(PYTEST) $(PYTEST_ARGS)
+endif
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 FAULTS_ARGS ?=
@@ -41,9 +48,9 @@ demo: setup ## move a live QUIC server once with each strategy and show the resu
 
 test: setup ## run all tests this machine can run
 ifeq ($(CI),true)
-	@$(PYTHON) -m pytest --durations=15 --require=$(CI_REQUIRES) $(PYTEST_ARGS)
+	@$(call TESTS,$(CI_REQUIRES))
 else
-	@$(PYTHON) -m pytest --durations=15 --require="$$(bin/quicferry doctor --require-list)" $(PYTEST_ARGS)
+	@$(call TESTS,$$(bin/quicferry doctor --require-list))
 endif
 
 test-report: setup ## open a report in headless Chromium (apt installs it: 434 MB) and use it

@@ -78,7 +78,9 @@ def test_a_client_that_only_downloads_follows(strategy, silent_s):
 
 
 @pytest.mark.parametrize(
-    "known", [{strategy} for strategy in EXPLICIT] + [set(EXTENSION_STRATEGIES)], ids=str
+    "known",
+    [{strategy} for strategy in EXPLICIT] + [set(EXTENSION_STRATEGIES)],
+    ids=lambda known: "+".join(sorted(known)),
 )
 def test_a_client_that_the_notice_never_reached_is_found(known):
     """It does not know the address either; the packet itself tells, as it is authentic."""

@@ -41,7 +41,11 @@ class Relay:
 
 
 @pytest.mark.parametrize("interval_s", [0.010, 0.1, 0.5])
-@pytest.mark.parametrize("known", [{s} for s in SYMMETRIC] + [set(EXTENSION_STRATEGIES)], ids=str)
+@pytest.mark.parametrize(
+    "known",
+    [{s} for s in SYMMETRIC] + [set(EXTENSION_STRATEGIES)],
+    ids=lambda known: "+".join(sorted(known)),
+)
 def test_an_off_path_relay_of_a_server_that_stays_draws_nobody(known, interval_s):
     #: RFC 9000 9.3.3: endpoints MUST validate the previously active path
     pair = Pair(client=ExtensionConfig(strategies=frozenset(known)))
