@@ -65,9 +65,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ.pop(
-        "COLUMNS", None
-    )  # tables are as wide as their content, whatever the terminal of the tester
+    # tables are as wide as their content, whatever the terminal of the tester
+    os.environ.pop("COLUMNS", None)
     for layer, meaning in LAYERS.items():
         config.addinivalue_line("markers", f"{layer}: {meaning}")
     config.addinivalue_line("markers", "needs(*probes): what the test needs of this machine")
