@@ -254,7 +254,13 @@ def spec(
             Mount(destination="/dev", type="bind", source=str(DEVICES), options=["bind", "ro", "nosuid"]),
             Mount(destination="/run", type="bind", source="/run", options=["bind", "rw", "nosuid", "nodev"]),
             *(
-                Mount(destination=path, type="bind", source=path, options=["bind", "ro", "nodev"])
+                # CRIU does not follow a link at the end of a source
+                Mount(
+                    destination=path,
+                    type="bind",
+                    source=os.path.realpath(path),
+                    options=["bind", "ro", "nodev"],
+                )
                 for path in binds
             ),
             *map(_volume, volumes),

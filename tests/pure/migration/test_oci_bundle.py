@@ -156,3 +156,12 @@ def test_a_runc_that_insists_on_a_cgroup_is_explained():
 def test_the_last_words_of_a_silent_program_are_its_status():
     assert last_words(Completed(["runc"], 3, "", "")) == "it ended with status 3 and without a message"
     assert last_words(Completed(["runc"], 1, "", "first\nlast\n")) == "last"
+
+
+def test_a_directory_that_is_a_link_is_bound_from_where_it_leads(tmp_path):
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("real")
+    made = spec(["x"], {}, hostname="edge-1", log="/run/log", binds=[str(link)])
+    (mount,) = [mount for mount in made.mounts if mount.destination == str(link)]
+    assert mount.source == str(tmp_path / "real")
