@@ -165,6 +165,14 @@ def test_what_is_carried_is_not_too_much(values: dict[str, Any]) -> None:
 REFUSED: dict[str, Any] = {"spec": None, "status": 2, "built": False, "result": None, "cpu_s": 1.0}
 
 
+def test_a_transfer_may_leave_no_pause_to_move_in() -> None:
+    failed = {"outcome": "failed", "error": "no pause came in 6 s in which the move could begin"}
+    bulk = {"upload_mib": 1.2, "workload": "upload", "move_when": "pause"}
+    assert kinds(seen(bulk, result=failed, status=1)) == []
+    assert kinds(seen({"move_when": "pause"}, result=failed, status=1)) != []
+    assert kinds(seen(bulk, result=failed | {"error": "the server died"}, status=1)) != []
+
+
 def test_a_clear_refusal_has_no_complaint() -> None:
     assert complaints(seen(stderr="quicferry: no\n  hint: do\n", **REFUSED)) == []
     unable = {"status": 127, "built": False, "result": None}
