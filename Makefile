@@ -35,7 +35,7 @@ SIMULATE_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-report test-upstream simulate requirements lint bench bench-inspect fidelity soak faults bench-containers signals explore fuzz nightly lock clean
+.PHONY: help setup demo test test-report test-upstream simulate requirements lint bench bench-inspect fidelity soak faults bench-containers bench-hosts signals explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ bench-inspect: setup ## measure `quicferry inspect` against tshark on 100,000 pa
 
 fidelity: setup ## measure whether links do what they are asked to, and write docs/fidelity.md (as root, 3 minutes)
 	@$(PYTHON) -m bench.fidelity --write docs/fidelity.md $(FIDELITY_ARGS)
+
+bench-hosts: setup ## measure how long networks of 10, 100, … hosts take to be there (as root)
+	@$(PYTHON) -m bench.bench_hosts $(BENCH_ARGS)
 
 bench-containers: setup ## measure containers, ours beside the published procedure (as root, 15 minutes)
 	@$(PYTHON) -m bench.bench_containers $(BENCH_ARGS)

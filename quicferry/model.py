@@ -282,8 +282,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
     def networks(self) -> tuple[str, ...]:
         """Every IP network that some interface is in, sorted."""
-        found = {network_of(a) for n in self.nodes for a in self.addresses_of(n.name)}
-        return tuple(sorted(found))
+        given = (a for link in self.links for _, *both in _ends(link) for a in both if a is not None)
+        return tuple(sorted(set(map(network_of, given))))
 
 
 def _ends(link: Link) -> Iterable[tuple[str, str | None, str | None]]:

@@ -17,7 +17,7 @@ import heapq
 import ipaddress
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -26,6 +26,7 @@ from quicferry.errors import InvalidInput
 from quicferry.model import Link, NodeKind, Route, Topology, network_of
 
 _MOST_INTERFACE_NAME = 15  # IFNAMSIZ - 1
+_DEFAULTS = ("0.0.0.0/0", "::/0")  # of IPv4, of IPv6
 
 
 class Attachment(NamedTuple):
@@ -158,14 +159,18 @@ def neighbours(topology: Topology) -> tuple[Neighbour, ...]:
 
 def shortest_routes(topology: Topology) -> tuple[Route, ...]:
     """For every node, one route to every network that it can reach and is not in itself."""
+    ends = [node.name for node in topology.nodes if node.kind is not NodeKind.SWITCH]
+    return _shortest(topology, ends)
+
+
+def _shortest(topology: Topology, starts: Sequence[str]) -> tuple[Route, ...]:
+    """As ``shortest_routes``, for these nodes only."""
     found = []
     for view in by_version(topology):
         parts = segments(view)
-        for node in view.nodes:
-            if node.kind is NodeKind.SWITCH:
-                continue
-            for network, gateway in _first_gateways(view, parts, node.name).items():
-                found.append(Route(node.name, network, gateway))
+        for name in starts:
+            for network, gateway in _first_gateways(view, parts, name).items():
+                found.append(Route(name, network, gateway))
     return tuple(found)
 
 
@@ -175,19 +180,51 @@ def routes(topology: Topology) -> tuple[Route, ...]:
     A router's are one per network; an end system's are its default gateway, and one for each network
     that is nearer by another gateway.
     """
-    routers = {node.name for node in topology.nodes if node.kind is NodeKind.ROUTER}
-    every = shortest_routes(topology)
-    found = [route for route in every if route.node in routers]
-    for node in topology.nodes:
-        own = [route for route in every if route.node == node.name and node.name not in routers]
-        for version, default in ((4, "0.0.0.0/0"), (6, "::/0")):
-            here = [route for route in own if ipaddress.ip_network(route.network).version == version]
-            if not here:
-                continue
-            gateway = Counter(route.gateway for route in here).most_common(1)[0][0]
-            found.append(Route(node.name, default, gateway))
-            found.extend(route for route in here if route.gateway != gateway)
+    routers = [node.name for node in topology.nodes if node.kind is NodeKind.ROUTER]
+    found = list(_shortest(topology, routers))
+    only = _only_gateways(topology)
+    ends = [node.name for node in topology.nodes if node.kind in {NodeKind.HOST, NodeKind.EDGE}]
+    nearest: dict[tuple[str, str], list[Route]] = {}
+    for route in _shortest(topology, [name for name in ends if name not in only]):
+        nearest.setdefault((route.node, _default_of(route.network)), []).append(route)
+    for name in ends:
+        for default in _DEFAULTS:
+            if name in only:
+                found += [Route(name, default, gateway) for gateway in only[name].get(default, ())]
+            elif here := nearest.get((name, default)):
+                gateway = Counter(route.gateway for route in here).most_common(1)[0][0]
+                found.append(Route(name, default, gateway))
+                found.extend(route for route in here if route.gateway != gateway)
     return tuple(found)
+
+
+def _default_of(network: str) -> str:
+    """The default network of its IP version."""
+    return _DEFAULTS[":" in network]
+
+
+def _only_gateways(topology: Topology) -> dict[str, dict[str, list[str]]]:
+    """End systems with one link and one router at it: default network to that router, where it leads on.
+
+    What is nearest needs not be looked for there, which is what a network of a thousand hosts waits for.
+    """
+    routers = {node.name for node in topology.nodes if node.kind is NodeKind.ROUTER}
+    links = Counter(end for link in topology.links for end in (link.a, link.b))
+    found: dict[str, dict[str, list[str]]] = {name: {} for name, count in links.items() if count == 1}
+    for view in by_version(topology):
+        parts = segments(view)
+        lead_on = Counter(end.node for part in parts for end in part if end.up)
+        for part in parts:
+            here = [end for end in part if end.node in routers]
+            for end in part:
+                if end.node not in found or end.node in routers:
+                    continue
+                up = [router for router in here if router.up and router.network == end.network]
+                if not end.up or len(here) != 1 or len(up) != 1:
+                    del found[end.node]
+                elif lead_on[up[0].node] > 1:
+                    found[end.node][_default_of(up[0].host_address or "")] = [up[0].host_address or ""]
+    return {name: gateways for name, gateways in found.items() if gateways}
 
 
 def path(topology: Topology, start: str, end: str) -> tuple[str, ...]:

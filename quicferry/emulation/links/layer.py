@@ -81,6 +81,12 @@ def train_segments(shape: Shape, mtu_bytes: int) -> int:
     return max(1, allowed)
 
 
+#: Numbers of interfaces, no two of them equal. The kernel takes a veth interface that has the number of its
+#: peer, as the first ones of two namespaces have, for no veth, and may let it wait a second for its carrier
+#: (linkwatch_urgent_event in net/core/link_watch.c).
+FIRST_INDEX = 1000
+
+
 class MadeLink(NamedTuple):
     """A link and where its ends are: process ids whose network namespaces hold the interfaces."""
 
@@ -232,34 +238,43 @@ class LinkLayer:
 
     def _make(self, netlink: IPRoute, made: MadeLink) -> None:
         link = made.link
+        first = FIRST_INDEX + 4 * len(self._made)
         if made.backend == "plain":
             netlink.link(
                 "add",
                 kind="veth",
                 ifname=made.a_interface,
+                index=first,
                 net_ns_pid=made.a_pid,
                 mtu=link.mtu_bytes,
-                peer={"ifname": made.b_interface, "net_ns_pid": made.b_pid, "mtu": link.mtu_bytes},
+                peer={
+                    "ifname": made.b_interface,
+                    "index": first + 1,
+                    "net_ns_pid": made.b_pid,
+                    "mtu": link.mtu_bytes,
+                },
             )
             return
         ends = (
             (made.a_wire, made.a_interface, made.a_pid, link.a_to_b),
             (made.b_wire, made.b_interface, made.b_pid, link.b_to_a),
         )
-        for wire, interface, pid, shape in ends:
+        for index, (wire, interface, pid, shape) in zip((first, first + 2), ends, strict=True):
             netlink.link(
                 "add",
                 kind="veth",
                 ifname=wire,
+                index=index,
                 mtu=link.mtu_bytes,
                 peer={
                     "ifname": interface,
+                    "index": index + 1,
                     "net_ns_pid": pid,
                     "mtu": link.mtu_bytes,
                     "gso_max_segs": train_segments(shape, link.mtu_bytes),
                 },
             )
-            self._indices[wire] = netlink.link_lookup(ifname=wire)[0]
+            self._indices[wire] = index
 
     def _raise_wires(self, netlink: IPRoute) -> None:
         for wire, index in self._indices.items():

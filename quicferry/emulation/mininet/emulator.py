@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -51,6 +52,7 @@ _CLASSES = {
 }
 
 CARRIER_TIMEOUT_S = 5.0
+AT_ONCE = 4  # programs that set nodes up
 END_TIMEOUT_S = 5.0
 
 #: In every node. The addresses that move with a server must not look forged (rp_filter,
@@ -137,9 +139,12 @@ class MininetEmulator:
         has_ipv6 = any(":" in network for network in self.topology.networks())
         for number, node in enumerate(self.topology.nodes, 1):
             if node.kind is NodeKind.SWITCH:
-                made = self._network.addSwitch(node.name, dpid=f"{number:x}")
+                self._network.addSwitch(node.name, dpid=f"{number:x}")
             else:
-                made = self._network.addHost(node.name, cls=_CLASSES[node.kind])
+                self._network.addHost(node.name, cls=_CLASSES[node.kind])
+        for node in self.topology.nodes:
+            made = self._network[node.name]
+            made.until_made()
             network = network_id(made.pid)
             if network == network_id(os.getpid()):
                 raise EmulationError(f"node {node.name} did not get a network of its own")
@@ -181,8 +186,7 @@ class MininetEmulator:
                 own.append(f"address add {end.other_address} dev {end.interface}")
             if end.up:
                 own.append(f"link set dev {end.interface} up")
-        for name, own in lines.items():
-            ip_batch(self.pid(name), own)
+        self._in_nodes(lines)
         self._network.start()  # the bridges
 
     def _set_routes(self, *, only: frozenset[str] | None = None, then: Sequence[str] = ()) -> None:
@@ -195,9 +199,17 @@ class MininetEmulator:
             )
         for route in routing.routes(self.topology):
             lines.setdefault(route.node, []).append(f"route replace {route.network} via {route.gateway}")
-        for name, own in lines.items():
-            if only is None or name in only:
-                ip_batch(self.pid(name), [*own, *then])
+        self._in_nodes({name: [*own, *then] for name, own in lines.items() if only is None or name in only})
+
+    def _in_nodes(self, lines: Mapping[str, list[str]]) -> None:
+        """Give these lines to ``ip`` in each node: in several at once, as what takes time is to start it."""
+        if len(lines) < 2:
+            for name, own in lines.items():
+                ip_batch(self.pid(name), own)
+            return
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ip") as pool:
+            for done in [pool.submit(ip_batch, self.pid(name), own) for name, own in lines.items()]:
+                done.result()
 
     def _await_carriers(self, *, only: frozenset[str] | None = None) -> None:
         deadline = time.monotonic() + CARRIER_TIMEOUT_S

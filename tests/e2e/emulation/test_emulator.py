@@ -95,6 +95,24 @@ def test_every_pair_reaches_each_other_with_the_first_packet(
     assert outside() == before
 
 
+def test_the_first_command_to_a_node_gets_a_shell_in_its_namespaces(tmp_path: Path) -> None:
+    seen = play(
+        """
+        client = emulator._network["client"]
+        before = client.pid
+        found = client.cmd("ip -o -4 address show; findmnt -no FSTYPE /run").splitlines()
+        same = client.pid == before
+        emulator.destroy()
+        report({"found": found, "same": same})
+        """,
+        tmp_path,
+        **PLAIN,
+    )
+    assert any("10.0.0.2/24" in line for line in seen["found"])
+    assert seen["found"][-1].strip() == "tmpfs"
+    assert seen["same"]
+
+
 @pytest.mark.needs("shaped-link")
 def test_a_packet_takes_the_asked_time_and_a_network_is_up_soon(tmp_path: Path) -> None:
     seen = play(

@@ -176,3 +176,36 @@ def test_a_link_is_found_by_its_name() -> None:
     with pytest.raises(InvalidInput) as refusal:
         routing.link_between(TWO_EDGES, "edge-1--moon")
     assert "edge-1--edge-2" in (refusal.value.hint or "")
+
+
+#: Every family, also dual stack, and hosts that have one router, two, or one that leads nowhere.
+MANY = [
+    *(topologies.get(name).build() for name in topologies.names()),
+    *(topologies.get(name).build(ip="dual") for name in ("two_edges", "ring")),
+    chain(1),
+    chain(0),
+    Topology(
+        name="stub",
+        summary="",
+        nodes=(
+            Node(name="a"),
+            Node(name="r", kind=NodeKind.ROUTER),
+            Node(name="s", kind=NodeKind.ROUTER),
+            Node(name="sw", kind=NodeKind.SWITCH),
+            Node(name="b"),
+        ),
+        links=(
+            Link(a="a", b="r", a_address="10.1.0.1/24", b_address="10.1.0.2/24"),
+            Link(a="s", b="sw", a_address="10.2.0.1/24"),
+            Link(a="b", b="sw", a_address="10.2.0.2/24"),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("topology", MANY, ids=lambda t: f"{t.name}-{len(t.networks())}")
+def test_the_only_gateway_is_the_nearest(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = routing.routes(topology)
+    monkeypatch.setattr(routing, "_only_gateways", lambda _: {})
+    assert set(found) == set(routing.routes(topology))
+    assert len(found) == len(set(found))

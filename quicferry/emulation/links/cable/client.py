@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import select
+import selectors
 import signal
 import sys
 import time
@@ -47,7 +47,10 @@ class CableProcess:
                 stderr=log,
             )
         assert self._process.stdout is not None
-        readable, _, _ = select.select([self._process.stdout], [], [], READY_WITHIN_S)
+        # with a thousand nodes its number may be beyond what select() can wait for
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(self._process.stdout, selectors.EVENT_READ)
+            readable = waiting.select(READY_WITHIN_S)
         line = self._process.stdout.readline().decode() if readable else ""
         if not line.startswith("ready"):
             process.stop(self._process)
