@@ -112,15 +112,15 @@ def every_case(
         if engine in (engines_of(row) or known_engines())
         and (row.point is not FaultPoint.NOTICE or RULES[Strategy(strategy)].notice)
         and (not words or row.name.startswith(tuple(words)))
-        and _goes_with(engine, strategy)
+        and _goes_with(engine, strategy, row.name)
     ]
 
 
 @functools.cache
-def _goes_with(engine: str, strategy: str) -> bool:
-    """Whether a run with both can be asked for: a procedure may not go with a strategy."""
+def _goes_with(engine: str, strategy: str, fault: str = NO_FAULT) -> bool:
+    """Whether such a run can be asked for: a procedure may not go with a strategy, a fault with neither."""
     try:
-        Case(NO_FAULT, engine, strategy).spec()
+        Case(fault, engine, strategy).spec()
     except InvalidInput:
         return False
     return True

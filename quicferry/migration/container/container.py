@@ -38,6 +38,10 @@ READY_S = 30.0  # an idle machine needs 0.03 s
 #: Service PIDs are 10 000 + 1 000 times the edge's number: no two edges of one run choose the same.
 PIDS_PER_EDGE = 1_000
 FIRST_SERVICE_PID = 10_000
+#: Helpers have PIDs from 100 + 450 times the edge's number up. So do threads and children that a service
+#: makes where it has come to: they differ between edges as well, as they move on with it.
+HELPER_PIDS_PER_EDGE = 450
+FIRST_HELPER_PID = 100
 #: Between two services started in one container: room for the threads of the first.
 PIDS_PER_SERVICE = 50
 MOUNT_RUN = "mount -t tmpfs -o mode=0755 tmpfs /run"
@@ -52,9 +56,18 @@ def first_pid_of(edge: str) -> int:
     A process keeps its PID on all its hops, so PIDs must differ between the edges it may visit.
     Stays below 32 768, the smallest ``kernel.pid_max`` in use.
     """
+    return FIRST_SERVICE_PID + PIDS_PER_EDGE * _number_of(edge)
+
+
+def first_helper_pid_of(edge: str) -> int:
+    """The first PID for all else that runs in that edge's container; stays below ``FIRST_SERVICE_PID``."""
+    return FIRST_HELPER_PID + HELPER_PIDS_PER_EDGE * _number_of(edge)
+
+
+def _number_of(edge: str) -> int:
+    """A number from 0 to 19."""
     digits = re.search(r"(\d+)$", edge)
-    number = int(digits[1]) if digits else zlib.crc32(edge.encode())
-    return FIRST_SERVICE_PID + PIDS_PER_EDGE * (number % 20)
+    return (int(digits[1]) if digits else zlib.crc32(edge.encode())) % 20
 
 
 Channel = tuple[asyncio.StreamWriter, asyncio.StreamReader]  # requests to init, its answers
@@ -155,7 +168,7 @@ class Container(ContainerNamespaces):
             *(() if record is not None else ("setpriv", "--pdeathsig", "KILL")),
             *("unshare", *around.namespaces, "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"),
             *("sh", "-c", f'{around.mounts} && exec "$@"', "sh"),
-            *(sys.executable, "-I", "-S", str(INIT)),
+            *(sys.executable, "-I", "-S", str(INIT), str(first_helper_pid_of(edge))),
             *((str(listener.fileno()),) if listener is not None else ()),
         ]
         try:
@@ -318,21 +331,36 @@ class Container(ContainerNamespaces):
             raise MigrationError(f"process {pid} on {self.edge} does not stand still") from error
 
     async def unhalt(self, pid: int) -> None:
-        """Let a process go on that ``halt`` stopped; nothing when it is gone or runs."""
-        await self.signal(pid, signal.SIGCONT)
+        """Let a process and its descendants go on that ``halt`` or CRIU stopped; nothing when it is gone."""
+        # its children first: CRIU has stopped all, and the parent may ask them at once
+        for each in (*reversed(self.descendants(pid)), pid):
+            await self.signal(each, signal.SIGCONT)
 
     async def stop(self, pid: int, *, grace_s: float = 1.0) -> None:
-        """End a process inside: SIGTERM, then SIGKILL after ``grace_s``; 0 means SIGKILL at once."""
+        """End a process inside and its descendants: SIGTERM for it, then SIGKILL for all after ``grace_s``.
+
+        0 means SIGKILL at once. Raises ``MigrationError`` when one survives.
+        """
+        family = self.descendants(pid)
         if grace_s > 0:
             await self.signal(pid, signal.SIGTERM)
             # a stopped process acts on SIGTERM only when it goes on
             if self.is_stopped(pid):
                 await self.unhalt(pid)
-            if await self._gone(pid, grace_s):
-                return
-        await self.signal(pid, signal.SIGKILL)
-        if not await self._gone(pid, 5.0):
-            raise MigrationError(f"process {pid} on {self.edge} survived SIGKILL")
+            await self._gone(pid, grace_s)
+        else:
+            # so that none is forked while they are killed one after the other
+            await self.signal(pid, signal.SIGSTOP)
+            while found := [each for each in self.descendants(pid) if each not in family]:
+                for each in found:
+                    await self.signal(each, signal.SIGSTOP)
+                family += found
+        # children first: those whose parent is gone are init's, and may be told to go on by its end (SIGHUP)
+        for each in (*reversed(family), pid):
+            await self.signal(each, signal.SIGKILL)
+        for each in (pid, *family):
+            if not await self._gone(each, 5.0):
+                raise MigrationError(f"process {each} on {self.edge} survived SIGKILL")
 
     async def stop_service(self, *, grace_s: float = 1.0) -> None:
         """End the server's process (SIGTERM, SIGKILL after ``grace_s``); nothing when none runs."""

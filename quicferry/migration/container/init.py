@@ -4,9 +4,11 @@ Run as PID 1 of a PID namespace, by path and with the standard library only (``p
 that it is small and starts in some milliseconds. Requests are JSON lines on stdin, answers JSON
 lines on stdout; at the end of stdin it ends, and the kernel ends all that lives in the namespace.
 
-With the number of an inherited descriptor as its argument, a listening Unix socket, it hears requests
-there instead, of one agent after another: it outlives the agent that made it, and waits for the next. It
-also keeps file descriptors for them: what an agent held of a process here is not lost with the agent.
+Its first argument is the PID from which on helpers in the container are numbered, until a service is
+started, which has far larger ones. With the number of an inherited descriptor as its second, a listening Unix
+socket, it hears requests there instead, of one agent after another: it outlives the agent that made it, and
+waits for the next. It also keeps file descriptors for them: what an agent held of a process here is not lost
+with the agent.
 
 SIGCHLD is ignored (not caught): the kernel then reaps every child at once, those that CRIU restored
 among them. A zombie would keep its PID, and a process that comes back to this container needs it.
@@ -25,8 +27,6 @@ if TYPE_CHECKING:  # importing typing would double what this process imports
     from typing import Any, TextIO
 
 LAST_PID = "/proc/sys/kernel/ns_last_pid"
-#: Helpers in the container have PIDs from here up, until a service is started, which has far larger ones.
-FIRST_HELPER_PID = 100
 
 
 def set_last_pid(pid: int) -> None:
@@ -74,7 +74,7 @@ def start(request: dict[str, Any]) -> dict[str, Any]:
             os._exit(127)
     os.close(writer)
     # The next IDs are left to the service's threads and children: they move along with it, and must be free
-    # at the destination, where helpers have those from FIRST_HELPER_PID up (else "Unable to create a thread")
+    # at the destination, where helpers have others (else "Unable to create a thread")
     with os.fdopen(reader, encoding="utf-8") as pipe:
         failure = pipe.read()
     return {"error": failure} if failure else {"pid": pid}
@@ -94,9 +94,9 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C in a terminal must not end the server
-    set_last_pid(FIRST_HELPER_PID - 1)
-    if len(sys.argv) > 1:
-        serve_agents(int(sys.argv[1]))
+    set_last_pid(int(sys.argv[1]) - 1)
+    if len(sys.argv) > 2:
+        serve_agents(int(sys.argv[2]))
         return
     say_ready()
     obey_all(sys.stdin, sys.stdout)

@@ -66,13 +66,19 @@ class ContainerNamespaces:
                     return child
         return None
 
-    def _state(self, pid: int) -> str | None:
-        """The state letter of a process inside; None when it is gone."""
+    def _stat(self, pid: int) -> tuple[str, int] | None:
+        """The state letter of a process inside and the PID of its parent; None when it is gone."""
         try:
             stat = self.path(f"/proc/{pid}/stat").read_text()
         except OSError:
             return None
-        return stat.rpartition(")")[2].split()[0]
+        state, parent = stat.rpartition(")")[2].split()[:2]
+        return state, int(parent)
+
+    def _state(self, pid: int) -> str | None:
+        """The state letter of a process inside; None when it is gone."""
+        stat = self._stat(pid)
+        return stat[0] if stat is not None else None
 
     def is_alive(self, pid: int) -> bool:
         """Whether there is such a process inside; a zombie counts, as it holds its PID."""
@@ -94,14 +100,38 @@ class ContainerNamespaces:
                         found.append(ContainedProcess(int(entry.name), state, argv))
         return sorted(found)
 
+    def descendants(self, pid: int) -> list[int]:
+        """The PIDs of a process's children, of theirs, and so on: parents before their children."""
+        parent_of = self.parents()
+        found, parents = [], [pid]
+        while parents:
+            parents = [each for each, parent in parent_of.items() if parent in parents]
+            found += parents
+        return found
+
+    def parents(self) -> dict[int, int]:
+        """The PID of the parent of each process inside but init, in the order of PIDs.
+
+        1 is that of an orphan, which init has adopted, and of what init has started; 0 of what came from
+        outside.
+        """
+        pids = sorted(int(entry.name) for entry in self.path("/proc").iterdir() if entry.name.isdigit())
+        stats = ((pid, self._stat(pid)) for pid in pids if pid != 1)
+        return {pid: stat[1] for pid, stat in stats if stat is not None}
+
     def open_files(self, pid: int, under: str = "/run/") -> list[str]:
-        """Regular files under that directory which a process inside holds open: paths inside, sorted."""
+        """Regular files under that directory which a process inside and its descendants hold open.
+
+        Paths inside, sorted.
+        """
         found = set()
-        for entry in self.path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):  # it was closed while we looked
-                target = str(entry.readlink())
-                if target.startswith(under) and self.path(target).is_file():
-                    found.add(target)
+        for owner in (pid, *self.descendants(pid)):
+            with contextlib.suppress(FileNotFoundError):  # a child that has ended
+                for entry in self.path(f"/proc/{owner}/fd").iterdir():
+                    with contextlib.suppress(OSError):  # it was closed while we looked
+                        target = str(entry.readlink())
+                        if target.startswith(under) and self.path(target).is_file():
+                            found.add(target)
         return sorted(found)
 
     # what is run there

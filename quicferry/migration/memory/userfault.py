@@ -111,7 +111,9 @@ class UserFaults:
                     self._begin()
                     return
                 if number > 0:  # a negative one is that of a zombie
-                    self._adopt(Target(await _descriptor(connection), number, self._missing[number]))
+                    # also of a child all of whose memory is in the images: CRIU hands over every process
+                    lacking = self._missing.setdefault(number, set())
+                    self._adopt(Target(await _descriptor(connection), number, lacking))
 
     def _adopt(self, target: Target) -> None:
         """Take a process on: watch its userfaultfd."""

@@ -1,9 +1,10 @@
 """The server that the CRIU tests move: stands for the real one, with the same sockets and a loop.
 
-``criu_server.py MIB [obstacle]``: holds MIB of random memory, and with the obstacle ``writes`` gives a
+``criu_server.py MIB [obstacles]``: holds MIB of random memory, and with the obstacle ``writes`` gives a
 page of it new contents every 10 ms. Answers datagrams at port 4433 with
 JSON about itself, and orders at 127.0.0.1:4434. An obstacle is something that CRIU cannot dump; with
-``threads-16`` it has so many threads besides, with ``child`` a child process, all of which do something.
+``threads-16`` it has so many threads besides, with ``child`` a child process, all of which do something. With
+``daemon`` a process of its own is no descendant of it any more.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +20,7 @@ import time
 from quicferry.migration.control import Abort, ControlServer, Freeze, Order, Resume, Stop
 
 MIB = int(sys.argv[1])
-OBSTACLE = sys.argv[2] if len(sys.argv) > 2 else ""
+OBSTACLES = sys.argv[2].split() if len(sys.argv) > 2 else []
 
 
 class Threads:
@@ -58,8 +60,11 @@ class Child:
         return self.ours.recv(200).decode()
 
 
-THREADS = Threads(int(OBSTACLE.partition("-")[2])) if OBSTACLE.startswith("threads-") else None
-CHILD = Child() if OBSTACLE == "child" else None
+CHILD = Child() if "child" in OBSTACLES else None
+NUMBERS = [int(word.removeprefix("threads-")) for word in OBSTACLES if word.startswith("threads-")]
+THREADS = Threads(*NUMBERS) if NUMBERS else None
+if "daemon" in OBSTACLES:
+    subprocess.run(["sh", "-c", "sleep 600 &"], check=True)
 
 
 class Service(asyncio.DatagramProtocol):
@@ -111,13 +116,13 @@ async def main() -> None:
     service = Service()
     await loop.create_datagram_endpoint(lambda: service, local_addr=("0.0.0.0", 4433))
     await loop.create_datagram_endpoint(lambda: ControlServer(service.obey), local_addr=("127.0.0.1", 4434))
-    kept = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) if OBSTACLE == "mptcp" else None
+    kept = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) if "mptcp" in OBSTACLES else None
     sys.stdout.write(f"serving {kept}\n")
     sys.stdout.flush()
     while True:
         await asyncio.sleep(0.01)
         service.ticks += 1
-        if OBSTACLE == "writes" and not service.frozen:
+        if "writes" in OBSTACLES and not service.frozen:
             start = service.ticks * 4096 % len(service.memory)
             service.memory[start : start + 4096] = os.urandom(4096)
             service.written += 1

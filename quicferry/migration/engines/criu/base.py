@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import shutil
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +73,7 @@ class CriuEngine:
 
     async def prepare_source(self, order: MoveOrder) -> None:
         """Find CRIU, let it probe the kernel, and make room for the images."""
+        self._check_family()
         await self._prepare()
 
     async def prepare_destination(self, order: MoveOrder) -> None:
@@ -127,8 +128,26 @@ class CriuEngine:
             raise MigrationError(f"no server runs on {self._context.edge}")
         return pid
 
+    def _check_family(self) -> None:
+        """Raise ``MigrationError`` when a process of the server's would be left here: CRIU dumps a tree.
+
+        What init has adopted was once a child of the server's: a daemon, most often.
+        """
+        adopted = [pid for pid, parent in self._container.parents().items() if parent == 1]
+        argv_of = {each.pid: each.argv for each in self._container.processes()}
+        for pid in adopted:
+            argv = argv_of.get(pid, [])
+            if argv and pid != self._container.service_pid and not _dumps(argv):
+                raise MigrationError(
+                    f"process {pid} on {self._context.edge} ({' '.join(argv)[:80]}) belongs to the server, "
+                    "but is no descendant of it: it would be left behind",
+                    hint="have the server keep its child processes (no daemons), or take an engine runc-…: "
+                    "what is in an OCI container moves as a whole",
+                )
+
     async def _freeze(self, order: MoveOrder) -> None:
         """Have the server freeze itself, then do what must follow directly (``after_freeze``)."""
+        self._check_family()
         freeze = Freeze(epoch=order.epoch, strategy=order.strategy, server_first=order.server_first)
         await self._context.control.ask(freeze, order.deadlines.checkpoint_s)
         await self._context.after_freeze()
@@ -143,7 +162,7 @@ class CriuEngine:
     def _others(self) -> list[int]:
         """PIDs of dumping programs in this container that no call of this agent waits for."""
         running = self._container.processes()
-        return [each.pid for each in running if any(Path(word).name in DUMPERS for word in each.argv)]
+        return [each.pid for each in running if _dumps(each.argv)]
 
     async def _orphan_is_over(self, order: MoveOrder) -> None:
         """Wait for a CRIU that runs on alone: its agent was killed, or it takes too long.
@@ -287,8 +306,14 @@ class CriuEngine:
 
     def _check_room(self, manifest: CheckpointManifest) -> None:
         """Raise ``MigrationError`` when another process is in the way of the restore."""
-        if self._container.is_alive(manifest.pid):
-            raise MigrationError(f"PID {manifest.pid} is in use on {self._context.edge}")
+        for pid in sorted({manifest.pid, *self._image_tasks()}):
+            if self._container.is_alive(pid):
+                raise MigrationError(f"PID {pid} is in use on {self._context.edge}")
+
+    def _image_tasks(self) -> list[int]:
+        """The IDs that the processes and threads in the images here need in this host's container."""
+        names = (path.stem.removeprefix("core-") for path in self._outside.glob("core-*.img"))
+        return [int(name) for name in names if name.isdigit()]
 
     def _pid_of(self, manifest: CheckpointManifest) -> int:
         """The PID that the restored process has in this host's container: the same on every host."""
@@ -358,6 +383,11 @@ class CriuEngine:
             if self._made is not None and self._made.epoch == order.epoch:
                 await self._unmake()
         self._clear_images()
+
+
+def _dumps(argv: Sequence[str]) -> bool:
+    """Whether a process with that command line is one of ``DUMPERS``."""
+    return any(Path(word).name in DUMPERS for word in argv)
 
 
 class Round(NamedTuple):

@@ -115,6 +115,9 @@ class CriuColdEngine(CriuEngine):
         dumping = self._dumping
         if dumping is None or dumping.cancelled() or dumping.exception() is not None:
             await super()._restore_dead(held, order)
+        for pid in self._image_tasks():  # its children live on, and hold their PIDs
+            if self._container.is_alive(pid):
+                await self._container.stop(pid, grace_s=0)
         await self._ready().restore(self._images, timeout_s=order.deadlines.restore_s)
         self._container.adopt(held.pid)
 

@@ -106,6 +106,13 @@ class RuncEngine(CriuEngine):
         self._box.adopt(pid)
         await self._box.unhalt(pid)
 
+    def _check_family(self) -> None:
+        """Nothing: all that is in the server's PID namespace moves."""
+
+    def _image_tasks(self) -> list[int]:
+        """None: those in the images have other PIDs here."""
+        return []
+
     def _check_room(self, manifest: CheckpointManifest) -> None:
         """Raise ``MigrationError`` when a server runs here. PIDs do not matter: it has its own namespace."""
         if self._box.service_pid is not None:

@@ -1,0 +1,81 @@
+"""The processes that belong to a server: its descendants, which move, and daemons, which cannot."""
+
+import itertools
+from pathlib import PurePosixPath
+from types import SimpleNamespace
+
+import pytest
+
+from quicferry.errors import MigrationError
+from quicferry.migration.container.container import (
+    FIRST_SERVICE_PID,
+    HELPER_PIDS_PER_EDGE,
+    Container,
+    first_helper_pid_of,
+)
+from quicferry.migration.container.processes import ContainedProcess
+from quicferry.migration.engines.criu.cold import CriuColdEngine
+
+SERVER = 11_000
+
+
+class Listed(Container):
+    """A container with these processes: PID -> PID of the parent and command line."""
+
+    def __init__(self, listed):
+        self.edge, self.listed, self._service_pid = "edge-1", listed, SERVER
+
+    def parents(self):
+        return {pid: parent for pid, (parent, _) in self.listed.items()}
+
+    def processes(self):
+        return [ContainedProcess(pid, "S", argv.split()) for pid, (_, argv) in self.listed.items()]
+
+    def is_alive(self, pid):
+        return pid in self.listed
+
+
+def engine_of(listed):
+    context = SimpleNamespace(container=Listed(listed), edge="edge-1", state_dir=PurePosixPath("/run/state"))
+    return CriuColdEngine(context)
+
+
+def test_descendants_are_found_whatever_their_numbers():
+    listed = {
+        100: (0, "criu"),
+        150: (11_001, "child of a child"),
+        SERVER: (1, "server"),
+        11_001: (SERVER, "child"),
+        11_002: (1, "daemon"),
+        11_003: (11_002, "its child"),
+    }
+    assert Listed(listed).descendants(SERVER) == [11_001, 150]
+    assert Listed(listed).descendants(11_002) == [11_003]
+    assert Listed(listed).descendants(100) == []
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {11_001: (SERVER, "worker")},
+        {100: (0, "nsenter tar"), 101: (100, "zstd")},  # helpers came from outside
+        {200: (1, "/usr/sbin/criu dump -t 11000")},  # left by an agent that was killed
+        {11_001: (1, "")},  # a zombie that init is about to reap
+    ],
+)
+def test_what_does_not_hinder_a_move(beside):
+    engine_of({SERVER: (1, "server"), **beside})._check_family()
+
+
+def test_a_daemon_is_named_in_the_refusal():
+    engine = engine_of({SERVER: (1, "server"), 11_001: (1, "memcached -d")})
+    with pytest.raises(MigrationError, match=r"process 11001 on edge-1 \(memcached -d\)") as caught:
+        engine._check_family()
+    assert "runc" in caught.value.hint
+
+
+def test_no_two_edges_give_the_same_pids():
+    firsts = sorted(first_helper_pid_of(f"edge-{number}") for number in range(20))
+    gaps = [later - earlier for earlier, later in itertools.pairwise(firsts)]
+    assert set(gaps) == {HELPER_PIDS_PER_EDGE}
+    assert firsts[-1] + HELPER_PIDS_PER_EDGE <= FIRST_SERVICE_PID
