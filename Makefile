@@ -35,7 +35,7 @@ SIMULATE_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-report test-upstream simulate requirements lint bench bench-inspect fidelity soak faults bench-containers bench-hosts signals explore fuzz nightly lock clean
+.PHONY: help setup demo test test-report test-upstream simulate requirements lint bench bench-inspect fidelity soak faults bench-containers bench-hosts bench-cost signals explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ fidelity: setup ## measure whether links do what they are asked to, and write do
 
 bench-hosts: setup ## measure how long networks of 10, 100, … hosts take to be there (as root)
 	@$(PYTHON) -m bench.bench_hosts $(BENCH_ARGS)
+
+bench-cost: setup ## write docs/performance.md: what things cost as they grow (as root, 25 minutes)
+	@$(PYTHON) -m bench.bench_cost --write docs/performance.md $(BENCH_ARGS)
 
 bench-containers: setup ## measure containers, ours beside the published procedure (as root, 15 minutes)
 	@$(PYTHON) -m bench.bench_containers $(BENCH_ARGS)

@@ -53,6 +53,17 @@ def _cpu_s(argv: list[str | Path], timeout_s: float) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def inspect_cpu_s(packets: int, repetitions: int) -> list[float]:
+    """CPU seconds of ``quicferry inspect --json`` over about so many packets of requests."""
+    scene = _requests(packets)
+    with tempfile.TemporaryDirectory() as folder:
+        capture, keys = Path(folder) / "a.pcapng", Path(folder) / "keys.log"
+        write_pcapng(capture, scene.client_side)
+        keys.write_text(scene.keys.getvalue())
+        argv: list[str | Path] = ["bin/quicferry", "inspect", capture, "--keys", keys, "--json"]
+        return [_cpu_s(argv, 600) for _ in range(repetitions)]
+
+
 def measure(name: str, scene: Scene, repetitions: int) -> None:
     """Write a capture, read it with both, print a line."""
     with tempfile.TemporaryDirectory() as folder:

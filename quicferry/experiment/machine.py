@@ -13,8 +13,13 @@ import psutil
 from quicferry.paths import CHECKOUT
 
 #: What plays in a run. The analysis is left out: it can be done again, with any version.
-_PLAYING = ("apps", "baselines", "topologies", "quicferry")
-_NOT_PLAYING = ("quicferry/analysis", "quicferry/capture/quic", "quicferry/capture/tls.py")
+_PLAYING = ("apps", "baselines", "topologies", "quicferry", "session")
+_NOT_PLAYING = (
+    "quicferry/analysis",
+    "quicferry/inspection",
+    "quicferry/capture/quic",
+    "quicferry/capture/tls.py",
+)
 
 
 @functools.cache
