@@ -184,8 +184,8 @@ class MininetEmulator:
                 interface.ip, _, interface.prefixLen = end.address.partition("/")
             if end.other_address is not None:
                 own.append(f"address add {end.other_address} dev {end.interface}")
-            if end.up:
-                own.append(f"link set dev {end.interface} up")
+            # also where the link waits for a mobile host: it is captured from and calibrated before it is used
+            own.append(f"link set dev {end.interface} up")
         self._in_nodes(lines)
         self._network.start()  # the bridges
 
