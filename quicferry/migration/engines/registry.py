@@ -68,6 +68,7 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
 _COPY = "quicferry.migration.engines.criu.agent_copy"
 _NATIVE = "quicferry.migration.engines.criu.native_copy"
 _RUNC = "quicferry.migration.engines.criu.runc"
+_NATIVE_RUNC = "quicferry.migration.engines.criu.native_runc"
 _PUBLISHED = "quicferry.migration.engines.criu.published"
 
 OWN = (
@@ -141,6 +142,9 @@ OWN = (
         packs_images=True,
         copies_ahead=True,
         runs_in_oci=True,
+        by_criu=CriuVariant(
+            implementation=f"{_NATIVE_RUNC}:RuncNativePreCopyEngine", needs=("oci-pre-dump",)
+        ),
     ),
     EngineEntry(
         name="runc-post-copy",
@@ -151,6 +155,9 @@ OWN = (
         packs_images=True,
         keeps_source=True,
         runs_in_oci=True,
+        by_criu=CriuVariant(
+            implementation=f"{_NATIVE_RUNC}:RuncNativePostCopyEngine", needs=("criu-page-server",)
+        ),
     ),
     EngineEntry(
         name="runc-hybrid",
@@ -162,6 +169,10 @@ OWN = (
         copies_ahead=True,
         keeps_source=True,
         runs_in_oci=True,
+        by_criu=CriuVariant(
+            implementation=f"{_NATIVE_RUNC}:RuncNativeHybridEngine",
+            needs=("oci-pre-dump", "criu-page-server"),
+        ),
     ),
     EngineEntry(
         name="published-cold",

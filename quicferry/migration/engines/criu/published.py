@@ -180,7 +180,9 @@ class PublishedPreCopyEngine(PublishedColdEngine):
         runc = self._runc
         assert runc is not None
         with self._context.events.phase("migration.precopy.round", epoch=order.epoch) as detail:
-            stats = await runc.pre_dump(self._ahead, timeout_s=order.deadlines.precopy_s)
+            stats = await runc.pre_dump(
+                self._server_pid(), self._ahead, None, timeout_s=order.deadlines.precopy_s
+            )
             self._rounds = 1
             detail.update(round=1, pages=stats.pages_written, stop="as published: one")
         yield ON_ITS_WAY
