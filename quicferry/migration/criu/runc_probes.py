@@ -48,7 +48,7 @@ def pre_dump() -> str:
     if not has_feature(TRACK_FEATURE):
         raise Unsupported(
             "this kernel does not track which pages were written (soft-dirty), which runc's --pre-dump needs",
-            hint="the engines runc-pre-copy and runc-hybrid do without (leave out --memory-by criu); else take a "
+            hint="the engines runc-pre-copy and runc-hybrid do without (leave out --memory-by criu); else a "
             "kernel with CONFIG_MEM_SOFT_DIRTY, such as that of the virtual machine (docs/vagrant.md)",
         )
     return "the kernel tracks written pages (soft-dirty)"

@@ -193,6 +193,27 @@ OWN = (
         runs_in_oci=True,
         as_published=True,
     ),
+    EngineEntry(
+        name="published-post-copy",
+        title="The published procedure with runc's lazy pages: memory follows by CRIU's page server.",
+        implementation=f"{_PUBLISHED}:PublishedPostCopyEngine",
+        needs=("oci", "rsync", "criu-lazy-pages", "criu-page-server"),
+        programs=("criu", "runc", "rsync"),
+        keeps_source=True,
+        runs_in_oci=True,
+        as_published=True,
+    ),
+    EngineEntry(
+        name="published-hybrid",
+        title="The published procedure with a pre-dump by runc, and the rest of the memory as in post-copy.",
+        implementation=f"{_PUBLISHED}:PublishedHybridEngine",
+        needs=("oci-pre-dump", "oci", "rsync", "criu-lazy-pages", "criu-page-server"),
+        programs=("criu", "runc", "rsync"),
+        copies_ahead=True,
+        keeps_source=True,
+        runs_in_oci=True,
+        as_published=True,
+    ),
 )
 
 

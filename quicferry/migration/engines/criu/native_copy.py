@@ -247,6 +247,12 @@ class CriuNativeEngine(LazyDestination):
         self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
     ) -> None:
         """Restore the process; with missing memory, start CRIU's daemon before."""
+        await self._restore_with_memory(order, manifest, detail)
+
+    async def _restore_with_memory(
+        self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
+    ) -> None:
+        """Restore the last images, and let missing memory follow; ``detail`` goes into the event."""
         limit_s = order.deadlines.restore_s
         criu, images = self._with_memory(), self._last_images()
         detail["rounds"] = manifest.rounds
@@ -289,7 +295,7 @@ class CriuNativeEngine(LazyDestination):
             finally:
                 os.close(descriptor)
         if not copies and (status := await daemon.end()) != 0:  # else all memory is in its place already
-            raise _why(daemon, status)
+            raise why_ended(daemon, status)
 
     async def _end_guards(self) -> None:
         """Dismiss the guards: nothing is missing any more, or the process is dead."""
@@ -323,7 +329,7 @@ class CriuNativeEngine(LazyDestination):
             async with asyncio.timeout(lifetime_s):
                 await asyncio.wait([carrying, waiting], return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
-                return None if waiting.result() == 0 else str(_why(daemon, waiting.result()))
+                return None if waiting.result() == 0 else str(why_ended(daemon, waiting.result()))
             return str(carrying.exception())
         except TimeoutError:
             return "not all memory came in time"
@@ -342,7 +348,7 @@ class CriuNativeEngine(LazyDestination):
         await self._end_guards()
 
 
-def _why(daemon: BackgroundCriu, status: int) -> MigrationError:
+def why_ended(daemon: BackgroundCriu, status: int) -> MigrationError:
     """The error for a lazy-pages daemon that ended with that status."""
     return explain("lazy-pages", Completed([], status, "", ""), log_text(daemon.log))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from quicferry.errors import Unsupported
 from quicferry.migration.criu.command import Criu
 from quicferry.migration.criu.memory_runc import MemoryRunc
-from quicferry.migration.criu.page_server import MemoryCriu, pipe_limit
+from quicferry.migration.criu.page_server import pipe_limit
 from quicferry.migration.engines.criu.native_copy import (
     CriuNativeEngine,
     NativeHybridEngine,
@@ -31,7 +31,7 @@ class RuncMemoryEngine(RuncEngine, CriuNativeEngine):
         self._runc = MemoryRunc(self._box, keep_tcp=self._context.keep_tcp)
         return self._runc
 
-    def _with_memory(self) -> MemoryCriu:
+    def _with_memory(self) -> MemoryRunc:
         """The same, with CRIU's machinery for memory."""
         self._ready()
         assert isinstance(self._runc, MemoryRunc)
