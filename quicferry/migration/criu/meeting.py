@@ -7,25 +7,22 @@ its pipes when somebody has connected, which is too late for ``page_server.set_u
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import socket
 
 from quicferry.errors import MigrationError
 
 PORT = 7001
-MEET_S = (
-    20.0  # both ends get ready at the same time, and either may take seconds on a machine with other work
-)
-AGAIN_S = 0.02
+MEET_S = 30.0  # the destination may be ready long before the source is told of the move
+AGAIN_S = 0.05
 
 
 class MeetingPoint:
-    """One end. At the source ``expect``, then ``met``; at the destination ``reach``, then ``take``."""
+    """One end. At the source ``expect``, then ``met``; at the destination ``reach``, then ``reached``."""
 
     def __init__(self) -> None:
         self._listener: socket.socket | None = None
-        self._connection: socket.socket | None = None
+        self._reaching: asyncio.Task[socket.socket] | None = None
         self._expected = ""
 
     def expect(self, address: str) -> None:
@@ -54,41 +51,48 @@ class MeetingPoint:
         finally:
             self.close()
 
-    async def reach(self, address: str) -> None:
-        """Connect to the other end, which may not be there yet. Raises ``MigrationError``."""
+    def reach(self, address: str) -> None:
+        """Begin to connect to the other end, which may not be there yet."""
         self.close()
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(MEET_S):
-                while self._connection is None:
-                    connection = socket.socket(_family(address), socket.SOCK_STREAM)
-                    connection.setblocking(False)
-                    try:
-                        await loop.sock_connect(connection, (address, PORT))
-                    except ConnectionRefusedError:
-                        connection.close()
-                        await asyncio.sleep(AGAIN_S)
-                    except BaseException:
-                        connection.close()
-                        raise
-                    else:
-                        self._connection = connection
-        except (OSError, TimeoutError) as error:
-            why = str(error) or f"nobody listens within {MEET_S:g} s"
-            raise MigrationError(f"CRIU's page server at {address} cannot be reached: {why}") from error
+        self._reaching = asyncio.create_task(_reach(address))
 
-    def take(self) -> socket.socket | None:
-        """The connection that ``reach`` made; who calls has it then."""
-        connection, self._connection = self._connection, None
-        return connection
+    async def reached(self) -> socket.socket:
+        """The connection; who calls has it then. Raises ``MigrationError`` when there is none in time."""
+        reaching, self._reaching = self._reaching, None
+        if reaching is None:
+            raise MigrationError("no connection to CRIU's page server was begun")
+        return await reaching
 
     def close(self) -> None:
         """Close what is open here."""
-        for file in (self._listener, self._connection):
-            if file is not None:
-                with contextlib.suppress(OSError):
-                    file.close()
-        self._listener = self._connection = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        reaching, self._reaching = self._reaching, None
+        if reaching is not None and not reaching.cancel() and reaching.exception() is None:
+            reaching.result().close()
+
+
+async def _reach(address: str) -> socket.socket:
+    """Connect to the source. Raises ``MigrationError``."""
+    try:
+        async with asyncio.timeout(MEET_S):
+            while True:
+                connection = socket.socket(_family(address), socket.SOCK_STREAM)
+                connection.setblocking(False)
+                try:
+                    await asyncio.get_running_loop().sock_connect(connection, (address, PORT))
+                except ConnectionRefusedError:
+                    connection.close()
+                    await asyncio.sleep(AGAIN_S)
+                except BaseException:
+                    connection.close()
+                    raise
+                else:
+                    return connection
+    except (OSError, TimeoutError) as error:
+        why = str(error) or f"nobody listens within {MEET_S:g} s"
+        raise MigrationError(f"CRIU's page server at {address} cannot be reached: {why}") from error
 
 
 def _family(address: str) -> socket.AddressFamily:

@@ -262,7 +262,7 @@ class CriuNativeEngine(LazyDestination):
             if open_tunnel is None:
                 raise MigrationError(f"{self._context.edge} has no way to fetch pages")
             self._daemon = await criu.fetch_lazily(
-                images, timeout_s=limit_s, connection=self._connection_to_source()
+                images, timeout_s=limit_s, connection=await self._connection_to_source()
             )
             self._finish_in_background(self._finish(order, self._daemon, open_tunnel))
         stats = await criu.restore(images, timeout_s=limit_s, lazy=lazily)
@@ -274,7 +274,7 @@ class CriuNativeEngine(LazyDestination):
         """The directory of the images that a restore begins with."""
         return self._images
 
-    def _connection_to_source(self) -> socket.socket | None:
+    async def _connection_to_source(self) -> socket.socket | None:
         """A connection to the source's page server, where the agents carry no bytes between the two."""
         return None
 

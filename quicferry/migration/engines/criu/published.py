@@ -262,6 +262,7 @@ class PublishedPostCopyEngine(PublishedEngine, RuncMemoryEngine):
     def __init__(self, context: EngineContext) -> None:
         super().__init__(context)
         self._meeting = MeetingPoint()
+        self._connection: socket.socket | None = None  # to CRIU's daemon
 
     # source
 
@@ -270,15 +271,19 @@ class PublishedPostCopyEngine(PublishedEngine, RuncMemoryEngine):
         await super().prepare_source(order)
         self._meeting.expect(self._context.address_of(order.destination))
 
+    async def _dump(self, order: MoveOrder, pid: int) -> list[str]:
+        """Wait for the connection, then freeze the server and dump it."""
+        self._connection = await self._meeting.met()
+        return await super()._dump(order, pid)
+
     async def _have_dumped(self, order: MoveOrder, pid: int, detail: dict[str, Any]) -> None:
         """Have runc dump the server without its memory, and CRIU serve that."""
-        connection = await self._meeting.met()
         self._server = await self._with_memory().dump_and_serve(
             pid,
             self._last_images(),
             self._parent(),
             timeout_s=order.deadlines.checkpoint_s,
-            connection=connection,
+            connection=self._connection,
         )
         # CRIU holds it until its memory has crossed, and would then let it go on
         await self._box.halt(pid)
@@ -297,21 +302,25 @@ class PublishedPostCopyEngine(PublishedEngine, RuncMemoryEngine):
         """Also close a connection that was not needed."""
         await super()._forget_source()
         self._meeting.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     # destination
 
     async def prepare_destination(self, order: MoveOrder) -> None:
         """Also open the connection between the two CRIU."""
         await super().prepare_destination(order)
-        await self._meeting.reach(self._context.address_of(order.source))
+        # not waited for: the source may not have heard of the move yet
+        self._meeting.reach(self._context.address_of(order.source))
 
     async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
         """Also close a connection that was not needed."""
         await super().abandon_destination(order, reason)
         self._meeting.close()
 
-    def _connection_to_source(self) -> socket.socket | None:
-        return self._meeting.take()
+    async def _connection_to_source(self) -> socket.socket | None:
+        return await self._meeting.reached()
 
     async def _have_restored(
         self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
