@@ -16,8 +16,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def descriptors_of(pid: int) -> Iterator[tuple[int, str]]:
-    """Yield the number of each open descriptor of a process, and what it leads to."""
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
+    """The number of each open descriptor of a process, and what it leads to."""
+    return descriptors_in(Path(f"/proc/{pid}"))
+
+
+def descriptors_in(proc: Path) -> Iterator[tuple[int, str]]:
+    """The same for the process whose directory below ``/proc`` that is, perhaps of another PID namespace."""
+    for entry in (proc / "fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # it was closed while we looked
             yield int(entry.name), str(entry.readlink())
 

@@ -319,17 +319,18 @@ class OciContainer(Container):
         path: str | None = None,
         descriptors: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
+        before: Sequence[str] = (),
     ) -> Completed:
         """Run runc in the edge host's container; ``path`` is its PATH, ``descriptors`` are as in ``run``.
 
-        ``env``: variables beside those of this process.
+        ``env``: variables beside those of this process; ``before``: words of a program that becomes runc.
         """
         environment = [f"{name}={value}" for name, value in (env or {}).items()]
         environment += [f"PATH={path}"] if path is not None else []
         rootless = [] if self.has_group else ["--rootless", "true"]
         fixed = [str(self.runc), *rootless, "--root", str(oci_bundle.STATE)]
         return await self.run(
-            ["env", *environment, *fixed, *words], timeout_s=timeout_s, descriptors=descriptors
+            ["env", *environment, *before, *fixed, *words], timeout_s=timeout_s, descriptors=descriptors
         )
 
     async def start(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:

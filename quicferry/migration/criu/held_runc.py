@@ -27,14 +27,24 @@ class HeldRunc:
     """One runc. ``await begin()``, later ``await go(timeout_s)``, or ``await close()`` instead."""
 
     def __init__(
-        self, box: OciContainer, criu: Path, name: str, words: Sequence[str], descriptors: Sequence[int] = ()
+        self,
+        box: OciContainer,
+        criu: Path,
+        name: str,
+        words: Sequence[str],
+        descriptors: Sequence[int] = (),
+        before: Sequence[str] = (),
     ) -> None:
-        """``name``: of the gate, one for each runc that may wait at the same time on this host."""
+        """``name``: of the gate, one for each runc that may wait at the same time on this host.
+
+        ``before``: words of a program that becomes runc.
+        """
         self._box = box
         self._criu = criu
         self._gate = oci_bundle.HOME / f"{name}.gate"
         self.words = list(words)
         self._descriptors = descriptors
+        self._before = before
         self._running: asyncio.Task[Completed] | None = None
         self._connection: socket.socket | None = None
 
@@ -55,6 +65,7 @@ class HeldRunc:
                     path=search,
                     descriptors=self._descriptors,
                     env={"QUICFERRY_GATE": str(self._gate)},
+                    before=self._before,
                 )
             )
             coming = asyncio.create_task(_accept(listener))
@@ -94,17 +105,20 @@ class HeldRunc:
 
     async def go(self, timeout_s: float) -> Completed:
         """Let it do its work, and wait for its end. Raises ``MigrationError`` when that takes longer."""
+        try:
+            return await asyncio.wait_for(self.release(), timeout_s)
+        except TimeoutError as error:
+            raise MigrationError(
+                f"runc {self.words[0]} on {self._box.edge} still ran after {timeout_s} s"
+            ) from error
+
+    def release(self) -> asyncio.Task[Completed]:
+        """Let it do its work; the task is done at its end, and ends it when it is cancelled."""
         assert self._running is not None and self._connection is not None
         connection, self._connection = self._connection, None
-        with connection:
-            with contextlib.suppress(BrokenPipeError):  # its end says why
-                connection.send(gate.GO)
-            try:
-                return await asyncio.wait_for(self._running, timeout_s)
-            except TimeoutError as error:
-                raise MigrationError(
-                    f"runc {self.words[0]} on {self._box.edge} still ran after {timeout_s} s"
-                ) from error
+        with connection, contextlib.suppress(BrokenPipeError):  # its end says why
+            connection.send(gate.GO)
+        return self._running
 
     async def close(self) -> None:
         """End it if it still waits, and leave nothing of it; nothing when it was let go."""

@@ -11,6 +11,7 @@ The format is ours because tar wants to know the size of a file before its first
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import re
 import struct
@@ -227,6 +228,13 @@ class Unpacker:
             written = 0
             while written < len(piece):
                 written += os.write(descriptor, piece[written:])
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise MigrationError(
+                f"there is no room here for the checkpoint: {self.received_bytes} bytes of it have come",
+                hint="it is kept in memory, on the destination's /run: free memory, or move less",
+            ) from error
         finally:
             os.close(descriptor)
         self._received.append(path, piece)

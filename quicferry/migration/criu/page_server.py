@@ -14,11 +14,11 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container.container import Container
-from quicferry.migration.container.descriptors import descriptors_of, take_descriptor
+from quicferry.migration.container.descriptors import descriptors_in, descriptors_of, take_descriptor
 from quicferry.migration.container.processes import Completed, only_child
 from quicferry.migration.container.readiness import until_readable
 from quicferry.migration.criu import pipe_filter
@@ -38,6 +38,27 @@ GUARD = 'read -r word; [ "$word" = over ] || kill -9 "$0"'
 GUARD_OVER = b"over\n"
 
 
+class PageServer(Protocol):
+    """A CRIU that has dumped a process and serves its memory."""
+
+    @property
+    def socket(self) -> socket.socket:
+        """Our end of its connection, or another descriptor of it."""
+
+    def hang_up(self) -> None:
+        """End its connection: it then ends, and leaves the process as it was dumped."""
+
+    async def end(self) -> int:
+        """Wait for its end and return its status."""
+
+
+def hang_up(connection: socket.socket) -> None:
+    """End a connection, whoever else has a descriptor of it."""
+    with contextlib.suppress(OSError):  # the other end has ended it
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
+
+
 class BackgroundCriu(NamedTuple):
     """A CRIU that runs in the background (page server or lazy-pages daemon), and our end of its socket."""
 
@@ -45,6 +66,10 @@ class BackgroundCriu(NamedTuple):
     pid: int  # of CRIU itself, seen from the agent
     socket: socket.socket
     log: Path
+
+    def hang_up(self) -> None:
+        """End its connection."""
+        hang_up(self.socket)
 
     async def end(self) -> int:
         """Wait for its end and return its status; its socket must be closed, or at its end."""
@@ -78,11 +103,11 @@ def pipe_limit() -> int:
     return 0
 
 
-def enlarge_pipes(pid: int, limit: int) -> None:
-    """Make all pipes of a process as large as ``limit`` allows."""
-    for number, target in descriptors_of(pid):
+def enlarge_pipes(proc: Path, limit: int) -> None:
+    """Make all pipes of the process with that directory below ``/proc`` as large as ``limit`` allows."""
+    for number, target in descriptors_in(proc):
         if target.startswith("pipe:"):
-            descriptor = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK)
+            descriptor = os.open(proc / "fd" / str(number), os.O_RDONLY | os.O_NONBLOCK)
             try:
                 if fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ) < limit:
                     fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, limit)
@@ -90,14 +115,33 @@ def enlarge_pipes(pid: int, limit: int) -> None:
                 os.close(descriptor)
 
 
-def has_sink(pid: int) -> bool:
+def has_sink(proc: Path) -> bool:
     """Whether a page server has opened ``/dev/null`` for writing, which it does after its last pipe."""
-    for number, target in descriptors_of(pid):
+    for number, target in descriptors_in(proc):
         if number > 2 and target == "/dev/null":
-            words = Path(f"/proc/{pid}/fdinfo/{number}").read_text().split()
+            words = (proc / "fdinfo" / str(number)).read_text().split()
             if int(words[words.index("flags:") + 1], 8) & os.O_ACCMODE == os.O_WRONLY:
                 return True
     return False
+
+
+async def set_up_pipes(proc: Path, limit: int) -> None:
+    """Wait until the page server with that directory below ``/proc`` has its pipes, and enlarge them.
+
+    Raises ``MigrationError`` when it never has.
+    """
+    try:
+        async with asyncio.timeout(SET_UP_S):
+            while not has_sink(proc):  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(POLL_S)
+        enlarge_pipes(proc, limit)
+    except (OSError, TimeoutError) as error:
+        raise MigrationError(f"CRIU's page server has no pipe that is large enough: {error}") from error
+
+
+def filtered(limit: int) -> list[str]:
+    """The words before those of a program that is to run with ``pipe_filter``; none without a limit."""
+    return [sys.executable, "-I", "-S", pipe_filter.__file__, str(limit)] if limit else []
 
 
 def userfaultfds_of(pid: int) -> list[int]:
@@ -159,7 +203,7 @@ class MemoryCriu(Criu):
 
     async def dump_and_serve(
         self, pid: int, images: Path, previous: str | None, *, timeout_s: float
-    ) -> BackgroundCriu:
+    ) -> PageServer:
         """Write the images of a process but for memory that can be restored lazily, and serve that.
 
         Returns CRIU with its page server at the other end of the socket. The process stays stopped, and
@@ -170,27 +214,23 @@ class MemoryCriu(Criu):
         if previous is not None:
             argv += self._tracked(previous)
         limit = pipe_limit()
-        if limit:
-            argv = [sys.executable, "-I", "-S", pipe_filter.__file__, str(limit), *argv]
-        helper = await self._begin(argv, "dump", images, timeout_s)
+        helper = await self._begin([*filtered(limit), *argv], "dump", images, timeout_s)
         if limit:
             try:
-                async with asyncio.timeout(SET_UP_S):
-                    while not has_sink(helper.pid):  # noqa: ASYNC110 - no event tells
-                        await asyncio.sleep(POLL_S)
-                enlarge_pipes(helper.pid, limit)
-            except (OSError, TimeoutError) as error:
+                await set_up_pipes(Path(f"/proc/{helper.pid}"), limit)
+            except MigrationError:
                 helper.socket.close()
                 await helper.kill()
-                raise MigrationError(
-                    f"CRIU's page server has no pipe that is large enough: {error}"
-                ) from error
+                raise
         return helper
 
-    async def fetch_lazily(self, images: Path, *, timeout_s: float) -> BackgroundCriu:
+    async def fetch_lazily(
+        self, images: Path, *, timeout_s: float, connection: socket.socket | None = None
+    ) -> BackgroundCriu:
         """Start the daemon that fetches missing memory by its socket and puts it in place.
 
-        Its status is 0 when all memory is in its place. It must run before ``restore``.
+        Its status is 0 when all memory is in its place. It must run before ``restore``. With a
+        ``connection`` to a page server it uses that, else the one whose other end is returned.
         """
         argv = [
             str(self.program),
@@ -202,14 +242,25 @@ class MemoryCriu(Criu):
             "-v1",
             "--page-server",
         ]
-        return await self._begin(argv, "lazy-pages", images, timeout_s)
+        return await self._begin(argv, "lazy-pages", images, timeout_s, connection)
 
-    async def _begin(self, argv: list[str], step: str, images: Path, timeout_s: float) -> BackgroundCriu:
+    async def _begin(
+        self,
+        argv: list[str],
+        step: str,
+        images: Path,
+        timeout_s: float,
+        connection: socket.socket | None = None,
+    ) -> BackgroundCriu:
         """Start a CRIU in the background, and wait until it reports that it is ready."""
         log = self._container.path(str(images)) / f"{step}.log"
-        ours, theirs = socket.socketpair()
+        if connection is not None:
+            connection.setblocking(True)  # CRIU has the same one
+            ours, theirs = connection, connection.dup()
+        else:
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
         ready, told = os.pipe()
-        ours.setblocking(False)
         try:
             descriptors = (theirs.fileno(), told)
             words = [*argv, "--ps-socket", str(theirs.fileno()), "--status-fd", str(told)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from quicferry.errors import FerryError, MigrationError
 from quicferry.migration.container.container import Container
-from quicferry.migration.criu.page_server import BackgroundCriu, MemoryCriu
+from quicferry.migration.criu.page_server import BackgroundCriu, MemoryCriu, PageServer
 from quicferry.process import run
 
 IMAGES = Path("/run/images")
@@ -44,11 +44,11 @@ async def said(container: Container, pid: int, lines: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def carried(server: BackgroundCriu, daemon: BackgroundCriu) -> AsyncIterator[None]:
+async def carried(server: PageServer, daemon: BackgroundCriu) -> AsyncIterator[None]:
     """Carry bytes between page server and daemon, as the agents' tunnel does in a move."""
     loop = asyncio.get_running_loop()
 
-    async def carry(source: BackgroundCriu, target: BackgroundCriu) -> None:
+    async def carry(source: PageServer, target: PageServer) -> None:
         with contextlib.suppress(OSError):
             while data := await loop.sock_recv(source.socket, 1 << 16):
                 await loop.sock_sendall(target.socket, data)

@@ -36,6 +36,11 @@ def criu_config(*, keep_tcp: bool) -> str:
     )
 
 
+def on_top_of(parent: str | None) -> list[str]:
+    """Arguments for a dump on top of the images ``parent``, or of none."""
+    return ["--parent-path", parent] if parent is not None else []
+
+
 class Runc(Criu):
     """runc and CRIU in one container. ``images`` are directories inside the container."""
 
@@ -141,18 +146,20 @@ class Runc(Criu):
         ``parent``: images of a pre-dump that these build upon, relative to ``images``. Raises
         ``MigrationError``; then the server goes on.
         """
-        words = self._words("checkpoint", images, *(["--parent-path", parent] if parent is not None else []))
+        words = self._words("checkpoint", images, *on_top_of(parent))
         self._outside(images).mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._run("checkpoint", images, words, timeout_s)
         return read_dump_stats((self._outside(images) / "stats-dump").read_bytes())
 
-    async def pre_dump(self, images: Path, *, timeout_s: float) -> DumpStats:
-        """Write the memory of the running server, and have the kernel track what it writes from now on.
+    async def pre_dump(self, pid: int, images: Path, previous: str | None, *, timeout_s: float) -> DumpStats:
+        """Write the memory of the running server that was written since the images ``previous``.
 
-        Raises ``MigrationError``; the server goes on in either case.
+        That name is relative to ``images``; None: all memory. Raises ``MigrationError``; the server goes
+        on in either case.
         """
         self._outside(images).mkdir(mode=0o700, parents=True, exist_ok=True)
-        await self._run("checkpoint", images, self._words("checkpoint", images, "--pre-dump"), timeout_s)
+        words = self._words("checkpoint", images, "--pre-dump", *on_top_of(previous))
+        await self._run("checkpoint", images, words, timeout_s)
         return read_dump_stats((self._outside(images) / "stats-dump").read_bytes())
 
     def _restore_words(self, images: Path, *, lazy: bool) -> list[str]:

@@ -48,8 +48,8 @@ def pre_dump() -> str:
     if not has_feature(TRACK_FEATURE):
         raise Unsupported(
             "this kernel does not track which pages were written (soft-dirty), which runc's --pre-dump needs",
-            hint="the engines runc-pre-copy and runc-hybrid do without; for these two, use a kernel with "
-            "CONFIG_MEM_SOFT_DIRTY, such as that of the virtual machine (docs/vagrant.md)",
+            hint="the engines runc-pre-copy and runc-hybrid do without (leave out --memory-by criu); else a "
+            "kernel with CONFIG_MEM_SOFT_DIRTY, such as that of the virtual machine (docs/vagrant.md)",
         )
     return "the kernel tracks written pages (soft-dirty)"
 
@@ -74,7 +74,7 @@ PROBES = [
     ),
     Probe(
         name="oci-pre-dump",
-        needed_for="the engines published-pre-copy and published-hybrid",
+        needed_for="engines published-pre-copy and -hybrid; runc-pre-copy and -hybrid with --memory-by criu",
         ask=pre_dump,
     ),
     Probe(name="rsync", needed_for="the engines published-…: files cross as published", ask=copy_by_rsync),

@@ -68,6 +68,7 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
 _COPY = "quicferry.migration.engines.criu.agent_copy"
 _NATIVE = "quicferry.migration.engines.criu.native_copy"
 _RUNC = "quicferry.migration.engines.criu.runc"
+_NATIVE_RUNC = "quicferry.migration.engines.criu.native_runc"
 _PUBLISHED = "quicferry.migration.engines.criu.published"
 
 OWN = (
@@ -141,6 +142,9 @@ OWN = (
         packs_images=True,
         copies_ahead=True,
         runs_in_oci=True,
+        by_criu=CriuVariant(
+            implementation=f"{_NATIVE_RUNC}:RuncNativePreCopyEngine", needs=("oci-pre-dump",)
+        ),
     ),
     EngineEntry(
         name="runc-post-copy",
@@ -151,6 +155,9 @@ OWN = (
         packs_images=True,
         keeps_source=True,
         runs_in_oci=True,
+        by_criu=CriuVariant(
+            implementation=f"{_NATIVE_RUNC}:RuncNativePostCopyEngine", needs=("criu-page-server",)
+        ),
     ),
     EngineEntry(
         name="runc-hybrid",
@@ -162,6 +169,10 @@ OWN = (
         copies_ahead=True,
         keeps_source=True,
         runs_in_oci=True,
+        by_criu=CriuVariant(
+            implementation=f"{_NATIVE_RUNC}:RuncNativeHybridEngine",
+            needs=("oci-pre-dump", "criu-page-server"),
+        ),
     ),
     EngineEntry(
         name="published-cold",
@@ -179,6 +190,27 @@ OWN = (
         needs=("oci-pre-dump", "oci", "rsync"),
         programs=("criu", "runc", "rsync"),
         copies_ahead=True,
+        runs_in_oci=True,
+        as_published=True,
+    ),
+    EngineEntry(
+        name="published-post-copy",
+        title="The published procedure with runc's lazy pages: memory follows by CRIU's page server.",
+        implementation=f"{_PUBLISHED}:PublishedPostCopyEngine",
+        needs=("oci", "rsync", "criu-lazy-pages", "criu-page-server"),
+        programs=("criu", "runc", "rsync"),
+        keeps_source=True,
+        runs_in_oci=True,
+        as_published=True,
+    ),
+    EngineEntry(
+        name="published-hybrid",
+        title="The published procedure with a pre-dump by runc, and the rest of the memory as in post-copy.",
+        implementation=f"{_PUBLISHED}:PublishedHybridEngine",
+        needs=("oci-pre-dump", "oci", "rsync", "criu-lazy-pages", "criu-page-server"),
+        programs=("criu", "runc", "rsync"),
+        copies_ahead=True,
+        keeps_source=True,
         runs_in_oci=True,
         as_published=True,
     ),

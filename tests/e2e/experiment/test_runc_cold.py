@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from quicferry.experiment.store import ROOT_VARIABLE
 from quicferry.paths import CHECKOUT
 from quicferry.process import run
 from tests.e2e.migration.criu_scripts import SQUAT, check_way_back, played
@@ -194,6 +197,54 @@ async def play():
     assert got["running"] == [["sleep", "60"]]
     assert (got["left"], got["record"]) == ([], False)
     assert cgroups_made() == []
+
+
+@pytest.mark.needs("mininet", "tcpdump", "tshark")
+def test_a_container_starts_though_its_run_directory_lies_in_the_checkout():
+    """The usual place: the container sees the checkout's packages, and the keys in the run directory."""
+    usual = {name: value for name, value in os.environ.items() if name != ROOT_VARIABLE}
+    quicferry = [CHECKOUT / "bin" / "quicferry", "run", "--engine", "runc-cold", "--json"]
+    done = run([*quicferry, "--before-s", "0.3", "--after-s", "0.3"], check=False, env=usual, timeout_s=120.0)
+    result = json.loads(done.stdout)
+    try:
+        assert (result["outcome"], result["served_by"]) == ("succeeded", "destination"), result["error"]
+        assert Path(result["run_dir"]).is_relative_to(CHECKOUT / "runs")
+    finally:
+        shutil.rmtree(result["run_dir"])
+
+
+def test_a_destination_that_is_full_in_mid_copy_says_so_and_keeps_nothing(tmp_path):
+    got = played(
+        """
+import shutil
+async def play():
+    async with edges("edge-1", "edge-2", engine="runc-cold") as (a, b):
+        await a.start_server("20")
+        before = await a.ask()
+        move = order(1, a, b)
+        await prepare(move, a, b)
+        enter = ["nsenter", f"--mount=/proc/{b.container.init_pid}/ns/mnt", "--"]
+        used = shutil.disk_usage(b.container.path("/run")).used
+        subprocess.run([*enter, "mount", "-o", f"remount,size={used + (4 << 20)}", "/run"], check=True)
+        try:
+            await b.engine.restore(move, a.engine.checkpoint(move))
+        except Exception as error:
+            said = [type(error).__name__, str(error), getattr(error, "hint", None)]
+        await b.engine.abandon_destination(move, "full")
+        left = [b.files(), b.running()]
+        await a.engine.resume_source(move, "the destination failed")
+        back = await a.ask()
+        subprocess.run([*enter, "mount", "-o", "remount,size=50%", "/run"], check=True)
+        await whole_move(2, a, b)
+        return dict(said=said, left=left, before=before, back=back, moved=await b.ask())
+""",
+        tmp_path,
+    )
+    assert got["said"][0] == "MigrationError"
+    assert "no room here for the checkpoint" in got["said"][1]
+    assert "/run" in got["said"][2]
+    assert got["left"] == [[], []]
+    check_way_back(got)
 
 
 def test_without_a_runc_a_run_is_unsupported_and_says_why(tmp_path):

@@ -24,7 +24,7 @@ from quicferry.migration.engines.base import (
     EngineContext,
     KeepsSource,
 )
-from quicferry.migration.engines.registry import create, runs_in_oci
+from quicferry.migration.engines.registry import BY_CRIU, create, runs_in_oci
 from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.channel import Unreachable
 from quicferry.model import Endpoint
@@ -169,7 +169,11 @@ class Edge:
 async def edges(
     *names: str, engine: str = "criu-cold", given: ContainerFiles | None = None
 ) -> AsyncIterator[list[Edge]]:
-    make = functools.partial(OciContainer.make, given=given) if runs_in_oci(engine) else Container.create
+    make = (
+        functools.partial(OciContainer.make, given=given)
+        if runs_in_oci(engine.removesuffix(BY_CRIU))
+        else Container.create
+    )
     async with contextlib.AsyncExitStack() as stack:
         made = []
         for name in names:

@@ -60,7 +60,27 @@ async def play():
     assert all(detail["rounds"] == 0 or detail["tracked"] for detail in got["taken"]), "the kernel tells"
 
 
-@pytest.mark.parametrize("engine", ["runc-pre-copy", "runc-post-copy"])
+@pytest.mark.needs("criu-page-server")
+def test_criu_itself_brings_the_memory_of_a_container_afterwards(tmp_path):
+    got = played(
+        """
+async def play():
+    async with edges("edge-1", "edge-2", engine="runc-post-copy/criu") as (a, b):
+        await a.start_server("20", "writes")
+        return await hops(a, b, 2)
+""",
+        tmp_path,
+    )
+    check_hops(got, 2)
+    written = [answer["written"] for answer in got["seen"]]
+    assert written == sorted(set(written)), "it goes on writing"
+    assert min(drained["pages"] for drained in got["drained"]) > 20 * 256
+    assert all(drained["bytes"] > 20 * 2**20 for drained in got["drained"]), "it crossed by the tunnel"
+    assert all(detail["criu"]["pages_restored"] < 10 * 256 for detail in got["restored"])
+    assert {detail["memory_by"] for detail in got["taken"]} == {"criu"}
+
+
+@pytest.mark.parametrize("engine", ["runc-pre-copy", "runc-post-copy", "runc-post-copy/criu"])
 def test_a_move_of_a_container_that_is_called_off_leads_back(tmp_path, engine):
     check_called_off(tmp_path, engine)
 

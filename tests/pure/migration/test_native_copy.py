@@ -43,6 +43,9 @@ def test_a_run_needs_what_criu_needs():
     assert more("criu-pre-copy") == {"criu-tracking"}
     assert more("criu-post-copy") == {"criu-page-server"}
     assert more("criu-hybrid") == {"criu-tracking", "criu-page-server"}
+    assert more("runc-pre-copy") == {"oci-pre-dump"}
+    assert more("runc-post-copy") == {"criu-page-server"}
+    assert more("runc-hybrid") == {"oci-pre-dump", "criu-page-server"}
 
 
 @pytest.mark.parametrize("engine", sorted(set(engines()) - long_engines()))

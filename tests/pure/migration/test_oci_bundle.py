@@ -131,7 +131,8 @@ def test_a_missing_runc_is_unsupported_with_a_remedy(tmp_path, monkeypatch):
 def test_an_engine_that_needs_runc_says_so():
     in_oci = [engine for engine in known_engines() if runs_in_oci(engine)]
     ours = ["runc-cold", "runc-pre-copy", "runc-post-copy", "runc-hybrid"]
-    assert in_oci == [*ours, "published-cold", "published-pre-copy"]
+    published = ["published-cold", "published-pre-copy", "published-post-copy", "published-hybrid"]
+    assert in_oci == [*ours, *published]
     assert all("oci" in needs_with(engine=engine) for engine in in_oci)
     assert "oci" not in needs_with(engine="criu-cold")
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from quicferry.migration.criu.page_server import (
     GUARD_OVER,
     BackgroundCriu,
     MemoryCriu,
+    PageServer,
     guard,
     userfaultfds_of,
 )
@@ -75,7 +77,7 @@ class CriuNativeEngine(LazyDestination):
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._memory_criu: MemoryCriu | None = None
-        self._server: BackgroundCriu | None = None  # CRIU's page server
+        self._server: PageServer | None = None  # CRIU's page server
         self._tunnel: Tunnel | None = None
         self._lazy_pages = 0
         self._over: dict[int, asyncio.Future[None]] = {}  # epoch -> the destination needs this host no more
@@ -115,7 +117,7 @@ class CriuNativeEngine(LazyDestination):
         if tunnel is not None:
             await tunnel.close()
         if server is not None:
-            server.socket.close()
+            server.hang_up()
             await server.end()
 
     def _previous(self) -> str | None:
@@ -142,6 +144,7 @@ class CriuNativeEngine(LazyDestination):
             await self._freeze(order)
             # so that it stays where it is, however CRIU ends
             await self._container.halt(pid)
+            collecting = asyncio.create_task(self._collect_files())
             if self.lazily:
                 self._server = await criu.dump_and_serve(
                     pid, self._images, self._previous(), timeout_s=limit_s
@@ -151,6 +154,7 @@ class CriuNativeEngine(LazyDestination):
             else:
                 stats = await criu.dump_tracked(pid, self._images, self._previous(), timeout_s=limit_s)
                 detail["changed_pages"] = stats.pages_written
+            await collecting
             detail["method"] = self.method
             detail["memory_by"] = "criu"
             detail["rounds"] = self._rounds
@@ -161,20 +165,25 @@ class CriuNativeEngine(LazyDestination):
         if self._rounds:
             yield record(RecordKind.PARENT, f".=round-{self._rounds - 1}", b"")
         yield from image_records(self._outside, "")
-        lazy = {}
-        for path in self._outside.glob("pagemap-[0-9]*.img"):
-            if count := len(decode(path.read_bytes()).absent):
-                lazy[int(path.stem.removeprefix("pagemap-"))] = count
-        self._lazy_pages = sum(lazy.values())
+        yield from self._last_files()
         manifest = CheckpointManifest(
             epoch=order.epoch,
             pid=pid,
             files=self._container.open_files(pid),
             rounds=self._rounds,
-            lazy=lazy,
-            stopped=True,
+            lazy=self._count_lazy(self._outside),
+            stopped=self._container.halts_by_signal,
         )
         yield from self._file_records(pid, manifest)
+
+    def _count_lazy(self, images: Path) -> dict[int, int]:
+        """How many pages CRIU's page server has, by PID in these images."""
+        lazy = {}
+        for path in images.glob("pagemap-[0-9]*.img"):
+            if count := len(decode(path.read_bytes()).absent):
+                lazy[int(path.stem.removeprefix("pagemap-"))] = count
+        self._lazy_pages = sum(lazy.values())
+        return lazy
 
     async def serve_tunnel(
         self,
@@ -238,20 +247,36 @@ class CriuNativeEngine(LazyDestination):
         self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
     ) -> None:
         """Restore the process; with missing memory, start CRIU's daemon before."""
+        await self._restore_with_memory(order, manifest, detail)
+
+    async def _restore_with_memory(
+        self, order: MoveOrder, manifest: CheckpointManifest, detail: dict[str, Any]
+    ) -> None:
+        """Restore the last images, and let missing memory follow; ``detail`` goes into the event."""
         limit_s = order.deadlines.restore_s
-        criu = self._with_memory()
+        criu, images = self._with_memory(), self._last_images()
         detail["rounds"] = manifest.rounds
         lazily = detail["lazily"] = bool(manifest.lazy)
         if lazily:
             open_tunnel = self._context.open_tunnel
             if open_tunnel is None:
                 raise MigrationError(f"{self._context.edge} has no way to fetch pages")
-            self._daemon = await criu.fetch_lazily(self._images, timeout_s=limit_s)
+            self._daemon = await criu.fetch_lazily(
+                images, timeout_s=limit_s, connection=await self._connection_to_source()
+            )
             self._finish_in_background(self._finish(order, self._daemon, open_tunnel))
-        stats = await criu.restore(self._images, timeout_s=limit_s, lazy=lazily)
+        stats = await criu.restore(images, timeout_s=limit_s, lazy=lazily)
         detail["criu"] = msgspec.structs.asdict(stats)
         if self._daemon is not None:
-            await self._guard(manifest.pid, self._daemon)
+            await self._guard(self._pid_of(manifest), self._daemon)
+
+    def _last_images(self) -> Path:
+        """The directory of the images that a restore begins with."""
+        return self._images
+
+    async def _connection_to_source(self) -> socket.socket | None:
+        """A connection to the source's page server, where the agents carry no bytes between the two."""
+        return None
 
     async def _guard(self, pid: int, daemon: BackgroundCriu) -> None:
         """Let a guard hold copies of the daemon's userfaultfds.
@@ -270,7 +295,7 @@ class CriuNativeEngine(LazyDestination):
             finally:
                 os.close(descriptor)
         if not copies and (status := await daemon.end()) != 0:  # else all memory is in its place already
-            raise _why(daemon, status)
+            raise why_ended(daemon, status)
 
     async def _end_guards(self) -> None:
         """Dismiss the guards: nothing is missing any more, or the process is dead."""
@@ -304,7 +329,7 @@ class CriuNativeEngine(LazyDestination):
             async with asyncio.timeout(lifetime_s):
                 await asyncio.wait([carrying, waiting], return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
-                return None if waiting.result() == 0 else str(_why(daemon, waiting.result()))
+                return None if waiting.result() == 0 else str(why_ended(daemon, waiting.result()))
             return str(carrying.exception())
         except TimeoutError:
             return "not all memory came in time"
@@ -323,7 +348,7 @@ class CriuNativeEngine(LazyDestination):
         await self._end_guards()
 
 
-def _why(daemon: BackgroundCriu, status: int) -> MigrationError:
+def why_ended(daemon: BackgroundCriu, status: int) -> MigrationError:
     """The error for a lazy-pages daemon that ended with that status."""
     return explain("lazy-pages", Completed([], status, "", ""), log_text(daemon.log))
 

@@ -40,6 +40,7 @@ class RuncEngine(CriuEngine):
     """What is the same for all engines with runc; goes before the engine without it in the list of bases."""
 
     is_ready_before = True  # runc is started before the downtime, and waits
+    dumps_by_rounds = False  # what the dump builds upon is not known before
     dumps_memory = True  # the dump has the memory in it
 
     def __init__(self, context: EngineContext) -> None:
@@ -67,7 +68,7 @@ class RuncEngine(CriuEngine):
     async def prepare_source(self, order: MoveOrder) -> None:
         """Also have runc ready to dump: of what it does, most needs no server that stands still."""
         await super().prepare_source(order)
-        if self.is_ready_before and self._runc is not None:
+        if self.is_ready_before and not self.dumps_by_rounds and self._runc is not None:
             with contextlib.suppress(MigrationError):  # then it starts in the downtime, and says why not
                 await self._runc.ready_to_dump(self._images, memory=self.dumps_memory)
 
