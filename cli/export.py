@@ -57,5 +57,6 @@ def export(
         if isinstance(error, BrokenPipeError):
             raise
         raise StoreError(
-            f"cannot write {output or 'the table'}: {error.strerror}", hint="choose another file with -o"
+            f"cannot write {output or 'the table'}: {error.strerror or error}",
+            hint="choose another file with -o",
         ) from error

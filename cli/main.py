@@ -18,7 +18,7 @@ import click
 
 from cli.common import output
 from quicferry import __version__, plugins
-from quicferry.errors import FerryError, disk_error
+from quicferry.errors import FerryError, InvalidInput, disk_error
 
 #: command -> the first line of its help, here so that listing the commands loads none of them.
 #: Command ``x`` is the object ``x`` of the module ``cli.x``. A test holds both ends together.
@@ -103,6 +103,7 @@ def call(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; every error has become a message by then."""
     as_json = "--json" in arguments  # read here: a wrong command line is not parsed far enough to tell
     try:
+        _check_words(arguments)
         status = quicferry.main(args=list(arguments), prog_name="quicferry", standalone_mode=False)
     except FerryError as error:
         output.report(error, as_json=as_json)
@@ -140,6 +141,16 @@ def call(arguments: Sequence[str]) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _check_words(arguments: Sequence[str]) -> None:
+    """Raise ``InvalidInput`` for bytes that are no text: no JSON object could name such a file."""
+    for word in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise InvalidInput(
+                f"{word!a} has bytes that are no text in the encoding of this machine",
+                hint="give a name in UTF-8",
+            )
+
+
 def _debugging() -> bool:
     return os.environ.get("QUICFERRY_DEBUG", "") not in ("", "0")
 
@@ -157,6 +168,19 @@ class Stopped(KeyboardInterrupt):
         self.status = 128 + number
 
 
+def _open_what_is_closed() -> None:
+    """Have all three standard streams: another file would get the number of one that was closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - until the end
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - until the end
+
+
 def _stop(number: int, _frame: object) -> None:
     for each in STOPPING:  # the end itself is not to be interrupted; it takes some seconds at most
         signal.signal(each, signal.SIG_IGN)
@@ -165,6 +189,7 @@ def _stop(number: int, _frame: object) -> None:
 
 def main() -> None:
     """The entry point of ``bin/quicferry``."""
+    _open_what_is_closed()
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and `&` have it
             signal.signal(number, _stop)

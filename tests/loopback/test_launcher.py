@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 
+import pytest
+
 from quicferry import __version__
 from quicferry.paths import CHECKOUT
 from quicferry.process import PIPE, run, spawn
@@ -59,3 +61,16 @@ def test_a_closed_pipe_is_no_traceback():
         os.close(writer)
     _, stderr = process.communicate(timeout=30)
     assert stderr == b""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_defect(closed):
+    argv = ["sh", "-c", f'"$1" topo list {closed}', "sh", LAUNCHER]
+    done = run(argv, check=False, cwd=CHECKOUT)
+    assert (done.status, "Traceback" in done.stderr) == (0, False)
+
+
+def test_a_home_that_cannot_be_written_to_is_not_told_of():
+    program = "from quicferry.analysis.figures import papers"
+    home = {**os.environ, "HOME": "/proc/nowhere", "XDG_CONFIG_HOME": "", "MPLCONFIGDIR": ""}
+    assert run([sys.executable, "-c", program], cwd=CHECKOUT, env=home).stderr == ""

@@ -11,3 +11,8 @@
 
 matplotlib takes half a second to load: import these modules where a picture is made, not before.
 """
+
+import logging
+
+# before it is imported: it tells of a home that cannot be written to, and does without
+logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -92,6 +92,15 @@ def test_a_wrong_command_line_is_invalid(offer, capsys, arguments):
     assert "quicferry" in err
 
 
+def test_a_name_that_is_no_text_is_invalid(offer, capsys):
+    offer(lambda ctx: None)
+    assert main.call(["boom", "--json", "--runs", "runs-\udcff"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["outcome"] == "invalid"
+    assert "runs-\\udcff" in err
+    assert "UTF-8" in err
+
+
 def test_a_defect_of_ours_is_short_unless_debugging(offer, capsys, monkeypatch):
     offer(raising(ZeroDivisionError("a defect")))
     assert main.call(["boom", "--json"]) == 1
