@@ -231,6 +231,13 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Literal["auto", "none", "zstd", "zstd-1", "zstd-3"],
         _axis("How memory images of the CRIU engines are packed on their way.", read_by=_ENGINES),
     ] = "auto"
+    base_image: Annotated[
+        bool,
+        _axis(
+            "Both edges have the memory of an idle server of this version, and only what differs crosses.",
+            read_by=_ENGINES,
+        ),
+    ] = True
     memory_by: Annotated[
         Literal["auto", "agents", "criu"],
         _axis(

@@ -28,7 +28,7 @@ def same_conditions(result: RunResult, spec: RunSpec) -> bool:
 
 def _of_a_downtime(spec: RunSpec) -> tuple[object, ...]:
     """What else the downtime of an engine depends on."""
-    return (spec.compression, spec.memory_by, spec.inter_edge_mbps, spec.dirty_mib_s)
+    return (spec.compression, spec.base_image, spec.memory_by, spec.inter_edge_mbps, spec.dirty_mib_s)
 
 
 class Downtimes:

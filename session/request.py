@@ -40,7 +40,7 @@ _NOT_WITH_BASELINES = {
     "pool": "pool is for the strategy pool: a baseline's client is given no candidates",
 }
 #: what, besides the engine and the server, a downtime depends on that a baseline borrows
-_OF_A_DOWNTIME = ("compression", "memory_by", "inter_edge_mbps")
+_OF_A_DOWNTIME = ("compression", "base_image", "memory_by", "inter_edge_mbps")
 
 
 def to_spec(values: Mapping[str, Any]) -> RunSpec:
@@ -279,6 +279,8 @@ def _unread_by_server(spec: RunSpec, entry: registry.EngineEntry) -> dict[str, s
     reasons: dict[str, str] = {}
     if not entry.packs_images:
         reasons["compression"] = f"compression packs images of memory: the engine {spec.engine} sends none"
+    if entry.on_base_image is None:
+        reasons["base_image"] = f"the engine {spec.engine} makes no use of a base_image"
     if not entry.is_long:
         reasons["memory_by"] = f"with the engine {spec.engine} no memory moves before or after the downtime"
     elif entry.by_criu is None:

@@ -14,22 +14,23 @@ from typing import Any
 
 import msgspec
 
-from apps.config import ServerConfig
+from apps.config import SERVER_NAME, ServerConfig
 from apps.deployment.client_service import strategies_in
 from apps.deployment.replies import Replies, Restarts
 from quicferry.errors import MigrationError
 from quicferry.experiment.context import SERVICE_PORT, Program, RunContext
 from quicferry.experiment.faults import DESTINATION, SOURCE
 from quicferry.experiment.itinerary import onward, stops
-from quicferry.migration.agent.config import AgentConfig, LocalMove, ServerCommand
+from quicferry.migration.agent.config import CONFIG_INSIDE, AgentConfig, LocalMove, ServerCommand
 from quicferry.migration.agent.failpoints import Failpoints
 from quicferry.migration.container import volumes
 from quicferry.migration.container.volumes import ContainerFiles
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
-from quicferry.migration.engines.registry import is_as_published, runs_in_oci
+from quicferry.migration.engines.registry import is_as_published, runs_in_oci, takes_base_image
+from quicferry.migration.memory.base_image import ALIKE, environment
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
 from quicferry.migration.order import deadlines_over
-from quicferry.migration.rpc.credentials import TlsFiles
+from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.migration.rpc.messages import Files
 from quicferry.model import Endpoint, NodeKind, Topology
 from quicferry.quic import Congestion
@@ -160,6 +161,8 @@ class AgentService:
             tls=self._tls,
             service=self._server("server", standby=False),
             standby=self._server("standby", standby=True),
+            base_image=self._idle_twin() if self._uses_base_image else None,
+            server_ready=SERVER_EVENTS,
             control=CONTROL,
             service_address=context.service_endpoint(self.edge),
             client_interfaces=[] if self._plain else facing_clients,
@@ -194,10 +197,44 @@ class AgentService:
         by_some = spec.mixed_strategies and not spec.plain_clients
         return by_some or rules_of(spec.strategy).carrier is Carrier.PREFERRED_ADDRESS
 
+    @property
+    def _uses_base_image(self) -> bool:
+        """Whether servers are started alike, and what equals the base image does not cross."""
+        spec = self._context.spec
+        return spec.base_image and takes_base_image(spec.engine)
+
+    def _idle_twin(self) -> ServerCommand:
+        """The server whose memory is the base image. Its key is nobody's: the image stays on the disk."""
+        tls = Authority().issue(SERVER_NAME).save(self._context.credentials / "base-image", SERVER_NAME)
+        config = msgspec.structs.replace(
+            self._server_config(standby=False),
+            listen=Endpoint(every_address(self._context), SERVICE_PORT),  # a moving address is elsewhere
+            certificate=tls.certificate,
+            key=tls.key,
+            memory_mib=0,
+            dirty_mib_s=0.0,
+        )
+        return self._command(self._context.write_config(f"base-image-{self.edge}", config))
+
     def _server(self, kind: str, *, standby: bool) -> ServerCommand:
+        """The command for a server of this edge."""
+        return self._command(
+            self._context.write_config(f"{kind}-{self.edge}", self._server_config(standby=standby))
+        )
+
+    def _command(self, path: Path) -> ServerCommand:
+        spec = self._context.spec
+        if not self._uses_base_image:
+            return ServerCommand(
+                argv=command_of(spec.command, self._context.module(self._module, path), path)
+            )
+        argv = [*ALIKE, *self._context.module(self._module, Path(CONFIG_INSIDE))]
+        return ServerCommand(argv=argv, env=environment({**os.environ, **ONE_HEAP}), config=str(path))
+
+    def _server_config(self, *, standby: bool) -> ServerConfig:
         context, spec = self._context, self._context.spec
         pool = (rules_of(spec.strategy).pool or spec.mixed_strategies) and not self._plain
-        config = ServerConfig(
+        return ServerConfig(
             edge=self.edge,
             listen=Endpoint(self._address.address if self._address else every_address(context), SERVICE_PORT),
             control=CONTROL,
@@ -220,8 +257,6 @@ class AgentService:
             memory_mib=spec.memory_mib,
             dirty_mib_s=spec.dirty_mib_s,
         )
-        path = context.write_config(f"{kind}-{self.edge}", config)
-        return ServerCommand(argv=command_of(spec.command, context.module(self._module, path), path))
 
 
 def container_files(spec: RunSpec) -> ContainerFiles | None:

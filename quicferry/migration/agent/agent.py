@@ -10,17 +10,22 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from quicferry.errors import CommandFailed, FerryError, InvalidInput, MigrationError, Unsupported
 from quicferry.events import EventLog
 from quicferry.migration import control
-from quicferry.migration.agent.config import AgentConfig, LocalMove, ServerCommand
+from quicferry.migration.agent.config import CONFIG_INSIDE, AgentConfig, LocalMove, ServerCommand
 from quicferry.migration.agent.context import Host
 from quicferry.migration.agent.destination import DestinationSide
 from quicferry.migration.agent.failpoints import DamagingClient, DamagingSender, stopping
 from quicferry.migration.agent.source import SourceSide
-from quicferry.migration.container.beneath import directory_beneath, names_beneath, read_beneath
+from quicferry.migration.container.beneath import (
+    directory_beneath,
+    names_beneath,
+    read_beneath,
+    write_beneath,
+)
 from quicferry.migration.datagrams.forwarder import Forwarder
 from quicferry.migration.datagrams.icmp import hold_back_port_unreachable
 from quicferry.migration.datagrams.moving_address import MovingAddress
@@ -68,6 +73,9 @@ from quicferry.migration.rpc.messages import (
 from quicferry.migration.rpc.peer import PeerClient
 from quicferry.migration.rpc.tunnel_messages import TunnelMessage
 from quicferry.units import now_ns
+
+if TYPE_CHECKING:
+    from quicferry.migration.memory.base_image import BaseImage
 
 END_POLL_S = 0.01
 STATE_DIR = Path("/run/state")  # inside the container
@@ -230,11 +238,22 @@ class NodeAgent:
                 lease_of=self.destination.lease_of,
                 address_of=lambda edge: self._peer(edge).endpoint.host,
                 keep_tcp=self.config.keep_tcp,
+                base_image=self._base_image if self.config.base_image is not None else None,
                 open_pages=self._open_pages,
                 open_tunnel=self._open_tunnel,
             )
             self._engines[name] = self._make_engine(name, context)
         return self._engines[name]
+
+    async def _base_image(self) -> BaseImage:
+        """The base image of this version's servers. Raises ``MigrationError``."""
+        # not at the top, see ``start``
+        from quicferry.migration.memory.twin import base_of
+
+        command = self.config.base_image
+        assert command is not None
+        files = _files_of(command)
+        return await base_of(command.argv, command.env or {}, files, self.config.server_ready)
 
     def _open_pages(self, edge: str, timeout_s: float, detour: bool) -> DuplexCall[ToPageSource, PageRun]:
         """Open a stream for pages to that edge's engine, over the detour if told so."""
@@ -342,6 +361,8 @@ class NodeAgent:
         async with self._starting:
             if self.container.service_pid is not None:
                 raise MigrationError(f"a server already runs at {self.config.edge}")
+            for name, content in _files_of(command).items():
+                write_beneath(self.container.path("/"), PurePosixPath(name), content)
             await self.container.start(command.argv, env=command.env)
             asking = asyncio.ensure_future(self.control.ask(control.Status(), timeout_s))
             while not asking.done():
@@ -468,3 +489,8 @@ class NodeAgent:
         if self._address is not None:
             await self._address.close()
         await self.container.close()
+
+
+def _files_of(command: ServerCommand) -> dict[str, bytes]:
+    """What is put into the container before the server starts, by path."""
+    return {} if command.config is None else {CONFIG_INSIDE: Path(command.config).read_bytes()}

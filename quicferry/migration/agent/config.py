@@ -12,12 +12,16 @@ from quicferry.migration.order import PlannedMove
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.model import Endpoint
 
+#: Inside the container: the same for every server, so that servers of one version are started alike.
+CONFIG_INSIDE = "/run/server.json"
+
 
 class ServerCommand(msgspec.Struct, frozen=True, kw_only=True):
     """How a process is started in the container. ``env`` None: the agent's own environment."""
 
     argv: list[str]
     env: dict[str, str] | None = None
+    config: str | None = None  # a file that is copied to CONFIG_INSIDE of the container before
 
 
 class LocalMove(PlannedMove, frozen=True, kw_only=True):
@@ -38,6 +42,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     tls: TlsFiles
     service: ServerCommand  # the server
     standby: ServerCommand | None = None  # the warm server, for engines that need one
+    base_image: ServerCommand | None = None  # an idle server of the same version, never reached by anybody
+    server_ready: str = "/run/server.jsonl"  # inside the container: what it writes when it is ready
     control: Endpoint = Endpoint("127.0.0.1", 4434)  # the server's, see control.py
     service_address: Endpoint | None = None  # where clients reach a server on this host
     client_interfaces: list[str] = []  # where datagrams for the service arrive; none: no tap, no room

@@ -98,6 +98,14 @@ def read_beneath(root: Path, inside: PurePosixPath, most_bytes: int) -> bytes:
     return content
 
 
+def write_beneath(root: Path, inside: PurePosixPath, content: bytes) -> None:
+    """Make a file of mode 0600 anew, in a directory that is there. Raises as ``open_beneath``."""
+    remove_beneath(root, inside)
+    descriptor = open_beneath(root, inside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
 def names_beneath(root: Path, pattern: PurePosixPath) -> list[PurePosixPath]:
     """The paths in a directory below ``root`` whose last part fits a pattern (``*``, ``?``), sorted.
 

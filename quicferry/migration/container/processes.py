@@ -75,25 +75,25 @@ class ContainerNamespaces:
         state, parent = stat.rpartition(")")[2].split()[:2]
         return state, int(parent)
 
-    def _state(self, pid: int) -> str | None:
+    def state(self, pid: int) -> str | None:
         """The state letter of a process inside; None when it is gone."""
         stat = self._stat(pid)
         return stat[0] if stat is not None else None
 
     def is_alive(self, pid: int) -> bool:
         """Whether there is such a process inside; a zombie counts, as it holds its PID."""
-        return self._state(pid) is not None
+        return self.state(pid) is not None
 
     def is_stopped(self, pid: int) -> bool:
         """Whether the process is there and stopped by a signal."""
-        return self._state(pid) == "T"
+        return self.state(pid) == "T"
 
     def processes(self) -> list[ContainedProcess]:
         """All processes inside except init, sorted by PID."""
         found = []
         for entry in self.path("/proc").iterdir():
             if entry.name.isdigit() and entry.name != "1":
-                state = self._state(int(entry.name))
+                state = self.state(int(entry.name))
                 with contextlib.suppress(OSError):  # it ended while we looked
                     argv = (entry / "cmdline").read_text().split("\0")[:-1]
                     if state is not None:

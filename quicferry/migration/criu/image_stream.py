@@ -18,9 +18,12 @@ import struct
 from pathlib import Path, PurePosixPath
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from quicferry.errors import UNDECODABLE, MigrationError
 from quicferry.migration.container.beneath import directory_beneath, open_beneath, remove_beneath
+from quicferry.migration.criu import page_delta
 from quicferry.migration.criu.received import ReceivedFiles
 
 FORMAT_VERSION = 1
@@ -40,6 +43,7 @@ class RecordKind(enum.StrEnum):
 
     MANIFEST = "manifest"  # the data is a CheckpointManifest
     IMAGE = "image"  # a piece of a file of the image directory or one of its rounds; name is relative
+    DELTA = "delta"  # pages of such a file, as differences from those of the base image (``page_delta``)
     PARENT = "parent"  # no data; name is "child=parent": two image directories, "." or round-N
     FILE = "file"  # a piece of a file the process has open; name is an absolute path under /run
     END = "end"  # nothing follows
@@ -69,6 +73,7 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 0  # how many incremental images came before this one
     portions: int = 0  # how many of these, the last ones, were read from the stopped process
     lazy: dict[int, int] = {}  # PID inside the container -> pages that are still at the source
+    base: str = ""  # digest of the base image that is the first round; empty: there is none
     stopped: bool = False  # the process was dumped stopped and needs SIGCONT
 
 
@@ -89,9 +94,18 @@ class Unpacker:
     ``images`` is the image directory, ``root`` the container's root directory, both as this process
     sees them. Data of a record is written piece by piece; nothing is held back but a record's header.
     ``received`` gets the checksums of all that is written. Links that are there are not followed.
+    ``base``: the pages of the base image, for a stream that has differences from them.
     """
 
-    def __init__(self, images: Path, root: Path, received: ReceivedFiles | None = None) -> None:
+    def __init__(
+        self,
+        images: Path,
+        root: Path,
+        received: ReceivedFiles | None = None,
+        base: NDArray[np.uint8] | None = None,
+    ) -> None:
+        self._base = base
+        self._delta = bytearray()
         self._images = images
         self._root = root
         self._received = received if received is not None else ReceivedFiles()
@@ -212,6 +226,9 @@ class Unpacker:
             if len(self._manifest_bytes) > MAX_MANIFEST_BYTES:
                 raise MigrationError("the checkpoint's manifest is too long")
             return
+        if header.kind is RecordKind.DELTA:
+            self._take_delta(header, piece)
+            return
         path = self._target(header)
         root, inside = self._beneath(path)
         flags = os.O_WRONLY | os.O_APPEND
@@ -238,6 +255,19 @@ class Unpacker:
         finally:
             os.close(descriptor)
         self._received.append(path, piece)
+
+    def _take_delta(self, header: Header, piece: memoryview) -> None:
+        """Collect differences of pages, and write the pages when all of a record are there."""
+        if self._base is None or header.size > page_delta.MOST_BYTES:
+            raise MigrationError(
+                "the checkpoint has differences from a base image that is not here",
+                hint="the same version must run on all hosts; --no-base-image does without",
+            )
+        self._delta += piece
+        if len(self._delta) == header.size:
+            pages = page_delta.restored(self._delta, self._base)
+            self._delta.clear()
+            self._write(Header(RecordKind.IMAGE, header.name, len(pages), header.mode), memoryview(pages))
 
     def _beneath(self, path: Path) -> tuple[Path, PurePosixPath]:
         """A file as the directory that this process trusts, and the path below it, which others may make."""

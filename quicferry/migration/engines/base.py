@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog
@@ -26,6 +26,9 @@ from quicferry.migration.control import ControlClient
 from quicferry.migration.memory.page_messages import PageCall, PageRun, ToPageSource
 from quicferry.migration.order import Lease, MoveOrder, lease_of
 from quicferry.migration.rpc.tunnel_messages import TunnelCall, TunnelMessage
+
+if TYPE_CHECKING:  # it takes numpy, which an agent without memory to move need not load
+    from quicferry.migration.memory.base_image import BaseImage
 
 
 class ServiceContainer(Protocol):
@@ -104,6 +107,8 @@ class EngineContext:
     address_of: Callable[[str], str] = no_address
     #: established TCP connections move with the process, as their address does
     keep_tcp: bool = False
+    #: the memory of an idle server of the same version, which all edges have; None: there is none
+    base_image: Callable[[], Awaitable[BaseImage]] | None = None
     #: opens a stream to the engine of that edge which serves pages, for at most so many seconds; by the
     #: detour through the core network if so told
     open_pages: Callable[[str, float, bool], PageCall] | None = None

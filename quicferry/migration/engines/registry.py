@@ -46,6 +46,7 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
     starts_criu: bool = False  # CRIU is a process that the agent starts, and that a fault can kill
     moves_kernel_state: bool = False  # what the kernel has of the process, such as TCP connections, moves too
     as_published: bool = False  # the published procedure and nothing more: no late datagrams, no server first
+    on_base_image: str | None = None  # "module:class" where both edges have a base image of the server
     by_criu: CriuVariant | None = None  # for ``memory_by`` "criu"
 
     @property
@@ -81,6 +82,7 @@ OWN = (
         name="criu-cold",
         title="CRIU dumps the stopped process, all of its memory crosses, CRIU restores it.",
         implementation="quicferry.migration.engines.criu.cold:CriuColdEngine",
+        on_base_image=f"{_COPY}:CriuColdOnBaseEngine",
         needs=("criu",),
         programs=("criu",),
         packs_images=True,
@@ -102,6 +104,7 @@ OWN = (
         name="criu-post-copy",
         title="The process is restored without its memory, which follows while it runs.",
         implementation=f"{_COPY}:CriuPostCopyEngine",
+        on_base_image=f"{_COPY}:CriuPostCopyOnBaseEngine",
         needs=("criu", "criu-lazy-pages"),
         programs=("criu",),
         packs_images=True,
@@ -271,6 +274,12 @@ def runs_in_oci(engine: str) -> bool:
     return entry is not None and entry.runs_in_oci
 
 
+def takes_base_image(engine: str) -> bool:
+    """Whether that engine sends less where both edges have a base image of the server."""
+    entry = engines().get(engine)
+    return entry is not None and entry.on_base_image is not None
+
+
 def is_as_published(engine: str) -> bool:
     """Whether that engine does as the published procedure does and no more."""
     entry = engines().get(engine)
@@ -297,6 +306,8 @@ def create(name: str, context: EngineContext) -> Engine:
                 f"with the engine {entry.name} CRIU itself moves no memory", hint="leave out --memory-by criu"
             )
         place = entry.by_criu.implementation
+    elif entry.on_base_image is not None and context.base_image is not None:
+        place = entry.on_base_image
     module_name, _, class_name = place.partition(":")
     try:
         made = getattr(importlib.import_module(module_name), class_name)

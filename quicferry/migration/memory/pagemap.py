@@ -26,6 +26,19 @@ from quicferry.migration.criu import protobuf
 PAGE_BYTES = 4096
 MAGIC = struct.pack("<II", 0x54564319, 0x56084025)  # IMG_COMMON_MAGIC, PAGEMAP_MAGIC
 SIZE = struct.Struct("<I")
+#: A run as it is written here, all of one length, so that thousands are read and written at once: varints
+#: with more bytes than they need.
+ADDRESS_BYTES, COUNT_BYTES = 9, 5
+MESSAGE = np.dtype(
+    [
+        ("size", "<u4"),
+        *(("address_key", "u1"), ("address", "u1", ADDRESS_BYTES)),
+        *(("short_key", "u1"), ("short", "u1", COUNT_BYTES)),
+        *(("flags_key", "u1"), ("flags", "u1")),
+        *(("count_key", "u1"), ("count", "u1", COUNT_BYTES)),
+    ]
+)
+KEYS = (("address_key", 1), ("short_key", 2), ("flags_key", 4), ("count_key", 5))
 
 #: What an image may describe: 57 bits of addresses (five-level paging), and 64 GiB of pages.
 MOST_ADDRESS = 1 << 57
@@ -41,6 +54,11 @@ class Flag(enum.IntFlag):
     PARENT = 1
     LAZY = 2
     PRESENT = 4
+
+
+#: Of a page in the parent image that may come later.
+AS_YOU_LIKE = Flag.PARENT | Flag.LAZY
+FLAGS = {flags: Flag(flags) for flags in range(8)}  # made once: it takes a microsecond
 
 
 class PagemapEntry(NamedTuple):
@@ -65,7 +83,7 @@ class PageMap(NamedTuple):
     @property
     def optional(self) -> Pages:
         """The pages whose data is in the parent image and may come later; CRIU itself knows no such."""
-        return self._pages(lambda flags: flags == Flag.PARENT | Flag.LAZY)
+        return self._pages(lambda flags: flags == AS_YOU_LIKE)
 
     @property
     def absent(self) -> Pages:
@@ -100,11 +118,10 @@ def entries_of(**kinds: Pages) -> list[PagemapEntry]:
     The names are combinations of flags in lower case: ``entries_of(present=a, parent=b, lazy=c,
     lazy_present=d)``. Neighbouring pages share a run only if their flags agree.
     """
-    found = [
-        PagemapEntry(first, count, _flags(kind))
-        for kind, pages in kinds.items()
-        for first, count in runs_of(pages)
-    ]
+    found: list[PagemapEntry] = []
+    for kind, pages in kinds.items():
+        flags = _flags(kind)
+        found += [PagemapEntry(first, count, flags) for first, count in runs_of(pages)]
     return sorted(found)
 
 
@@ -123,16 +140,28 @@ def _message(body: bytes) -> bytes:
 
 def encode(pagemap: PageMap) -> bytes:
     """A pagemap image, for old and new CRIU: the number of pages is in both fields that may hold it."""
-    parts = [MAGIC, _message(protobuf.number(1, pagemap.pages_id))]
-    for first, count, flags in pagemap.entries:
-        body = (
-            protobuf.number(1, first * PAGE_BYTES)
-            + protobuf.number(2, min(count, 2**32 - 1))  # the only one before CRIU 4.2
-            + protobuf.number(4, int(flags))
-            + protobuf.number(5, count)
-        )
-        parts.append(_message(body))
-    return b"".join(parts)
+    head = MAGIC + _message(protobuf.number(1, pagemap.pages_id))
+    if not pagemap.entries:
+        return head
+    runs = np.array(pagemap.entries, np.int64)
+    messages = np.empty(len(runs), MESSAGE)
+    messages["size"] = MESSAGE.itemsize - SIZE.size
+    for key, field in KEYS:
+        messages[key] = field << 3
+    messages["address"] = _varints(runs[:, 0] * PAGE_BYTES, ADDRESS_BYTES)
+    # the only one before CRIU 4.2
+    messages["short"] = _varints(np.minimum(runs[:, 1], 2**32 - 1), COUNT_BYTES)
+    messages["flags"] = runs[:, 2]
+    messages["count"] = _varints(runs[:, 1], COUNT_BYTES)
+    return head + messages.tobytes()
+
+
+def _varints(values: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
+    """Numbers as varints of that many bytes each, one row for each: longer than need be, as is permitted."""
+    shifted = values[:, None] >> (7 * np.arange(size, dtype=np.int64))
+    groups: NDArray[np.uint8] = (shifted & 0x7F).astype(np.uint8)
+    groups[:, :-1] |= 0x80
+    return groups
 
 
 def _messages(image: bytes) -> Iterator[dict[int, int]]:
@@ -157,13 +186,47 @@ def decode(image: bytes) -> PageMap:
     try:
         messages = _messages(image)
         head = next(messages, {})
-        entries = [_entry(fields) for fields in messages]
+        entries = _entries_written_here(image)
+        if entries is None:
+            entries = [_entry(fields) for fields in messages]
         pages = sum(entry.length for entry in entries)
         if pages > MOST_PAGES:
             raise ValueError(f"{pages} pages are more than {MOST_PAGES}")
     except (IndexError, ValueError, KeyError) as error:
         raise MigrationError(f"a pagemap image of CRIU is damaged: {error}") from error
     return PageMap(head.get(1, 0), entries)
+
+
+def _entries_written_here(image: bytes) -> list[PagemapEntry] | None:
+    """The runs of an image that ``encode`` has written; None for any other, which is read step by step."""
+    start = len(MAGIC) + SIZE.size
+    start += SIZE.unpack_from(image, len(MAGIC))[0] if len(image) >= start else 0
+    if len(image) <= start or (len(image) - start) % MESSAGE.itemsize:
+        return None
+    found = np.frombuffer(image, MESSAGE, offset=start)
+    if not (found["size"] == MESSAGE.itemsize - SIZE.size).all():
+        return None
+    if (
+        not all((found[key] == field << 3).all() for key, field in KEYS)
+        or (found["flags"] > max(FLAGS)).any()
+    ):
+        return None
+    addresses, counts = _numbers_of(found["address"]), _numbers_of(found["count"])
+    if addresses is None or counts is None or (addresses % PAGE_BYTES).any() or not counts.all():
+        return None
+    if (addresses + counts * PAGE_BYTES > MOST_ADDRESS).any():
+        return None
+    runs = zip((addresses // PAGE_BYTES).tolist(), counts.tolist(), found["flags"].tolist(), strict=True)
+    return [PagemapEntry(first, count, FLAGS[flags]) for first, count, flags in runs]
+
+
+def _numbers_of(groups: NDArray[np.uint8]) -> NDArray[np.int64] | None:
+    """The reverse of ``_varints``; None where these are no varints of just that length."""
+    if not (groups[:, :-1] & 0x80).all() or (groups[:, -1] & 0x80).any():
+        return None
+    shifts = 7 * np.arange(groups.shape[1], dtype=np.int64)
+    numbers: NDArray[np.int64] = ((groups & 0x7F).astype(np.int64) << shifts).sum(axis=1)
+    return numbers
 
 
 def _entry(fields: dict[int, int]) -> PagemapEntry:

@@ -25,6 +25,7 @@ FILE_OR_SHARED = 1 << 61
 PAGEMAP_ENTRY_BYTES = 8
 #: Compared at once: two such pieces stay in a core's cache.
 CHUNK_PAGES = 64
+BULK_PAGES = 512  # where they lie scattered
 #: Areas that the kernel provides, and the addresses from which on nothing belongs to the process.
 KERNEL_AREAS = ("[vdso]", "[vvar", "[vsyscall]", "[uprobes]")
 
@@ -155,12 +156,9 @@ class ProcessMemory:
         else:
             pages, touched = listed
             candidates = np.union1d(touched, np.setdiff1d(pages, known.pages, assume_unique=True))
-        rows = np.searchsorted(known.pages, candidates)
-        rows[rows == len(known.pages)] = -1
-        if len(known.pages):
-            rows[known.pages[rows] != candidates] = -1
-        else:
-            rows[:] = -1
+        if listed is not None:
+            return self._of_listed(pages, candidates, known)
+        rows = rows_of(candidates, known.pages)
         scratch = np.empty((CHUNK_PAGES, PAGE_BYTES), np.uint8)
         there = np.ones(len(candidates), bool)
         changed_pages: list[Pages] = []
@@ -181,6 +179,31 @@ class ProcessMemory:
         else:
             changed = Snapshot(np.concatenate(changed_pages), np.concatenate(changed_data))
         return Reading(np.setdiff1d(pages, candidates[~there], assume_unique=True), changed)
+
+    def _of_listed(self, pages: Pages, candidates: Pages, known: Snapshot) -> Reading:
+        """The same for the few pages that the kernel has told, which lie scattered: many runs at once."""
+        gone: list[Pages] = [NO_PAGES]
+        changed: list[Snapshot] = [Snapshot.empty()]
+        for start in range(0, len(candidates), BULK_PAGES):
+            wanted = candidates[start : start + BULK_PAGES]
+            now = self.read(wanted)
+            gone.append(np.setdiff1d(wanted, now.pages, assume_unique=True))
+            differ = _differing(now.data, rows_of(now.pages, known.pages), known.data)
+            changed.append(Snapshot(now.pages[differ], now.data[differ]))
+        found = Snapshot(
+            np.concatenate([part.pages for part in changed]), np.concatenate([part.data for part in changed])
+        )
+        return Reading(np.setdiff1d(pages, np.concatenate(gone), assume_unique=True), found)
+
+
+def rows_of(pages: Pages, known: Pages) -> Pages:
+    """Where each of some pages is in a sorted list of pages; -1 for one that is not there."""
+    if not len(known):
+        return np.full(len(pages), -1, np.int64)
+    rows = np.searchsorted(known, pages)
+    rows[rows == len(known)] = -1
+    rows[known[rows] != pages] = -1
+    return rows
 
 
 def _differing(now: Data, rows: Pages, known: Data) -> NDArray[np.intp]:

@@ -150,7 +150,7 @@ class UserFaults:
 
     def _place(self, target: Target, first: int, data: Content) -> None:
         """Put pages in place in one process, those that it still lacks."""
-        address = np.frombuffer(data, np.uint8).ctypes.data
+        address = _address_of(data)
         for page, place, count in list(target.runs(first, len(data) // PAGE_BYTES)):
             source = address + (page - first) * PAGE_BYTES
             while count:
@@ -274,6 +274,13 @@ def wake(descriptor: int, areas: Iterable[tuple[int, int]]) -> None:
     for first, count in areas:
         with contextlib.suppress(OSError):  # it has given up the area meanwhile
             fcntl.ioctl(descriptor, UFFDIO_WAKE, RANGE.pack(first * PAGE_BYTES, count * PAGE_BYTES))
+
+
+def _address_of(data: Content) -> int:
+    """Where the contents lie in this process's memory."""
+    view = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
+    address: int = view.__array_interface__["data"][0]  # a fifth of what ``ctypes.data`` takes
+    return address
 
 
 def _page_of(data: Content, number: int) -> Content:

@@ -38,7 +38,7 @@ from session.request import parts_of, to_spec, unread
 
 MAC = '[{"address": "02:00:00:00:00:01"}]'
 #: what a downtime that is borrowed is measured with
-OF_A_DOWNTIME = ("engine", "compression", "memory_by", "inter_edge_mbps", "downtime_ms")
+OF_A_DOWNTIME = ("engine", "compression", "base_image", "memory_by", "inter_edge_mbps", "downtime_ms")
 #: what agents, orchestrator and updater answer
 ANSWERS: dict[str, dict[str, Any]] = {
     "ready": {"init_pid": 1},
@@ -215,7 +215,7 @@ def test_an_axis_has_an_effect_or_is_refused(
     common: dict[str, Any] = {"baseline": baseline}
     if axis.name == "memory_by":
         common["engine"] = "criu-pre-copy"  # with others no memory moves outside of the downtime
-    if axis.name == "compression":
+    if axis.name in ("compression", "base_image"):
         common["engine"] = "criu-cold"  # handoff sends no images
     if axis.name == "dirty_mib_s":
         common["memory_mib"] = 1  # else there is nothing to rewrite

@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quicferry.migration.engines.criu.agent_copy_destination import CopyDestination
-from quicferry.migration.engines.criu.agent_copy_source import CopySource, CopySourceAhead
+from quicferry.migration.engines.criu.agent_copy_destination import CopyDestination, CopyDestinationOnBase
+from quicferry.migration.engines.criu.agent_copy_source import CopySource, CopySourceAhead, CopySourceOnBase
 from quicferry.migration.order import MoveOrder
 
 
@@ -73,3 +73,22 @@ class CriuHybridEngine(_Ahead):
     name = "criu-hybrid"
     lazily = True
     method = "read and compared by the agent, the changed pages served from the stopped process"
+
+
+class _OnBase(CopySourceOnBase, CopyDestinationOnBase, CriuCopyEngine):
+    """Both sides of an engine that has a base image for its first round."""
+
+
+class CriuColdOnBaseEngine(_OnBase):
+    """Cold with a base image: all memory that is not in that image crosses in the downtime."""
+
+    name = "criu-cold"
+    method = "read by the agent and compared with the base image"
+
+
+class CriuPostCopyOnBaseEngine(_OnBase):
+    """Post-copy with a base image: most of what differs goes ahead, the rest follows after the resume."""
+
+    name = "criu-post-copy"
+    lazily = True
+    method = "compared with the base image, the rest left in the stopped process and served by the agent"

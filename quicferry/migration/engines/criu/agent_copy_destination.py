@@ -18,18 +18,30 @@ import msgspec
 import numpy as np
 
 from quicferry.errors import MigrationError
-from quicferry.migration.criu.image_stream import CheckpointManifest
+from quicferry.migration.criu.image_stream import CheckpointManifest, Unpacker
 from quicferry.migration.engines.criu import unfinished
 from quicferry.migration.engines.criu.base import Held
 from quicferry.migration.engines.criu.lazy_destination import LazyDestination
+from quicferry.migration.engines.criu.rounds import PAGES_ID
 from quicferry.migration.engines.criu.unfinished import Unfinished
+from quicferry.migration.memory.base_image import BaseImage
 from quicferry.migration.memory.page_sink import PageSink
-from quicferry.migration.memory.pagemap import NO_PAGES, Flag, PageMap, decode, encode
+from quicferry.migration.memory.pagemap import (
+    AS_YOU_LIKE,
+    NO_PAGES,
+    Flag,
+    PageMap,
+    decode,
+    encode,
+    entries_of,
+)
 from quicferry.migration.memory.process_memory import ProcessMemory, private_areas
 from quicferry.migration.memory.round_pages import LocalPages
 from quicferry.migration.memory.uffd_events import Target, UffdEventLog
 from quicferry.migration.memory.userfault import wake
 from quicferry.migration.order import MoveOrder
+
+BASE_ROUND, BASE_PAGES = "round-0", f"pages-{PAGES_ID}.img"
 
 
 class CopyDestination(LazyDestination):
@@ -202,8 +214,7 @@ class CopyDestination(LazyDestination):
         pagemap = decode(path.read_bytes())
         flag = Flag.LAZY if self._can_restore_lazily else Flag.PARENT
         entries = [
-            entry._replace(flags=flag) if entry.flags == Flag.PARENT | Flag.LAZY else entry
-            for entry in pagemap.entries
+            entry._replace(flags=flag) if entry.flags == AS_YOU_LIKE else entry for entry in pagemap.entries
         ]
         path.write_bytes(encode(PageMap(pagemap.pages_id, entries)))
         if not self._can_restore_lazily:
@@ -247,3 +258,45 @@ class CopyDestination(LazyDestination):
             await self._sink.close()
             self._sink = None
         await self._drop_kept()
+
+
+class CopyDestinationOnBase(CopyDestination):
+    """As ``CopyDestination``, with the base image for a first round, which is here before the move."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._here: BaseImage | None = None
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        """Also put the base image where the first round would be."""
+        await super().prepare_destination(order)
+        if self._context.base_image is not None:
+            self._here = await self._context.base_image()
+            await asyncio.to_thread(self._lay_out, BASE_PAGES, self._here.snapshot.data.reshape(-1).data)
+
+    def _lay_out(self, name: str, content: memoryview | bytes) -> None:
+        """Write a file of the first round, and note its checksums as of one that was received."""
+        path = self._outside / BASE_ROUND / name
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.write_bytes(content)
+        self._received.begin(path)
+        self._received.append(path, memoryview(content))
+
+    def _unpacker(self) -> Unpacker:
+        """What writes the images that come, differences from the base image among them."""
+        base = self._here.snapshot.data if self._here is not None else None
+        return Unpacker(self._outside, self._container.path("/"), self._received, base)
+
+    async def _bring_up(self, order: MoveOrder, manifest: CheckpointManifest) -> dict[str, Any]:
+        """Restore the process on the base image. Raises ``MigrationError`` when the source had another."""
+        if manifest.base:
+            if self._here is None or manifest.base != self._here.sha256:
+                raise MigrationError(
+                    f"the base image of {self._context.edge} is not that of {order.source}",
+                    hint="the same version must run on all hosts; --no-base-image does without",
+                )
+            # as a round it is of one process, whose PID is known only now
+            entries = entries_of(present=self._here.snapshot.pages)
+            self._lay_out(f"pagemap-{manifest.pid}.img", encode(PageMap(PAGES_ID, entries)))
+        self._here = None
+        return await super()._bring_up(order, manifest)

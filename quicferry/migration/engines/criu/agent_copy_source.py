@@ -24,6 +24,7 @@ from quicferry.migration.engines.criu.base import CopiesInRounds, CriuEngine, He
 from quicferry.migration.engines.criu.rounds import (
     Plan,
     in_chunks,
+    of_pages,
     plan_of,
     portions_of,
     round_records,
@@ -59,11 +60,14 @@ class CopySource(CriuEngine):
     """Leaves the memory in the stopped process, and reads it there."""
 
     lazily = False  # what is lacking comes after the restore
+    least_pages = LEAST_PAGES
     method = ""  # how the memory moves, for the record
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._known = Snapshot.empty()
+        self._base = ""  # digest of the base image, if that is the first round
+        self._ahead = Snapshot.empty()  # what the destination has had since before the move
         self._sent: list[Pages] = []  # portions that crossed while CRIU dumped, one round each
         self._same = NO_PAGES  # pages that are as the rounds before the freeze sent them
         self._stopped = asyncio.Event()
@@ -75,6 +79,7 @@ class CopySource(CriuEngine):
     async def _forget_source(self) -> None:
         """Drop what is left of the last move from here."""
         self._known, self._rounds, self._same = Snapshot.empty(), 0, NO_PAGES
+        self._base, self._ahead = "", Snapshot.empty()
         self._sent.clear()
         self._stopped.clear()
         if self._source is not None:
@@ -86,6 +91,21 @@ class CopySource(CriuEngine):
         if self._tracker is not None:
             self._tracker.close()
             self._tracker = None
+
+    async def _track(self) -> None:
+        """Have the kernel track from now on what the server writes, where it can; else memory is compared."""
+        pid = self._server_pid()
+        outside = self._container.outside_pid(pid)
+        try:
+            offered = await self._context.control.ask(Track(), TRACK_S)
+            if outside is None:
+                raise Unsupported("the server is gone")
+            descriptor = take_descriptor(outside, int(offered["descriptor"]))
+            tracker = WriteTracker(self._container.path(f"/proc/{pid}"), descriptor)
+        except (MigrationError, Unsupported):
+            return
+        self._tracker = tracker
+        await asyncio.to_thread(tracker.scan)
 
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
         """Freeze and stop the server, dump it without its memory, and yield what crosses in the downtime.
@@ -123,6 +143,7 @@ class CopySource(CriuEngine):
             detail["method"] = self.method
             detail["memory_by"] = "agents"
             detail["rounds"] = self._rounds
+            detail["base_image"] = bool(self._base)
             detail["tracked"] = self._tracker is not None
             detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir() if file.is_file())
 
@@ -156,13 +177,14 @@ class CopySource(CriuEngine):
         # what is mapped from files CRIU must restore itself, and dumps
         changed = memory.without_files(reading.changed.pages)
         for portion in portions_of(changed) if self.lazily else [changed]:
-            if dumping.done() and sum(map(len, self._sent)) >= LEAST_PAGES:
+            if dumping.done() and sum(map(len, self._sent)) >= self.least_pages:
                 return
-            read = memory.read(portion)
+            # read from the stopped process already
+            read = Snapshot(portion, reading.changed.data[np.searchsorted(reading.changed.pages, portion)])
             self._sent.append(read.pages)
             rest = self._same if not self.lazily else NO_PAGES
             number = self._rounds + len(self._sent) - 1
-            yield from round_records(number, pid, Reading(np.union1d(rest, read.pages), read))
+            yield from round_records(number, pid, Reading(np.union1d(rest, read.pages), read), self._ahead)
 
     def _records(self, order: MoveOrder, pid: int) -> Iterator[bytes]:
         """The last image: CRIU's own files, with the list of pages as this engine wants it."""
@@ -190,7 +212,7 @@ class CopySource(CriuEngine):
             )
             yield record(RecordKind.IMAGE, path.name, encode(PageMap(pagemap.pages_id, entries)))
             yield record(RecordKind.IMAGE, pages_name, b"")
-            yield from in_chunks(pages_name, data.data.reshape(-1).data)
+            yield from of_pages(pages_name, data, self._ahead)
         yield from self._last_files()
         for path in sorted(self._outside.iterdir()):
             if path.suffix == ".img" and path.name not in LEFT_BEHIND and path.name not in replaced:
@@ -203,6 +225,7 @@ class CopySource(CriuEngine):
             rounds=self._rounds + len(self._sent),
             portions=len(self._sent),
             lazy=lazy,
+            base=self._base,
             stopped=self._container.halts_by_signal,
         )
         yield from self._file_records(pid, manifest)
@@ -262,18 +285,7 @@ class CopySourceAhead(CopiesInRounds, CopySource):
     async def prepare_source(self, order: MoveOrder) -> None:
         """Also have the kernel track from now on what the server writes, where it can."""
         await super().prepare_source(order)
-        pid = self._server_pid()
-        outside = self._container.outside_pid(pid)
-        try:
-            offered = await self._context.control.ask(Track(), TRACK_S)
-            if outside is None:
-                raise Unsupported("the server is gone")
-            descriptor = take_descriptor(outside, int(offered["descriptor"]))
-            tracker = WriteTracker(self._container.path(f"/proc/{pid}"), descriptor)
-        except (MigrationError, Unsupported):
-            return  # its memory is compared then
-        self._tracker = tracker
-        await asyncio.to_thread(tracker.scan)
+        await self._track()
 
     async def _next_round(self, order: MoveOrder, pid: int) -> Round:
         """Read the pages that differ from the last round."""
@@ -284,3 +296,36 @@ class CopySourceAhead(CopiesInRounds, CopySource):
         return Round(
             round_records(self._rounds, owner, reading), len(reading.changed.pages), len(reading.pages), {}
         )
+
+
+class CopySourceOnBase(CopySource):
+    """As ``CopySource``, with the base image for a first round, which need not be sent.
+
+    What differs from it is found out before the freeze as far as the kernel tells what is written since.
+    Pages cross as differences from those of the base image: most have changed in a few bytes.
+    """
+
+    #: What differs from the base image is what the server works with: it is not worth while to wait for it.
+    least_pages = 2048
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._differed = NO_PAGES  # from the base image, before the freeze
+
+    async def prepare_source(self, order: MoveOrder) -> None:
+        """Also have the base image at hand."""
+        await super().prepare_source(order)
+        if self._context.base_image is not None:
+            base = await self._context.base_image()
+            self._known = self._ahead = base.snapshot
+            self._base, self._rounds = base.sha256, 1
+            await self._track()
+            if self._tracker is not None:
+                memory = self._memory_of(self._image_pid(self._server_pid()))
+                reading = await asyncio.to_thread(memory.differing, base.snapshot)
+                self._differed = reading.changed.pages
+
+    def _list(self) -> Listed | None:
+        """The pages that may differ from the base image: as before, or written since."""
+        listed = super()._list()
+        return listed and Listed(listed.pages, np.union1d(listed.touched, self._differed))

@@ -251,10 +251,14 @@ class CriuEngine:
     async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
         """Unpack the images as they come, restore the process and give it Resume."""
         self._ready()
-        unpacker = Unpacker(self._outside, self._container.path("/"), self._received)
+        unpacker = self._unpacker()
         await unpack(order.compression, unpacker, chunks)
         # Not to be cut off in the middle: a half-made process would be left behind.
         return await asyncio.shield(asyncio.create_task(self._bring_up(order, unpacker.manifest())))
+
+    def _unpacker(self) -> Unpacker:
+        """What writes the images that come."""
+        return Unpacker(self._outside, self._container.path("/"), self._received)
 
     async def _bring_up(self, order: MoveOrder, manifest: CheckpointManifest) -> dict[str, Any]:
         """Restore the process and give it Resume; undo all of it when that fails."""

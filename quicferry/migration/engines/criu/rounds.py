@@ -13,9 +13,10 @@ import msgspec
 import numpy as np
 
 from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, record
+from quicferry.migration.criu.page_delta import DELTA_PAGES, delta
 from quicferry.migration.memory.batches import small_first
 from quicferry.migration.memory.pagemap import NO_PAGES, PageMap, Pages, encode, entries_of, numbers
-from quicferry.migration.memory.process_memory import Reading, unchanged
+from quicferry.migration.memory.process_memory import Reading, Snapshot, rows_of, unchanged
 from quicferry.migration.order import CHUNK_BYTES
 
 #: Pre-copy ends after so many rounds, whatever they brought.
@@ -28,6 +29,7 @@ PROGRESS = 0.9
 #: Read, packed and sent at once while CRIU dumps; then it is seen whether the dump is over.
 PORTION_PAGES = 512
 PAGES_ID = 1  # of the pages file of a round
+NOTHING_AHEAD = Snapshot.empty()
 
 
 def why_stop(rounds: int, pages: int, before: int | None) -> str | None:
@@ -85,19 +87,32 @@ def in_chunks(name: str, data: memoryview) -> Iterator[bytes]:
         yield record(RecordKind.IMAGE, name, bytes(data[start : start + CHUNK_BYTES]))
 
 
+def of_pages(name: str, pages: Snapshot, ahead: Snapshot) -> Iterator[bytes]:
+    """Records that append pages to an image file, as differences from those that are ``ahead`` of them."""
+    if not len(ahead.pages):
+        yield from in_chunks(name, pages.data.reshape(-1).data)
+        return
+    rows = rows_of(pages.pages, ahead.pages)
+    for start in range(0, len(rows), DELTA_PAGES):
+        part = rows[start : start + DELTA_PAGES]
+        yield record(RecordKind.DELTA, name, delta(part, pages.data[start : start + DELTA_PAGES], ahead.data))
+
+
 def closing_records(epoch: int, pid: int, rounds: int) -> bytes:
     """The records after the last round: epoch, PID, number of rounds, end."""
     end = CheckpointManifest(epoch=epoch, pid=pid, files=[], rounds=rounds)
     return record(RecordKind.MANIFEST, "", msgspec.json.encode(end)) + record(RecordKind.END, "", b"")
 
 
-def round_records(number: int, pid: int, reading: Reading) -> Iterator[bytes]:
-    """The records of one round, an incremental image."""
+def round_records(
+    number: int, pid: int, reading: Reading, ahead: Snapshot = NOTHING_AHEAD
+) -> Iterator[bytes]:
+    """The records of one round, an incremental image. ``ahead``: what the destination has had before."""
     directory = f"round-{number}"
     if number:
         yield record(RecordKind.PARENT, f"{directory}=round-{number - 1}", b"")
     # CRIU opens the file also when it is empty
     yield record(RecordKind.IMAGE, f"{directory}/pages-{PAGES_ID}.img", b"")
-    yield from in_chunks(f"{directory}/pages-{PAGES_ID}.img", reading.changed.data.reshape(-1).data)
+    yield from of_pages(f"{directory}/pages-{PAGES_ID}.img", reading.changed, ahead)
     entries = entries_of(present=reading.changed.pages, parent=unchanged(reading))
     yield record(RecordKind.IMAGE, f"{directory}/pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))

@@ -1,0 +1,91 @@
+"""The twin of a server: a process of the same version that is started, read, and ended without ever serving.
+
+Its memory is the base image (``base_image``). It lives in a network namespace of its own, where it may
+listen at the addresses of the server; nobody can reach it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from quicferry.errors import MigrationError
+from quicferry.migration.container.beneath import write_beneath
+from quicferry.migration.container.container import Container
+from quicferry.migration.memory import base_image
+from quicferry.migration.memory.base_image import BaseImage
+from quicferry.migration.memory.process_memory import ProcessMemory, Snapshot
+
+OWN_NETWORK = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+READY_S = 15.0
+POLL_S = 0.02
+QUIET_POLLS = 5  # so often in a row it waits for something: it has come to rest
+
+
+async def base_of(
+    argv: Sequence[str], env: Mapping[str, str], files: Mapping[str, bytes], ready: str
+) -> BaseImage:
+    """The base image of servers that are started so; made if there is none yet.
+
+    ``files``: what is put into the container before, by path; ``ready``: the file inside the container that
+    the server writes when it is ready. Raises ``MigrationError``.
+    """
+    version = await asyncio.to_thread(base_image.version_of, argv, env)
+    # another agent may be making it: its lock is waited for in a thread
+    holding = base_image.held(version)
+    directory = await asyncio.to_thread(holding.__enter__)
+    try:
+        known = await asyncio.to_thread(base_image.read, directory)
+        if known is not None:
+            return known
+        snapshot = await _memory_of_twin(argv, env, files, ready)
+        return await asyncio.to_thread(base_image.write, directory, snapshot)
+    except OSError as error:
+        raise MigrationError(
+            f"the base image cannot be kept in {directory}: {error.strerror or error}",
+            hint="--no-base-image does without",
+        ) from error
+    finally:
+        await asyncio.to_thread(holding.__exit__, None, None, None)
+
+
+async def _memory_of_twin(
+    argv: Sequence[str], env: Mapping[str, str], files: Mapping[str, bytes], ready: str
+) -> Snapshot:
+    """Start a twin, and read its memory when it has come to rest."""
+    async with await Container.create("base-image", enter=OWN_NETWORK) as container:
+        for name, content in files.items():
+            write_beneath(container.path("/"), PurePosixPath(name), content)
+        pid = await container.start(argv, env=env)
+        try:
+            async with asyncio.timeout(READY_S):
+                await _until_at_rest(container, pid, container.path(ready))
+        except TimeoutError:
+            raise MigrationError(
+                f"the server for the base image was not ready within {READY_S:g} s",
+                hint="--no-base-image does without",
+            ) from None
+        await container.halt(pid)
+        with ProcessMemory(container.path(f"/proc/{pid}")) as memory:
+            return await asyncio.to_thread(lambda: memory.read(memory.anonymous_pages()))
+
+
+async def _until_at_rest(container: Container, pid: int, ready: Path) -> None:
+    """Wait until the server has said that it is ready, and sleeps. Raises ``MigrationError`` if it ends."""
+    quiet = 0
+    while quiet < QUIET_POLLS:
+        await asyncio.sleep(POLL_S)
+        state = container.state(pid)
+        if state is None:
+            log = container.path(container.log_path(pid)).read_text(errors="replace").strip()
+            why = log.splitlines()[-1] if log else "no message"
+            raise MigrationError(
+                f"the server for the base image ended at once: {why}",
+                hint="--no-base-image does without",
+            )
+        quiet = quiet + 1 if state == "S" and _is_written(ready) else 0
+
+
+def _is_written(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
