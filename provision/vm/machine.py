@@ -69,7 +69,7 @@ def _kvm_works(image: Path) -> bool:
         return False
     with tempfile.TemporaryDirectory() as folder:
         console = Path(folder) / "console.txt"
-        argv = [QEMU, *KVM.arguments, "-m", "512", "-display", "none", "-no-reboot", "-nic", "none"]
+        argv = [QEMU, *KVM.arguments, "-m", "512", "-nodefaults", "-display", "none", "-no-reboot"]
         argv += ["-kernel", str(image / "vmlinuz"), "-append", "console=ttyS0 panic=-1"]
         argv += ["-serial", f"file:{console}"]
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -148,7 +148,7 @@ def run(script: str, results: Path, *, image: Path, by: Accelerator, budget_s: f
         overlay = Path(folder) / "disk.qcow2"
         _make_overlay(image / "disk.qcow2", overlay)
         console = results / "console.txt"
-        argv = [QEMU, *by.arguments, "-m", str(memory_mib), "-display", "none", "-no-reboot", "-nic", "none"]
+        argv = [QEMU, *by.arguments, "-m", str(memory_mib), "-nodefaults", "-display", "none", "-no-reboot"]
         argv += ["-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initrd.img")]
         argv += ["-append", "root=/dev/vda rw console=ttyS0 quicferry.job panic=-1 audit=0"]
         argv += ["-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe"]
