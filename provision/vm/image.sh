@@ -95,6 +95,8 @@ mount --bind /dev "$tree/dev"
 chroot "$tree" /quicferry/provision/setup.sh >"$work/log" 2>&1 ||
   { tail -n 20 "$work/log" >&2; die "setup.sh failed in the image" "its last lines are above"; }
 chroot "$tree" apt-get clean
+# The project itself comes with each job: files of an older state of it must not be found beside those.
+find "$tree/quicferry" -mindepth 1 -maxdepth 1 ! -name .venv ! -name .cache ! -name '*.egg-info' -exec rm -rf {} +
 
 install -m 755 "$HERE/guest.sh" "$tree/usr/local/sbin/quicferry-guest"
 install -m 644 "$HERE/guest.service" "$tree/etc/systemd/system/quicferry-guest.service"

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Runs in a virtual machine what this host's kernel may not be able to: netem, Open vSwitch, soft-dirty tracking.
+"""Runs in a virtual machine what this host's kernel may not be able to.
 
     provision/vm/vm_test.py                  every step; results in .cache/vm-results, a table at the end
-    provision/vm/vm_test.py --only smoke     some of the steps
+    provision/vm/vm_test.py --only doctor    some of the steps
     provision/vm/vm_test.py --list           the steps and how long each may take
 
-A step that did not leave its status is a failure, as is one that took longer than its budget; the budgets
-are those of a real processor, multiplied where it is emulated. Exit status 0 when all succeeded, 1 when
-one did not, 127 when this host cannot start a machine.
+Its kernel has netem, Open vSwitch and soft-dirty tracking. A step that did not leave its status is a
+failure, as is one that took longer than its budget; budgets are those of a real processor, multiplied by
+how many times slower than this host the machine is. Exit status 0 when all steps succeeded, 1 when one did
+not, 2 when a step is unknown, 127 when this host cannot start a machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -22,13 +22,19 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import guest_steps
 import machine
 
-#: From the start of QEMU to the first step, in seconds on a real processor.
-BOOT_S = 20.0
+#: Seconds that may pass from the start of QEMU to the first step, on a real processor.
+BOOT_S = 40.0
 
-#: What the virtual machine's kernel can do and some hosts' kernels cannot.
-ITS_KERNEL = "netem,criu-tracking"
+#: Seconds beyond all budgets, in which results are written and the machine is switched off.
+SPARE_S = 120.0
+
+#: What the virtual machine's kernel can do and some hosts' kernels cannot: its tests must not skip.
+ITS_KERNEL = "netem,criu,criu-lazy-pages,criu-page-server,criu-tracking"
+
+RUN = "bin/quicferry run --strategy symmetric --json"
 
 
 class Step(NamedTuple):
@@ -40,69 +46,67 @@ class Step(NamedTuple):
     text: str
 
 
+def _each(values: str, command: str) -> str:
+    """Bash that does the command with ``$it`` for each value, all of them, and fails when one did."""
+    return f'status=0; for it in {values}; do echo "== $it"; {command} || status=1; done; exit $status'
+
+
 STEPS = (
-    Step("setup", "provision/setup.sh", 60, "the set-up, which finds everything there"),
-    Step("doctor", "bin/quicferry doctor --json >/job/results/doctor.json", 40, "all probes end"),
+    Step("setup", "provision/setup.sh", 60, "the set-up finds everything there"),
+    Step("doctor", "bin/quicferry doctor --json", 60, "every probe ends, and what the demo needs works"),
+    Step("handoff", f"{RUN} --link-backend netem", 30, "a move over links that netem shapes"),
+    Step("cable", f"{RUN} --link-backend cable", 30, "the same over the cable"),
+    Step("criu-cold", f"{RUN} --engine criu-cold", 30, "a process that CRIU moves"),
     Step(
-        "smoke",
-        "bin/quicferry run --strategy symmetric --link-backend netem --json",
-        20,
-        "one move over links that netem shapes",
+        "memory-by-criu",
+        _each("criu-pre-copy criu-hybrid", f"{RUN} --engine $it --memory-by criu"),
+        60,
+        "pre-copy and hybrid by CRIU's own write tracking (soft-dirty)",
+    ),
+    Step(
+        "published",
+        _each("published-cold published-pre-copy", f"{RUN} --engine $it"),
+        60,
+        "the published procedure of containers; its pre-copy needs soft-dirty",
+    ),
+    Step(
+        "mininet",
+        _each(
+            "two_edges one_lan chain ring cloud_edge map",
+            ".venv/bin/python -m quicferry.emulation.sandbox.private_root .venv/bin/mn"
+            " --custom topologies/$it.py --topo $it --controller none --switch lxbr --test pingall",
+        ),
+        120,
+        "stock Mininet with each topology, shaped by its TCLink",
     ),
     Step(
         "calibration",
-        "for backend in netem cable; do .venv/bin/python -m bench.bench_links --quick --backend $backend"
-        " || exit 1; done",
-        200,
+        _each("netem cable", ".venv/bin/python -m bench.bench_links --sample --backend $it"),
+        120,
         "what netem and the cable really do, side by side",
     ),
     Step(
         "tests",
-        f".venv/bin/python -m pytest -q --require={ITS_KERNEL} --timeout=$((300 * SLOWER))"
-        " -m e2e tests/e2e/emulation tests/e2e/migration/test_native_copy.py"
+        f".venv/bin/python -m pytest -q --require={ITS_KERNEL} --timeout=$((300 * QUICFERRY_VM_SLOWER))"
+        " tests/e2e/emulation/test_links.py tests/e2e/migration/test_native_copy.py"
         " tests/e2e/experiment/test_run_memory.py",
-        400,
+        300,
         "the end-to-end tests that need its kernel",
     ),
-    Step(
-        "engines",
-        "for engine in $(.venv/bin/python -c 'from quicferry.migration.engines.registry import engines;"
-        " print(*engines())'); do bin/quicferry run --strategy symmetric"
-        ' --engine "$engine" --json || exit 1; done',
-        120,
-        "every engine once",
-    ),
-    Step(
-        "memory-by-criu",
-        "for engine in criu-pre-copy criu-hybrid; do bin/quicferry run --strategy symmetric"
-        ' --engine "$engine" --memory-by criu --memory-mib 16 --json || exit 1; done',
-        40,
-        "pre-copy and hybrid by CRIU's own write tracking",
-    ),
-    Step(
-        "mininet",
-        "for topology in $(bin/quicferry topo list --json | .venv/bin/python -c"
-        " 'import json, sys; [print(json.loads(line)[\"name\"]) for line in sys.stdin]'); do"
-        " .venv/bin/python -m quicferry.emulation.sandbox.private_root .venv/bin/mn"
-        ' --custom "topologies/$topology.py" --topo "$topology" --controller none --switch lxbr'
-        " --test pingall || exit 1; done",
-        60,
-        "stock Mininet with each topology",
-    ),
-    Step("demo", "bin/quicferry demo", 240, "what a newcomer sees"),
+    Step("demo", "bin/quicferry demo", 120, "what a newcomer sees"),
 )
 
 
-def script(steps: list[Step], by: machine.Accelerator) -> str:
-    """What the machine does: each step with its budget, its output and its status in a file of its own."""
-    lines = [f"export SLOWER={by.slower:.0f}"]
-    for step in steps:
-        lines += [
-            f"begun=$SECONDS; timeout -k 10 {step.budget_s * by.slower:.0f} bash -c {shlex.quote(step.command)}"
-            f" >/job/results/{step.name}.txt 2>&1 </dev/null",
-            f"echo \"$? $((SECONDS - begun))\" >/job/results/{step.name}.status",
-        ]
-    return "\n".join([*lines, "exit 0", ""])
+def choose(names: list[str] | None) -> list[Step]:
+    """The steps of those names, in their own order; all for none. Raises ``ValueError`` for an unknown."""
+    if not names:
+        return list(STEPS)
+    known = {step.name for step in STEPS}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"there is no step {unknown[0]!r}; there are: {', '.join(step.name for step in STEPS)}"
+        )
+    return [step for step in STEPS if step.name in names]
 
 
 class Outcome(NamedTuple):
@@ -110,76 +114,113 @@ class Outcome(NamedTuple):
 
     step: str
     ok: bool
-    seconds: float | None  # in the machine's own time; None: it left no status
-    said: str
+    seconds: float | None  # in the machine's own time; None: it left no result
+    said: str  # the last line that it printed, or why it failed
 
 
 def outcomes(steps: list[Step], results: Path) -> list[Outcome]:
-    """What the steps left; one that left nothing has failed."""
+    """What the steps left; one that left nothing, or nothing that can be read, has failed."""
     found = []
     for step in steps:
-        status, output = results / f"{step.name}.status", results / f"{step.name}.txt"
+        output = results / f"{step.name}.txt"
         lines = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
-        said = lines[-1][:120] if lines else ""
-        if not status.exists():
-            found.append(Outcome(step.name, False, None, said or "left no status: it was never done"))
+        last = lines[-1][:120] if lines else "nothing"
+        try:
+            ending = json.loads((results / f"{step.name}.json").read_text())
+            status, seconds, over = ending["status"], float(ending["seconds"]), ending["timed_out"]
+            budget_s = float(ending["budget_s"])
+        except (OSError, ValueError, KeyError, TypeError):
+            found.append(Outcome(step.name, False, None, f"left no result; it said last: {last}"))
             continue
-        code, seconds = map(int, status.read_text().split())
-        if code in (124, 137):
-            said = f"took longer than its budget; it said last: {said}"
-        found.append(Outcome(step.name, code == 0, seconds, said))
+        if over:
+            last = f"took longer than its {budget_s:.0f} s; it said last: {last}"
+        found.append(Outcome(step.name, status == 0 and not over, seconds, last))
     return found
 
 
-def main() -> int:
-    """The command."""
+def patience_s(steps: list[Step], slower: float, results: Path) -> float:
+    """How many seconds from its start the machine may take: by its own measurement, once that is there."""
+    try:
+        measured = json.loads((results / "machine.json").read_text())
+        boot_s, slower = float(measured["boot_s"]), float(measured["slower"])
+    except (OSError, ValueError, KeyError):
+        return BOOT_S * slower
+    return boot_s + SPARE_S + slower * sum(step.budget_s for step in steps)
+
+
+def report(found: list[Outcome]) -> str:
+    """The table."""
+    lines = []
+    for each in found:
+        took = "" if each.seconds is None else f"{each.seconds:.0f} s"
+        lines.append(f"{each.step:16} {'ok' if each.ok else 'FAILED':7} {took:>7}  {each.said}")
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    names = [step.name for step in STEPS]
-    parser.add_argument("--only", action="append", choices=names, help="do only this step; may be repeated")
-    parser.add_argument("--accelerator", default="auto", choices=["auto", *machine.ACCELERATORS])
+    parser.add_argument("--only", action="append", metavar="STEP", help="do only this step; may be repeated")
+    parser.add_argument(
+        "--accelerator",
+        default="auto",
+        choices=["auto", *machine.ACCELERATORS],
+        help="how the processor is had; icount: emulated, and its time as well",
+    )
     parser.add_argument("--results", type=Path, default=machine.ROOT / ".cache" / "vm-results")
-    parser.add_argument("--memory-mib", type=int, default=4096)
+    parser.add_argument("--memory-mib", type=int, default=4096, help="of the machine [4096 MiB]")
     parser.add_argument("--list", action="store_true", help="list the steps; do nothing")
-    asked = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    asked = parse(arguments)
+    try:
+        chosen = choose(asked.only)
+    except ValueError as error:
+        print(f"vm-test: {error}", file=sys.stderr)
+        return 2
     if asked.list:
         for step in STEPS:
             print(f"{step.name:16} {step.budget_s:5.0f} s  {step.text}")
         return 0
     if shutil.which(machine.QEMU) is None:
         print(f"vm-test: there is no {machine.QEMU}", file=sys.stderr)
-        print("  hint: apt-get install qemu-system-x86 qemu-utils debootstrap", file=sys.stderr)
+        print("  hint: make vm-test installs qemu-system-x86, qemu-utils and debootstrap", file=sys.stderr)
         return 127
-    chosen = [step for step in STEPS if asked.only is None or step.name in (*asked.only, "setup")]
     shutil.rmtree(asked.results, ignore_errors=True)
+    asked.results.mkdir(parents=True)
     begun = time.monotonic()
-    trouble = None
-    try:
-        image = machine.image()
-        by = machine.accelerator(asked.accelerator, image)
-        budget = (BOOT_S + sum(step.budget_s for step in chosen)) * by.slower
-        print(f"vm-test: {by.name} ({by.why}); at most {budget / 60:.0f} min", file=sys.stderr)
-        status = machine.run(
-            script(chosen, by),
-            asked.results,
-            image=image,
-            by=by,
-            budget_s=budget,
-            memory_mib=asked.memory_mib,
-        )
-        if status != 0:
-            trouble = f"the job ended with status {status}"
-    except (machine.MachineError, subprocess.CalledProcessError) as error:
-        trouble = str(error)
+    trouble = _do(chosen, asked)
     found = outcomes(chosen, asked.results)
-    for each in found:
-        took = "" if each.seconds is None else f"{each.seconds:.0f} s"
-        print(f"{each.step:16} {'ok' if each.ok else 'FAILED':7} {took:>7}  {each.said}")
+    print(report(found))
     if trouble:
         print(f"vm-test: {trouble}", file=sys.stderr)
-    asked.results.mkdir(parents=True, exist_ok=True)
     (asked.results / "outcomes.json").write_text(json.dumps([each._asdict() for each in found], indent=1))
     print(f"vm-test: {time.monotonic() - begun:.0f} s; results in {asked.results}", file=sys.stderr)
     return 0 if trouble is None and all(each.ok for each in found) else 1
+
+
+def _do(chosen: list[Step], asked: argparse.Namespace) -> str | None:
+    """Let a machine do the steps. Returns what went wrong with the machine itself, if anything did."""
+    try:
+        image = machine.image()
+        by = machine.accelerator(asked.accelerator, image)
+        print(f"vm-test: {by.name}: {by.why}", file=sys.stderr)
+        steps = [{"name": step.name, "command": step.command, "budget_s": step.budget_s} for step in chosen]
+        status = machine.run(
+            "exec python3 provision/vm/guest_steps.py\n",
+            asked.results,
+            given={"steps.json": json.dumps({"host_speed_s": guest_steps.speed_s(), "steps": steps})},
+            image=image,
+            by=by,
+            patience_s=lambda left: patience_s(chosen, by.slower, left),
+            memory_mib=asked.memory_mib,
+        )
+    except (machine.MachineError, subprocess.CalledProcessError) as error:
+        return str(error)
+    return f"the job ended with status {status}; see output.txt" if status != 0 else None
 
 
 if __name__ == "__main__":
