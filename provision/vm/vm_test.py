@@ -34,6 +34,9 @@ SPARE_S = 120.0
 #: What the virtual machine's kernel can do and some hosts' kernels cannot: its tests must not skip.
 ITS_KERNEL = "netem,criu,criu-lazy-pages,criu-page-server,criu-tracking"
 
+#: How far off the machine's clock may be, and the shortest time by which that is judged, in seconds.
+CLOCK_OFF, CLOCK_SPAN_S = 0.03, 20.0
+
 RUN = "bin/quicferry run --strategy symmetric --json"
 
 
@@ -52,6 +55,12 @@ def _each(values: str, command: str) -> str:
 
 
 STEPS = (
+    Step(
+        "kernel",
+        "bin/quicferry doctor --only netem --only criu --only criu-tracking --json",
+        20,
+        "its kernel has netem and soft-dirty, and CRIU works: the smallest proof",
+    ),
     Step("setup", "provision/setup.sh", 60, "the set-up finds everything there"),
     Step("doctor", "bin/quicferry doctor --json", 60, "every probe ends, and what the demo needs works"),
     Step("handoff", f"{RUN} --link-backend netem", 30, "a move over links that netem shapes"),
@@ -148,6 +157,20 @@ def patience_s(steps: list[Step], slower: float, results: Path) -> float:
     return boot_s + SPARE_S + slower * sum(step.budget_s for step in steps)
 
 
+def clock_rate(results: Path) -> float | None:
+    """How fast the machine's clock ran, 1 being right; None when it left too little to judge by.
+
+    The files' contents are of its clock, their times of the host's.
+    """
+    begin, end = results / "machine.json", results / "end.json"
+    try:
+        inside_s = json.loads(end.read_text())["clock_s"] - json.loads(begin.read_text())["clock_s"]
+        outside_s = end.stat().st_mtime - begin.stat().st_mtime
+    except (OSError, ValueError, KeyError):
+        return None
+    return inside_s / outside_s if outside_s >= CLOCK_SPAN_S else None
+
+
 def report(found: list[Outcome]) -> str:
     """The table."""
     lines = []
@@ -220,7 +243,15 @@ def _do(chosen: list[Step], asked: argparse.Namespace) -> str | None:
         )
     except (machine.MachineError, subprocess.CalledProcessError) as error:
         return str(error)
-    return f"the job ended with status {status}; see output.txt" if status != 0 else None
+    if status != 0:
+        return f"the job ended with status {status}; see output.txt"
+    rate = clock_rate(asked.results)
+    if rate is None:
+        return None
+    print(f"vm-test: the machine's clock ran {rate:.3f} times as fast as the host's", file=sys.stderr)
+    if by is not machine.ICOUNT and abs(rate - 1) > CLOCK_OFF:
+        return "what was measured by the machine's clock is wrong"
+    return None
 
 
 if __name__ == "__main__":

@@ -60,3 +60,16 @@ def test_the_machines_side_does_every_step(guest_steps, tmp_path):
     assert endings["endless"]["timed_out"] is True
     assert (tmp_path / "results" / "bad.txt").read_text() == "sorry\n"
     assert json.loads((tmp_path / "results" / "machine.json").read_text())["slower"] == 1.0
+
+
+def test_the_frequency_of_the_time_stamp_counter():
+    machine = load("machine")
+    khz = [machine.tsc_khz(0.05) for _ in range(3)]
+    if khz[0] is None:  # another architecture
+        assert khz == [None] * 3
+        assert "tsc" not in machine.kernel_arguments(machine.TCG)
+    else:
+        assert min(khz) > 100_000
+        assert max(khz) - min(khz) < 0.001 * max(khz)
+        assert "tsc_early_khz=" in machine.kernel_arguments(machine.TCG)
+    assert "tsc" not in machine.kernel_arguments(machine.KVM)

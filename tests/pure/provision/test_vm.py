@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 
 import pytest
@@ -97,3 +98,16 @@ def test_a_machine_that_cannot_be_made_fails_every_step(vm_test, tmp_path, monke
     assert "FAILED" in out
     assert "could not be made" in err
     assert json.loads((tmp_path / "results" / "outcomes.json").read_text())[0]["ok"] is False
+
+
+@pytest.mark.parametrize(("inside_s", "outside_s", "rate"), [(100, 100, 1.0), (160, 100, 1.6), (5, 5, None)])
+def test_the_machines_clock_is_judged_by_the_hosts(vm_test, tmp_path, inside_s, outside_s, rate):
+    for name, clock_s, at_s in (("machine", 50, 1_000_000), ("end", 50 + inside_s, 1_000_000 + outside_s)):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"clock_s": clock_s}))
+        os.utime(path, (at_s, at_s))
+    assert vm_test.clock_rate(tmp_path) == rate
+
+
+def test_no_clock_to_judge(vm_test, tmp_path):
+    assert vm_test.clock_rate(tmp_path) is None
