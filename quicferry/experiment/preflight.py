@@ -8,9 +8,12 @@ As a program, ``python -m quicferry.experiment.preflight PROBE …`` asks in the
 from __future__ import annotations
 
 import os
+import select as ready
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import IO
 
 import msgspec
 
@@ -38,6 +41,10 @@ _SOURCES = (
 #: What ``quicferry demo`` cannot do without. netem is not among them: the cable stands in for it.
 NEEDED_FOR_DEMO = ("root", "netns", "veth", "shaped-link", "mininet", "criu", "tshark")
 
+#: How long one probe may take before it and what it started are ended, in seconds. On a processor that QEMU
+#: emulates the slowest took 35 s; on a real one all of them together take ten.
+LIMIT_S = 180.0
+
 
 def probes() -> dict[str, Probe]:
     """Every probe by its name, in the order in which a doctor would ask."""
@@ -61,42 +68,78 @@ def select(names: Iterable[str]) -> list[Probe]:
 
 
 def ask(chosen: Sequence[Probe]) -> Iterator[ProbeResult]:
-    """Ask probes one after another, in one private root; each answer as soon as it is there.
+    """Ask probes one after another, in a private root; each answer as soon as it is there.
 
-    Who may not make one, and a probe that is not of this machine's list, is answered here: without root there
-    is nothing that could stay.
+    A probe that gives none within ``LIMIT_S`` seconds is ended with its private root, and the next are
+    asked in another. Who may not make one, and a probe that is not of this machine's list, is answered here:
+    without root there is nothing that could stay.
     """
     ours = {id(probe) for source in _SOURCES for probe in source}
     if os.geteuid() != 0 or any(id(probe) not in ours for probe in chosen):
         yield from (probe.run() for probe in chosen)
         return
+    unanswered = list(chosen)
+    while unanswered:
+        yield from _ask_in_one_root(unanswered)
+
+
+def _ask_in_one_root(unanswered: list[Probe]) -> Iterator[ProbeResult]:
+    """Ask until one gives no answer in time; takes those that are answered for off the list."""
     # of the private root and in memory: files that probes write must not outlive them either
     env = {**os.environ, "TMPDIR": "/run"}
-    argv = [sys.executable, "-m", __name__, *(probe.name for probe in chosen)]
-    unanswered = list(chosen)
+    argv = [sys.executable, "-m", __name__, *(probe.name for probe in unanswered)]
     with tempfile.TemporaryFile() as log:
         root = private_root.start(argv, stdin=DEVNULL, stdout=PIPE, stderr=log, env=env, cwd=CHECKOUT)
         assert root.process.stdout is not None
-        with root, root.process.stdout as lines:
-            for line in lines:
-                try:
-                    result = msgspec.json.decode(line, type=ProbeResult)
-                except msgspec.DecodeError:
-                    continue  # not an answer: a library's print
-                unanswered.pop(0)
-                yield result
+        with root, root.process.stdout as stream:
+            try:
+                for result in _answers(stream):
+                    unanswered.pop(0)
+                    yield result
+            except TimeoutError:
+                root.kill()
+                yield _no_answer(
+                    unanswered.pop(0),
+                    f"gave no answer within {LIMIT_S:g} s and was ended",
+                    "a machine as slow as an emulated one, or one with a heavy load; ask again with --only",
+                )
+                return
             status = root.wait()
         log.seek(0)
         why = last_line(log.read().decode(errors="replace"))
-    for probe in unanswered:
-        yield ProbeResult(
-            name=probe.name,
-            works=False,
-            detail=f"the private root that asks ended with status {status}: {why}",
-            hint="a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN",
-            needed_for=probe.needed_for,
-            duration_ms=0.0,
+    while unanswered:
+        yield _no_answer(
+            unanswered.pop(0),
+            f"the private root that asks ended with status {status}: {why}",
+            "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN",
         )
+
+
+def _answers(stream: IO[bytes]) -> Iterator[ProbeResult]:
+    """What is answered, up to the end of the stream. Raises ``TimeoutError`` when one takes too long."""
+    buffer = b""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        readable, _, _ = ready.select([stream], [], [], max(0.0, deadline - time.monotonic()))
+        if not readable:
+            raise TimeoutError
+        data = os.read(stream.fileno(), 65536)
+        *lines, buffer = (buffer + data).split(b"\n")
+        for line in lines:
+            try:
+                result = msgspec.json.decode(line, type=ProbeResult)
+            except msgspec.DecodeError:
+                continue  # not an answer: a library's print
+            yield result
+            deadline = time.monotonic() + LIMIT_S
+        if not data:
+            return
+
+
+def _no_answer(probe: Probe, detail: str, hint: str) -> ProbeResult:
+    return ProbeResult(
+        name=probe.name, works=False, detail=detail, hint=hint, needed_for=probe.needed_for, duration_ms=0.0
+    )
 
 
 def check(names: Iterable[str]) -> list[ProbeResult]:

@@ -1,0 +1,86 @@
+#!/bin/bash
+# Builds the container of provision/container/Containerfile with Podman and moves a server in it.
+#
+#   provision/container/container_test.sh             build, doctor, one run with handoff, one with criu-cold
+#   BASE=localhost/name provision/container/container_test.sh   on another base image
+#
+# Where the base image cannot be pulled, debootstrap makes one. Everything of Podman (images, containers) is
+# in .cache/container and stays there for the next call; delete the folder to begin anew. As root.
+# Exit status 0 when all of it worked, 1 when a step did not, 127 when there is no Podman.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+ROOT=$(cd "$HERE/../.." && pwd -P)
+PLACE=${QUICFERRY_CONTAINER_CACHE:-$ROOT/.cache/container}
+PULLED=docker.io/library/debian:trixie-slim
+MADE=localhost/quicferry-base
+MIRROR=${QUICFERRY_DEBIAN_MIRROR:-http://deb.debian.org/debian}
+
+say() { printf 'container-test: %s\n' "$*" >&2; }
+die() {
+  printf 'container-test: %s\n' "$1" >&2
+  [ $# -lt 2 ] || printf '  hint: %s\n' "$2" >&2
+  exit "${3:-1}"
+}
+
+command -v podman >/dev/null || die "there is no podman" "make container-test installs it by apt" 127
+[ "$(id -u)" = 0 ] || die "a privileged container needs root" "run it again as root" 127
+mkdir -p "$PLACE/tmp"
+export TMPDIR=$PLACE/tmp
+# Its own place, no systemd and no kernel module: it works beside another Podman, and in a container.
+podman() {
+  command podman --root "$PLACE/root" --runroot "$PLACE/run" --storage-driver vfs \
+    --cgroup-manager cgroupfs --events-backend none "$@"
+}
+
+base=${BASE:-}
+if [ -z "$base" ]; then
+  if podman image exists "$MADE"; then
+    base=$MADE
+  elif podman image exists "$PULLED" || timeout 300 podman pull -q "$PULLED" >/dev/null 2>&1; then
+    base=$PULLED
+  else
+    say "$PULLED cannot be pulled; debootstrap makes a base, two minutes or so"
+    command -v debootstrap >/dev/null || die "there is no debootstrap" "apt-get install debootstrap" 127
+    tree=$(mktemp -d "$PLACE/base.XXXXXX")
+    trap 'rm -rf "$tree"' EXIT
+    debootstrap --variant=minbase --include=ca-certificates trixie "$tree" "$MIRROR" >"$PLACE/debootstrap.txt" 2>&1 ||
+      { tail -n 20 "$PLACE/debootstrap.txt" >&2; die "debootstrap failed" "its last lines are above; is there a network?"; }
+    rm -rf "$tree"/var/cache/apt/archives/*.deb
+    # the host's own certificates, mirror of Python packages and resolver: what it needs, its container needs
+    cp -L /etc/ssl/certs/ca-certificates.crt "$tree/etc/ssl/certs/ca-certificates.crt"
+    [ ! -r /etc/pip.conf ] || cp /etc/pip.conf "$tree/etc/pip.conf"
+    tar --create --directory "$tree" . | podman import -q - "$MADE" >/dev/null
+    base=$MADE
+  fi
+fi
+
+say "building on $base"
+# what git knows, and no caches: the same that a clone would have
+(cd "$ROOT" && git ls-files -z --cached --others --exclude-standard |
+  tar --create --null --files-from=- --ignore-failed-read) >"$PLACE/context.tar"
+context=$(mktemp -d "$PLACE/context.XXXXXX")
+trap 'rm -rf "${tree:-/nonexistent}" "$context"' EXIT
+tar --extract --file "$PLACE/context.tar" --directory "$context"
+podman build -q --network host --isolation chroot --build-arg BASE="$base" -t quicferry \
+  -f "$context/provision/container/Containerfile" "$context" >"$PLACE/build.txt" 2>&1 ||
+  { tail -n 20 "$PLACE/build.txt" >&2; die "the container could not be built" "its last lines are above"; }
+
+failed=no
+try() { # name, command
+  local name=$1 begun=$SECONDS
+  shift
+  if timeout 600 command podman --root "$PLACE/root" --runroot "$PLACE/run" --storage-driver vfs \
+    --cgroup-manager cgroupfs --events-backend none \
+    run --rm --privileged --network host quicferry "$@" >"$PLACE/$name.txt" 2>&1 </dev/null; then
+    say "$name: ok, $((SECONDS - begun)) s"
+  else
+    say "$name: FAILED, $((SECONDS - begun)) s; it said last: $(tail -n 1 "$PLACE/$name.txt")"
+    failed=yes
+  fi
+}
+try doctor bin/quicferry doctor
+try handoff bin/quicferry run --engine handoff --strategy symmetric
+try criu-cold bin/quicferry run --engine criu-cold --strategy symmetric
+say "what they printed is in $PLACE"
+[ "$failed" = no ]

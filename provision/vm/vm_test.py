@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+"""Runs in a virtual machine what this host's kernel may not be able to.
+
+    provision/vm/vm_test.py                  every step; results in .cache/vm-results, a table at the end
+    provision/vm/vm_test.py --only doctor    some of the steps
+    provision/vm/vm_test.py --list           the steps and how long each may take
+
+Its kernel has netem, Open vSwitch and soft-dirty tracking. A step that did not leave its status is a
+failure, as is one that took longer than its budget; budgets are those of a real processor, multiplied by
+how many times slower than this host the machine is. Exit status 0 when all steps succeeded, 1 when one did
+not, 2 when a step is unknown, 127 when this host cannot start a machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import guest_steps
+import machine
+
+#: Seconds that may pass from the start of QEMU to the first step, on a real processor.
+BOOT_S = 40.0
+
+#: Seconds beyond all budgets, in which results are written and the machine is switched off.
+SPARE_S = 120.0
+
+#: What the virtual machine's kernel can do and some hosts' kernels cannot: its tests must not skip.
+ITS_KERNEL = "netem,criu,criu-lazy-pages,criu-page-server,criu-tracking"
+
+#: How far off the machine's clock may be, and the shortest time by which that is judged, in seconds.
+CLOCK_OFF, CLOCK_SPAN_S = 0.03, 20.0
+
+RUN = "bin/quicferry run --strategy symmetric --json"
+
+
+class Step(NamedTuple):
+    """One thing that is done in the machine."""
+
+    name: str
+    command: str  # bash, in the checkout, as root
+    budget_s: float  # on a real processor
+    text: str
+
+
+def _each(values: str, command: str) -> str:
+    """Bash that does the command with ``$it`` for each value, all of them, and fails when one did."""
+    return f'status=0; for it in {values}; do echo "== $it"; {command} || status=1; done; exit $status'
+
+
+STEPS = (
+    Step(
+        "kernel",
+        "bin/quicferry doctor --only netem --only criu --only criu-tracking --json",
+        20,
+        "its kernel has netem and soft-dirty, and CRIU works: the smallest proof",
+    ),
+    Step("setup", "provision/setup.sh", 60, "the set-up finds everything there"),
+    Step("doctor", "bin/quicferry doctor --json", 60, "every probe ends, and what the demo needs works"),
+    Step("handoff", f"{RUN} --link-backend netem", 30, "a move over links that netem shapes"),
+    Step("cable", f"{RUN} --link-backend cable", 30, "the same over the cable"),
+    Step("criu-cold", f"{RUN} --engine criu-cold", 30, "a process that CRIU moves"),
+    Step(
+        "memory-by-criu",
+        _each("criu-pre-copy criu-hybrid", f"{RUN} --engine $it --memory-by criu"),
+        60,
+        "pre-copy and hybrid by CRIU's own write tracking (soft-dirty)",
+    ),
+    Step(
+        "published",
+        _each("published-cold published-pre-copy", f"{RUN} --engine $it"),
+        60,
+        "the published procedure of containers; its pre-copy needs soft-dirty",
+    ),
+    Step(
+        "mininet",
+        _each(
+            "two_edges one_lan chain ring cloud_edge map",
+            ".venv/bin/python -m quicferry.emulation.sandbox.private_root .venv/bin/mn"
+            " --custom topologies/$it.py --topo $it --controller none --switch lxbr --test pingall",
+        ),
+        120,
+        "stock Mininet with each topology, shaped by its TCLink",
+    ),
+    Step(
+        "calibration",
+        _each("netem cable", ".venv/bin/python -m bench.bench_links --sample --backend $it"),
+        120,
+        "what netem and the cable really do, side by side",
+    ),
+    Step(
+        "tests",
+        f".venv/bin/python -m pytest -q --require={ITS_KERNEL} --timeout=$((300 * QUICFERRY_VM_SLOWER))"
+        " tests/e2e/emulation/test_links.py tests/e2e/migration/test_native_copy.py"
+        " tests/e2e/experiment/test_run_memory.py",
+        300,
+        "the end-to-end tests that need its kernel",
+    ),
+    Step("demo", "bin/quicferry demo", 120, "what a newcomer sees"),
+)
+
+
+def choose(names: list[str] | None) -> list[Step]:
+    """The steps of those names, in their own order; all for none. Raises ``ValueError`` for an unknown."""
+    if not names:
+        return list(STEPS)
+    known = {step.name for step in STEPS}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"there is no step {unknown[0]!r}; there are: {', '.join(step.name for step in STEPS)}"
+        )
+    return [step for step in STEPS if step.name in names]
+
+
+class Outcome(NamedTuple):
+    """How a step ended."""
+
+    step: str
+    ok: bool
+    seconds: float | None  # in the machine's own time; None: it left no result
+    said: str  # the last line that it printed, or why it failed
+
+
+def outcomes(steps: list[Step], results: Path) -> list[Outcome]:
+    """What the steps left; one that left nothing, or nothing that can be read, has failed."""
+    found = []
+    for step in steps:
+        output = results / f"{step.name}.txt"
+        lines = output.read_text(errors="replace").strip().splitlines() if output.exists() else []
+        last = lines[-1][:120] if lines else "nothing"
+        try:
+            ending = json.loads((results / f"{step.name}.json").read_text())
+            status, seconds, over = ending["status"], float(ending["seconds"]), ending["timed_out"]
+            budget_s = float(ending["budget_s"])
+        except (OSError, ValueError, KeyError, TypeError):
+            found.append(Outcome(step.name, False, None, f"left no result; it said last: {last}"))
+            continue
+        if over:
+            last = f"took longer than its {budget_s:.0f} s; it said last: {last}"
+        found.append(Outcome(step.name, status == 0 and not over, seconds, last))
+    return found
+
+
+def patience_s(steps: list[Step], slower: float, results: Path) -> float:
+    """How many seconds from its start the machine may take: by its own measurement, once that is there."""
+    try:
+        measured = json.loads((results / "machine.json").read_text())
+        boot_s, slower = float(measured["boot_s"]), float(measured["slower"])
+    except (OSError, ValueError, KeyError):
+        return BOOT_S * slower
+    return boot_s + SPARE_S + slower * sum(step.budget_s for step in steps)
+
+
+def clock_rate(results: Path) -> float | None:
+    """How fast the machine's clock ran, 1 being right; None when it left too little to judge by.
+
+    The files' contents are of its clock, their times of the host's.
+    """
+    begin, end = results / "machine.json", results / "end.json"
+    try:
+        inside_s = json.loads(end.read_text())["clock_s"] - json.loads(begin.read_text())["clock_s"]
+        outside_s = end.stat().st_mtime - begin.stat().st_mtime
+    except (OSError, ValueError, KeyError):
+        return None
+    return inside_s / outside_s if outside_s >= CLOCK_SPAN_S else None
+
+
+def report(found: list[Outcome]) -> str:
+    """The table."""
+    lines = []
+    for each in found:
+        took = "" if each.seconds is None else f"{each.seconds:.0f} s"
+        lines.append(f"{each.step:16} {'ok' if each.ok else 'FAILED':7} {took:>7}  {each.said}")
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", action="append", metavar="STEP", help="do only this step; may be repeated")
+    parser.add_argument(
+        "--accelerator",
+        default="auto",
+        choices=["auto", *machine.ACCELERATORS],
+        help="how the processor is had; icount: emulated, and its time as well",
+    )
+    parser.add_argument("--results", type=Path, default=machine.ROOT / ".cache" / "vm-results")
+    parser.add_argument("--memory-mib", type=int, default=4096, help="of the machine [4096 MiB]")
+    parser.add_argument("--list", action="store_true", help="list the steps; do nothing")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    asked = parse(arguments)
+    try:
+        chosen = choose(asked.only)
+    except ValueError as error:
+        print(f"vm-test: {error}", file=sys.stderr)
+        return 2
+    if asked.list:
+        for step in STEPS:
+            print(f"{step.name:16} {step.budget_s:5.0f} s  {step.text}")
+        return 0
+    if shutil.which(machine.QEMU) is None:
+        print(f"vm-test: there is no {machine.QEMU}", file=sys.stderr)
+        print("  hint: make vm-test installs qemu-system-x86, qemu-utils and debootstrap", file=sys.stderr)
+        return 127
+    shutil.rmtree(asked.results, ignore_errors=True)
+    asked.results.mkdir(parents=True)
+    begun = time.monotonic()
+    trouble = _do(chosen, asked)
+    found = outcomes(chosen, asked.results)
+    print(report(found))
+    if trouble:
+        print(f"vm-test: {trouble}", file=sys.stderr)
+    (asked.results / "outcomes.json").write_text(json.dumps([each._asdict() for each in found], indent=1))
+    print(f"vm-test: {time.monotonic() - begun:.0f} s; results in {asked.results}", file=sys.stderr)
+    return 0 if trouble is None and all(each.ok for each in found) else 1
+
+
+def _do(chosen: list[Step], asked: argparse.Namespace) -> str | None:
+    """Let a machine do the steps. Returns what went wrong with the machine itself, if anything did."""
+    try:
+        image = machine.image()
+        by = machine.accelerator(asked.accelerator, image)
+        print(f"vm-test: {by.name}: {by.why}", file=sys.stderr)
+        steps = [{"name": step.name, "command": step.command, "budget_s": step.budget_s} for step in chosen]
+        status = machine.run(
+            "exec python3 provision/vm/guest_steps.py\n",
+            asked.results,
+            given={"steps.json": json.dumps({"host_speed_s": guest_steps.speed_s(), "steps": steps})},
+            image=image,
+            by=by,
+            patience_s=lambda left: patience_s(chosen, by.slower, left),
+            memory_mib=asked.memory_mib,
+        )
+    except (machine.MachineError, subprocess.CalledProcessError) as error:
+        return str(error)
+    if status != 0:
+        return f"the job ended with status {status}; see output.txt"
+    rate = clock_rate(asked.results)
+    if rate is None:
+        return None
+    print(f"vm-test: the machine's clock ran {rate:.3f} times as fast as the host's", file=sys.stderr)
+    if by is not machine.ICOUNT and abs(rate - 1) > CLOCK_OFF:
+        return "what was measured by the machine's clock is wrong"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""What is done inside the virtual machine, done here: bash that can be read, and an ending for every step."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from quicferry.paths import CHECKOUT
+
+FOLDER = CHECKOUT / "provision" / "vm"
+
+
+def load(name):
+    """A file of the folder, which is no package: it runs before there is an environment."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
+    return module
+
+
+@pytest.fixture(scope="module")
+def vm_test():
+    return load("vm_test")
+
+
+@pytest.fixture(scope="module")
+def guest_steps():
+    return load("guest_steps")
+
+
+def test_every_command_is_bash(vm_test):
+    for step in vm_test.STEPS:
+        checked = subprocess.run(["bash", "-n", "-c", step.command], capture_output=True, check=False)
+        assert checked.returncode == 0, (step.name, checked.stderr)
+
+
+def test_the_machines_side_does_every_step(guest_steps, tmp_path):
+    steps = [
+        {"name": "good", "command": "echo done", "budget_s": 60},
+        {"name": "bad", "command": "echo sorry; exit 3", "budget_s": 60},
+        {"name": "endless", "command": "echo waits; exec sleep 600", "budget_s": 0.05},
+    ]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "steps.json").write_text(json.dumps({"host_speed_s": 1000.0, "steps": steps}))
+    assert guest_steps.main(tmp_path) == 0
+    endings = {
+        step["name"]: json.loads((tmp_path / "results" / f"{step['name']}.json").read_text())
+        for step in steps
+    }
+    assert (endings["good"]["status"], endings["good"]["timed_out"]) == (0, False)
+    assert (endings["bad"]["status"], endings["bad"]["timed_out"]) == (3, False)
+    assert endings["endless"]["timed_out"] is True
+    assert (tmp_path / "results" / "bad.txt").read_text() == "sorry\n"
+    assert json.loads((tmp_path / "results" / "machine.json").read_text())["slower"] == 1.0
+
+
+def test_the_frequency_of_the_time_stamp_counter():
+    machine = load("machine")
+    khz = [machine.tsc_khz(0.05) for _ in range(3)]
+    if khz[0] is None:  # another architecture
+        assert khz == [None] * 3
+        assert "tsc" not in machine.kernel_arguments(machine.TCG)
+    else:
+        assert min(khz) > 100_000
+        assert max(khz) - min(khz) < 0.001 * max(khz)
+        assert "tsc_early_khz=" in machine.kernel_arguments(machine.TCG)
+    assert "tsc" not in machine.kernel_arguments(machine.KVM)

@@ -1,0 +1,113 @@
+"""The job in a virtual machine: what is asked of it, and what is made of what it left."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+
+import pytest
+
+from quicferry.paths import CHECKOUT
+
+FOLDER = CHECKOUT / "provision" / "vm"
+
+
+@pytest.fixture(scope="module")
+def vm_test():
+    """The command, which is no package: it runs before there is an environment."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = importlib.util.spec_from_file_location("vm_test", FOLDER / "vm_test.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
+    return module
+
+
+def leave(results, name, *, status=0, timed_out=False, said="fine\n"):
+    ending = {"status": status, "seconds": 12.5, "budget_s": 100.0, "timed_out": timed_out}
+    (results / f"{name}.json").write_text(json.dumps(ending))
+    (results / f"{name}.txt").write_text(said)
+
+
+def test_steps_are_done_in_their_own_order(vm_test):
+    assert [step.name for step in vm_test.choose(["demo", "doctor"])] == ["doctor", "demo"]
+    assert vm_test.choose(None) == list(vm_test.STEPS)
+    assert len({step.name for step in vm_test.STEPS}) == len(vm_test.STEPS)
+
+
+def test_an_unknown_step(vm_test, capsys):
+    assert vm_test.main(["--only", "docter"]) == 2
+    said = capsys.readouterr().err
+    assert "no step 'docter'" in said
+    assert "doctor" in said
+
+
+def test_the_list_of_steps(vm_test, capsys):
+    assert vm_test.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [step.name for step in vm_test.STEPS]
+
+
+def test_a_host_without_qemu(vm_test, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert vm_test.main(["--only", "doctor", "--results", str(tmp_path / "results")]) == 127
+    assert "hint" in capsys.readouterr().err
+
+
+def test_steps_that_succeeded_failed_and_took_too_long(vm_test, tmp_path):
+    steps = vm_test.choose(["doctor", "handoff", "cable"])
+    leave(tmp_path, "doctor")
+    leave(tmp_path, "handoff", status=1, said="first\nno server\n")
+    leave(tmp_path, "cable", status=-15, timed_out=True)
+    doctor, handoff, cable = vm_test.outcomes(steps, tmp_path)
+    assert doctor == ("doctor", True, 12.5, "fine")
+    assert handoff == ("handoff", False, 12.5, "no server")
+    assert not cable.ok
+    assert "longer than its 100 s" in cable.said
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"status": 0}'])
+def test_a_result_that_is_missing_or_torn_is_a_failure(vm_test, tmp_path, text):
+    if text is not None:
+        (tmp_path / "doctor.json").write_text(text)
+    (found,) = vm_test.outcomes(vm_test.choose(["doctor"]), tmp_path)
+    assert (found.ok, found.seconds) == (False, None)
+    assert "left no result" in found.said
+
+
+def test_patience_is_by_what_the_machine_has_measured(vm_test, tmp_path):
+    steps = vm_test.choose(["doctor"])
+    assert vm_test.patience_s(steps, 25.0, tmp_path) == vm_test.BOOT_S * 25
+    (tmp_path / "machine.json").write_text(json.dumps({"boot_s": 90.0, "slower": 10.0}))
+    assert vm_test.patience_s(steps, 25.0, tmp_path) == 90 + vm_test.SPARE_S + 10 * steps[0].budget_s
+
+
+def test_a_machine_that_cannot_be_made_fails_every_step(vm_test, tmp_path, monkeypatch, capsys):
+    def no_image():
+        raise vm_test.machine.MachineError("the image could not be made")
+
+    monkeypatch.setattr(vm_test.machine, "image", no_image)
+    monkeypatch.setattr(vm_test.shutil, "which", lambda _: "/usr/bin/qemu")
+    assert vm_test.main(["--only", "doctor", "--results", str(tmp_path / "results")]) == 1
+    out, err = capsys.readouterr()
+    assert "doctor" in out
+    assert "FAILED" in out
+    assert "could not be made" in err
+    assert json.loads((tmp_path / "results" / "outcomes.json").read_text())[0]["ok"] is False
+
+
+@pytest.mark.parametrize(("inside_s", "outside_s", "rate"), [(100, 100, 1.0), (160, 100, 1.6), (5, 5, None)])
+def test_the_machines_clock_is_judged_by_the_hosts(vm_test, tmp_path, inside_s, outside_s, rate):
+    for name, clock_s, at_s in (("machine", 50, 1_000_000), ("end", 50 + inside_s, 1_000_000 + outside_s)):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"clock_s": clock_s}))
+        os.utime(path, (at_s, at_s))
+    assert vm_test.clock_rate(tmp_path) == rate
+
+
+def test_no_clock_to_judge(vm_test, tmp_path):
+    assert vm_test.clock_rate(tmp_path) is None
