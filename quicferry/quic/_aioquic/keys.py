@@ -38,7 +38,13 @@ class RetainingPair(CryptoPair):
     def encrypt_packet(self, plain_header: bytes, plain_payload: bytes, packet_number: int) -> bytes:
         aead, hp = self.send.aead, self.send.hp
         first = plain_header[0]
-        if self._update_key_requested or aead is None or hp is None or hp._is_chacha20 or first & _LONG_HEADER:
+        if (
+            self._update_key_requested
+            or aead is None
+            or hp is None
+            or hp._is_chacha20
+            or first & _LONG_HEADER
+        ):
             return super().encrypt_packet(plain_header, plain_payload, packet_number)
         nonce = (aead._iv ^ packet_number).to_bytes(AEAD_NONCE_LENGTH, "big")
         protected = aead._aead.encrypt(nonce, plain_payload, plain_header)
