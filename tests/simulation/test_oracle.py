@@ -136,7 +136,7 @@ def test_code_that_raises_is_caught() -> None:
 
 def test_two_owners_are_caught() -> None:
     """A server that ignores its lease."""
-    cut = ownership_story.Fault(kind="all-cut", anchor="edge-2 server.resumed", at="edge-2", seconds=8.0)
+    cut = ownership_story.Fault(kind="all-cut", anchor="edge-2 migration.restore.started", at="edge-2", seconds=8.0)
     assert not any(kind.startswith("two-owners") for kind in owned(cut).kinds())
     with mock.patch.object(ServingLease, "_over", lambda self: None):
         assert any(kind.startswith("two-owners") for kind in owned(cut).kinds())
@@ -144,7 +144,7 @@ def test_two_owners_are_caught() -> None:
 
 def test_clocks_may_differ_as_far_as_is_said_and_no_further() -> None:
     """The lease is an instant of one clock. Where the destination's is far behind, there are two servers."""
-    cut = ownership_story.Fault(kind="all-cut", anchor="edge-2 server.resumed", at="edge-2", seconds=8.0)
+    cut = ownership_story.Fault(kind="all-cut", anchor="edge-2 migration.restore.started", at="edge-2", seconds=8.0)
     most = ownership_story.SKEW_MOST_S
     for clocks in ([most, -most], [-most, most]):
         kinds = owned(cut, clocks_ahead_s=clocks).kinds()
