@@ -299,6 +299,7 @@ class SourceMove:
         Raises ``MigrationError`` for what does not fit: while there is time to restore as well, the source
         takes its server back at once.
         """
+        #: wire-format 9.2: a server SHOULD NOT stand still for longer
         left_s = (until_ns - now_ns()) / NS_PER_S
         try:
             async with asyncio.timeout(max(LEAST_S, min(most_s, left_s))):
