@@ -89,6 +89,7 @@ NAMES: dict[str, str] = {
     "migration.restore": "phase: the state becomes a running server again",
     "migration.pages": "phase: memory that stayed at the source follows; detail: pages, bytes, waited_for",
     "migration.pages.taken_over": "an agent that was started again goes on with it; detail: pages, error",
+    "migration.granted": "the source has told the destination of the commit before the server resumed",
     "migration.commit": "phase: the source gives up what it kept",
     "migration.finished": "detail: outcome, transferred_bytes",
     # the run

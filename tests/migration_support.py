@@ -100,12 +100,18 @@ class FakeEngine:
     needs_standby = False
 
     def __init__(
-        self, context: EngineContext, service: FakeService, trouble: Callable[[str], Any], chunks: int = 4
+        self,
+        context: EngineContext,
+        service: FakeService,
+        trouble: Callable[[str], Any],
+        chunks: int = 4,
+        asks_early: bool = False,
     ) -> None:
         self.context = context
         self.service = service
         self._trouble = trouble
         self._chunks = chunks
+        self._asks_early = asks_early
 
     async def _phase(self, name: str) -> None:
         self.service.log.append(name)
@@ -133,6 +139,9 @@ class FakeEngine:
         await self._phase("restore")
         self.service.arrived = b"".join([chunk async for chunk in chunks])
         await self._phase("restored")
+        if self._asks_early:
+            self.context.before_resume()
+            await self._phase("asked")
         t_ns = now_ns()
         self.service.begin(order.destination, order.epoch, self.context.lease_of(order))
         await self._phase("resumed")
@@ -162,6 +171,7 @@ class World:
         self.notice = {"ready": 1, "refused": 0, "silent": 0}  # what the server answers to Prepare
         self.containers: dict[str, FakeContainer] = {}  # they outlive their agents
         self.trouble: Callable[[str], Any] = lambda phase: None
+        self.asks_early = False  # the engines call ``before_resume``, as those do whose servers have sockets
         self.ports = {edge: free_port() for edge in EDGES}
         self.authority = Authority()
         self._transports: list[asyncio.BaseTransport] = []
@@ -189,7 +199,9 @@ class World:
             config,
             EventLog(edge, None, self.events.append),
             container=self.containers.setdefault(edge, FakeContainer(self.directory / edge)),
-            make_engine=lambda name, context: FakeEngine(context, self.service, lambda p: self.trouble(p)),
+            make_engine=lambda name, context: FakeEngine(
+                context, self.service, lambda p: self.trouble(p), asks_early=self.asks_early
+            ),
         )
         await agent.start()
         self.agents[edge] = agent

@@ -7,6 +7,9 @@ both, never at neither. Messages may be lost at any point, so neither side may g
   cannot resume. The source may roll back on its own (CHECKPOINT, TRANSFER → ABORT).
 - From then on (RESTORE) a failure decides nothing. The source asks the destination, whose word is
   final: "serves" (→ COMMIT) or "never will" (→ ABORT).
+- A destination that is about to resume, with all of the state there and checked, may ask for the commit
+  (asked, → COMMIT): the source's record and message cross while the server resumes. The server hears of it
+  only after it has resumed, so one that fails to can still be given back: "never will" (→ ABORT).
 - If no word comes, clocks decide. The destination's *server* has a lease (CLOCK_MONOTONIC, see
   ``serving_lease``): it does not resume after its first moment, and holds itself back from its second on
   unless it has heard of the commit. The source rolls back only after that.
@@ -17,7 +20,7 @@ both, never at neither. Messages may be lost at any point, so neither side may g
   ABORT). Its server, held back or not, waits for that.
 
 So there are never two servers. There is none only while the source cannot reach a destination that
-it knows to have resumed and whose lease is over; both ask until they can.
+has asked for the commit or resumed, and whose lease is over; both ask until they can.
 
 A destination that finds within the lease that the source's agent is gone (connection refused) keeps its
 server: the one there is frozen, and an agent that is started again asks before it thaws it.
@@ -49,7 +52,7 @@ class Step(enum.StrEnum):
     CHECKPOINT = "checkpoint"  # the server is frozen, its state is being taken
     TRANSFER = "transfer"
     RESTORE = "restore"  # the destination has all it needs to resume
-    COMMIT = "commit"  # the destination serves; the source gives up
+    COMMIT = "commit"  # the destination serves, or is about to; the source gives up
     ABORT = "abort"  # source: the server is being brought back; destination: all is being thrown away
     MOVED = "moved"  # the end: the destination serves
     STAYED = "stayed"  # the end: the source serves
@@ -64,6 +67,7 @@ class Signal(enum.StrEnum):
     GO = "go"  # source: freeze; destination: Begin has come
     TAKEN = "taken"  # the first chunk of the checkpoint is there
     SENT = "sent"  # source: End is about to leave; destination: End has come and agrees
+    ASKED = "asked"  # source: the destination is about to resume, and asks for the commit
     RESUMED = "resumed"  # the destination serves (at the source: it says so)
     ABORTED = "aborted"  # the destination says: never in this epoch (to the destination: asked to abort)
     FAILED = "failed"  # an error, a deadline or a broken connection
@@ -100,10 +104,10 @@ SOURCE: Table = {
     _S.CHECKPOINT: _row(taken=_S.TRANSFER, failed=_S.ABORT, aborted=_S.ABORT),
     _S.TRANSFER: _row(same="taken", sent=_S.RESTORE, failed=_S.ABORT, aborted=_S.ABORT),
     # a failure decides nothing here: ask, or wait for the fence
-    _S.RESTORE: _row(same="failed", resumed=_S.COMMIT, aborted=_S.ABORT, expired=_S.ABORT),
+    _S.RESTORE: _row(same="failed", asked=_S.COMMIT, resumed=_S.COMMIT, aborted=_S.ABORT, expired=_S.ABORT),
     # no clock and no failure leads back from here, only the destination's word; expired: the
     # destination took over, but not all of the memory that was still here got there
-    _S.COMMIT: _row(same="failed resumed", settled=_S.MOVED, aborted=_S.ABORT, expired=_S.LOST),
+    _S.COMMIT: _row(same="failed asked resumed", settled=_S.MOVED, aborted=_S.ABORT, expired=_S.LOST),
     _S.ABORT: _row(same="aborted", settled=_S.STAYED, failed=_S.LOST),
     _S.MOVED: _row(same="failed resumed settled", ordered=_S.PREPARING),
     _S.STAYED: _row(same="failed aborted settled", ordered=_S.PREPARING),

@@ -251,6 +251,7 @@ class ServerRole(Role):
         self._seam.keep_to_lease(self._frozen_number)
         patience_s = self._seam.pto_s
         self._seam.forget_locals()
+        #: wire-format 9.2: idle timer MUST begin anew when it resumes
         self._seam.restart_idle_timer(now)
         self._seam.doubt_flight(now)
         self._seam.restart_recovery(

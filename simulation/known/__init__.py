@@ -41,23 +41,4 @@ def families(world: str) -> tuple[str, ...]:
     return tuple(sorted({fault.family for fault in KNOWN if fault.world == world}))
 
 
-KNOWN: tuple[KnownFault, ...] = (
-    KnownFault(
-        "draft-finds-no-rebound-client",
-        "protocol",
-        "hang:mute:alternative-address",
-        1437,
-        "the client's address changed before the notice of a move by the draft, and it has nothing to send: "
-        "the notice went where it was, and so do the probes of the server that has moved",
-        "hang:mute:alternative-address",
-    ),
-    KnownFault(
-        "draft-loses-rebound-client-after-a-fence",
-        "protocol",
-        "hang:server-to-dead-path:alternative-address:fenced",
-        3061,
-        "a destination that moved by the draft was taken down; the source goes on to where its client "
-        "was before its address changed",
-        "hang:server-to-dead-path:alternative-address",
-    ),
-)
+KNOWN: tuple[KnownFault, ...] = ()

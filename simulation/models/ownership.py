@@ -48,6 +48,7 @@ class Agent(NamedTuple):
     recovered: bool = False  # clocks decide nothing for a source that was killed
     working: bool = True  # False: its task has died of an error
     checked: bool = False  # destination: it has looked at the lease, and resumes next
+    asked: bool = False  # destination: it has asked for the commit
     held: bool = False  # its server holds itself back: its lease is over
     kept: bool = False  # its server has heard of the commit: no lease any more
     torn: bool = False  # the end of its journal is damaged
@@ -136,6 +137,9 @@ def _source(world: World) -> Iterator[Edge[World]]:
             yield to("sends End", _take(source, SOURCE, Signal.SENT), "end")
         case Step.RESTORE:
             yield to("asks", source, "abort?")
+            if "resuming" in world.messages:
+                agent = _take(source, SOURCE, Signal.ASKED)
+                yield to("is asked for the commit", agent, "commit", without="resuming")
             if "resumed" in world.messages:
                 agent = _take(source, SOURCE, Signal.RESUMED)
                 yield to("hears Resumed", agent, "commit", without="resumed")
@@ -185,6 +189,8 @@ def _destination(world: World) -> Iterator[Edge[World]]:
             yield to("resumes the server", here._replace(serves=True, checked=False))
         else:
             yield to("is refused by the server: too late", _thrown_away(here, Signal.EXPIRED))
+    if here.step is Step.RESTORE and here.checked and not here.asked:
+        yield to("asks for the commit", here._replace(asked=True), "resuming")
     if here.step is Step.RESTORE and here.serves:
         yield to("says Resumed", _take(here, DESTINATION, Signal.RESUMED), "resumed")
     for question in {"abort?", "commit?", "commit"} & world.messages:
@@ -281,7 +287,7 @@ def _restarts(world: World) -> Iterator[Edge[World]]:
 
 def _faults(world: World, faults: Faults) -> Iterator[Edge[World]]:
     if Faults.LOSS in faults:
-        for message in sorted(world.messages & {"end", "resumed", "commit", "committed"}):
+        for message in sorted(world.messages & {"end", "resuming", "resumed", "commit", "committed"}):
             lost = world._replace(messages=world.messages - {message})
             yield Edge(f"{message} is lost", lost, fault=True)
     for name in ("source", "destination"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from quicferry.strategies import Strategy
 from simulation.clock import Clock, VirtualLoop
 from simulation.determinism import determined
 from simulation.history import History
@@ -15,7 +16,7 @@ from simulation.protocol.faults import edge_address
 from simulation.protocol.mover import Mover
 from simulation.protocol.story import Ending, Story, Traffic
 from simulation.protocol.traffic import Load
-from simulation.protocol.world import LIVENESS_S, ProtocolWorld
+from simulation.protocol.world import CLIENT, LIVENESS_S, ProtocolWorld
 
 TAIL_S = 0.3  # traffic goes on this long after the last move
 #: what a client may send to addresses that it has only been told of (docs/wire-format.md, section 10.3)
@@ -134,6 +135,10 @@ def judge(world: ProtocolWorld) -> None:
         )
     elif waiting and client["closed"] is None and not _can_meet(world, client):
         history.note("oracle", "neither end can know where the other is, and nobody hands on")
+    elif waiting and client["closed"] is None and _is_out_of_reach_of_the_draft(world, client):
+        history.note(
+            "oracle", "a client that the set never reached has changed its address: see wire-format 13.3"
+        )
     elif waiting and client["closed"] is None:
         history.violated(
             f"hang:{_why(world, client)}:{situation}",
@@ -207,6 +212,17 @@ def _can_meet(world: ProtocolWorld, client: dict[str, Any]) -> bool:
         if edge == world.here:
             return True
     return False
+
+
+def _is_out_of_reach_of_the_draft(world: ProtocolWorld, client: dict[str, Any]) -> bool:
+    """Whether the limit of ALTERNATIVE_ADDRESS is met that no endpoint can lift.
+
+    The set went to where the client no longer was. The destination may not send it: it is no probing frame;
+    and what comes from a server that was not named is dropped (RFC 9000 §9, §9.6.2).
+    """
+    last = world.story.moves[world.number - 1]
+    is_told = edge_address(last.to) in client["places"]
+    return last.strategy is Strategy.ALTERNATIVE_ADDRESS and not is_told and world.client_at != CLIENT
 
 
 def _first(waiting: list[Exchange]) -> str:

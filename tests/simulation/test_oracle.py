@@ -80,14 +80,16 @@ def test_a_nonce_that_is_used_twice_is_caught() -> None:
         assert "nonce-reuse:hand-off" in lived(moves=fenced).kinds()
 
 
+received = ServerRole.received
+
+
+def stays_mute(self: ServerRole, *args: Any, **keywords: Any) -> None:
+    mute = self.mute
+    received(self, *args, **keywords)
+    self.mute = mute
+
+
 def test_a_server_that_stays_mute_is_caught() -> None:
-    received = ServerRole.received
-
-    def stays_mute(self: ServerRole, *args: Any, **keywords: Any) -> None:
-        mute = self.mute
-        received(self, *args, **keywords)
-        self.mute = mute
-
     with mock.patch.object(ServerRole, "received", stays_mute):
         moves = [Move(to=2, strategy=Strategy.PROACTIVE_EXPLICIT)]
         assert lived(moves=moves).kinds() == ["hang:mute:proactive-explicit"]
@@ -136,7 +138,9 @@ def test_code_that_raises_is_caught() -> None:
 
 def test_two_owners_are_caught() -> None:
     """A server that ignores its lease."""
-    cut = ownership_story.Fault(kind="all-cut", anchor="edge-2 server.resumed", at="edge-2", seconds=8.0)
+    cut = ownership_story.Fault(
+        kind="all-cut", anchor="edge-2 migration.restore.started", at="edge-2", seconds=8.0
+    )
     assert not any(kind.startswith("two-owners") for kind in owned(cut).kinds())
     with mock.patch.object(ServingLease, "_over", lambda self: None):
         assert any(kind.startswith("two-owners") for kind in owned(cut).kinds())
@@ -144,7 +148,9 @@ def test_two_owners_are_caught() -> None:
 
 def test_clocks_may_differ_as_far_as_is_said_and_no_further() -> None:
     """The lease is an instant of one clock. Where the destination's is far behind, there are two servers."""
-    cut = ownership_story.Fault(kind="all-cut", anchor="edge-2 server.resumed", at="edge-2", seconds=8.0)
+    cut = ownership_story.Fault(
+        kind="all-cut", anchor="edge-2 migration.restore.started", at="edge-2", seconds=8.0
+    )
     most = ownership_story.SKEW_MOST_S
     for clocks in ([most, -most], [-most, most]):
         kinds = owned(cut, clocks_ahead_s=clocks).kinds()
@@ -193,3 +199,23 @@ def test_a_request_that_is_obeyed_twice_is_caught() -> None:
     with mock.patch.object(Session, "obey", forgets):
         kinds = owned().kinds()
     assert "obeyed-twice" in kinds and "state-forked" in kinds
+
+
+@pytest.mark.parametrize("notice_is_lost", [True, False])
+def test_whom_the_draft_cannot_find(notice_is_lost: bool) -> None:
+    """Only a client that was not told and has changed its address; one that was told finds its server."""
+    rebinds = protocol_story.Fault(kind="rebind", anchor="start" if notice_is_lost else "ready 1")
+    move = Move(to=2, strategy=Strategy.ALTERNATIVE_ADDRESS, after_s=0.3)
+    history = lived(Traffic.IDLE, moves=[move], faults=[rebinds], strategies=[move.strategy])
+    assert not history.violations
+    limits = [entry for entry in history.entries if entry.who == "oracle"]
+    assert bool(limits) == notice_is_lost, limits
+
+
+def test_a_client_that_was_told_by_the_draft_must_be_found() -> None:
+    """The limit excuses nothing else: a server that stays mute is caught, although its client was rebound."""
+    rebinds = protocol_story.Fault(kind="rebind", anchor="ready 1")
+    move = Move(to=2, strategy=Strategy.ALTERNATIVE_ADDRESS, after_s=0.3)
+    with mock.patch.object(ServerRole, "received", stays_mute):
+        history = lived(Traffic.IDLE, moves=[move], faults=[rebinds], strategies=[move.strategy])
+    assert history.kinds() == ["hang:mute:alternative-address"]

@@ -309,7 +309,11 @@ class NodeAgent:
             await self.host.address.leave()
 
     def _let_in(self) -> None:
-        """Announce the moving address and replay waiting datagrams, directly before the server resumes."""
+        """Ask for the commit, announce the moving address and replay waiting datagrams.
+
+        The engine calls it directly before the server resumes.
+        """
+        self.destination.ask_for_commit()
         if self._address is not None and self.destination.order is not None:
             self._address.announce(2 * self.destination.order.epoch)
         if self._room is not None:

@@ -29,6 +29,7 @@ from quicferry.migration.rpc.messages import (
     Received,
     Renew,
     Resumed,
+    Resuming,
     StatusQuery,
     ToDestination,
     ToSource,
@@ -64,7 +65,10 @@ class DestinationSide:
         self._preparing: asyncio.Task[None] | None = None
         self._restoring: asyncio.Task[Resumed] | None = None
         self._awaiting: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
         self._keeping = asyncio.Lock()
+        self._about_to_resume = asyncio.Event()  # in the present move
+        self._granted = False  # the source has committed the present move
         self._inbox = Inbox()
         self._lease_ns = 0
         self._why_not: dict[int, str] = {}
@@ -222,6 +226,8 @@ class DestinationSide:
             raise
         self.order = order
         self._lease_ns = order.resume_before_ns
+        self._about_to_resume.clear()
+        self._granted = False
         inbox = self._inbox = Inbox()
         restoring = self._restoring = asyncio.get_running_loop().create_task(self._restore(order, inbox))
         # its error is told by whoever awaits it; when nobody does, that is no warning
@@ -236,7 +242,7 @@ class DestinationSide:
                 self._timeout.reschedule(self._lease_ns / NS_PER_S)
             await inbox.close()
             await send(Received(size_bytes=inbox.size_bytes, t_ns=now_ns()))
-            answering = asyncio.create_task(self._tell_resumed(restoring, send))
+            answering = asyncio.create_task(self._tell_resumed(order, restoring, send))
         except FerryError as error:
             if not isinstance(error, Unreachable):
                 self._why_not.setdefault(order.epoch, describe(error))
@@ -246,12 +252,24 @@ class DestinationSide:
             inbox.break_off(Unreachable(f"the transfer from {order.source} broke off"))
         try:
             await self._hear_out(requests, send, order, answering)
-            await answering
         finally:
             answering.cancel()
 
-    async def _tell_resumed(self, restoring: asyncio.Task[Resumed], send: Send) -> None:
-        """Tell the source how the restore ended."""
+    def ask_for_commit(self) -> None:
+        """The server is about to resume: the source's commit may cross meanwhile."""
+        if self.machine.step is Step.RESTORE:
+            self._about_to_resume.set()
+
+    async def _tell_resumed(self, order: MoveOrder, restoring: asyncio.Task[Resumed], send: Send) -> None:
+        """Ask the source for the commit as soon as that makes sense, and tell it how the restore ended."""
+        resuming = asyncio.ensure_future(self._about_to_resume.wait())
+        try:
+            await asyncio.wait([resuming, restoring], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            resuming.cancel()
+        if not restoring.done():
+            #: wire-format 9.1: a destination SHOULD ask for it as soon as
+            await send(Resuming(epoch=order.epoch))
         await send(await self._outcome_of(restoring))
 
     async def _hear_out(
@@ -262,29 +280,37 @@ class DestinationSide:
         answering: asyncio.Task[None],
     ) -> None:
         """Obey what comes after the state: a longer lease, and the commit."""
-        hearing = asyncio.ensure_future(anext(requests, None))
+        hearing: asyncio.Future[ToDestination | None] | None = asyncio.ensure_future(anext(requests, None))
+        working: set[asyncio.Future[None]] = {answering}
         try:
-            while True:
-                waiting = [hearing] if answering.done() else [hearing, answering]
+            while hearing is not None or working:
+                waiting: list[asyncio.Future[Any]] = [*working, *([] if hearing is None else [hearing])]
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if answering.done() and (answering.cancelled() or answering.exception() is not None):
-                    return
-                if not hearing.done():
+                for task in [task for task in working if task.done()]:
+                    working.remove(task)
+                    task.result()  # the source hears of a failure
+                if hearing is None or not hearing.done():
                     continue
                 message = hearing.result()
-                if message is None:
-                    return
                 if isinstance(message, Renew):
                     self._renew(message)
-                elif isinstance(message, Commit):
-                    await answering  # the commit answers the word Resumed
-                    verdict = await self.commit(message.epoch)
-                    if verdict.resumed is None:
-                        raise MigrationError(f"{order.destination} serves no more in epoch {order.epoch}")
-                    await send(Committed(epoch=message.epoch))
-                hearing = asyncio.ensure_future(anext(requests, None))
+                elif isinstance(message, Commit) and not self._granted:
+                    # beside the restore, which may have to hear of a longer lease yet
+                    self._granted = True
+                    working.add(asyncio.create_task(self._confirm_commit(send, order, answering)))
+                hearing = asyncio.ensure_future(anext(requests, None)) if message is not None else None
         finally:
-            hearing.cancel()
+            for future in (hearing, *working):
+                if future is not None:
+                    future.cancel()
+
+    async def _confirm_commit(self, send: Send, order: MoveOrder, answering: asyncio.Task[None]) -> None:
+        """Carry out the commit once the server has resumed, and answer it after the word Resumed."""
+        await answering
+        verdict = await self.commit(order.epoch)
+        if verdict.resumed is None:
+            raise MigrationError(f"{order.destination} serves no more in epoch {order.epoch}")
+        await send(Committed(epoch=order.epoch))
 
     def _renew(self, message: Renew) -> None:
         """Take a longer lease; also the restore that is at work may take as long."""
@@ -373,6 +399,11 @@ class DestinationSide:
             # a server that was here before may have left it running: what comes now is for this host
             self._host.forwarder.close()
         self._begin_to_await_commit(order)
+        if self._granted:
+            #: wire-format 9.1: server MUST NOT be told of the commit before it has resumed
+            # at once: what the server has to say waits for it, and the source can wait for its answer
+            self._settling = asyncio.get_running_loop().create_task(self._settle(order))
+            self._settling.add_done_callback(lambda task: task.cancelled() or task.exception())
         return resumed
 
     # --- the two ends ------------------------------------------------------------------------
@@ -524,7 +555,7 @@ class DestinationSide:
 
     async def close(self) -> None:
         """Cancel the background tasks; called when the agent ends."""
-        for task in (self._preparing, self._restoring, self._awaiting):
+        for task in (self._preparing, self._restoring, self._settling, self._awaiting):
             if task is not None and not task.done():
                 task.cancel()
                 await asyncio.wait([task])

@@ -38,6 +38,7 @@ from quicferry.migration.rpc.messages import (
     Received,
     Renew,
     Resumed,
+    Resuming,
     ToDestination,
     ToSource,
 )
@@ -76,6 +77,8 @@ class SourceMove:
         self._ahead = Tally()
         self._lease_ns = 0
         self._resumed: Resumed | None = None
+        self._granted = False  # Commit has been written to the stream
+        self._stream_failed = False  # a read that ran out of time ends a stream, too
         self._notice: dict[str, Any] = {}
         self._why_not: str | None = None  # the destination's reason to give up, from its verdict
         self._told = False  # the destination has heard of the abort
@@ -112,6 +115,7 @@ class SourceMove:
             await self._send(waiting_room)
         except Exception as error:  # whatever it was: the server must end up at one of the two places
             failure = error
+            self._stream_failed = True
             self._take(Signal.FAILED)
         if self._machine.step is Step.RESTORE:
             fence_s = fence_ns(self._lease_ns, self._order) / NS_PER_S
@@ -273,7 +277,16 @@ class SourceMove:
             await _close(chunks)
         renewing = asyncio.create_task(self._renew_lease(order.resume_before_ns))
         try:
-            self._resumed = await self._answer(Resumed, limits.restore_s)
+            answer = await self._read(limits.restore_s)
+            if isinstance(answer, Resuming):
+                #: wire-format 9.1: MUST NOT go on before the destination says that it never will
+                # before it leaves: from here on only the destination's word leads back
+                self._take(Signal.ASKED)
+                self._granted = True
+                await self._stream.write(Commit(epoch=order.epoch))
+                self._host.events.emit("migration.granted", epoch=order.epoch)
+                answer = await self._read(limits.restore_s)
+            self._resumed = self._checked(answer, Resumed)
         finally:
             renewing.cancel()
             await asyncio.wait([renewing])
@@ -286,6 +299,7 @@ class SourceMove:
         Raises ``MigrationError`` for what does not fit: while there is time to restore as well, the source
         takes its server back at once.
         """
+        #: wire-format 9.2: a server SHOULD NOT stand still for longer
         left_s = (until_ns - now_ns()) / NS_PER_S
         try:
             async with asyncio.timeout(max(LEAST_S, min(most_s, left_s))):
@@ -327,9 +341,16 @@ class SourceMove:
 
     async def _answer(self, kind: type[M], timeout_s: float) -> M:
         """Read the next message and check its type. Raises ``MigrationError``, ``TimeoutError``."""
+        return self._checked(await self._read(timeout_s), kind)
+
+    async def _read(self, timeout_s: float) -> ToSource:
+        """Read the next message. Raises ``MigrationError``, ``TimeoutError``."""
         assert self._stream is not None
         async with asyncio.timeout(timeout_s):
-            answer = await self._stream.read()
+            return await self._stream.read()
+
+    def _checked(self, answer: ToSource, kind: type[M]) -> M:
+        """The message, which must be of that type. Raises ``MigrationError``."""
         if not isinstance(answer, kind):
             raise MigrationError(f"{self._peer.peer} answered {type(answer).__name__} before {kind.__name__}")
         return answer
@@ -402,9 +423,10 @@ class SourceMove:
         No deadline: there is nothing else the source may do. What it cannot know is not guessed.
         """
         with suppress(FerryError, TimeoutError):
-            if self._stream is None:
-                raise MigrationError("the stream was an earlier agent's")
-            await self._stream.write(Commit(epoch=self._order.epoch))
+            if self._stream is None or self._stream_failed:
+                raise MigrationError("the stream was an earlier agent's, or has failed")
+            if not self._granted:
+                await self._stream.write(Commit(epoch=self._order.epoch))
             await self._answer(Committed, ASK_S)
             await self._stream.done_writing()
             return True
@@ -416,6 +438,7 @@ class SourceMove:
             except FerryError:
                 await asyncio.sleep(ASK_AGAIN_S)
             else:
+                self._resumed, self._why_not = verdict.resumed, verdict.reason
                 return verdict.resumed is not None
 
     async def _roll_back(self, failure: BaseException) -> BaseException:

@@ -97,7 +97,8 @@ class EngineContext:
     state_dir: Path
     standby: StandbyHooks
     #: called by ``restore`` directly before Resume or Import, when the server's socket exists: the
-    #: datagrams that wait for it then lie in the socket, and its first flight can answer them
+    #: datagrams that wait for it then lie in the socket, and its first flight can answer them.
+    #: All of the state is there and was checked by then: the agent asks for the commit, which crosses then
     before_resume: Callable[[], None] = lambda: None
     #: awaited by ``checkpoint`` directly after Freeze, before the process is looked at
     after_freeze: Callable[[], Awaitable[None]] = nothing_more

@@ -2,12 +2,13 @@
 
 ``Receive`` carries the checkpoint from the source agent to the destination agent::
 
-    source        Begin  Piece … Piece  End      Renew …         Commit
-    destination                             Received    Resumed          Committed
+    source        Begin  Piece … Piece  End      Renew …           Commit
+    destination                             Received      Resuming         Resumed  Committed
 
 Until End has left the source, the destination cannot resume (it has no digest to check against),
 and the source may roll back on its own. After it, only the destination's word or the end of its
-lease allows that.
+lease allows that; after Commit only its word. Resuming is an engine's to send: without it, the source
+answers Resumed with Commit.
 """
 
 from __future__ import annotations
@@ -148,7 +149,11 @@ class Renew(msgspec.Struct, frozen=True, kw_only=True, tag="renew"):
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True, tag="commit"):
-    """Tells the destination that the source serves no more in this epoch, if the destination does."""
+    """Tells the destination that the source serves no more in this epoch, if the destination does.
+
+    One that comes before the server has resumed counts from then on. If it never resumes, the destination
+    says so, and the source goes on.
+    """
 
     epoch: int
 
@@ -158,6 +163,12 @@ class Received(msgspec.Struct, frozen=True, kw_only=True, tag="received"):
 
     size_bytes: int
     t_ns: int
+
+
+class Resuming(msgspec.Struct, frozen=True, kw_only=True, tag="resuming"):
+    """Asks for the commit: all of the state is here and was checked, and the server is about to resume."""
+
+    epoch: int
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag="resumed"):
@@ -203,7 +214,7 @@ class Files(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ToDestination = Ahead | Begin | Piece | End | Renew | Commit
-ToSource = Received | Resumed | Committed
+ToSource = Received | Resuming | Resumed | Committed
 
 STATUS = Unary("Status", StatusQuery, AgentStatus)
 START_SERVICE = Unary("StartService", StartService, Started)

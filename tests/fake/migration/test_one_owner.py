@@ -252,6 +252,7 @@ def test_said_by(tmp_path: Path) -> None:
 
 def test_a_server_stands_still_for_no_longer_than_it_may(tmp_path: Path) -> None:
     """A link over which the state crosses too slowly: the source has its server back, with the reason."""
+    #: wire-format 9.2: a server SHOULD NOT stand still for longer
     limits = msgspec.structs.replace(QUICK, transfer_s=20.0, freeze_s=0.5)
     frozen_s: list[float] = []
 

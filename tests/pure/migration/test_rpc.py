@@ -89,6 +89,7 @@ def test_every_message_survives_the_wire() -> None:
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=messages.ToDestination) == message
     for answer in (
         messages.Received(size_bytes=1, t_ns=2),
+        messages.Resuming(epoch=3),
         messages.Resumed(epoch=3, t_ns=2, answer={"connections": 1}),
         messages.Committed(epoch=3),
     ):

@@ -75,6 +75,7 @@ class World(NamedTuple):
     clock: int = BEFORE_LEASE
     begun: bool = False  # Begin has been sent
     ended: bool = False  # End has been sent
+    asked: bool = False  # the destination was about to resume, that word may arrive at any time
     word_resumed: bool = False  # the destination has said so, the word may arrive at any time
     word_aborted: bool = False
     told: bool = False  # the destination has heard of the commit
@@ -94,6 +95,8 @@ def source_moves(world: World) -> Iterator[Signal]:
             yield from (Signal.SENT, Signal.FAILED)
         case Step.RESTORE:
             yield Signal.FAILED
+            if world.asked:
+                yield Signal.ASKED
             if world.word_resumed:
                 yield Signal.RESUMED
             if world.word_aborted:
@@ -160,6 +163,7 @@ def steps(world: World) -> Iterator[World]:
         if isinstance(answer, Step):
             yield world._replace(
                 destination=answer,
+                asked=world.asked or answer is Step.RESTORE,
                 word_resumed=world.word_resumed or answer is Step.COMMIT,
                 word_aborted=world.word_aborted or answer is Step.STAYED,
                 told=world.told or (answer is Step.MOVED and signal is Signal.SETTLED),
@@ -222,7 +226,7 @@ def test_the_model_notices_a_source_that_guesses() -> None:
     row = dict(SOURCE[Step.RESTORE])
     row[Signal.FAILED] = Step.ABORT
     guessing: Table = {**SOURCE, Step.RESTORE: row}
-    world = World(Step.RESTORE, Step.COMMIT, begun=True, ended=True, word_resumed=True)
+    world = World(Step.RESTORE, Step.COMMIT, begun=True, ended=True, asked=True, word_resumed=True)
     assert world in reachable()
     after = guessing[world.source][Signal.FAILED]
     assert isinstance(after, Step)
