@@ -12,18 +12,18 @@ import inspect
 from pathlib import Path
 
 import pytest
-from aioquic import tls
+from aioquic import _crypto, tls
 from aioquic.quic import packet_builder, recovery
 from aioquic.quic import stream as streams
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionId, QuicNetworkPath
-from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.crypto import CryptoContext, CryptoPair
 
 from quicferry.quic import _aioquic
 from quicferry.quic._aioquic.connection import HookedConnection
 
 ROOM = Path(_aioquic.__file__).parent
-FILES = ("connection.py", "doubt.py", "seam.py")
+FILES = ("connection.py", "doubt.py", "keys.py", "quiet.py", "seam.py")
 
 #: what we override or call: parameters, and the first 12 digits of the SHA-256 of the source
 METHODS: dict[str, tuple[str, str]] = {
@@ -48,11 +48,26 @@ METHODS: dict[str, tuple[str, str]] = {
     "QuicConnection._use_reserved_peer_cid": ("self, network_path", "ddb0329e0e84"),
     "QuicConnection._write_ack_frame": ("self, builder, space, now", "dc0bde63adda"),
     "QuicConnection._write_application": ("self, builder, network_path, now", "c37bf64378f7"),
+    "QuicConnection._write_connection_limits": ("self, builder, space", "02c42c5455ae"),
+    "QuicConnection._write_stream_frame": ("self, builder, space, stream, max_offset", "9bc0be962394"),
+    "QuicConnection._write_stream_limits": ("self, builder, space, stream", "398d4a898f7c"),
     "QuicConnection.change_connection_id": ("self", "60bf2f7b2c86"),
     "QuicConnection.datagrams_to_send": ("self, now", "f4eb22c8add2"),
     "QuicConnection.get_timer": ("self", "07184a05f894"),
     "QuicConnection.handle_timer": ("self, now", "8ebd76a179bf"),
     "QuicConnection.receive_datagram": ("self, data, addr, now", "3c7f29826050"),
+    "AEAD._nonce": ("self, packet_number", "cdb45a754af0"),
+    "AEAD.decrypt": ("self, data, associated_data, packet_number", "3cb5f698b2ee"),
+    "AEAD.encrypt": ("self, data, associated_data, packet_number", "dcd48e4cec21"),
+    "CryptoContext.decrypt_packet": (
+        "self, packet, encrypted_offset, expected_packet_number",
+        "fe94c52f762d",
+    ),
+    "CryptoContext.encrypt_packet": ("self, plain_header, plain_payload, packet_number", "fe4c0f9b61d1"),
+    "HeaderProtection._mask": ("self, sample", "3f222c114661"),
+    "HeaderProtection.apply": ("self, plain_header, protected_payload", "dfbedf5f0cb7"),
+    "HeaderProtection.remove": ("self, packet, pn_offset", "86c5aacd3c9c"),
+    "CryptoPair._update_key": ("self, trigger", "4dddcfabc635"),
     "CryptoPair.decrypt_packet": ("self, packet, encrypted_offset, expected_packet_number", "2d2c3a3bf129"),
     "QuicNetworkPath.__init__": ("self, addr, is_validated=", "e94ef816464a"),
     "QuicPacketBuilder.__init__": (
@@ -85,18 +100,27 @@ METHODS: dict[str, tuple[str, str]] = {
 #: attributes we read or write, by the object that has them
 ATTRIBUTES = {
     "connection": {
+        "_QuicConnection__frame_handlers",
+        "_ack_delay",
         "_ack_eliciting_sent_since_receipt",
         "_close_at",
         "_close_pending",
         "_configuration",
+        "_crypto_streams",
         "_cryptos",
+        "_datagrams_pending",
         "_events",
         "_handshake_confirmed",
+        "_handshake_done_pending",
         "_host_cid_seq",
         "_host_cids",
         "_is_client",
-        "_loss",
         "_local_active_connection_id_limit",
+        "_local_max_data",
+        "_local_max_streams_bidi",
+        "_local_max_streams_uni",
+        "_logger",
+        "_loss",
         "_loss_at",
         "_max_datagram_size",
         "_network_paths",
@@ -105,15 +129,21 @@ ATTRIBUTES = {
         "_peer_cid",
         "_peer_cid_available",
         "_peer_retire_prior_to",
+        "_ping_pending",
+        "_probe_pending",
         "_quic_logger",
         "_remote_active_connection_id_limit",
+        "_remote_max_data",
+        "_remote_max_data_used",
         "_remote_preferred_address",
-        "_QuicConnection__frame_handlers",
+        "_retire_connection_ids",
         "_spaces",
         "_spin_bit",
         "_spin_highest_pn",
         "_state",
         "_streams",
+        "_streams_blocked_pending",
+        "_streams_queue",
         "_version",
     },
     "recovery": {
@@ -128,6 +158,8 @@ ATTRIBUTES = {
         "_rtt_smoothed",
         "_rtt_variance",
     },
+    "aead": {"_aead", "_iv"},
+    "hp": {"_encryptor", "_is_chacha20"},
     "sender": {"_pending", "_pending_eof", "_reset_error_code", "_stream_id"},
 }
 #: public in spelling, but no documented part of aioquic's interface
@@ -165,6 +197,8 @@ def objects():
         "stream": streams.QuicStream(0),
         "sender": streams.QuicStreamSender(0, True),
         "tls": connection.tls,
+        "aead": connection._cryptos[tls.Epoch.INITIAL].send.aead,
+        "hp": connection._cryptos[tls.Epoch.INITIAL].send.hp,
         "packet": next(iter(connection._spaces[tls.Epoch.INITIAL].sent_packets.values())),
     }
 
@@ -186,7 +220,10 @@ def parameters(function) -> str:
 def find(name: str):
     kind, _, member = name.partition(".")
     owners = {
+        "AEAD": _crypto.AEAD,
+        "CryptoContext": CryptoContext,
         "CryptoPair": CryptoPair,
+        "HeaderProtection": _crypto.HeaderProtection,
         "QuicConnection": QuicConnection,
         "QuicPacketRecovery": recovery.QuicPacketRecovery,
         "QuicPacketBuilder": packet_builder.QuicPacketBuilder,
@@ -234,7 +271,11 @@ def private_names() -> set[str]:
         "_doubt",
         "_timer",
         "_delay_s",
+        "_decrypt_in_steps",
         "_forget_at",
+        "_former",
+        "_new_since",
+        "_quiet",
         "_give_up",
         "_lost",
     }

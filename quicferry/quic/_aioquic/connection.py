@@ -23,10 +23,11 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
 )
 from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_ack_frame, pull_quic_header
-from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 
 from quicferry.quic._aioquic.keys import retain_former_keys
+from quicferry.quic._aioquic.quiet import Quiet, quiet, receive, write_run
 from quicferry.quic.errors import PeerError
 from quicferry.quic.wire import Address, Frame, FrameType, find_parameter, pull_frame
 from quicferry.strategies import StrategyName
@@ -149,6 +150,7 @@ class HookedConnection(QuicConnection):
     _careful: Careful | None = None  # how congestion control is resumed after a move
     _came_to: str | None = None  # the local address of the datagram that is being processed
     _doubt: Doubt | None = None  # what was in flight when the server moved, until that is settled
+    _quiet: Quiet | None = None  # once the handshake is over
 
     def attach(self, hooks: Hooks) -> None:
         """From now on ``hooks`` are called. Before the connection has sent anything."""
@@ -276,6 +278,15 @@ class HookedConnection(QuicConnection):
         self, data: bytes, addr: NetworkAddress, now: float, local: str | None = None
     ) -> None:
         """As upstream. ``local``: the address of this host that it came to, where that is known."""
+        known, ferry = self._quiet, self._ferry
+        if known is not None and (ferry is None or ferry.passive):
+            self._came_to, path = local, self._network_paths[0]
+            done = receive(self, known, data, addr, now)
+            self._came_to = None
+            if done:
+                if local is not None:
+                    vars(path).setdefault(LOCAL, local)
+                return
         if local is None:
             self._receive(data, addr, now)
             return
@@ -291,6 +302,8 @@ class HookedConnection(QuicConnection):
         ferry = self._ferry
         if ferry is None or (ferry.passive and self._network_paths and self._network_paths[0].addr == addr):
             super().receive_datagram(data, addr, now)
+            if self._quiet is None:
+                self._quiet = quiet(self)
             return
         if ferry.held:
             return
@@ -372,6 +385,13 @@ class HookedConnection(QuicConnection):
         ):
             return ferry.before_send(now) + super().datagrams_to_send(now)
         return super().datagrams_to_send(now)
+
+    def _write_application(
+        self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float
+    ) -> None:
+        if self._quiet is not None:
+            write_run(self, self._quiet, builder, network_path, now)
+        super()._write_application(builder, network_path, now)
 
     def get_timer(self) -> float | None:
         ferry = self._ferry

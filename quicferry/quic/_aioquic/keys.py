@@ -22,29 +22,13 @@ _SAMPLE_AFTER = 4  # a sample begins where a packet number of four bytes would e
 _SAMPLE_END = _SAMPLE_AFTER + 16
 
 
-class RetainingPair(CryptoPair):
-    """``CryptoPair`` with the former keys for reading."""
-
-    _former: CryptoContext | None = None
-    _new_since: int | None = None  # the lowest packet number that the new keys have opened
-
-    def _update_key(self, trigger: str) -> None:
-        former = CryptoContext(key_phase=self.recv.key_phase)
-        former.aead, former.hp, former.secret = self.recv.aead, self.recv.hp, self.recv.secret
-        former.cipher_suite, former.version = self.recv.cipher_suite, self.recv.version
-        self._former, self._new_since = former, None
-        super()._update_key(trigger)
+class ShortHeaderContext(CryptoContext):
+    """``CryptoContext`` that protects a short header in one step."""
 
     def encrypt_packet(self, plain_header: bytes, plain_payload: bytes, packet_number: int) -> bytes:
-        aead, hp = self.send.aead, self.send.hp
+        aead, hp = self.aead, self.hp
         first = plain_header[0]
-        if (
-            self._update_key_requested
-            or aead is None
-            or hp is None
-            or hp._is_chacha20
-            or first & _LONG_HEADER
-        ):
+        if aead is None or hp is None or hp._is_chacha20 or first & _LONG_HEADER:
             return super().encrypt_packet(plain_header, plain_payload, packet_number)
         nonce = (aead._iv ^ packet_number).to_bytes(AEAD_NONCE_LENGTH, "big")
         protected = aead._aead.encrypt(nonce, plain_payload, plain_header)
@@ -57,6 +41,20 @@ class RetainingPair(CryptoPair):
             number.to_bytes(length, "big"),
             protected,
         )
+
+
+class RetainingPair(CryptoPair):
+    """``CryptoPair`` with the former keys for reading."""
+
+    _former: CryptoContext | None = None
+    _new_since: int | None = None  # the lowest packet number that the new keys have opened
+
+    def _update_key(self, trigger: str) -> None:
+        former = CryptoContext(key_phase=self.recv.key_phase)
+        former.aead, former.hp, former.secret = self.recv.aead, self.recv.hp, self.recv.secret
+        former.cipher_suite, former.version = self.recv.cipher_suite, self.recv.version
+        self._former, self._new_since = former, None
+        super()._update_key(trigger)
 
     def decrypt_packet(
         self, packet: bytes, encrypted_offset: int, expected_packet_number: int
@@ -112,6 +110,7 @@ class RetainingPair(CryptoPair):
 def retain_former_keys(pair: CryptoPair) -> None:
     """From now on the pair keeps its former keys; it stays the object that it is."""
     pair.__class__ = RetainingPair
+    pair.send.__class__ = ShortHeaderContext  # of the context, not of the pair: that is what a freeze seals
 
 
 def former_secret(pair: CryptoPair) -> bytes | None:
