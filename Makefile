@@ -37,7 +37,7 @@ SIMULATE_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-report test-upstream simulate requirements lint bench bench-inspect fidelity soak faults bench-containers bench-hosts bench-cost vm-test signals explore fuzz nightly lock clean
+.PHONY: help setup demo test test-report test-upstream simulate requirements lint bench bench-inspect fidelity figures soak faults bench-containers bench-hosts bench-cost vm-test signals explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench-inspect: setup ## measure `quicferry inspect` against tshark on 100,000 pa
 
 fidelity: setup ## measure whether links do what they are asked to, and write docs/fidelity.md (as root, 3 minutes)
 	@$(PYTHON) -m bench.fidelity --write docs/fidelity.md $(FIDELITY_ARGS)
+
+figures: setup ## run the paper's Figs. 4, 5a and 6a with their repetitions and write docs/images (as root, hours)
+	@for figure in fig4 fig5a fig6a; do bin/quicferry reproduce $$figure --output docs/images $(FIGURES_ARGS) || exit 1; done
 
 bench-hosts: setup ## measure how long networks of 10, 100, … hosts take to be there (as root)
 	@$(PYTHON) -m bench.bench_hosts $(BENCH_ARGS)

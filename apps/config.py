@@ -10,7 +10,7 @@ import msgspec
 
 from quicferry.errors import InvalidInput
 from quicferry.model import Endpoint
-from quicferry.quic import Congestion
+from quicferry.quic import Congestion, Probing
 from quicferry.strategies import StrategyName, strategies
 
 ALPN = "quicferry/1"
@@ -71,6 +71,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     extension: bool = True
     strategies: tuple[StrategyName, ...] = msgspec.field(default_factory=lambda: tuple(strategies()))
     congestion: Congestion = Congestion.INITIAL_WINDOW
+    probing: Probing = Probing.RACE
     accept_moves: bool = True  # False: every announcement is answered with "refused"
     idle_timeout_s: float = 60.0
     patience_s: float = 15.0  # how long the client waits at the end for what is still open

@@ -3,19 +3,21 @@
     sudo .venv/bin/python -m bench.fidelity [--backend cable] [--write docs/fidelity.md]
 
 Bounds: a round-trip time within 0.3 ms or 1 % in the mean, a rate within 2 %, a loss within the 99 % interval
-of its binomial distribution, jitter within 15 % of its standard deviation. Ends with status 1 when one is
-missed. What is measured is the links and this machine: the load is in the heading, and a busy machine misses
-bounds.
+of its binomial distribution, the mean length of bursts of losses within that of so many geometric lengths,
+jitter within 15 % of its standard deviation. Ends with status 1 when one is missed. What is measured is the
+links and this machine: the load is in the heading, and a busy machine misses bounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import statistics
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,9 @@ from quicferry.model import Shape
 RTTS_MS = (1, 4, 20, 100, 400)
 RATES_MBPS = (1, 10, 100, 1000)
 LOSSES_PERCENT = (0.1, 0.5, 1, 3, 10)
+BURSTS_PACKETS = (2.0, 5.0, 20.0)  # Gilbert-Elliott, of BURST_LOSS_PERCENT in all
+BURST_LOSS_PERCENT, BURST_S = 5.0, 6.0
+Z_99 = 2.576  # of the normal distribution: 99 % lie within
 JITTERS_MS = ((10.0, 1.0), (50.0, 5.0))  # delay, deviation
 PINGS = 300
 LOSS_FRAMES_PER_S, LOSS_S = 8_000, 3.0
@@ -103,6 +108,44 @@ def loss(loss_percent: float, backend: str) -> Row:
     )  # fmt: skip
 
 
+def run_lengths(came: Iterable[int], sent: int) -> list[int]:
+    """The lengths of the runs of frames that did not come, of those numbered 0 to ``sent`` - 1."""
+    lengths, expected = [], 0
+    for number in [*sorted(set(came)), sent]:
+        if number > expected:
+            lengths.append(number - expected)
+        expected = number + 1
+    return lengths
+
+
+def burst(length_packets: float, backend: str) -> Row:
+    """The mean length of bursts of losses, among numbered frames."""
+    shape = Shape(delay_ms=1, loss_percent=BURST_LOSS_PERCENT, loss_burst_packets=length_packets)
+    count = round(LOSS_FRAMES_PER_S * BURST_S)
+    with chain([shape], backend, time.time_ns()) as (layer, _), contextlib.ExitStack() as ends:
+        a, b = ends.enter_context(of_a(layer)), ends.enter_context(of_b(layer))
+        came: list[int] = []
+        begun_s = time.monotonic()
+        for number in range(count):
+            if (early_s := begun_s + number / LOSS_FRAMES_PER_S - time.monotonic()) > 0:
+                time.sleep(early_s)
+            a.socket.send(a.frame(b, TRAIN, number, 60))
+            if number % 100 == 0:  # the receiver's buffer is finite
+                came += [n for kind, n, _ in b.receive() if kind == TRAIN]
+        time.sleep(0.5)
+        came += [n for kind, n, _ in b.receive() if kind == TRAIN]
+        late = _late(layer)
+    lengths = run_lengths(came, count)
+    mean = statistics.fmean(lengths) if lengths else 0.0
+    # lengths are geometric: their deviation is known from their mean
+    allowed = Z_99 * math.sqrt(length_packets * (length_packets - 1) / max(1, len(lengths)))
+    return Row(
+        f"burst of losses, {BURST_LOSS_PERCENT:g} % in all", f"{length_packets:g} packets",
+        f"{mean:.2f} packets", f"{mean - length_packets:+.2f} packets", f"± {allowed:.2f} packets",
+        abs(mean - length_packets) <= allowed, late,
+    )  # fmt: skip
+
+
 def jitter(delay_ms: float, jitter_ms: float, backend: str) -> Row:
     """The standard deviation of the delay, of frames so far apart that keeping their order costs nothing."""
     with chain([Shape(delay_ms=delay_ms, jitter_ms=jitter_ms)], backend) as (layer, _):
@@ -122,6 +165,7 @@ def measured(backend: str) -> list[Row]:
     rows = [rtt(value, backend) for value in RTTS_MS]
     rows += [rate(value, backend) for value in RATES_MBPS]
     rows += [loss(value, backend) for value in LOSSES_PERCENT]
+    rows += [burst(value, backend) for value in BURSTS_PACKETS]
     return rows + [jitter(delay, deviation, backend) for delay, deviation in JITTERS_MS]
 
 

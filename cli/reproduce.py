@@ -10,9 +10,9 @@ import msgspec
 from cli.common.output import json_option, print_json, say, stdout_console
 from cli.common.runs import runs_option
 from cli.common.sweeping import executor_option, sweep_into
-from quicferry.errors import InvalidInput
+from quicferry.errors import InvalidInput, disk_error
 from session.outcomes import raise_for
-from session.published import Experiment, Pair, experiments, get, side_by_side
+from session.published import EXCESS_MS, Experiment, Pair, experiments, get, side_by_side
 from session.scenario import read_scenario
 from session.selection import sweep_root
 from session.sweep import SweepStore
@@ -30,6 +30,7 @@ class Compared(msgspec.Struct, frozen=True):
     low: float | None
     high: float | None
     runs: int
+    excess_ms: float | None
     ratio: float | None
 
 
@@ -48,6 +49,12 @@ class Compared(msgspec.Struct, frozen=True):
     default=None,
     help="Begin no run after so many minutes; the same command goes on later.",
 )
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Write the figure as SVG into this directory, too.",
+)
 @click.option("--no-runs", is_flag=True, help="Make no run: show what there is.")
 @executor_option
 @runs_option
@@ -58,6 +65,7 @@ def reproduce(
     repetitions: int | None,
     time_budget_min: float | None,
     no_runs: bool,
+    output: Path | None,
     executor: str,
     runs_root: Path | None,
     as_json: bool,
@@ -93,7 +101,7 @@ def reproduce(
             print_json(Compared(name, *pair, pair.ratio))
     else:
         _show(experiment, pairs)
-    _draw(experiment, pairs, root)
+    _draw(experiment, pairs, root, output)
     if end is not None and end.missing:
         say(f"{end.reason}: {end.missing} runs are missing; the same command goes on")
     raise_for([row.result for row in rows if row.repetition > 0])
@@ -108,7 +116,9 @@ def _show(experiment: Experiment, pairs: list[Pair]) -> None:
     console.print(f"[bold]{experiment.title}[/]", highlight=False)
     table = Table(header_style="bold", border_style="dim")
     table.add_column("")
-    for heading in ("published", "measured here", "least to greatest", "runs", "ratio"):
+    has_excess = any(pair.excess_ms is not None for pair in pairs)
+    headings = ["published", "measured here", "least to greatest", "runs", "ratio"]
+    for heading in [*headings, *([f"over downtime + 1 RTT (≤ {EXCESS_MS:g} ms)"] if has_excess else [])]:
         table.add_column(heading, justify="right")
     for pair in pairs:
         digits = 0 if pair.unit == "bytes" or pair.published >= 1000 else 1
@@ -119,6 +129,7 @@ def _show(experiment: Experiment, pairs: list[Pair]) -> None:
             NOTHING if pair.low is None else f"{number(pair.low, digits)} to {number(pair.high, digits)}",
             str(pair.runs),
             NOTHING if pair.ratio is None else f"{pair.ratio:.2f}",
+            *([_excess(pair)] if has_excess else []),
         )
     console.print(table)
     statistics = " and ".join(sorted({pair.statistic for pair in pairs}))
@@ -128,10 +139,25 @@ def _show(experiment: Experiment, pairs: list[Pair]) -> None:
         console.print(f"  - {words}", markup=False)
 
 
-def _draw(experiment: Experiment, pairs: list[Pair], root: Path) -> None:
+def _excess(pair: Pair) -> str:
+    """By how much the request hit took longer than downtime and one RTT, and whether that is allowed."""
+    from quicferry.analysis.tables import NOTHING, number
+
+    if pair.excess_ms is None:
+        return NOTHING
+    return f"{number(pair.excess_ms, 1)} ms {'yes' if pair.is_enough else 'no'}"
+
+
+def _draw(experiment: Experiment, pairs: list[Pair], root: Path, output: Path | None) -> None:
     from quicferry.analysis.figures.published import published_figure
     from quicferry.analysis.figures.style import save_figure
 
     figure = published_figure(pairs, experiment.title, pairs[0].unit)
     written = save_figure(figure, root, experiment.name, ("pdf", "svg", "png"))
+    if output is not None:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            written += save_figure(figure, output, experiment.name, ("svg",))
+        except OSError as error:
+            raise disk_error(f"the figure cannot be written to {output}", error, "--output") from error
     say("figure: " + ", ".join(str(path) for path in written))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from quicferry.errors import CommandFailed, Unsupported
 
@@ -102,6 +103,38 @@ def spawn(
         raise Unsupported(
             f"the program {words[0]} is not installed", hint="run `make setup`, then `quicferry doctor`"
         ) from error
+
+
+class _Adopted(subprocess.Popen[bytes]):
+    """A child that was forked by other means, with all that ``Popen`` can do; made by ``adopt``."""
+
+    def __init__(
+        self,
+        pid: int,
+        argv: Sequence[str],
+        stdin: IO[bytes] | None,
+        stdout: IO[bytes] | None,
+        stderr: IO[bytes] | None,
+    ) -> None:
+        # what Popen's own __init__ leaves behind that poll, wait, signals and the end of the object read
+        self.args = list(argv)
+        self.pid = pid
+        self.returncode: int | Any = None
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+        self._waitpid_lock = threading.Lock()
+        self._sigint_wait_secs = 0.25
+        self._child_created = True
+
+
+def adopt(
+    pid: int,
+    argv: Sequence[str],
+    stdin: IO[bytes] | None = None,
+    stdout: IO[bytes] | None = None,
+    stderr: IO[bytes] | None = None,
+) -> subprocess.Popen[bytes]:
+    """A child of this process that ``spawn`` has not started, as if it had; our ends of its pipes with it."""
+    return _Adopted(pid, argv, stdin, stdout, stderr)
 
 
 def stop(process: subprocess.Popen[bytes], *, grace_s: float = 2.0) -> int:

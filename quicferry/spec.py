@@ -165,6 +165,14 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "addresses", least=1, most=7, read_by=_EXTENSION,
         ),
     ] = 1  # fmt: skip
+    probing: Annotated[
+        Literal["race", "one-by-one"],
+        _axis(
+            "How the client looks for the server among its candidates (strategy pool): all at once, or as "
+            "published one after another, each waited for twice as long.",
+            read_by=_EXTENSION,
+        ),
+    ] = "race"
     rtt_ms: Annotated[
         float,
         _network("Round-trip time between client and destination edge.", _MS, least=0, most=4000),

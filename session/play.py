@@ -18,10 +18,14 @@ from apps.deployment.quic import QuicDeployment
 from quicferry.emulation.mininet.emulator import MininetEmulator
 from quicferry.events import Event
 from quicferry.experiment.run import MakeDeployment, perform
+from quicferry.fork_server import ForkServer
 from quicferry.process import run
 from quicferry.record import RunPaths, read_manifest
 
 PRIORITY = -10  # niceness of all that plays in a run: what else the machine does should not be measured
+
+#: Programs that every run with a strategy has, and most with a baseline: forked, not started one by one.
+FORKED = ("apps.agent", "apps.orchestrator", "apps.client.client", "apps.client.multi_client")
 
 
 def show(event: Event) -> None:
@@ -42,6 +46,8 @@ def keep_in_memory(directory: Path) -> None:
 def main() -> None:
     """Perform the run whose directory is the first argument."""
     paths = RunPaths(Path(sys.argv[1]))
+    os.nice(PRIORITY)
+    forks = ForkServer.start(FORKED)
     keep_in_memory(paths.credentials)  # private keys
     manifest = read_manifest(paths.root)
     backend = manifest.spec.link_backend
@@ -49,10 +55,10 @@ def main() -> None:
         paths.root / "links",
         seed=manifest.spec.seed,
         backend=None if backend == "auto" else backend,
+        forks=forks,
     )
     name = manifest.spec.baseline
     deployment: MakeDeployment = baselines.get(name).deployment if name is not None else QuicDeployment
-    os.nice(PRIORITY)
     perform(manifest, paths, emulator, deployment, show)
 
 

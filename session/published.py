@@ -22,6 +22,8 @@ from quicferry.errors import InvalidInput
 from quicferry.paths import CHECKOUT
 
 FOLDER = CHECKOUT / "scenarios" / "published"
+#: how much longer than downtime and one RTT a request that a move hits may take, ms
+EXCESS_MS = 10.0
 #: columns of values.csv that choose runs; one that is empty chooses all
 _CHOICES = {
     "contender": "contender",
@@ -90,6 +92,13 @@ class Pair(NamedTuple):
     low: float | None  # the least and the greatest of the runs here
     high: float | None
     runs: int
+    #: of the request that the move hits: its time less downtime and one RTT, median; None: another value
+    excess_ms: float | None = None
+
+    @property
+    def is_enough(self) -> bool | None:
+        """Whether the request hit waited for downtime and one RTT, and no more than ``EXCESS_MS``."""
+        return None if self.excess_ms is None else self.excess_ms <= EXCESS_MS
 
     @property
     def ratio(self) -> float | None:
@@ -179,4 +188,14 @@ def _pair(value: Value, runs: pl.DataFrame) -> Pair:
         low=min(measured, default=None),
         high=max(measured, default=None),
         runs=len(measured),
+        excess_ms=_excess_ms(chosen) if value.measure == "request_hit_ms" else None,
     )
+
+
+def _excess_ms(runs: pl.DataFrame) -> float | None:
+    """By how much the request hit took longer than downtime and one RTT to the destination, in the median."""
+    excess = runs.select(
+        pl.col("request_hit_ms") - pl.col("container_downtime_ms") - pl.col("rtt_ms_asked")
+    ).to_series()
+    found = excess.drop_nulls().cast(pl.Float64).to_list()
+    return median(found) if found else None

@@ -106,6 +106,7 @@ def _same_whatever(spec: RunSpec, parts: Parts) -> dict[str, str]:
     reasons: dict[str, str] = {}
     if not parts.rules.pool:
         reasons["pool"] = f"pool is for strategies with candidates: {spec.strategy} is given none"
+        reasons["probing"] = f"probing is for strategies with candidates: {spec.strategy} is given none"
     if parts.rules.server_first:
         reasons["server_first"] = f"with {spec.strategy} the server speaks first in any case"
     return reasons

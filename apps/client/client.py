@@ -92,6 +92,7 @@ class Client:
                 strategies=frozenset(config.strategies),
                 accept_moves=config.accept_moves,
                 congestion=config.congestion,
+                probing=config.probing,
                 timings=Timings(probe_interval_s=interval_s),
             )
         return MigratableConnection(configuration=quic, extension=extension)

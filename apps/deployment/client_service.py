@@ -12,7 +12,7 @@ from quicferry.errors import MigrationError
 from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
 from quicferry.process import TimeoutExpired
-from quicferry.quic import Congestion
+from quicferry.quic import Congestion, Probing
 from quicferry.record import ClientSummary, write_json
 from quicferry.spec import RunSpec
 from quicferry.strategies import StrategyName, rules_of, strategies
@@ -48,6 +48,7 @@ def client_config(context: RunContext, authority: str) -> ClientConfig:
         upload_bytes=round(spec.upload_mib * BYTES_PER_MIB),
         seed=spec.seed,
         congestion=Congestion(spec.congestion),
+        probing=Probing(spec.probing),
         clients=spec.clients,
         plain_clients=spec.plain_clients,
         mixed_strategies=spec.mixed_strategies,

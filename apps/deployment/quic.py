@@ -13,7 +13,7 @@ import msgspec
 from apps.config import SERVER_NAME
 from apps.deployment.client_service import ClientsApart, LoadClient, client_config
 from apps.deployment.mobility import Mobility
-from apps.deployment.services import ASK_S, AgentService, OrchestratorService, moved, order_move
+from apps.deployment.services import ASK_S, AgentService, OrchestratorService, Together, moved, order_move
 from quicferry.errors import FerryError
 from quicferry.experiment.context import Program, RunContext, Service
 from quicferry.experiment.fault_injector import FaultInjector
@@ -88,7 +88,11 @@ class QuicDeployment:
                 module="apps.client.multi_client" if crowd else "apps.client.client",
                 connections=context.spec.clients,
             )
-        self.services: list[Service] = [*self._agents.values(), self._orchestrator, faults, self._client]
+        self.services: list[Service] = [
+            Together([*self._agents.values(), self._orchestrator]),
+            faults,
+            self._client,
+        ]
         self._done = 0  # moves
         self._mobility = Mobility(context, self._client)
         context.watched["server"] = self._server_pid

@@ -17,8 +17,8 @@ import msgspec
 from apps.config import SERVER_NAME, ServerConfig
 from apps.deployment.client_service import strategies_in
 from apps.deployment.replies import Replies, Restarts
-from quicferry.errors import MigrationError
-from quicferry.experiment.context import SERVICE_PORT, Program, RunContext
+from quicferry.errors import FerryError, MigrationError
+from quicferry.experiment.context import SERVICE_PORT, Program, RunContext, Service
 from quicferry.experiment.faults import DESTINATION, SOURCE
 from quicferry.experiment.itinerary import onward, stops
 from quicferry.migration.agent.config import CONFIG_INSIDE, AgentConfig, LocalMove, ServerCommand
@@ -314,6 +314,34 @@ def journals(context: RunContext) -> Path:
     folder = context.paths.root / "journals"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+class Together:
+    """Services that need nothing of each other to start: all are started before any is waited for."""
+
+    name = "agents and orchestrator"
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self._services = services
+
+    def start(self) -> None:
+        for service in self._services:
+            service.start()
+
+    def wait_ready(self, timeout_s: float) -> None:
+        for service in self._services:
+            service.wait_ready(timeout_s)
+
+    def stop(self) -> None:
+        """End all, the last first, also when one will not; raises what was raised first."""
+        problems: list[FerryError] = []
+        for service in reversed(self._services):
+            try:
+                service.stop()
+            except FerryError as error:
+                problems.append(error)
+        if problems:
+            raise problems[0]
 
 
 class OrchestratorService:

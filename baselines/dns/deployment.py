@@ -9,7 +9,7 @@ from typing import Any
 from apps.config import SERVER_NAME, ClientConfig
 from apps.deployment.client_service import client_config, clients_of
 from apps.deployment.quic import Credentials
-from apps.deployment.services import AgentService, OrchestratorService, moved, order_move
+from apps.deployment.services import AgentService, OrchestratorService, Together, moved, order_move
 from baselines.dns.services import NameServer, NameUpdater, make_key
 from quicferry.errors import MigrationError
 from quicferry.events import Event
@@ -69,8 +69,7 @@ class DnsDeployment:
         self.services: list[Service] = [
             NameServer(context, key),
             self._updater,
-            *map(agent, edges),
-            self._orchestrator,
+            Together([*map(agent, edges), self._orchestrator]),
             clients_of(
                 context,
                 config(context, client_config(context, tls.authority)),

@@ -8,7 +8,7 @@ from apps.config import SERVER_NAME
 from apps.deployment.client_service import client_config, clients_of
 from apps.deployment.quic import Credentials
 from apps.deployment.replies import Replies
-from apps.deployment.services import AgentService, OrchestratorService, moved, order_move
+from apps.deployment.services import AgentService, OrchestratorService, Together, moved, order_move
 from baselines.addresses import first_hops
 from baselines.dns.deployment import UNANNOUNCED, ClientConfigMaker
 from baselines.ip_move.router import RouterConfig
@@ -112,9 +112,7 @@ class IpMoveDeployment:
         self._orchestrator = OrchestratorService(context, edges, issue(context.part("orchestrator")))
         self.services: list[Service] = [
             *(RouterService(context, config) for config in routers),
-            agent(source, destination),
-            agent(destination, source),
-            self._orchestrator,
+            Together([agent(source, destination), agent(destination, source), self._orchestrator]),
             clients_of(context, config(context, client_config(context, tls.authority)), module=client),
         ]
 

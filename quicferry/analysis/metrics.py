@@ -177,7 +177,8 @@ def _disagreement(gap: ServiceGap | None, logged: ServiceGap | None) -> list[str
         if abs(difference) > LOG_TOLERANCE_NS:
             warnings.append(
                 f"the client's log says {ns_to_ms(logged.length_ns):.3f} ms, its capture "
-                f"{ns_to_ms(gap.length_ns):.3f} ms: they differ by {ns_to_ms(abs(difference)):.3f} ms"
+                f"{ns_to_ms(gap.length_ns):.3f} ms: they differ by {ns_to_ms(abs(difference)):.3f} ms, "
+                f"as {_why(gap, logged)}"
             )
     if gap is not None and gap.late_old_bytes:
         warnings.append(
@@ -185,6 +186,19 @@ def _disagreement(gap: ServiceGap | None, logged: ServiceGap | None) -> list[str
             "had begun: they were still on their way"
         )
     return warnings
+
+
+def _why(gap: ServiceGap, logged: ServiceGap) -> str:
+    """At which end of the interruption the client's log and its capture differ, and what that means."""
+    ends = (
+        ("the last service from the old address", logged.last_old_ns - gap.last_old_ns),
+        ("the first service from the new address", logged.first_new_ns - gap.first_new_ns),
+    )
+    what, later_ns = max(ends, key=lambda end: abs(end[1]))
+    if later_ns > 0:
+        # the machine was busy, or bytes before it were missing: a capture does not wait for them
+        return f"the client could use {what} {ns_to_ms(later_ns):.3f} ms after its packet had come"
+    return f"the client's log has {what} {ns_to_ms(-later_ns):.3f} ms before the packet that completes it"
 
 
 def _number(event: Event | None, key: str) -> float | None:

@@ -18,7 +18,6 @@ from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap, mannwhitneyu, quantile_test
 
 #: Fewer values than these have no 95 % interval of their median, and no test finds what there is.
 ENOUGH = 6
@@ -54,6 +53,8 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
         raise ValueError(f"a confidence level of {level}")
     if not values:
         return None
+    from scipy.stats import quantile_test  # takes half a second to load, and one run needs none of it
+
     interval = quantile_test(values, p=0.5).confidence_interval(level)
     low, high = float(interval.low), float(interval.high)
     return None if math.isnan(low) or math.isnan(high) else (low, high)
@@ -110,6 +111,8 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[fl
     """The percentile bootstrap interval of the median; None for fewer than ``ENOUGH`` values."""
     if len(values) < ENOUGH:
         return None
+    from scipy.stats import bootstrap
+
     data = np.asarray(values, dtype=float)
     found = bootstrap(
         (data,), np.median, confidence_level=level, n_resamples=_RESAMPLES, method="percentile",
@@ -120,6 +123,8 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[fl
 
 def compare(groups: Mapping[str, Sequence[float]]) -> list[Comparison]:
     """Every pair of groups that have ``ENOUGH`` values, with p-values corrected by Holm's method."""
+    from scipy.stats import bootstrap, mannwhitneyu
+
     enough = {name: np.asarray(v, dtype=float) for name, v in groups.items() if len(v) >= ENOUGH}
     pairs = list(combinations(enough.items(), 2))
     tests = [mannwhitneyu(other, one) for (_, one), (_, other) in pairs]

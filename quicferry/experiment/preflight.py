@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 import msgspec
@@ -38,6 +39,8 @@ _SOURCES = (
     service_probes.PROBES,
 )
 
+TOGETHER = "--together"
+AT_ONCE = 4  # most probes wait for packets or programs
 #: What ``quicferry demo`` cannot do without. netem is not among them: the cable stands in for it.
 NEEDED_FOR_DEMO = ("root", "netns", "veth", "shaped-link", "mininet", "criu", "tshark")
 
@@ -67,8 +70,8 @@ def select(names: Iterable[str]) -> list[Probe]:
     return chosen
 
 
-def ask(chosen: Sequence[Probe]) -> Iterator[ProbeResult]:
-    """Ask probes one after another, in a private root; each answer as soon as it is there.
+def ask(chosen: Sequence[Probe], *, together: bool = False) -> Iterator[ProbeResult]:
+    """Ask probes one after another, or all at once, in a private root; each answer as soon as it is there.
 
     A probe that gives none within ``LIMIT_S`` seconds is ended with its private root, and the next are
     asked in another. Who may not make one, and a probe that is not of this machine's list, is answered here:
@@ -80,14 +83,14 @@ def ask(chosen: Sequence[Probe]) -> Iterator[ProbeResult]:
         return
     unanswered = list(chosen)
     while unanswered:
-        yield from _ask_in_one_root(unanswered)
+        yield from _ask_in_one_root(unanswered, together=together)
 
 
-def _ask_in_one_root(unanswered: list[Probe]) -> Iterator[ProbeResult]:
+def _ask_in_one_root(unanswered: list[Probe], *, together: bool) -> Iterator[ProbeResult]:
     """Ask until one gives no answer in time; takes those that are answered for off the list."""
     # of the private root and in memory: files that probes write must not outlive them either
     env = {**os.environ, "TMPDIR": "/run"}
-    argv = [sys.executable, "-m", __name__, *(probe.name for probe in unanswered)]
+    argv = [sys.executable, "-m", __name__, *([TOGETHER] * together), *(probe.name for probe in unanswered)]
     with tempfile.TemporaryFile() as log:
         root = private_root.start(argv, stdin=DEVNULL, stdout=PIPE, stderr=log, env=env, cwd=CHECKOUT)
         assert root.process.stdout is not None
@@ -143,9 +146,9 @@ def _no_answer(probe: Probe, detail: str, hint: str) -> ProbeResult:
 
 
 def check(names: Iterable[str]) -> list[ProbeResult]:
-    """Ask those probes, one after another. Raises ``Unsupported`` at the first that says no."""
+    """Ask those probes, all at once. Raises ``Unsupported`` for the first of them that says no."""
     results: list[ProbeResult] = []
-    for result in ask(select(names)):
+    for result in ask(select(names), together=True):
         require(result)
         results.append(result)
     return results
@@ -153,9 +156,12 @@ def check(names: Iterable[str]) -> list[ProbeResult]:
 
 def main() -> None:
     """Inside the private root: ask, and print the answers."""
-    for probe in select(sys.argv[1:]):
-        sys.stdout.buffer.write(msgspec.json.encode(probe.run()) + b"\n")
-        sys.stdout.buffer.flush()
+    names = sys.argv[1:]
+    together = names[:1] == [TOGETHER]
+    with ThreadPoolExecutor(AT_ONCE if together else 1) as threads:
+        for result in threads.map(Probe.run, select(names[together:])):
+            sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
+            sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

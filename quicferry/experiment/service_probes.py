@@ -15,19 +15,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-
-import dns.exception
-import dns.message
-import dns.name
-import dns.query
-import dns.rcode
-import dns.rdatatype
-import dns.tsig
-import dns.update
+from typing import TYPE_CHECKING
 
 from quicferry import process
 from quicferry.errors import FerryError, Unsupported, last_line
 from quicferry.probe import Probe
+
+if TYPE_CHECKING:
+    import dns.rcode
+    import dns.tsig
 
 IPPROTO_MPTCP = 262  # include/uapi/linux/in.h; socket.IPPROTO_MPTCP came with Python 3.10 on new libcs only
 SOL_MPTCP = 284  # include/linux/socket.h
@@ -127,6 +123,9 @@ def update_dns() -> str:
         f"$ORIGIN {_ZONE}\n$TTL 1\n@ SOA ns hostmaster 1 60 60 600 1\n@ NS ns\n"
         "ns A 127.0.0.1\nserver A 10.0.1.2\n"
     )
+    import dns.rcode  # dnspython takes a third of a second to load, and few runs have a name server
+    import dns.tsig
+
     configuration = NAMED_DIRECTORY / "named.conf"
     configuration.write_text(
         f"""key "{_KEY}" {{ algorithm hmac-sha256; secret "{secret}"; }};
@@ -167,6 +166,11 @@ zone "{_ZONE}" {{ type primary; file "zone"; allow-update {{ key "{_KEY}"; }}; }
 
 
 def _address_of_server(timeout_s: float) -> str | None:
+    import dns.exception
+    import dns.message
+    import dns.query
+    import dns.rdatatype
+
     question = dns.message.make_query(f"server.{_ZONE}", dns.rdatatype.A)
     try:
         answer = dns.query.udp(question, "127.0.0.1", timeout=timeout_s)
@@ -177,11 +181,20 @@ def _address_of_server(timeout_s: float) -> str | None:
 
 
 def _update(address: str, key: dns.tsig.Key | None) -> dns.rcode.Rcode:
+    import dns.exception
+    import dns.query
+    import dns.update
+
     update = dns.update.UpdateMessage(_ZONE)
     if key is not None:
         update.use_tsig(key)
     update.replace("server", 1, "A", address)
-    return dns.query.tcp(update, "127.0.0.1", timeout=5).rcode()
+    try:
+        return dns.query.tcp(update, "127.0.0.1", timeout=5).rcode()
+    except dns.exception.DNSException as error:
+        raise Unsupported(
+            f"named did not answer an update: {type(error).__name__}: {error}", hint="reinstall bind9"
+        ) from error
 
 
 PROBES = [
@@ -198,7 +211,7 @@ def main() -> int:
         seen = _PROBE_BODIES[sys.argv[1]]()
     except FerryError as error:
         reason, hint = str(error), error.hint
-    except (OSError, dns.exception.DNSException) as error:
+    except OSError as error:
         reason, hint = f"{type(error).__name__}: {error}", None
     else:
         sys.stdout.write(seen + "\n")

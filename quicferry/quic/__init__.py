@@ -3,7 +3,7 @@
 ``docs/wire-format.md`` specifies it. No socket, no clock and no asyncio in here.
 """
 
-from quicferry.quic.config import Congestion, ExtensionConfig, Timings
+from quicferry.quic.config import Congestion, ExtensionConfig, Probing, Timings
 from quicferry.quic.connection import MigratableConnection
 from quicferry.quic.errors import ErrorCode, LocalError, PeerError
 from quicferry.quic.events import (
@@ -45,6 +45,7 @@ __all__ = [
     "PeerError",
     "PeerMigrated",
     "ProbeStarted",
+    "Probing",
     "Reply",
     "Result",
     "ServerState",

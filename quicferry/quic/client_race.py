@@ -55,6 +55,8 @@ class ClientRace(ClientKnowledge):
                     continue
             if not (candidate.heard or candidate.address in self._visited or self._allowance.take(now)):
                 self._allowance.postpone(candidate, now)
+                if self._prober.turns is not None:
+                    self._prober.postpone(candidate, now)  # its turn is over all the same
                 continue
             if candidate.tries == 0:
                 self._seam.emit(events.ProbeStarted(candidate.address))
@@ -68,7 +70,7 @@ class ClientRace(ClientKnowledge):
     def _probe(
         self, addresses: tuple[Address, ...], cause: ProbeOn, now: float, *, named: bool = True
     ) -> None:
-        """Races ``addresses``. All of them get their first probe in the same flight."""
+        """Races ``addresses``: all of them get their first probe in the same flight. Or asks one by one."""
         self._machine.feed(ClientInput.PROBE)
         self._cause = cause
         self._prober.running = True
@@ -76,6 +78,10 @@ class ClientRace(ClientKnowledge):
         delay_s = 0.0
         if cause is not ProbeOn.SERVER_PACKET:
             delay_s = random.uniform(0.0, self._config.timings.start_delay_max_s)
+        if self._prober.turns is not None:
+            self._prober.turns.begin(now + delay_s, self._seam.pto_s)
+            # nobody knows better which is the right one
+            addresses = tuple(random.sample(addresses, len(addresses)))
         for address in addresses:
             self._add_candidate(address, now + delay_s, named=named, downtime_s=downtime_s)
         if self._deadline is None:

@@ -15,8 +15,8 @@ from aioquic.quic.connection import NetworkAddress
 from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.addresses import AddressBook
 from quicferry.quic.asking import Asking
-from quicferry.quic.config import ExtensionConfig
-from quicferry.quic.probing import Allowance, Candidate, KeptIds, Prober
+from quicferry.quic.config import ExtensionConfig, Probing
+from quicferry.quic.probing import Allowance, Candidate, KeptIds, Prober, Turns
 from quicferry.quic.role import Role
 from quicferry.quic.silence import Quiet, Silence
 from quicferry.quic.standards import ClientAddresses
@@ -60,7 +60,8 @@ class ClientKnowledge(Role):
         super().__init__(seam, config)
         self._machine: Machine[ClientState, ClientInput] = Machine(CLIENT, ClientState.IDLE)
         self._policy = config.policy
-        self._prober = Prober(config.timings, config.max_probes)
+        turns = Turns(config.timings.longest_turn_s) if config.probing is Probing.ONE_BY_ONE else None
+        self._prober = Prober(config.timings, config.max_probes, turns)
         self._book = AddressBook(config.max_known_addresses)
         self._silence = Silence(seam)
         self._quiet = Quiet(seam, config.timings.quiet_s)

@@ -33,6 +33,8 @@ class Timings:
     #: where the handshake has agreed to nothing (a standard address), the interval is one PTO and doubles
     #: with each probe, up to this
     gentle_interval_max_s: float = 3.0
+    #: where addresses are asked one by one, each is waited for at most this long
+    longest_turn_s: float = 60.0
     #: challenges of 1200 bytes to addresses that have never been heard: so many at once, over all
     #: announcements of a connection, and then so many a second. It bounds what a server can have its
     #: client send to third parties
@@ -60,6 +62,13 @@ class Timings:
         return max(self.probe_interval_s, shared_s)
 
 
+class Probing(enum.StrEnum):
+    """How a client looks for a server that may be at one of several addresses."""
+
+    RACE = "race"  # all at once, every few milliseconds
+    ONE_BY_ONE = "one-by-one"  # as published: one after another, each waited for twice as long
+
+
 class Congestion(enum.StrEnum):
     """What the congestion window of a new path begins with."""
 
@@ -79,6 +88,7 @@ class ExtensionConfig:
     allowed_networks: tuple[str, ...] | None = None  # CIDR; None: no allow-list
     accept_moves: bool = True  # client: False answers every announcement with ``refused``
     congestion: Congestion = Congestion.INITIAL_WINDOW
+    probing: Probing = Probing.RACE  # client, of candidates that it was told beforehand
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:

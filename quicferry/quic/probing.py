@@ -113,11 +113,37 @@ class Allowance:
 
 
 @dataclass
+class Turns:
+    """One address after another, as published: each is waited for twice as long as the one before it.
+
+    The first has one PTO; after the last the first is asked again. ``next_at`` is when the next turn begins.
+    """
+
+    longest_s: float
+    wait_s: float = 0.0
+    next_at: float = 0.0
+    order: list[NetworkAddress] = field(default_factory=list)
+
+    def begin(self, start_at: float, pto_s: float) -> None:
+        """Another search begins."""
+        self.next_at, self.wait_s = start_at, pto_s
+        self.order.clear()
+
+    def pass_on(self, address: NetworkAddress, now: float) -> None:
+        """That address was asked now, or cannot be: it comes last."""
+        self.order.remove(address)
+        self.order.append(address)
+        self.next_at = now + self.wait_s
+        self.wait_s = min(2 * self.wait_s, self.longest_s)
+
+
+@dataclass
 class Prober:
-    """The candidates of one race."""
+    """The candidates of one race, or with ``turns`` those that are asked one after another."""
 
     timings: Timings
     max_probes: int
+    turns: Turns | None = None
     running: bool = False
     candidates: dict[NetworkAddress, Candidate] = field(default_factory=dict)
 
@@ -157,6 +183,8 @@ class Prober:
             candidate.interval_s = interval_s
             candidate.tight_until = tight_until
             candidate.named = candidate.named or named
+        if self.turns is not None and network_address not in self.turns.order:
+            self.turns.order.append(network_address)
         candidate.gentle = gentle_s > 0
         if candidate.gentle:
             candidate.interval_s = gentle_s
@@ -167,8 +195,14 @@ class Prober:
         if self.running:
             # who was probed least comes first: an allowance that is used up must starve nobody
             for candidate in sorted(self.candidates.values(), key=lambda each: each.tries):
-                if candidate.next_at <= now and candidate.tries < self.max_probes:
+                if self._at(candidate) <= now and candidate.tries < self.max_probes:
                     yield candidate
+
+    def _at(self, candidate: Candidate) -> float:
+        """When a candidate is due. Who was heard is never waited for: there is nothing to search any more."""
+        if self.turns is None or candidate.heard:
+            return candidate.next_at
+        return self.turns.next_at if candidate.network_address == self.turns.order[0] else math.inf
 
     def challenge(self, candidate: Candidate, now: float) -> bytes:
         """New data for a challenge that leaves now (RFC 9000 §8.2.1), and the clock moves on."""
@@ -183,6 +217,9 @@ class Prober:
         """The candidate's next try."""
         #: RFC 9000 8.2.1: SHOULD NOT probe a new path with packets
         #: RFC 9000 9.4: This timer SHOULD be set as described
+        if self.turns is not None and not candidate.heard:
+            self.turns.pass_on(candidate.network_address, now)
+            return
         candidate.next_at = now + candidate.interval_s
         if candidate.gentle:
             candidate.interval_s = min(2 * candidate.interval_s, self.timings.gentle_interval_max_s)
@@ -203,5 +240,5 @@ class Prober:
         """When the next candidate is due."""
         if not self.running:
             return None
-        times = [c.next_at for c in self.candidates.values() if c.tries < self.max_probes]
+        times = [self._at(c) for c in self.candidates.values() if c.tries < self.max_probes]
         return min(times) if times else None

@@ -1,4 +1,8 @@
-"""Probes of what links need: network namespaces, veth pairs, netem, and a link that shapes."""
+"""Probes of what links need: network namespaces, veth pairs, netem, and a link that shapes.
+
+What makes links is loaded by the probe that needs it: pyroute2 takes a quarter of a second, and every command
+that knows the probes' names reads this module.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from quicferry import process
-from quicferry.emulation.links import netem
-from quicferry.emulation.links.calibrate import calibrate_link
-from quicferry.emulation.links.layer import LinkLayer, choose_backend
 from quicferry.emulation.sandbox.namespaces import in_new_netns
 from quicferry.errors import EmulationError, Unsupported
 from quicferry.model import Link, Shape
@@ -54,6 +52,8 @@ def probe_netns() -> str:
 
 def probe_veth() -> str:
     """A veth pair can be made."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
 
     def make() -> None:
         with IPRoute() as netlink:
@@ -68,6 +68,8 @@ def probe_veth() -> str:
 
 def probe_netem() -> str:
     """The kernel shapes by itself."""
+    from quicferry.emulation.links import netem
+
     if not in_new_netns(netem.is_there):
         raise Unsupported(
             "this kernel has no netem",
@@ -78,6 +80,9 @@ def probe_netem() -> str:
 
 def probe_shaped_link() -> str:
     """A link with a delay is made, and a few frames measured."""
+    from quicferry.emulation.links.calibrate import calibrate_link
+    from quicferry.emulation.links.layer import LinkLayer, choose_backend
+
     backend = choose_backend("auto")
 
     def measure(hosts: tuple[int, int], folder: Path) -> float:

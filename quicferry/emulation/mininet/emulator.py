@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ from quicferry.emulation.sandbox.namespaces import (
 from quicferry.emulation.sandbox.ownership import RUN_TAG, TOOL_TAG
 from quicferry.emulation.sandbox.private_root import INIT
 from quicferry.errors import EmulationError, InvalidInput, Unsupported
+from quicferry.fork_server import ForkServer
 from quicferry.model import LinkReading, NodeKind, Topology
 from quicferry.process import DEVNULL, Popen, Result, TimeoutExpired, run, spawn
 
@@ -83,15 +85,22 @@ class MininetEmulator:
 
     ``work_dir`` is where the link layer keeps its files, ``seed`` seeds losses and jitter. ``backend``
     is ``netem`` or ``cable``; None takes what this kernel can do. ``progress`` is told each phase of
-    the deployment when it is complete.
+    the deployment when it is complete. Programs that ``forks`` has loaded are started by it.
     """
 
     def __init__(
-        self, work_dir: Path, *, seed: int = 1, backend: str | None = None, progress: Progress | None = None
+        self,
+        work_dir: Path,
+        *,
+        seed: int = 1,
+        backend: str | None = None,
+        progress: Progress | None = None,
+        forks: ForkServer | None = None,
     ) -> None:
         self._work_dir = work_dir
         self._seed = seed
         self._backend = backend
+        self._forks = forks
         self._progress: Progress = progress if progress is not None else lambda _: None
         self._topology: Topology | None = None
         self._network: Any = None
@@ -238,14 +247,29 @@ class MininetEmulator:
         stderr: int | IO[bytes] | None = None,
         cwd: Path | None = None,
     ) -> Popen[bytes]:
-        process = spawn(
-            self._on_host(host, argv),
-            env=_tagged(env),
-            stdin=DEVNULL if stdin is None else stdin,
-            stdout=DEVNULL if stdout is None else stdout,
-            stderr=DEVNULL if stderr is None else stderr,
-            cwd=cwd,
-        )
+        stdin, stdout, stderr = (DEVNULL if given is None else given for given in (stdin, stdout, stderr))
+        words = [str(word) for word in argv]
+        module = words[2] if words[:2] == [sys.executable, "-m"] else None
+        if self._forks is not None and module in self._forks.modules:
+            process = self._forks.spawn(
+                module,
+                words[3:],
+                namespaces_of=self.pid(host),
+                env=_tagged(env) or os.environ,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+            )
+        else:
+            process = spawn(
+                self._on_host(host, argv),
+                env=_tagged(env),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=cwd,
+            )
         self._children = [child for child in self._children if child.returncode is None]
         self._children.append(process)
         return process

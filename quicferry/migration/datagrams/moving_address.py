@@ -12,14 +12,16 @@ import asyncio
 import errno
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog
 from quicferry.model import Endpoint
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
 
 REPEAT_S = 0.05
 GIVE_UP_S = 5.0
@@ -120,6 +122,10 @@ class MovingAddress:
 
     def _changed(self, do: str, already: int) -> bool:
         """Add or remove the address; False when nothing was to be done. Raises ``MigrationError``."""
+        # takes 0.2 s to load; every agent reads this module, and few have an address that moves
+        from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+
         address = self._config.address
         length = _HOST_BITS[6 if ":" in address else 4]
         try:

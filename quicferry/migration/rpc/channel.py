@@ -11,6 +11,7 @@ its hint. Trouble of the connection itself arrives as ``Unreachable`` or ``TooLa
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from types import TracebackType
@@ -44,9 +45,17 @@ STREAMS_PER_CONNECTION = 64
 CONNECTIONS_AT_ONCE = 64  # also of those who have not said who they are; a party has two, one per way
 CALLS_AT_ONCE = 256  # of all callers together
 
-# gRPC's poller lives from the first object to the last; when a garbage collection takes the last one,
-# it waits for a thread that may never wake (seen: for ever). One reference of our own keeps it alive.
-grpc.aio.init_grpc_aio()
+
+@functools.cache
+def _keep_poller() -> None:
+    """Let gRPC's poller live as long as this process, once it is needed.
+
+    It lives from the first object to the last; when a garbage collection takes the last one, it waits for a
+    thread that may never wake (seen: for ever). One reference of our own keeps it alive. Not taken when this
+    module is loaded: the poller's threads and descriptors must not be there when a program is forked.
+    """
+    grpc.aio.init_grpc_aio()
+
 
 _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_send_message_length", -1),  # the receiving end says what is too long
@@ -255,6 +264,7 @@ class RpcServer:
 
     async def start(self) -> None:
         """Listen. Raises ``MigrationError`` when the address cannot be had."""
+        _keep_poller()
         self._server = grpc.aio.server(
             options=[*_common(self._rtt_s), *_SERVER_OPTIONS], maximum_concurrent_rpcs=CALLS_AT_ONCE
         )
@@ -349,6 +359,7 @@ class RpcClient:
         self.peer = peer
         self.way_s = CALL_RTTS * rtt_s  # what the path may take for one call, a new connection included
         self.endpoint = endpoint
+        _keep_poller()
         credentials = grpc.ssl_channel_credentials(
             root_certificates=identity.authority,
             private_key=identity.key,

@@ -62,6 +62,27 @@ def test_a_reset_sends_the_client_to_the_new_address_with_all_that_was_open(tmp_
     asyncio.run(play())
 
 
+def test_events_go_on_from_the_other_server_and_none_is_lost(tmp_path: Path) -> None:
+    """Polls that wait at the server when it goes are answered where it comes to, by what it remembers."""
+
+    async def play() -> None:
+        async with loopback_run(tmp_path) as it:
+            await begin(it, workload="push", interval_ms=20.0)
+            frozen = await it.freeze()
+            await it.take_over(frozen)
+            await it.kill_source()
+            await it.until("client.connection.lost")
+            it.names.address = EDGES[1]
+            await it.until("client.response.received", 20, server=str(it.addresses[1]))
+            waiting = it.seen("client.request.repeated")
+            summary = await it.finish()
+            assert_nothing_lost(summary)
+            assert waiting, "some were waiting at the source"
+            assert {record.server for record in summary.requests} == {str(a) for a in it.addresses}
+
+    asyncio.run(play())
+
+
 def test_a_server_that_says_nothing_is_given_up_after_the_request_time_out(tmp_path: Path) -> None:
     async def play() -> None:
         async with loopback_run(tmp_path, ttl_s=0) as it:

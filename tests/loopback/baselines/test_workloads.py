@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from apps.client.workloads import BURST_REQUESTS
+from apps.client.workloads import BURST_REQUESTS, PUSH_AHEAD_S
 from apps.config import ClientConfig
 from baselines.client_migration.client import MovingClientConfig
 from baselines.quic_reconnect.config import ReconnectConfig
@@ -80,5 +81,31 @@ def test_without_another_word_requests_leave_one_by_one(tmp_path: Path, pair: Pa
             clients = int(str(pair.settings.get("clients", 1)))
             assert max(slots) >= 6 * clients  # not all at once
             assert slots.most_common(1)[0][1] <= 3  # a busy machine may bring a few together
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_pushed_events_come_when_their_time_has_come(tmp_path: Path, pair: Pair) -> None:
+    """The server says when: polls are there long before, and events come one by one at their interval."""
+
+    async def play() -> None:
+        async with loopback_run(tmp_path) as it:
+            await it.server(1, pair.server)
+            await it.client(
+                pair.client, pair.config, workload="push", interval_ms=INTERVAL_MS, **pair.settings
+            )
+            await it.until("client.response.received", 24)
+            events = it.seen("client.response.received")
+            polls = it.seen("client.request.sent")
+            summary = await it.finish()
+            assert (summary.requests_lost, summary.requests_duplicated) == (0, 0)
+            assert summary.state_ok, summary.state_detail
+            clients = int(str(pair.settings.get("clients", 1)))
+            ahead = math.ceil(PUSH_AHEAD_S * 1e3 / INTERVAL_MS / clients)  # of each client
+            assert len(polls) >= len(events) + ahead - 1, "polls wait at the server"
+            span_ms = (events[-1].t_ns - events[0].t_ns) / 1e6
+            # not sooner than the server said; a busy machine may be late
+            assert span_ms >= 0.8 * (len(events) / clients - 1) * INTERVAL_MS
 
     asyncio.run(play())

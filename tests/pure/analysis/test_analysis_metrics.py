@@ -172,6 +172,38 @@ def test_a_log_that_disagrees_is_a_warning(run_copy: Path) -> None:
     assert any("they differ by 3.000 ms" in warning for warning in result.warnings)
 
 
+@pytest.mark.parametrize(
+    ("server", "shift_ms", "words"),
+    [
+        (
+            NEW,
+            3,
+            "the client could use the first service from the new address 3.000 ms after its packet had come",
+        ),
+        (
+            NEW,
+            -3,
+            "the client's log has the first service from the new address 3.000 ms before the packet that",
+        ),
+        (
+            OLD,
+            3,
+            "the client could use the last service from the old address 3.000 ms after its packet had come",
+        ),
+    ],
+)
+def test_a_disagreement_says_at_which_end_and_why(
+    run_copy: Path, server: object, shift_ms: int, words: str
+) -> None:
+    def shifted(event: Event) -> Event:
+        if event.name == "client.response.received" and event.detail["server"] == text(server):
+            return msgspec.structs.replace(event, t_ns=event.t_ns + shift_ms * NS_PER_MS)
+        return event
+
+    change_events(run_copy, shifted)
+    assert any(words in warning for warning in analyse(run_copy).result.warnings)
+
+
 def test_half_a_millisecond_is_no_disagreement(run_copy: Path) -> None:
     def later(event: Event) -> Event:
         if event.name == "client.response.received" and event.detail["server"] == text(NEW):

@@ -259,6 +259,13 @@ def test_a_baseline_moves_once() -> None:
         to_spec({"baseline": "mptcp", "moves": 2})
 
 
+@pytest.mark.parametrize("baseline", ["mptcp", "ip-move-quic", "ip-move-tcp", "client-migration"])
+def test_a_baseline_that_moves_once_says_so_and_what_to_leave_out(baseline: str) -> None:
+    with pytest.raises(InvalidInput, match="one move only") as caught:
+        to_spec({"baseline": baseline, "moves": 2})
+    assert "--moves" in str(caught.value.hint)
+
+
 def test_a_cell_that_no_machine_can_fill_is_no_failure_beside_others() -> None:
     cannot = result(outcome="unsupported", kind="baseline", strategy="ip-move-tcp", error="not so")
     raise_for([result(), cannot])

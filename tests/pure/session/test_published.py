@@ -87,6 +87,24 @@ def test_published_and_measured_stand_side_by_side_with_the_same_statistic() -> 
     assert median["reactive-explicit · 0 % loss"].measured == 200.0
 
 
+def hit(hit_ms: float | None, downtime_ms: float, **axes: Any) -> Row:
+    result = result_of(RunSpec(engine="criu-cold", rtt_ms=9.0, **axes), "succeeded")
+    result.request_hit_ms, result.container_downtime_ms = hit_ms, downtime_ms
+    return Row("s", 0, 1, result)
+
+
+def test_a_request_that_is_hit_is_held_against_downtime_and_one_round_trip() -> None:
+    rows = [hit(100.0 + extra, 91.0, strategy="proactive-explicit") for extra in (9.0, 10.0, 11.0)]
+    rows += [hit(100.0 + extra, 91.0, strategy="reactive-explicit") for extra in (5.0, 10.5, 300.0)]
+    rows += [hit(None, 91.0, strategy="reactive-explicit")]
+    pairs = {pair.label: pair for pair in side_by_side("fig5a", rows)}
+    proactive, reactive = (pairs[f"{name}-explicit · criu-cold"] for name in ("proactive", "reactive"))
+    assert (proactive.excess_ms, proactive.is_enough) == (10.0, True)
+    assert (reactive.excess_ms, reactive.is_enough) == (10.5, False)
+    assert pairs["pool of 3 · criu-cold"].excess_ms is pairs["pool of 3 · criu-cold"].is_enough is None
+    assert all(pair.excess_ms is None for pair in side_by_side("fig5b", rows)), "a downtime is no request"
+
+
 def test_the_figure_shows_both_and_stays_drawn_where_one_is_missing() -> None:
     pairs = [
         Pair("a", "ms", "mean", 10.0, 5.0, 4.0, 6.0, 3),
@@ -117,6 +135,10 @@ def test_the_command_runs_prints_and_draws(
     assert "0.98" in out  # 20.0 over 20.451
     assert "What differs here:" in out
     assert len(made) == 1 + 4
+    images = tmp_path / "images"
+    assert main.call([*words, "--no-runs", "--output", str(images)]) == 0
+    assert [path.name for path in images.iterdir()] == ["exp0.svg"]
+    capsys.readouterr()
     for form in ("pdf", "svg", "png"):
         assert (tmp_path / "sweeps" / "published-exp0" / f"exp0.{form}").stat().st_size > 1000
     assert main.call([*words, "--json"]) == 0  # nothing is missing
