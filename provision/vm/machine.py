@@ -15,6 +15,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -131,18 +132,17 @@ def image() -> Path:
     return Path(made.stdout.strip().splitlines()[-1])
 
 
-def copy_project(folder: Path) -> None:
-    """Put what git knows of this checkout, and what is new in it, into a folder."""
+def pack_project(archive: Path) -> None:
+    """Pack what git knows of this checkout, and what is new in it: one file crosses 9p faster than 2000."""
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         stdout=subprocess.PIPE,
         check=True,
     )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        source, target = ROOT / name, folder / name
-        if source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
+    with tarfile.open(archive, "w") as packed:
+        for name in filter(None, listed.stdout.decode().split("\0")):
+            if (ROOT / name).is_file():
+                packed.add(ROOT / name, arcname=name)
 
 
 def run(
@@ -165,9 +165,8 @@ def run(
     results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="quicferry-vm.") as folder:
         job = Path(folder) / "job"
-        (job / "project").mkdir(parents=True)
-        (job / "results").mkdir()
-        copy_project(job / "project")
+        (job / "results").mkdir(parents=True)
+        pack_project(job / "project.tar")
         for name, text in {**given, "run.sh": script}.items():
             (job / name).write_text(text)
         overlay = Path(folder) / "disk.qcow2"

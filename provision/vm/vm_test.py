@@ -235,7 +235,11 @@ def _do(chosen: list[Step], asked: argparse.Namespace) -> str | None:
         status = machine.run(
             "exec python3 provision/vm/guest_steps.py\n",
             asked.results,
-            given={"steps.json": json.dumps({"host_speed_s": guest_steps.speed_s(), "steps": steps})},
+            given={
+                "steps.json": json.dumps(
+                    {"host_cpu_s": guest_steps.speed_s(guest_steps.cpu_s), "steps": steps}
+                )
+            },
             image=image,
             by=by,
             patience_s=lambda left: patience_s(chosen, by.slower, left),

@@ -193,7 +193,7 @@ class MininetEmulator:
                 interface.ip, _, interface.prefixLen = end.address.partition("/")
             if end.other_address is not None:
                 own.append(f"address add {end.other_address} dev {end.interface}")
-            # also where the link waits for a mobile host: it is captured from and calibrated before it is used
+            # also where the link waits for a mobile host: it is captured and calibrated before its use
             own.append(f"link set dev {end.interface} up")
         self._in_nodes(lines)
         self._network.start()  # the bridges

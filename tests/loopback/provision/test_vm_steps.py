@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_the_machines_side_does_every_step(guest_steps, tmp_path):
         {"name": "endless", "command": "echo waits; exec sleep 600", "budget_s": 0.05},
     ]
     (tmp_path / "results").mkdir()
-    (tmp_path / "steps.json").write_text(json.dumps({"host_speed_s": 1000.0, "steps": steps}))
+    (tmp_path / "steps.json").write_text(json.dumps({"host_cpu_s": 1000.0, "steps": steps}))
     assert guest_steps.main(tmp_path) == 0
     endings = {
         step["name"]: json.loads((tmp_path / "results" / f"{step['name']}.json").read_text())
@@ -73,3 +74,10 @@ def test_the_frequency_of_the_time_stamp_counter():
         assert max(khz) - min(khz) < 0.001 * max(khz)
         assert "tsc_early_khz=" in machine.kernel_arguments(machine.TCG)
     assert "tsc" not in machine.kernel_arguments(machine.KVM)
+
+
+def test_processor_time_leaves_out_what_others_do(guest_steps):
+    before = guest_steps.cpu_s()
+    time.sleep(0.2)
+    assert guest_steps.cpu_s() - before < 0.1
+    assert guest_steps.speed_s(guest_steps.cpu_s) > 0.005
