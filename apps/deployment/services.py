@@ -27,7 +27,7 @@ from quicferry.migration.container import volumes
 from quicferry.migration.container.volumes import ContainerFiles
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
 from quicferry.migration.engines.registry import is_as_published, runs_in_oci, takes_base_image
-from quicferry.migration.memory.base_image import ALIKE, environment
+from quicferry.migration.memory.base_image import ALIKE, environment, is_possible
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
 from quicferry.migration.order import deadlines_over
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
@@ -201,7 +201,7 @@ class AgentService:
     def _uses_base_image(self) -> bool:
         """Whether servers are started alike, and what equals the base image does not cross."""
         spec = self._context.spec
-        return spec.base_image and takes_base_image(spec.engine)
+        return spec.base_image and takes_base_image(spec.engine) and is_possible()
 
     def _idle_twin(self) -> ServerCommand:
         """The server whose memory is the base image. Its key is nobody's: the image stays on the disk."""

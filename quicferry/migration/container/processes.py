@@ -34,6 +34,10 @@ class ContainedProcess(NamedTuple):
     argv: list[str]
 
 
+#: Waits for a line on stdin, then becomes the program; without one it ends.
+GATE = ("sh", "-c", 'read -r word && exec "$@" </dev/null', "sh")
+
+
 class ContainerNamespaces:
     """The namespaces of a container, looked into and joined from its host by the PID of its init.
 
@@ -171,14 +175,40 @@ class ContainerNamespaces:
         It has ``descriptors`` of this process under the same numbers. Output goes through pipes that
         are read to their end, so a daemon that keeps them open would be waited for: redirect it inside.
         """
-        words = self.command(argv)
-        process = await asyncio.create_subprocess_exec(
+        process = await self._spawn(self.command(argv), asyncio.subprocess.DEVNULL, descriptors)
+        return await self._end_of(process, argv, timeout_s, let_go_on=let_go_on)
+
+    async def hold(self, argv: Sequence[str], *, descriptors: Sequence[int] = ()) -> HeldProgram:
+        """As ``run``, but the program does not begin before ``run_held``: only its namespaces are entered.
+
+        It ends by itself when this process does, or by ``HeldProgram.close``.
+        """
+        process = await self._spawn(self.command([*GATE, *argv]), asyncio.subprocess.PIPE, descriptors)
+        return HeldProgram(list(argv), process)
+
+    async def run_held(self, held: HeldProgram, *, timeout_s: float, let_go_on: bool = False) -> Completed:
+        """Let a held program begin, and see it to its end as ``run`` does. Raises ``MigrationError``."""
+        process = held.take()
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        return await self._end_of(process, held.argv, timeout_s, let_go_on=let_go_on)
+
+    async def _spawn(
+        self, words: Sequence[str], stdin: int, descriptors: Sequence[int]
+    ) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
             *words,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             pass_fds=descriptors,
         )
+
+    async def _end_of(
+        self, process: asyncio.subprocess.Process, argv: Sequence[str], timeout_s: float, *, let_go_on: bool
+    ) -> Completed:
+        """Wait for the end of a program; see ``run``."""
         try:
             stdout, stderr = await asyncio.wait_for(process.communicate(), timeout_s)
         except TimeoutError as error:
@@ -197,6 +227,33 @@ class ContainerNamespaces:
         return Completed(
             list(argv), process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace")
         )
+
+
+class HeldProgram:
+    """A program in a container that waits for the word to begin. ``ContainerNamespaces.hold`` makes it."""
+
+    def __init__(self, argv: list[str], process: asyncio.subprocess.Process) -> None:
+        self.argv = argv
+        self._process: asyncio.subprocess.Process | None = process
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is there and has not begun."""
+        return self._process is not None and self._process.returncode is None
+
+    def take(self) -> asyncio.subprocess.Process:
+        """The process that waits; whoever takes it sees to its end."""
+        assert self._process is not None
+        process, self._process = self._process, None
+        return process
+
+    async def close(self) -> None:
+        """End it if it has not begun."""
+        if self._process is not None:
+            process = self.take()
+            assert process.stdin is not None
+            process.stdin.close()  # it ends without a word
+            await process.communicate()
 
 
 def only_child(pid: int) -> int:

@@ -11,11 +11,12 @@ import os
 import re
 import socket
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container.container import Container
-from quicferry.migration.container.processes import Completed
+from quicferry.migration.container.processes import Completed, HeldProgram
 from quicferry.migration.criu.image_stream import LEFT_BEHIND
 from quicferry.migration.criu.stats import (
     DumpStats,
@@ -121,6 +122,8 @@ class Criu:
         self._container = container
         self._common = (KEEP_TCP if keep_tcp else CLOSE_TCP, *COMMON)
         self.program = find_criu() if program is None else program
+        self._waiting: HeldProgram | None = None  # a CRIU that is started before the downtime
+        self._sockets: tuple[socket.socket, socket.socket] | None = None  # of one that dumps without memory
 
     async def warm_up(self, images: Path) -> None:
         """Let CRIU probe the kernel now: it keeps what it learns in ``/run`` of this container.
@@ -149,13 +152,63 @@ class Criu:
         """The arguments to restore a process that then lives on without CRIU."""
         return [str(self.program), "restore", "-d", "-D", str(images), "-o", "restore.log", *self._common]
 
+    def _lazy_dump_argv(self, pid: int, images: Path, descriptor: int) -> list[str]:
+        return [*self.dump_argv(pid, images), "--lazy-pages", "--ps-socket", str(descriptor)]
+
+    def _restore_argv(self, images: Path, *, lazy: bool) -> list[str]:
+        return [*self.restore_argv(images), *(["--lazy-pages"] if lazy else [])]
+
+    # before the downtime
+
+    async def hold_dump(self, pid: int, images: Path, *, memory: bool) -> None:
+        """Have CRIU wait in the container for ``dump``, or without ``memory`` for ``dump_without_memory``."""
+        await self.release()
+        if memory:
+            self._waiting = await self._container.hold(self.dump_argv(pid, images))
+            return
+        _, theirs = self._sockets = socket.socketpair()
+        argv = self._lazy_dump_argv(pid, images, theirs.fileno())
+        self._waiting = await self._container.hold(argv, descriptors=[theirs.fileno()])
+
+    async def hold_restore(self, images: Path, *, lazy: bool) -> None:
+        """Have CRIU wait in the container for ``restore`` with that ``lazy``."""
+        await self.release()
+        self._waiting = await self._container.hold(self._restore_argv(images, lazy=lazy))
+
+    async def release(self) -> None:
+        """End a CRIU that waits and was not needed."""
+        waiting, self._waiting = self._waiting, None
+        self._close_sockets()
+        if waiting is not None:
+            await waiting.close()
+
+    def _close_sockets(self) -> None:
+        for end in self._sockets or ():
+            end.close()
+        self._sockets = None
+
+    async def _call(
+        self, argv: list[str], timeout_s: float, descriptors: Sequence[int] = (), *, let_go_on: bool = False
+    ) -> Completed:
+        """Have CRIU do its work: the one that waits, if it was started for just that."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and waiting.waits and waiting.argv == argv:
+            return await self._container.run_held(waiting, timeout_s=timeout_s, let_go_on=let_go_on)
+        if waiting is not None:
+            await waiting.close()
+        return await self._container.run(
+            argv, timeout_s=timeout_s, descriptors=descriptors, let_go_on=let_go_on
+        )
+
+    # in it
+
     async def dump(self, pid: int, images: Path, *, timeout_s: float) -> DumpStats:
         """Write the images of a process, which is stopped afterwards. Raises ``MigrationError``.
 
         When it fails, the process goes on as if nothing had happened: CRIU sees to that. It is not killed
         when it takes too long: one in fourteen servers did not survive that (docs/faults.md).
         """
-        done = await self._container.run(self.dump_argv(pid, images), timeout_s=timeout_s, let_go_on=True)
+        done = await self._call(self.dump_argv(pid, images), timeout_s, let_go_on=True)
         outside = self._container.path(str(images))
         if done.status != 0:
             raise explain("dump", done, log_text(outside / "dump.log"))
@@ -170,14 +223,15 @@ class Criu:
         CRIU would serve the memory itself, over an unprotected connection. It is given a socket in
         which the order to close waits already, so that it goes to its end at once.
         """
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
+        if self._sockets is None:
+            self._sockets = socket.socketpair()
+        ours, theirs = self._sockets
+        try:
             ours.sendall(CLOSE_PAGE_SERVER)
-            argv = [*self.dump_argv(pid, images), "--lazy-pages", "--ps-socket", str(theirs.fileno())]
-            descriptors = [theirs.fileno()]
-            done = await self._container.run(
-                argv, timeout_s=timeout_s, descriptors=descriptors, let_go_on=True
-            )
+            argv = self._lazy_dump_argv(pid, images, theirs.fileno())
+            done = await self._call(argv, timeout_s, [theirs.fileno()], let_go_on=True)
+        finally:
+            self._close_sockets()
         if done.status != 0:
             raise explain("dump", done, log_text(self._container.path(str(images)) / "dump.log"))
 
@@ -193,8 +247,8 @@ class Criu:
         """
         outside = self._container.path(str(images))
         self.leave_behind(images)
-        argv = [*self.restore_argv(images), *(["--lazy-pages"] if lazy else [])]
-        done = await self._container.run(argv, timeout_s=timeout_s)
+        argv = self._restore_argv(images, lazy=lazy)
+        done = await self._call(argv, timeout_s)
         if done.status != 0:
             raise explain("restore", done, log_text(outside / "restore.log"))
         return read_restore_stats((outside / "stats-restore").read_bytes())

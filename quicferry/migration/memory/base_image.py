@@ -14,6 +14,7 @@ On disk a base image is a memory image of CRIU, two files, with the SHA-256 of b
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -33,6 +34,7 @@ from quicferry.paths import CHECKOUT
 
 #: Starts a program with the layout of its address space that it had the last time.
 ALIKE = ("setarch", "-R")
+ADDR_NO_RANDOMIZE, ASK_PERSONALITY = 0x0040000, 0xFFFFFFFF  # linux/personality.h
 #: Sets of strings are laid out alike. It takes away a protection against clients that choose keys to collide.
 ALIKE_ENV = {"PYTHONHASHSEED": "0"}
 #: What else of an environment a server is given: its length shifts everything on its heap.
@@ -54,6 +56,16 @@ def store() -> Path:
     """Where base images are kept: ``QUICFERRY_BASE_IMAGES``, else a directory of the checkout's cache."""
     named = os.environ.get("QUICFERRY_BASE_IMAGES")
     return Path(named) if named else CHECKOUT / ".cache" / "base-images"
+
+
+def is_possible() -> bool:
+    """Whether servers can be started alike here: a sandbox may forbid it (Docker's usual seccomp profile)."""
+    libc = ctypes.CDLL(None)
+    present = libc.personality(ASK_PERSONALITY)
+    if libc.personality(present | ADDR_NO_RANDOMIZE) == -1:
+        return False
+    libc.personality(present)
+    return True
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:

@@ -133,6 +133,21 @@ def test_a_server_is_given_nothing_of_the_environment_that_differs_from_run_to_r
     assert given == {"PATH": "/bin", "PYTHONHASHSEED": "0"}
 
 
+def test_asking_whether_servers_can_be_started_alike_changes_nothing():
+    before = Path("/proc/self/personality").read_text()
+    base_image.is_possible()
+    assert Path("/proc/self/personality").read_text() == before
+
+
+def test_a_sandbox_that_forbids_it_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    class Libc:
+        def personality(self, persona: int) -> int:
+            return 0 if persona == base_image.ASK_PERSONALITY else -1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: Libc())
+    assert not base_image.is_possible()
+
+
 def test_a_store_that_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QUICFERRY_BASE_IMAGES", str(tmp_path / "file"))

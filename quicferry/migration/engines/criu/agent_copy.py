@@ -31,6 +31,18 @@ from quicferry.migration.order import MoveOrder
 class CriuCopyEngine(CopySource, CopyDestination):
     """Both sides of the three engines: a server that was moved here may be moved on."""
 
+    holds_criu = True
+
+    async def prepare_source(self, order: MoveOrder) -> None:
+        """Also have CRIU wait for the dump."""
+        await super().prepare_source(order)
+        await self._hold_dump(memory=False)
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        """Also have CRIU wait for a restore to which memory may come later, where that can be."""
+        await super().prepare_destination(order)
+        await self._hold_restore(lazy=self._can_restore_lazily)
+
     async def _forget(self) -> None:
         """Drop what is left of the last move, at both sides."""
         await self._forget_source()

@@ -32,6 +32,7 @@ from quicferry.migration.engines.criu.rounds import (
 from quicferry.migration.memory.page_messages import PageRun, ToPageSource
 from quicferry.migration.memory.page_source import PageSource, say_farewell
 from quicferry.migration.memory.pagemap import (
+    MOST_PAGES,
     NO_PAGES,
     PAGE_BYTES,
     PageMap,
@@ -60,7 +61,8 @@ class CopySource(CriuEngine):
     """Leaves the memory in the stopped process, and reads it there."""
 
     lazily = False  # what is lacking comes after the restore
-    least_pages = LEAST_PAGES
+    #: So many of the pages that may follow later go ahead while CRIU dumps, if the dump takes long enough.
+    least_pages, most_pages = LEAST_PAGES, MOST_PAGES
     method = ""  # how the memory moves, for the record
 
     def __init__(self, context: Any) -> None:
@@ -177,7 +179,8 @@ class CopySource(CriuEngine):
         # what is mapped from files CRIU must restore itself, and dumps
         changed = memory.without_files(reading.changed.pages)
         for portion in portions_of(changed) if self.lazily else [changed]:
-            if dumping.done() and sum(map(len, self._sent)) >= self.least_pages:
+            ahead = sum(map(len, self._sent))
+            if ahead >= self.most_pages or (dumping.done() and ahead >= self.least_pages):
                 return
             # read from the stopped process already
             read = Snapshot(portion, reading.changed.data[np.searchsorted(reading.changed.pages, portion)])
@@ -305,8 +308,9 @@ class CopySourceOnBase(CopySource):
     Pages cross as differences from those of the base image: most have changed in a few bytes.
     """
 
-    #: What differs from the base image is what the server works with: it is not worth while to wait for it.
-    least_pages = 2048
+    #: What differs from the base image is what the server works with, about 1,300 pages. Added memory
+    #: differs, too, and is left behind.
+    least_pages = most_pages = 2048
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)

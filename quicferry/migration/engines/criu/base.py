@@ -50,6 +50,8 @@ class CriuEngine:
 
     name = ""
     needs_standby = False
+    #: CRIU is started before the downtime and waits in the container for the word
+    holds_criu = False
 
     def __init__(self, context: EngineContext) -> None:
         if not isinstance(context.container, Container):
@@ -91,6 +93,7 @@ class CriuEngine:
     async def _prepare(self) -> None:
         """Wait for the last move's remains, clear them away, and warm CRIU up."""
         await self._settled()
+        await self._release()
         await self._forget()
         self._received = ReceivedFiles()
         self._criu = self._tool()
@@ -98,6 +101,21 @@ class CriuEngine:
             await self._clearing
         self._clear_images()
         await self._criu.warm_up(self._images)
+
+    async def _hold_dump(self, *, memory: bool) -> None:
+        """Have CRIU wait for the dump, with or without ``memory`` in it."""
+        if self.holds_criu:
+            await self._ready().hold_dump(self._server_pid(), self._images, memory=memory)
+
+    async def _hold_restore(self, *, lazy: bool) -> None:
+        """Have CRIU wait for the restore."""
+        if self.holds_criu:
+            await self._ready().hold_restore(self._images, lazy=lazy)
+
+    async def _release(self) -> None:
+        """End a CRIU that waits and is not needed."""
+        if self._criu is not None:
+            await self._criu.release()
 
     def _tool(self) -> Criu:
         """The program that dumps and restores."""
@@ -206,6 +224,7 @@ class CriuEngine:
             return self._resumed[order.epoch]
         # A CRIU that is still at work would stop the server again after it was continued.
         await self._dump_is_over()
+        await self._release()
         await self._orphan_is_over(order)
         held = self._held_in(order)
         if held is not None:
@@ -384,6 +403,7 @@ class CriuEngine:
         # Said before the lock is waited for: a restore that holds it sees this before it resumes the server.
         self._abandoned.add(order.epoch)
         async with self._making:
+            await self._release()
             if self._made is not None and self._made.epoch == order.epoch:
                 await self._unmake()
         self._clear_images()

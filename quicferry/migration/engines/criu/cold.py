@@ -32,9 +32,20 @@ class CriuColdEngine(CriuEngine):
     """The engine ``criu-cold``: dump everything, transfer while it is dumped, restore."""
 
     name = "criu-cold"
+    holds_criu = True
     method = "dumped by CRIU"  # how the memory gets into the image, for the record
     #: the process is halted first; halted by a signal, it is restored as one that is stopped
     dumps_stopped = False
+
+    async def prepare_source(self, order: MoveOrder) -> None:
+        """Also have CRIU wait for the dump."""
+        await super().prepare_source(order)
+        await self._hold_dump(memory=True)
+
+    async def prepare_destination(self, order: MoveOrder) -> None:
+        """Also have CRIU wait for the restore."""
+        await super().prepare_destination(order)
+        await self._hold_restore(lazy=False)
 
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
         """Freeze the server, dump it, and yield the packed images while they are written."""

@@ -39,6 +39,7 @@ from quicferry.migration.order import CHUNK_BYTES, MoveOrder
 class RuncEngine(CriuEngine):
     """What is the same for all engines with runc; goes before the engine without it in the list of bases."""
 
+    holds_criu = False  # runc starts it
     is_ready_before = True  # runc is started before the downtime, and waits
     dumps_by_rounds = False  # what the dump builds upon is not known before
     dumps_memory = True  # the dump has the memory in it
