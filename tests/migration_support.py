@@ -57,6 +57,9 @@ class FakeContainer:
     async def end_processes(self) -> None:
         self.service_pid = None
 
+    def place_of(self, path: str) -> str:
+        return path
+
     def path(self, inside: str) -> Path:
         return self._root / inside.lstrip("/")
 

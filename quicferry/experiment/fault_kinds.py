@@ -100,6 +100,11 @@ def _fill_disk(injection: Injection) -> None:
 
 
 def _remove_received(injection: Injection) -> None:
+    if injection.fault.point is FaultPoint.PAGES:
+        # the server runs: when it has all of its memory, the destination has removed the rest itself
+        for path in _sizes(_state(injection)):
+            path.unlink(missing_ok=True)
+        return
     for path in _received(injection):
         path.unlink()
 
@@ -232,7 +237,7 @@ def _received(injection: Injection) -> list[Path]:
 
     The source, which stands still or has nothing left to say, knows only what it has sent.
     """
-    root = Path(f"/proc/{injection.processes.container_pid(DESTINATION)}/root") / STATE
+    root = _state(injection)
     deadline = time.monotonic() + WRITTEN_S
     found: dict[Path, int] = {}
     while time.monotonic() < deadline:
@@ -243,11 +248,17 @@ def _received(injection: Injection) -> list[Path]:
     raise FerryError("the destination has no state" if not found else "the destination goes on writing")
 
 
+def _state(injection: Injection) -> Path:
+    """The directory with the state that the destination has received."""
+    return Path(f"/proc/{injection.processes.container_pid(DESTINATION)}/root") / STATE
+
+
 def _sizes(root: Path) -> dict[Path, int]:
     """All files below a folder, and how large they are."""
     found = {}
-    for path in root.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # it has another name by now
-            if path.is_file():
-                found[path] = path.stat().st_size
+    with contextlib.suppress(FileNotFoundError):  # a folder is being removed
+        for path in root.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # it has another name by now
+                if path.is_file():
+                    found[path] = path.stat().st_size
     return found

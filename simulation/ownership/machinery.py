@@ -243,6 +243,9 @@ class SimulatedContainer:
     async def end_processes(self) -> None:
         await self.stop_service(grace_s=0.0)
 
+    def place_of(self, path: str) -> str:
+        return path
+
     def path(self, inside: str) -> Path:
         return self._disk.path(inside)
 

@@ -471,9 +471,10 @@ class NodeAgent:
         root = self.container.path("/")
         for pattern in self.config.collect:
             try:
-                found = names_beneath(root, PurePosixPath(pattern))
+                found = names_beneath(root, PurePosixPath(self.container.place_of(pattern)))
                 for path in found[:COLLECTED_FILES]:
-                    files[str(path)] = read_beneath(root, path, COLLECTED_BYTES)
+                    known_as = str(PurePosixPath(pattern).parent / path.name)
+                    files[known_as] = read_beneath(root, path, COLLECTED_BYTES)
             except (OSError, MigrationError) as error:
                 sys.stderr.write(f"agent {self.config.edge}: {pattern} is not collected: {error}\n")
         return Files(files=files)

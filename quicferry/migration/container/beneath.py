@@ -83,8 +83,15 @@ def _step(name: str, flags: int, parent: int, inside: PurePosixPath, mode: int =
 
 
 def read_beneath(root: Path, inside: PurePosixPath, most_bytes: int) -> bytes:
-    """What a file below ``root`` holds. Raises as ``open_beneath``; ``MigrationError`` also for what is no
-    regular file (a pipe would be waited at for ever) or is longer than that.
+    """What a file below ``root`` holds. Raises as ``content_beneath``."""
+    return content_beneath(root, inside, most_bytes)[0]
+
+
+def content_beneath(root: Path, inside: PurePosixPath, most_bytes: int) -> tuple[bytes, int]:
+    """What a file below ``root`` holds, and its permissions.
+
+    Raises as ``open_beneath``; ``MigrationError`` also for what is no regular file (a pipe would be waited at
+    for ever) or is longer than that.
     """
     # without O_NONBLOCK, opening a pipe waits for whoever writes to it
     descriptor = open_beneath(root, inside, os.O_RDONLY | os.O_NONBLOCK)
@@ -95,7 +102,7 @@ def read_beneath(root: Path, inside: PurePosixPath, most_bytes: int) -> bytes:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise MigrationError(f"{inside} is longer than {most_bytes} bytes", hint="it is not read")
-    return content
+    return content, stat.S_IMODE(status.st_mode)
 
 
 def write_beneath(root: Path, inside: PurePosixPath, content: bytes) -> None:

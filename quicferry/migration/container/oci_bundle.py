@@ -34,6 +34,8 @@ EMPTY = HOME / "empty"  # below a layer without an image
 DISK = PurePosixPath("/var/lib/quicferry-disk")  # the files of the axis disk_mib, in the container
 STATE = HOME / "state"
 DEVICES = HOME / "dev"
+#: What the container has as its ``/run``: a directory of its own, so that it reaches nothing of the above.
+RUN = PurePosixPath("/run/box")
 CRIU_CONFIG = HOME / "criu.conf"
 PID_FILE = HOME / "pid"
 #: The container's control group, as the edge host's cgroup namespace has it: the same on every host.
@@ -224,7 +226,7 @@ def spec(
     """The bundle's description of a server that runs ``argv`` and writes its stdout and stderr to ``log``.
 
     No tmpfs is mounted, as CRIU would pack its files into the image, and nothing of cgroup, mqueue,
-    sysfs or devpts. ``/run`` is that of the edge host's container, ``/dev`` a directory on it. ``group`` is
+    sysfs or devpts. ``/run`` and ``/dev`` are directories on that of the edge host's container. ``group`` is
     its control group; None: it has none of its own. ``image``: how that wants to be run.
     """
     limits: dict[str, Any] = {}
@@ -252,7 +254,9 @@ def spec(
         mounts=[
             Mount(destination="/proc", type="proc", source="proc", options=["nosuid", "noexec", "nodev"]),
             Mount(destination="/dev", type="bind", source=str(DEVICES), options=["bind", "ro", "nosuid"]),
-            Mount(destination="/run", type="bind", source="/run", options=["bind", "rw", "nosuid", "nodev"]),
+            Mount(
+                destination="/run", type="bind", source=str(RUN), options=["bind", "rw", "nosuid", "nodev"]
+            ),
             *(
                 # CRIU does not follow a link at the end of a source
                 Mount(

@@ -4,7 +4,8 @@ Theory of operation. The edge host's container (``container.container``) stays a
 namespace with a private ``/run``, and an init that may outlive its agent. In it, runc makes a second
 one from a bundle on that ``/run``. So what holds for the first holds for the second: it ends with it,
 whatever becomes of agent and tool; runc's own state is private to the run and goes with the tmpfs;
-and the agent reaches the server's ``/run``, which is the same, by ``path``.
+and the agent reaches the server's ``/run``, a directory on it, by ``path`` and ``place_of``. The server
+reaches nothing else of it: neither the bundle, which runc reads as root, nor images of itself.
 
 PIDs are those that the edge host's container gives. The server is PID 1 in its own namespace; out
 here it has another PID on every host it comes to.
@@ -167,12 +168,14 @@ class OciContainer(Container):
             oci_bundle.EMPTY,
             oci_bundle.STATE,
             oci_bundle.DEVICES,
+            oci_bundle.RUN,
         ):
             self.inside(directory).mkdir(mode=0o700, exist_ok=True)
 
     def lay_out(self) -> None:
         """Make what is in the bundle; may be repeated. Raises ``OSError``."""
         self.inside(oci_bundle.DEVICES).chmod(0o755)
+        self.inside(oci_bundle.RUN).chmod(0o755)
         self.inside(oci_bundle.ROOTFS).chmod(0o755)
         # CRIU opens mounts by way of a directory that it makes in /tmp; without one it takes the root,
         # which is read-only by then. A checkout below /tmp brings it along, others do not.
@@ -289,7 +292,7 @@ class OciContainer(Container):
             argv,
             env,
             hostname=self.edge,
-            log=self.log_path(0),
+            log=f"/run/{self._log_name}",
             binds=self.files.binds,
             group=oci_bundle.GROUP if self.has_group else None,
             image=self.image or (ImageSettings(root="") if self.layer is not None else None),
@@ -306,7 +309,16 @@ class OciContainer(Container):
 
     def log_path(self, pid: int) -> str:
         """The one log of all servers that are started here: their PIDs are not known in advance."""
-        return f"/run/service-{self.edge}.log"
+        return str(oci_bundle.RUN / self._log_name)
+
+    @property
+    def _log_name(self) -> str:
+        return f"service-{self.edge}.log"
+
+    def place_of(self, path: str) -> str:
+        """What the server has below ``/run`` is in a directory of its own here."""
+        inside = PurePosixPath(path)
+        return str(oci_bundle.RUN / inside.relative_to("/run")) if inside.is_relative_to("/run") else path
 
     def pid_made(self) -> int:
         """The PID, among those of this host's container, of the server that runc started or restored last."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +59,10 @@ class ContainerNamespaces:
         """The agent's path to a file of the container: ``/proc/<init>/root`` + ``inside``."""
         return Path(f"/proc/{self._init_pid}/root{inside}")
 
+    def place_of(self, path: str) -> str:
+        """Where a file is, by a path inside, that the server knows by ``path``: for a bare process, there."""
+        return path
+
     # what there is
 
     def outside_pid(self, pid: int) -> int | None:
@@ -73,16 +78,16 @@ class ContainerNamespaces:
     def _stat(self, pid: int) -> tuple[str, int] | None:
         """The state letter of a process inside and the PID of its parent; None when it is gone."""
         try:
-            stat = self.path(f"/proc/{pid}/stat").read_text()
+            words = self.path(f"/proc/{pid}/stat").read_text()
         except OSError:
             return None
-        state, parent = stat.rpartition(")")[2].split()[:2]
+        state, parent = words.rpartition(")")[2].split()[:2]
         return state, int(parent)
 
     def state(self, pid: int) -> str | None:
         """The state letter of a process inside; None when it is gone."""
-        stat = self._stat(pid)
-        return stat[0] if stat is not None else None
+        found = self._stat(pid)
+        return found[0] if found is not None else None
 
     def is_alive(self, pid: int) -> bool:
         """Whether there is such a process inside; a zombie counts, as it holds its PID."""
@@ -120,13 +125,13 @@ class ContainerNamespaces:
         outside.
         """
         pids = sorted(int(entry.name) for entry in self.path("/proc").iterdir() if entry.name.isdigit())
-        stats = ((pid, self._stat(pid)) for pid in pids if pid != 1)
-        return {pid: stat[1] for pid, stat in stats if stat is not None}
+        found = ((pid, self._stat(pid)) for pid in pids if pid != 1)
+        return {pid: state_and_parent[1] for pid, state_and_parent in found if state_and_parent is not None}
 
     def open_files(self, pid: int, under: str = "/run/") -> list[str]:
-        """Regular files under that directory which a process inside and its descendants hold open.
+        """Regular files under that directory, as they see it, which a process and its descendants hold open.
 
-        Paths inside, sorted.
+        Paths inside (``place_of``), sorted.
         """
         found = set()
         for owner in (pid, *self.descendants(pid)):
@@ -134,8 +139,9 @@ class ContainerNamespaces:
                 for entry in self.path(f"/proc/{owner}/fd").iterdir():
                     with contextlib.suppress(OSError):  # it was closed while we looked
                         target = str(entry.readlink())
-                        if target.startswith(under) and self.path(target).is_file():
-                            found.add(target)
+                        place = self.place_of(target)
+                        if target.startswith(under) and stat.S_ISREG(self.path(place).lstat().st_mode):
+                            found.add(place)
         return sorted(found)
 
     # what is run there

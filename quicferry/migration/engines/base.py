@@ -61,6 +61,9 @@ class ServiceContainer(Protocol):
     def path(self, inside: str) -> Path:
         """The agent's path to a file of the container: ``/proc/<init>/root`` + ``inside``."""
 
+    def place_of(self, path: str) -> str:
+        """Where a file is in the container that the server knows by ``path``: not there if it is in a box."""
+
 
 class StandbyHooks(Protocol):
     """What the agent does for engines with a warm process at the destination."""

@@ -221,6 +221,24 @@ def test_a_fault_that_fails_is_told_and_the_agent_goes_on(tmp_path: Path, proces
     assert state(processes.program("source")) != "T"
 
 
+@pytest.mark.parametrize("names", [(), ("pages-1.img", "round-0/pages-1.img")], ids=["all came", "some"])
+def test_state_that_a_destination_has_removed_itself_is_removed(
+    tmp_path: Path, processes: FakeProcesses, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    """A server with all of its memory needs no images: they may be gone before the fault."""
+    state_dir = tmp_path / "received"
+    monkeypatch.setattr("quicferry.experiment.fault_kinds._state", lambda injection: state_dir)
+    for name in names:
+        (state_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (state_dir / name).write_bytes(b"page")
+    run = context(tmp_path, "pages:restore-fails")
+    FaultInjector(run, processes)
+    reach(run, processes, Point.PAGES)
+    assert injected(run) == ["pages:restore-fails"]
+    assert run.warnings == []
+    assert [path for path in state_dir.rglob("*") if path.is_file()] == []
+
+
 def test_an_agent_is_told_only_what_concerns_it(tmp_path: Path, processes: FakeProcesses) -> None:
     run = context(tmp_path, "transfer:image-corrupted", "restore:link-cut")
     faults = FaultInjector(run, processes)

@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from quicferry.errors import InvalidInput, MigrationError, Unsupported
+from quicferry.migration.container import oci_bundle
 from quicferry.migration.container.oci_bundle import NODES, SYSTEM, root_files, spec
-from quicferry.migration.container.oci_container import find_runc, last_words
+from quicferry.migration.container.oci_container import OciContainer, find_runc, last_words
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.criu.command import CHECKOUT, explain
 from quicferry.migration.criu.runc import criu_config
@@ -38,6 +39,18 @@ def test_the_server_can_do_and_write_as_little_as_possible():
     options = {mount["destination"]: mount["options"] for mount in made["mounts"]}
     assert [path for path, words in options.items() if "ro" not in words] == ["/proc", "/run"]
     assert "ro" in options["/srv/project"]
+
+
+def test_the_server_reaches_neither_its_bundle_nor_images():
+    sources = {mount["destination"]: mount["source"] for mount in bundle()["mounts"]}
+    for runc_reads in (oci_bundle.HOME, oci_bundle.BUNDLE, oci_bundle.STATE, PurePosixPath("/run/state")):
+        assert not runc_reads.is_relative_to(sources["/run"])
+    box = OciContainer.__new__(OciContainer)
+    box.edge = "edge-1"
+    assert box.place_of("/run/server.jsonl") == "/run/box/server.jsonl"
+    assert box.place_of("/run/box/x") == "/run/box/box/x", "what it calls so is not what the agent calls so"
+    assert box.place_of("/etc/hosts") == "/etc/hosts"
+    assert box.log_path(0) == "/run/box/service-edge-1.log"
 
 
 def test_nothing_is_mounted_that_hinders_a_checkpoint():

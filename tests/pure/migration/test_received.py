@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from quicferry.migration.container.beneath import (
     read_beneath,
     remove_beneath,
 )
+from quicferry.migration.container.container import Container
 from quicferry.migration.criu.image_stream import (
     CheckpointManifest,
     RecordKind,
@@ -27,6 +29,7 @@ from quicferry.migration.criu.image_stream import (
 )
 from quicferry.migration.criu.packing import Packer, unpack
 from quicferry.migration.criu.received import BLOCK_BYTES, ReceivedFiles
+from quicferry.migration.engines.criu.cold import CriuColdEngine
 
 MANIFEST = CheckpointManifest(epoch=1, pid=10_000, files=[])
 NAMES = ("pages-1.img", "core-1.img", "round-0/pages-1.img", "empty.img")
@@ -171,6 +174,25 @@ def test_what_is_collected_is_read_from_the_container_only(box: Path) -> None:
     assert names_beneath(box, PurePosixPath("/run/none/*.log")) == []
     with pytest.raises(MigrationError, match="is not followed"):
         names_beneath(box, PurePosixPath("/away/*"))
+
+
+def test_an_open_file_of_the_server_is_no_way_to_the_hosts_files(tmp_path: Path) -> None:
+    """A server in a container opens its log and puts a link in its place before it is dumped."""
+    (tmp_path / "secret").write_text("of the host")
+    (tmp_path / "run/box").mkdir(parents=True)
+    (tmp_path / "run/box/log").write_text("of the server")
+    (tmp_path / "run/box/link").symlink_to(tmp_path / "secret")
+    box = Container.__new__(Container)
+    box.path = lambda inside: tmp_path / inside.lstrip("/")  # type: ignore[method-assign]
+    context = SimpleNamespace(container=box, edge="edge-1", state_dir=PurePosixPath("/run/state"))
+    engine = CriuColdEngine(context)  # type: ignore[arg-type]
+
+    def sent(name: str) -> bytes:
+        return b"".join(engine._file_records(1, CheckpointManifest(epoch=1, pid=1, files=[name])))
+
+    assert b"of the server" in sent("/run/box/log")
+    with pytest.raises(MigrationError, match="link"):
+        sent("/run/box/link")
 
 
 def test_a_stream_that_unpacks_to_more_than_the_machine_has_is_not_taken(tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import msgspec
 
 from quicferry.errors import MigrationError
+from quicferry.migration.container.beneath import content_beneath
 from quicferry.migration.container.container import Container
 from quicferry.migration.control import Abort, Freeze, Resume
 from quicferry.migration.criu.command import Criu
@@ -31,6 +31,7 @@ from quicferry.units import NS_PER_MS, now_ns
 
 DUMPERS = ("criu", "runc")  # programs that must not be disturbed
 OTHERS_POLL_S = 0.01
+MAX_FILE_BYTES = 1 << 30  # of a file that the server has open under /run
 #: The numbers of the two times at which a server's own files are sent.
 AHEAD, LAST = 0, 1
 
@@ -198,8 +199,8 @@ class CriuEngine:
     def _file_records(self, pid: int, manifest: CheckpointManifest) -> Iterator[bytes]:
         """Records of the files that the process holds open, the manifest, the end."""
         for name in manifest.files:
-            path = self._container.path(name)
-            yield record(RecordKind.FILE, name, path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
+            data, mode = content_beneath(self._container.path("/"), PurePosixPath(name), MAX_FILE_BYTES)
+            yield record(RecordKind.FILE, name, data, mode)
         yield record(RecordKind.MANIFEST, "", msgspec.json.encode(manifest))
         yield record(RecordKind.END, "", b"")
 
