@@ -200,7 +200,7 @@ def tsc_khz(seconds: float = 0.5) -> int | None:
     """The frequency of this host's time stamp counter, in kHz; None where it has none.
 
     An emulated processor hands the host's counter on. A kernel that measures its frequency beside a heavy
-    load gets it wrong (time in the machine ran 1.6 and 2.4 times too fast): it is told (``tsc_early_khz``).
+    load may get it wrong (289 s passed in the machine in 120 s): it is told (``tsc_early_khz``).
     """
     if platform.machine() != "x86_64":
         return None
