@@ -101,10 +101,14 @@ class Pair:
         logger: QuicLogger | None = None,
         hand_off: bool = False,  # a snapshot moves, not the object
         preferred: Address | None = None,  # said in the handshake, by a server with the usual extension
+        unreliable: bool = False,  # both take DATAGRAM frames (RFC 9221)
     ) -> None:
         self.rng = random.Random(seed)
         self.network = network or Network()
         client_configuration, server_configuration = configurations(idle_timeout_s)
+        if unreliable:
+            for configuration in (client_configuration, server_configuration):
+                configuration.max_datagram_frame_size = 65_536
         client_configuration.quic_logger = server_configuration.quic_logger = logger
         self.client: QuicConnection = self._make(client_configuration, client)
         self._server_configuration = server_configuration

@@ -50,7 +50,7 @@ def test_moves_that_follow_each_other_within_a_round_trip(strategy, gap_s, forwa
 
 
 def hurry(strategy: Strategy, kind: str, gap_s: float, *, server_first: bool, forwarding: bool) -> None:
-    pair = Pair(hand_off=True)
+    pair = Pair(hand_off=True, unreliable=kind == "datagrams")
     pair.handshake(settle_s=0.5)
     if RULES[strategy].pool:
         pair.server.offer_addresses([edge(2), edge(3), edge(4)], pair.now)
@@ -94,7 +94,7 @@ def call_off(strategy: Strategy, kind: str, draw: random.Random, *, held: bool, 
         counted[0] += 1
         return counted[0] - 1 == lost
 
-    pair = Pair(hand_off=True)
+    pair = Pair(hand_off=True, unreliable=kind == "datagrams")
     pair.handshake(settle_s=0.5)
     if RULES[strategy].pool:
         pair.server.offer_addresses([edge(2), edge(3)], pair.now)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+from aioquic.quic.events import DatagramFrameReceived
 
 from quicferry.strategies import RULES, Strategy
 
@@ -92,12 +95,54 @@ class Push(Traffic):
         return len(self.pair.received.get(self.stream_id or 0, b"")) == self.sent_bytes
 
 
+class Datagrams(Traffic):
+    """Unreliable datagrams both ways (RFC 9221): none comes twice, and those after the move come."""
+
+    until: float = 0.0
+    is_fed = False
+    arrived_until: float = -1.0  # events may be cleared after a move
+
+    def begin(self, until: float) -> None:
+        self.until = until
+        if not self.is_fed:
+            self.is_fed = True
+            self.feed()
+
+    def feed(self) -> None:
+        pair = self.pair
+        if pair.now > self.until and self.complete():
+            self.is_fed = False
+            return
+        self.sent_bytes += MESSAGE_BYTES
+        message = b"%10.4f" % pair.now * (MESSAGE_BYTES // 10)
+        pair.client.send_datagram_frame(message)
+        if pair.server is not None and not pair.server._role.held:
+            pair.server.send_datagram_frame(message)
+        pair.after(INTERVAL_S, self.feed)
+
+    def complete(self) -> bool:
+        if self.arrived_until != self.until and all(
+            max(self.arrived(events), default=0.0) > self.until
+            for events in (self.pair.client_events, self.pair.server_events)
+        ):
+            self.arrived_until = self.until
+        return self.arrived_until == self.until
+
+    @staticmethod
+    def arrived(events: list[tuple[float, Any]]) -> list[float]:
+        """When those were sent that have arrived."""
+        messages = [e.data for _, e in events if isinstance(e, DatagramFrameReceived)]
+        assert len(messages) == len(set(messages)), "a datagram came twice"
+        return [float(message[:10]) for message in messages]
+
+
 KINDS: dict[str, type[Traffic]] = {
     "echo": Echo,
     "push": Push,
     "download": Download,
     "upload": Upload,
     "idle": Idle,
+    "datagrams": Datagrams,
 }
 
 
@@ -120,7 +165,7 @@ def life(
 
     Returns the datagrams that were sent while the moves were under way, besides.
     """
-    pair = Pair(seed=moves, hand_off=hand_off)
+    pair = Pair(seed=moves, hand_off=hand_off, unreliable=kind == "datagrams")
     pair.handshake(settle_s=0.4)
     if RULES[strategy].pool:
         pair.server.offer_addresses([edge(2), edge(3)], pair.now)
