@@ -22,6 +22,13 @@ async def granted(w: World) -> None:
         await asyncio.sleep(0.001)
 
 
+async def heard(w: World) -> None:
+    """Wait until the destination's agent has heard of it, too."""
+    destination = w.agents["edge-2"].destination
+    while not destination._granted:  # noqa: ASYNC110  # of another task
+        await asyncio.sleep(0.001)
+
+
 async def listening(w: World, words: list[str], breaks_at: type[Any] | None = None) -> None:
     """Have the destination's stream write down what crosses, and break before that message."""
     agent = w.agents["edge-2"]
@@ -53,7 +60,7 @@ def test_the_commit_crosses_while_the_server_resumes(tmp_path: Path) -> None:
         words: list[str] = []
         w.asks_early = True
         await listening(w, words)
-        w.trouble = lambda now: granted(w) if now == "asked" else None
+        w.trouble = lambda now: heard(w) if now == "asked" else None
         outcome = await w.agents["edge-1"].source.move(w.order())
         assert (outcome.outcome, outcome.serves_at) == ("moved", "edge-2")
         words = [word for word in words if word not in ("Begin", "Piece", "End", "Received", "Renew")]
