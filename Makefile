@@ -80,6 +80,8 @@ lint: setup ## check form, types and the direction of imports
 bench: setup ## measure the targets and print them as a table (as root)
 	@$(PYTHON) -m bench.bench_migration $(BENCH_ARGS)
 	@$(PYTHON) -m bench.bench_notification
+	@$(PYTHON) -m bench.throughput
+	@$(PYTHON) -m bench.endpoint
 
 bench-inspect: setup ## measure `quicferry inspect` against tshark on 100,000 packets (10 minutes)
 	@$(PYTHON) -m bench.bench_inspect

@@ -7,6 +7,7 @@ asyncio's own datagram endpoint hands over one datagram per turn of the loop and
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import struct
 import time
@@ -108,9 +109,9 @@ class UdpPort:
                     seconds, nanoseconds = TIMESPEC.unpack(value)
                     received_ns = seconds * NS_PER_S + nanoseconds + to_monotonic_ns
                 elif (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
-                    local = socket.inet_ntop(socket.AF_INET, IN_PKTINFO.unpack(value)[2])
+                    local = _text(socket.AF_INET, IN_PKTINFO.unpack(value)[2])
                 elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
-                    local = socket.inet_ntop(socket.AF_INET6, IN6_PKTINFO.unpack(value)[0])
+                    local = _text(socket.AF_INET6, IN6_PKTINFO.unpack(value)[0])
             batch.append(Datagram(data, (sender[0], sender[1]), received_ns, local))
         return batch
 
@@ -139,9 +140,13 @@ class UdpPort:
             self._received(batch)
 
 
+@functools.lru_cache(maxsize=64)  # a host has few addresses, and this is asked for each datagram
 def _leaving_from(local: str) -> tuple[int, int, bytes]:
     """The control message that names the source address."""
     if ":" in local:
         packed = IN6_PKTINFO.pack(socket.inet_pton(socket.AF_INET6, local), 0)
         return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, packed
     return socket.IPPROTO_IP, IP_PKTINFO, IN_PKTINFO.pack(0, socket.inet_aton(local), bytes(4))
+
+
+_text = functools.lru_cache(maxsize=64)(socket.inet_ntop)

@@ -26,6 +26,7 @@ from aioquic.quic.events import (
 from apps.client.load import Load
 from apps.client.load_schedule import LoadSchedule, first
 from apps.config import ALPN, MAX_DATAGRAM_FRAME_BYTES, SERVER_NAME, ClientConfig, read_config
+from apps.deadline import Deadline
 from apps.reporting import print_event
 from apps.udp import Datagram, UdpPort
 from quicferry.events import EventLog
@@ -68,7 +69,7 @@ class Client:
         self.closed = asyncio.Event()
         self.schedule = LoadSchedule(config, self.load, self._request)
         self.schedule.send_datagram = self._send_datagram
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(self._timer_due)
         self._origin = ""
         self._received_ns = 0
 
@@ -162,16 +163,10 @@ class Client:
         for data, receiver in self.connection.datagrams_to_send(now):
             self.port.send(data, (receiver[0], receiver[1]))
         self._handle_events()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        due = self.connection.get_timer()
-        if due is not None:
-            self._timer = asyncio.get_running_loop().call_at(due, self._timer_due, due)
+        self._deadline.set(self.connection.get_timer())
 
-    def _timer_due(self, due: float) -> None:
-        self._timer = None
-        self.connection.handle_timer(max(due, now_s()))
+    def _timer_due(self, now: float) -> None:
+        self.connection.handle_timer(now)
         self._proceed()
 
     def _handle_events(self) -> None:

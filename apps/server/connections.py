@@ -5,7 +5,7 @@ Knows nothing of the service or of moving; it is the QUIC half of a server proce
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -20,6 +20,7 @@ from aioquic.quic.events import (
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
 from aioquic.tls import SessionTicket
 
+from apps.deadline import Deadline
 from apps.udp import Datagram, UdpPort
 from quicferry.quic import ExtensionConfig, MigratableConnection
 from quicferry.strategies import StrategyName
@@ -31,7 +32,9 @@ LOCALS_MOST = 8  # addresses of a client: more paths than these no connection ha
 class Peer:
     """One client's connection and what belongs to it in this process."""
 
-    def __init__(self, key: str, connection: MigratableConnection) -> None:
+    def __init__(
+        self, key: str, connection: MigratableConnection, due: Callable[[Peer, float], None]
+    ) -> None:
         self.key = key
         self.connection = connection
         self.connection_ids: set[bytes] = set()
@@ -39,8 +42,7 @@ class Peer:
         self.strategy: StrategyName | None = None  # how this client follows the present move
         #: by the client's address, to which of our own its last datagrams came: answers leave from there
         self.locals: dict[tuple[str, int], str] = {}
-        self.timer: asyncio.TimerHandle | None = None
-        self.timer_at: float | None = None
+        self.deadline = Deadline(functools.partial(due, self))
 
     def note_local(self, sender: tuple[str, int], local: str) -> None:
         """A datagram of ``sender`` came to that address of ours."""
@@ -134,7 +136,7 @@ class ConnectionTable:
             key = str(next(self._keys))
             while key in self.peers:
                 key = str(next(self._keys))
-        peer = Peer(key, connection)
+        peer = Peer(key, connection, self._timer_due)
         self.peers[key] = peer
         for connection_id in connection_ids:
             peer.connection_ids.add(connection_id)
@@ -159,8 +161,7 @@ class ConnectionTable:
         for connection_id in peer.connection_ids:
             self._by_id.pop(connection_id, None)
         self.peers.pop(peer.key, None)
-        if peer.timer is not None:
-            peer.timer.cancel()
+        peer.deadline.cancel()
 
     def remove_all(self) -> None:
         """Forget every connection."""
@@ -172,36 +173,20 @@ class ConnectionTable:
         self._events(peer)
         self._on_idle(peer)
         datagrams = peer.connection.datagrams_to_send(now_s())
+        send, may_send, locals_ = self._port.send, self._may_send, peer.locals
         for data, receiver in datagrams:
             # asked for each: a process may be stopped between two, for longer than its lease
-            if self._may_send():
-                to = (receiver[0], receiver[1])
-                self._port.send(data, to, peer.locals.get(to))
-        self._set_timer(peer)
+            if may_send():
+                to = receiver[:2]
+                send(data, to, locals_.get(to))
+        peer.deadline.set(peer.connection.get_timer() if peer.key in self.peers else None)
         return bool(datagrams)
 
     def hold_back(self) -> None:
         """Cancel all timers: a connection does nothing more until ``proceed``."""
         for peer in self.peers.values():
-            if peer.timer is not None:
-                peer.timer.cancel()
-                peer.timer, peer.timer_at = None, None
+            peer.deadline.cancel()
 
-    def _set_timer(self, peer: Peer) -> None:
-        due = peer.connection.get_timer() if peer.key in self.peers else None
-        if due == peer.timer_at and peer.timer is not None:
-            return
-        if peer.timer is not None:
-            peer.timer.cancel()
-            peer.timer = None
-        peer.timer_at = due
-        if due is not None:
-            peer.timer = asyncio.get_running_loop().call_at(due, self._timer_due, peer)
-
-    def _timer_due(self, peer: Peer) -> None:
-        due = peer.timer_at
-        peer.timer, peer.timer_at = None, None
-        now = now_s()
-        # the loop may call a hair early; the connection must see the time it asked for
-        peer.connection.handle_timer(now if due is None else max(now, due))
+    def _timer_due(self, peer: Peer, now: float) -> None:
+        peer.connection.handle_timer(now)
         self.proceed(peer)

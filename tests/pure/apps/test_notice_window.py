@@ -27,7 +27,9 @@ class Caller:
 
 def crowd(size: int) -> list[Peer]:
     # nothing of a connection is asked for
-    return [Peer(str(number), cast(MigratableConnection, None)) for number in range(size)]
+    return [
+        Peer(str(number), cast(MigratableConnection, None), lambda peer, now: None) for number in range(size)
+    ]
 
 
 def test_a_few_have_their_turn_at_once() -> None:
