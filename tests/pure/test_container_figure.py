@@ -6,7 +6,8 @@ from bench.container_figure import bars
 
 def line(engine, **more):
     given = {
-        "memory_mib": 0, "inter_edge_mbps": 100.0, "runs": 1, "downtime_ms": 500.0, "downtime_least_ms": 500.0,
+        "memory_mib": 0, "inter_edge_mbps": 100.0, "runs": 1, "downtime_ms": 500.0,
+        "downtime_least_ms": 500.0,
         "downtime_most_ms": 500.0, "dump_ms": 100.0, "restore_ms": 300.0, "service_migration_ms": 520.0,
         "request_hit_ms": 530.0, "transferred_mb": 6.0,
     }  # fmt: skip
