@@ -20,14 +20,19 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.bench_migration import median
+from bench.container_figure import OWN_MB, bars, container_figure
 from cli.common.progress import perform_shown
+from quicferry.analysis.figures.style import save_figure
 from quicferry.events import Event, read_events
 from quicferry.record import RunResult
 from quicferry.spec import RunSpec
 from quicferry.strategies import Strategy
 from quicferry.units import NS_PER_MS
 
-ENGINES = ("published-cold", "runc-cold", "runc-pre-copy", "runc-post-copy", "runc-hybrid")
+ENGINES = (
+    *("published-cold", "published-post-copy"),
+    *("runc-cold", "runc-pre-copy", "runc-post-copy", "runc-hybrid"),
+)
 #: The container's memory in the paper, in MB; what the server holds by itself is about 28.
 SIZES_MIB = (0, 240)
 RATES_MBPS = (1000.0, 100.0)
@@ -46,6 +51,7 @@ class Row(NamedTuple):
     dump_ms: float | None  # freeze and dump; with the transfer, where both overlap
     restore_ms: float | None
     service_migration_ms: float | None
+    request_hit_ms: float | None  # the service time of the request that the move hit
     transferred_mb: float | None
 
 
@@ -99,6 +105,7 @@ def _row(key: tuple[str, int, float], group: list[RunResult]) -> Row:
         dump_ms=_median(dumps),
         restore_ms=_median(restores),
         service_migration_ms=median(group, lambda r: r.service_migration_time_ms),
+        request_hit_ms=median(group, lambda r: r.request_hit_ms),
         transferred_mb=_median(moved),
     )
 
@@ -152,6 +159,15 @@ def write_csv(path: Path, lines: Sequence[Row]) -> None:
         writer.writerows(lines)
 
 
+def draw(folder: Path, lines: Sequence[Row]) -> None:
+    """Draw a figure for each size and rate into that folder, as png and svg."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for size, rate in dict.fromkeys((line.memory_mib, line.inter_edge_mbps) for line in lines):
+        title = f"Downtime of a container of about {OWN_MB + round(size * 1.048576)} MB, {rate:g} Mbit/s"
+        name = f"containers-{size}-mib-{rate:g}-mbps"
+        save_figure(container_figure(bars(lines, size, rate), title), folder, name)
+
+
 def main() -> None:
     """Run everything in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -163,6 +179,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=ENGINES, help="engines to run")
     parser.add_argument("--runs", type=Path, default=None, help="where run directories go")
     parser.add_argument("--output", type=Path, default=None, help="also write the data as CSV")
+    parser.add_argument("--figures", type=Path, default=None, help="also draw figures into this folder")
     arguments = parser.parse_args()
     wanted = [
         msgspec.structs.replace(spec, seed=repetition + 1)
@@ -174,6 +191,8 @@ def main() -> None:
     show(lines)
     if arguments.output is not None:
         write_csv(arguments.output, lines)
+    if arguments.figures is not None:
+        draw(arguments.figures, lines)
     failed = [result for result in results if result.outcome != "succeeded"]
     for result in failed:
         print(f"{result.outcome}: {result.engine}: {result.error}", file=sys.stderr)

@@ -10,7 +10,8 @@ import msgspec
 from quicferry.errors import InvalidInput
 from quicferry.migration.container import volumes
 from quicferry.migration.container.oci_bundle import lacking, root_files
-from quicferry.migration.container.oci_image import ImageSettings, read_image
+from quicferry.migration.container.oci_image import ImageSettings, read_image, users_have_userfaultfd
+from quicferry.migration.engines.registry import get
 from quicferry.spec import RunSpec
 
 #: Where a container looks for a program without a path, unless its image says otherwise (execvp(3)).
@@ -24,6 +25,11 @@ def check_container(spec: RunSpec) -> RunSpec:
     if spec.image is None:
         return spec
     image = read_image(Path(spec.image))
+    if image.uid and get(spec.engine).keeps_source and not users_have_userfaultfd():
+        raise InvalidInput(
+            f"{spec.image} runs as user {image.uid}, and {spec.engine} needs userfaultfd in a user namespace",
+            hint="choose runc-cold or runc-pre-copy, or have vm.unprivileged_userfaultfd=1 set by sysctl",
+        )
     if words and words[0] != "{server}":
         _check_program(spec.image, image, words[0], spec.volumes)
     return msgspec.structs.replace(spec, image=str(Path(spec.image).resolve()))

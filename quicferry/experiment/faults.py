@@ -14,7 +14,14 @@ from typing import NamedTuple
 
 from quicferry.errors import InvalidInput
 from quicferry.experiment.fault_kinds import DESTINATION, KINDS, SOURCE, inter_edge_link
-from quicferry.migration.engines.registry import EngineEntry, ahead_engines, behind_engines, criu_engines
+from quicferry.migration.engines.registry import (
+    EngineEntry,
+    ahead_engines,
+    behind_engines,
+    criu_engines,
+    engines,
+    engines_that,
+)
 from quicferry.model import Topology
 from quicferry.spec import Fault, FaultKind, FaultPoint, RunSpec
 from quicferry.strategies import StrategyRules
@@ -169,6 +176,14 @@ ROWS: tuple[FaultRow, ...] = (
     FaultRow(_P.NOTICE, _K.CLIENT_REFUSING, _HERE, "when no client will follow, the move is called off"),
 )  # fmt: skip
 
+#: Memory is still at the source then, and crosses by a plain connection from one CRIU to another: it has no
+#: digest, takes no detour, and ends with the agents, whose children both are.
+_MEMORY_MISSING = (_P.RESTORE, _P.COMMIT, _P.PAGES)
+_ENDS_PLAIN_PAGES = (
+    *(_K.SOURCE_AGENT_KILLED, _K.DESTINATION_AGENT_KILLED),
+    *(_K.LINK_CUT, _K.LINK_LOST, _K.IMAGE_CORRUPTED),
+)
+
 _BY_NAME = {row.name: row for row in ROWS}
 
 
@@ -192,9 +207,20 @@ def parse(words: str) -> Fault:
 
 
 def engines_of(row: FaultRow) -> frozenset[str] | None:
-    """The engines with which a fault can happen; None: all."""
+    """The engines with which a fault can happen, and ends as its row says; None: all."""
     having = KINDS[row.kind].engines or TRIGGERS[row.point].engines
-    return having() if having is not None else None
+    able = having() if having is not None else None
+    at_a_loss = _at_a_loss(row)
+    return (frozenset(engines()) if able is None else able) - at_a_loss if at_a_loss else able
+
+
+def _at_a_loss(row: FaultRow) -> frozenset[str]:
+    """The engines as published that do nothing about that fault, as the published procedure does not."""
+    if (row.point, row.kind) == (FaultPoint.RESTORE, FaultKind.IMAGE_CORRUPTED):
+        return engines_that(lambda entry: entry.as_published)  # no file has a digest
+    if row.places == _THERE and row.point in _MEMORY_MISSING and row.kind in _ENDS_PLAIN_PAGES:
+        return engines_that(lambda entry: entry.as_published and entry.keeps_source)
+    return frozenset()
 
 
 def row_of(fault: Fault) -> FaultRow:
@@ -217,11 +243,11 @@ def check(spec: RunSpec, topology: Topology, engine: EngineEntry, rules: Strateg
                 f"{fault.name} cannot happen: with {spec.strategy} a client cannot say that it refuses",
                 hint="choose a strategy of the extension with notice, such as proactive-explicit",
             )
-        engines = engines_of(row_of(fault))
-        if engines is not None and engine.name not in engines:
+        able = engines_of(row_of(fault))
+        if able is not None and engine.name not in able:
             raise InvalidInput(
-                f"{fault.name} cannot happen: the engine {engine.name} has no such point",
-                hint="choose --engine " + " or ".join(sorted(engines)),
+                f"{fault.name} cannot happen: the engine {engine.name} has no such point, or is lost then",
+                hint="choose --engine " + " or ".join(sorted(able)),
             )
         if KINDS[fault.kind].on_the_link and inter_edge_link(topology) is None:
             raise InvalidInput(

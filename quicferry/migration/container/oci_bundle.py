@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 from quicferry import plugins
 from quicferry.errors import InvalidInput
 from quicferry.migration.container.layer import VOLUMES
-from quicferry.migration.container.oci_image import ImageSettings
+from quicferry.migration.container.oci_image import MAPPED_IDS, ImageSettings
 from quicferry.migration.container.volumes import Volume
 from quicferry.paths import CHECKOUT
 
@@ -119,11 +119,21 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     devices: list[DeviceRule]
 
 
+class IdMapping(msgspec.Struct, frozen=True, kw_only=True):
+    """IDs of a user namespace: the same inside as outside."""
+
+    containerID: int = 0  # noqa: N815
+    hostID: int = 0  # noqa: N815
+    size: int = MAPPED_IDS
+
+
 class Linux(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Namespaces and control group of the container."""
 
     namespaces: list[Namespace]
     cgroupsPath: str = ""  # noqa: N815
+    uidMappings: list[IdMapping] = []  # noqa: N815
+    gidMappings: list[IdMapping] = []  # noqa: N815
     resources: Resources | None = None
     seccomp: dict[str, Any] | None = None
     maskedPaths: list[str] = []  # noqa: N815
@@ -230,6 +240,13 @@ def spec(
     its control group; None: it has none of its own. ``image``: how that wants to be run.
     """
     limits: dict[str, Any] = {}
+    # CRIU reads and sets the limits of its processes, which for another user's takes CAP_SYS_RESOURCE; in a
+    # user namespace of theirs root has that
+    of_a_user = image is not None and image.uid != 0
+    mapped: dict[str, Any] = {}
+    if image is not None and of_a_user:
+        limits["user"] = User(image.uid, image.gid)
+        mapped = {"uidMappings": [IdMapping()], "gidMappings": [IdMapping()]}
     if image is not None and image.capabilities is not None:
         limits["capabilities"] = image.capabilities
     if image is not None and image.rlimits:
@@ -277,9 +294,11 @@ def spec(
                 Namespace(type="uts"),
                 # the edge host's: runc runs in it, and so does the init that is PID 1 for runc
                 Namespace(type="network", path="/proc/1/ns/net"),
+                *([Namespace(type="user")] if of_a_user else []),
             ],
             cgroupsPath="" if group is None else str(group),
             resources=None if group is None else Resources(devices=device_rules()),
+            **mapped,
             **confined,
         ),
     )

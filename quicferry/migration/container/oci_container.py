@@ -98,6 +98,7 @@ class OciContainer(Container):
     files = oci_bundle.RootFiles({}, [])
     given = ContainerFiles()
     image: ImageSettings | None = None
+    readable: Sequence[Path] = ()
     #: what the container writes; None: it writes to ``/run`` only
     layer: Layer | None = None
 
@@ -134,8 +135,10 @@ class OciContainer(Container):
             files = files._replace(binds=sorted({*files.binds, *always}))
         made = await cls.create(edge, enter=enter, record=record)
         made.runc, made.files, made.image = runc, files, image
+        made.readable = [Path(directory) for directory in readable]
         try:
             await asyncio.to_thread(made.make_directories)
+            await asyncio.to_thread(made.admit_user)
             if given is not None:
                 made.given = given
                 await made.use_layer()
@@ -152,6 +155,22 @@ class OciContainer(Container):
         self.layer = Layer(self, oci_bundle.ROOTFS, below, named)
         if not self.layer.is_mounted:
             await self.layer.mount()
+
+    def admit_user(self) -> None:
+        """Let the container's user, if that is not root, read what it is given. Raises ``OSError``."""
+        if self.image is None or self.image.uid == 0:
+            return
+        for directory in self.readable:
+            for path in (directory, *directory.rglob("*")):
+                if not path.is_symlink():
+                    os.chown(path, -1, self.image.gid)
+                    path.chmod(path.stat().st_mode | (0o050 if path.is_dir() else 0o040))
+
+    def hand_over(self, files: Iterable[str]) -> None:
+        """Give files that came with the server to its user."""
+        if self.image is not None and self.image.uid:
+            for name in files:
+                os.chown(self.path(name), self.image.uid, self.image.gid, follow_symlinks=False)
 
     async def renew_layer(self) -> None:
         """Begin with an empty layer: this host becomes a destination."""
@@ -175,7 +194,9 @@ class OciContainer(Container):
     def lay_out(self) -> None:
         """Make what is in the bundle; may be repeated. Raises ``OSError``."""
         self.inside(oci_bundle.DEVICES).chmod(0o755)
-        self.inside(oci_bundle.RUN).chmod(0o755)
+        of_a_user = self.image is not None and self.image.uid != 0
+        # not sticky: there a file of another user cannot be opened for writing (fs.protected_regular)
+        self.inside(oci_bundle.RUN).chmod(0o777 if of_a_user else 0o755)
         self.inside(oci_bundle.ROOTFS).chmod(0o755)
         # CRIU opens mounts by way of a directory that it makes in /tmp; without one it takes the root,
         # which is read-only by then. A checkout below /tmp brings it along, others do not.

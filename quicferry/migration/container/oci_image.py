@@ -3,7 +3,8 @@
 =============  =======================================  ===================================================
 kind           known by                                 gives, besides the files
 =============  =======================================  ===================================================
-OCI layout     ``oci-layout`` and ``index.json``        command, environment, working directory, architecture
+OCI layout     ``oci-layout`` and ``index.json``        command, environment, working directory, user,
+                                                        architecture
 bundle         ``config.json`` beside ``rootfs``        the same, and capabilities, rlimits, seccomp, masked
                                                         and read-only paths, a read-only root
 root           anything else                            nothing
@@ -37,6 +38,10 @@ WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 #: As ``platform.machine()`` has it -> as the image specification has it (GOARCH).
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x"}
 MAX_JSON_BYTES = 4 << 20
+#: Linux, Documentation/admin-guide/sysctl/vm.rst.
+USERFAULTFD_SWITCH = Path("/proc/sys/vm/unprivileged_userfaultfd")
+#: IDs of users and groups that a container's user namespace has, each the same as outside.
+MAPPED_IDS = 1 << 16
 HINT = (
     "give an unpacked bundle, an OCI layout (`skopeo copy docker://IMAGE oci:DIRECTORY`), or a root directory"
 )
@@ -49,6 +54,8 @@ class ImageSettings(msgspec.Struct, frozen=True, kw_only=True):
     argv: list[str] = []  # its own command
     env: dict[str, str] = {}
     cwd: str = "/"
+    uid: int = 0
+    gid: int = 0
     readonly: bool = False  # the container may not write to its root
     capabilities: dict[str, list[str]] | None = None
     rlimits: list[dict[str, Any]] = []
@@ -71,13 +78,23 @@ def read_image(directory: Path, cache: Path = CACHE) -> ImageSettings:
     return ImageSettings(root=str(directory))
 
 
+def users_have_userfaultfd() -> bool:
+    """Whether what is in a user namespace may have a userfaultfd for faults of the kernel, as CRIU wants."""
+    try:
+        return USERFAULTFD_SWITCH.read_text().strip() == "1"
+    except OSError:
+        return False
+
+
 def _from_bundle(directory: Path) -> ImageSettings:
     config = _json(directory / "config.json")
     process, linux = config.get("process", {}), config.get("linux", {})
     root = config.get("root", {})
-    if (user := process.get("user", {}).get("uid", 0)) != 0:
-        raise _not_root(directory, user)
+    user = process.get("user", {})
+    uid, gid = _checked_ids(directory, user.get("uid", 0), user.get("gid", 0))
     return ImageSettings(
+        uid=uid,
+        gid=gid,
         root=str((directory / root.get("path", "rootfs")).resolve()),
         argv=list(process.get("args", [])),
         env=_environment(process.get("env", [])),
@@ -91,12 +108,36 @@ def _from_bundle(directory: Path) -> ImageSettings:
     )
 
 
-def _not_root(directory: Path, user: object) -> InvalidInput:
-    return InvalidInput(
-        f"the image {directory} wants to run as user {user}, and only root can be moved here",
-        hint="CRIU must set the limits of another user's process, which takes CAP_SYS_RESOURCE; run as root "
-        "without capabilities, which is the default (docs/containers.md)",
+def _checked_ids(directory: Path, uid: object, gid: object) -> tuple[int, int]:
+    """These IDs of a user and a group, if a container here can have them."""
+    if isinstance(uid, int) and isinstance(gid, int) and 0 <= uid < MAPPED_IDS and 0 <= gid < MAPPED_IDS:
+        return uid, gid
+    raise InvalidInput(
+        f"the image {directory} wants to run as user {uid} of group {gid}",
+        hint=f"both must be numbers below {MAPPED_IDS}, or names in the image's /etc/passwd and /etc/group",
     )
+
+
+def _user(directory: Path, words: str, root: Path) -> tuple[int, int]:
+    """The IDs for ``User`` of an image's config: ``user`` or ``user:group``, numbers or names.
+
+    A user without a group has the one that the image's ``/etc/passwd`` gives it, else the group 0.
+    """
+    user, _, group = words.partition(":")
+    uid, gid = _named(root, "etc/passwd", user)
+    if group:
+        gid = _named(root, "etc/group", group)[0]
+    return _checked_ids(directory, user if uid is None else uid, group if gid is None else gid)
+
+
+def _named(root: Path, table: str, name: str) -> tuple[int | None, int | None]:
+    """The ID of a user or group of the image, by number or name, and a user's group (passwd(5), group(5))."""
+    file = _beneath(root, PurePosixPath(table))
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    for fields in (line.split(":") for line in lines):
+        if len(fields) > 3 and name in (fields[0], fields[2]) and fields[2].isdecimal():
+            return int(fields[2]), int(fields[3]) if fields[3].isdecimal() else 0
+    return (int(name), 0) if name.isdecimal() else (None, 0)
 
 
 def _from_layout(directory: Path, cache: Path) -> ImageSettings:
@@ -111,11 +152,13 @@ def _from_layout(directory: Path, cache: Path) -> ImageSettings:
             hint=f"fetch the one for linux/{here}: `skopeo copy --override-arch {here} …`",
         )
     wanted = config.get("config", {}) or {}
-    user = str(wanted.get("User") or "0").partition(":")[0]
-    if user not in ("0", "root"):
-        raise _not_root(directory, user)
+    root = _unpacked(directory, manifest, cache)
+    user = str(wanted.get("User") or "0")
+    uid, gid = (0, 0) if user == "root" else _user(directory, user, root)
     return ImageSettings(
-        root=str(_unpacked(directory, manifest, cache)),
+        uid=uid,
+        gid=gid,
+        root=str(root),
         argv=[*(wanted.get("Entrypoint") or []), *(wanted.get("Cmd") or [])],
         env=_environment(wanted.get("Env") or []),
         cwd=wanted.get("WorkingDir") or "/",

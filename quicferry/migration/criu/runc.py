@@ -13,7 +13,8 @@ from pathlib import Path
 from quicferry.errors import MigrationError
 from quicferry.migration.container import oci_bundle
 from quicferry.migration.container.oci_container import OciContainer
-from quicferry.migration.criu.command import CLOSE_PAGE_SERVER, Criu, explain, log_text
+from quicferry.migration.container.oci_image import users_have_userfaultfd
+from quicferry.migration.criu.command import CLOSE_PAGE_SERVER, LAZY_FEATURE, Criu, explain, log_text
 from quicferry.migration.criu.held_runc import HeldRunc
 from quicferry.migration.criu.stats import DumpStats, RestoreStats, read_dump_stats, read_restore_stats
 
@@ -71,6 +72,13 @@ class Runc(Criu):
         tcp = ["--tcp-established"] if self._keep_tcp else []
         where = ["--image-path", str(images), "--work-path", str(images)]
         return [step, *where, *tcp, *more, self._box.name]
+
+    async def has(self, feature: str) -> bool:
+        """As ``Criu.has``; without userfaultfd where the container's user namespace may not have it."""
+        image = self._box.image
+        if feature == LAZY_FEATURE and image is not None and image.uid and not users_have_userfaultfd():
+            return False
+        return await super().has(feature)
 
     # before the downtime
 

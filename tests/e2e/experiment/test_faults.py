@@ -59,6 +59,18 @@ WITH_RUNC = (
     *("transfer:source-agent-killed", "restore:restore-fails", "restore:image-corrupted"),
     *("restore:destination-agent-killed", "commit:destination-agent-killed"),
 )
+#: every other engine of containers, and every point, with one of them or another
+OF_CONTAINERS = (
+    ("notice:source-agent-killed", "runc-pre-copy"),
+    ("copy:image-corrupted", "runc-pre-copy"),
+    ("transfer:image-corrupted", "runc-hybrid"),
+    ("pages:destination-agent-killed", "runc-hybrid"),
+    ("restore:restore-fails", "runc-post-copy"),
+    ("commit:link-cut", "runc-post-copy"),
+    ("prepare:destination-full", "published-cold"),
+    ("transfer:destination-full", "published-cold"),
+    ("checkpoint:source-agent-killed", "published-post-copy"),
+)
 #: with which engine a row is performed that needs one of several: those that do least besides
 LEAST = ("criu-cold", "criu-pre-copy", "criu-post-copy")
 
@@ -66,7 +78,19 @@ EMULATED = pytest.mark.needs("mininet", "tcpdump", "tshark")
 CRIU = pytest.mark.needs("mininet", "tcpdump", "tshark", "criu")
 OCI = pytest.mark.needs("mininet", "tcpdump", "tshark", "oci")
 LAZY = pytest.mark.needs("mininet", "tcpdump", "tshark", "criu", "criu-lazy-pages")
-NEEDS = {"handoff": EMULATED, "criu-cold": CRIU, "criu-pre-copy": CRIU, "runc-cold": OCI}
+LAZY_OCI = pytest.mark.needs("mininet", "tcpdump", "tshark", "oci", "criu-lazy-pages")
+NEEDS = {
+    "handoff": EMULATED,
+    "criu-cold": CRIU,
+    "criu-pre-copy": CRIU,
+    "runc-cold": OCI,
+    "runc-pre-copy": OCI,
+    **dict.fromkeys(("runc-post-copy", "runc-hybrid"), LAZY_OCI),
+    "published-cold": pytest.mark.needs("mininet", "tcpdump", "tshark", "oci", "rsync"),
+    "published-post-copy": pytest.mark.needs(
+        "mininet", "tcpdump", "tshark", "oci", "rsync", "criu-lazy-pages", "criu-page-server"
+    ),
+}
 
 
 def param(fault: str, engine: str = "handoff", strategy: str = "proactive-explicit") -> object:
@@ -75,7 +99,11 @@ def param(fault: str, engine: str = "handoff", strategy: str = "proactive-explic
 
 def first_engine(row: FaultRow) -> str:
     engines = engines_of(row)
-    return "handoff" if engines is None else next(each for each in LEAST if each in engines)
+    return (
+        "handoff"
+        if engines is None or "handoff" in engines
+        else next(each for each in LEAST if each in engines)
+    )
 
 
 CASES = [
@@ -84,7 +112,7 @@ CASES = [
     *(param(f"{point}:link-cut=8") for point in ("transfer", "restore")),
     *(param(fault, "criu-cold") for fault in WITH_CRIU),
     *(param(fault, "runc-cold") for fault in WITH_RUNC),
-    *(param(fault, engine) for fault, engine in COPYING),
+    *(param(fault, engine) for fault, engine in (*COPYING, *OF_CONTAINERS)),
     *(param(faults, engine) for faults, engine in TWO),
     *(param(fault, "handoff", strategy) for fault, strategy in LOCAL_MOVES),
 ]

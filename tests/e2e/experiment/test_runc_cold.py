@@ -13,6 +13,7 @@ from quicferry.experiment.store import ROOT_VARIABLE
 from quicferry.paths import CHECKOUT
 from quicferry.process import run
 from tests.e2e.migration.criu_scripts import SQUAT, check_way_back, played
+from tests.pure.migration.test_oci_image import archive, layout
 
 pytestmark = pytest.mark.needs("oci")
 
@@ -200,15 +201,23 @@ async def play():
 
 
 @pytest.mark.needs("mininet", "tcpdump", "tshark")
-def test_a_container_starts_though_its_run_directory_lies_in_the_checkout():
-    """The usual place: the container sees the checkout's packages, and the keys in the run directory."""
+def test_a_user_of_an_image_serves_and_moves_though_the_run_directory_lies_in_the_checkout(tmp_path):
+    """In the usual place the container sees the checkout's packages, and the keys in the run directory."""
+    passwd = archive({"etc/passwd": "web:x:1000:1001::/:/bin/sh\n"})
+    image = layout(tmp_path / "image", [passwd], config={"User": "web", "Env": ["WHO=web"]})
     usual = {name: value for name, value in os.environ.items() if name != ROOT_VARIABLE}
     quicferry = [CHECKOUT / "bin" / "quicferry", "run", "--engine", "runc-cold", "--json"]
-    done = run([*quicferry, "--before-s", "0.3", "--after-s", "0.3"], check=False, env=usual, timeout_s=120.0)
+    done = run(
+        [*quicferry, "--image", image, "--before-s", "0.3", "--after-s", "0.3"],
+        check=False,
+        env=usual,
+        timeout_s=240.0,
+    )
     result = json.loads(done.stdout)
     try:
         assert (result["outcome"], result["served_by"]) == ("succeeded", "destination"), result["error"]
         assert Path(result["run_dir"]).is_relative_to(CHECKOUT / "runs")
+        assert (result["requests_lost"], result["state_ok"]) == (0, True)
     finally:
         shutil.rmtree(result["run_dir"])
 

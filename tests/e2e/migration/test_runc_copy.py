@@ -80,7 +80,7 @@ async def play():
     assert {detail["memory_by"] for detail in got["taken"]} == {"criu"}
 
 
-@pytest.mark.parametrize("engine", ["runc-pre-copy", "runc-post-copy", "runc-post-copy/criu"])
+@pytest.mark.parametrize("engine", ["runc-pre-copy", "runc-post-copy"])
 def test_a_move_of_a_container_that_is_called_off_leads_back(tmp_path, engine):
     check_called_off(tmp_path, engine)
 

@@ -97,7 +97,9 @@ def test_a_bundle_says_how_it_wants_to_be_run(tmp_path):
     [
         ({"architecture": "riscv128"}, "is for linux/riscv128"),
         ({"os": "plan9"}, "is for plan9"),
-        ({"config": {"User": "1000"}}, "user 1000"),
+        ({"config": {"User": "70000"}}, "user 70000"),
+        ({"config": {"User": "nobody-here"}}, "user nobody-here"),
+        ({"config": {"User": "1000:no-group"}}, "user 1000 of group no-group"),
     ],
 )
 def test_an_image_that_cannot_run_here_is_refused_with_the_reason(tmp_path, config, words):
@@ -105,6 +107,23 @@ def test_an_image_that_cannot_run_here_is_refused_with_the_reason(tmp_path, conf
     with pytest.raises(InvalidInput, match=words) as caught:
         read_image(made, tmp_path / "cache")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("user", "ids"),
+    [
+        ("", (0, 0)), ("root", (0, 0)), ("1000", (1000, 0)), ("1000:1001", (1000, 1001)), ("web", (33, 34)),
+        ("web:staff", (33, 50)), ("33", (33, 34)),
+    ],
+)  # fmt: skip
+def test_the_user_of_an_image_is_found_by_number_or_name(tmp_path, user, ids):
+    tables = {"etc/passwd": "web:x:33:34:Web:/:/bin/sh\nodd\n", "etc/group": "staff:x:50:web\n"}
+    made = layout(tmp_path / "image", [archive(tables)], config={"User": user})
+    image = read_image(made, tmp_path / "cache")
+    assert (image.uid, image.gid) == ids
+    described = spec(["x"], {}, hostname="edge-1", log="/run/log", binds=[], image=image)
+    assert (described.process.user.uid, described.process.user.gid) == (ids if ids[0] else (0, 0))
+    assert ("user" in {each.type for each in described.linux.namespaces}) == bool(ids[0])
 
 
 def test_a_damaged_blob_and_what_is_no_image_are_refused(tmp_path):

@@ -37,3 +37,15 @@ def test_what_cannot_be_is_refused_with_a_hint(tmp_path, values, words):
     with pytest.raises(InvalidInput, match=words) as caught:
         asked(**{"image": str(tmp_path), **values})
     assert caught.value.hint
+
+
+def test_memory_cannot_follow_a_user_who_may_have_no_userfaultfd(tmp_path, monkeypatch):
+    (tmp_path / "rootfs").mkdir()
+    (tmp_path / "config.json").write_text('{"process": {"user": {"uid": 1000, "gid": 1000}}}')
+    monkeypatch.setattr("session.container.users_have_userfaultfd", lambda: False)
+    with pytest.raises(InvalidInput, match="user 1000, and runc-hybrid needs userfaultfd") as caught:
+        to_spec({"engine": "runc-hybrid", "image": str(tmp_path)})
+    assert "runc-pre-copy" in caught.value.hint
+    assert to_spec({"engine": "runc-pre-copy", "image": str(tmp_path)}).image
+    monkeypatch.setattr("session.container.users_have_userfaultfd", lambda: True)
+    assert to_spec({"engine": "runc-hybrid", "image": str(tmp_path)}).image

@@ -195,6 +195,7 @@ class OwnFilesEngine(RuncEngine):
     ) -> None:
         """Bring the last changes of files, then restore the container."""
         await self._files_have_come(LAST)
+        self._box.hand_over(manifest.files)
         await super()._make_process(order, manifest, detail)
 
 

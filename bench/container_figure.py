@@ -1,0 +1,125 @@
+"""The figure of ``make bench-containers``: paper, procedure as published here, and ours, phases stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from quicferry.analysis.figures.phases import PHASE_COLOURS
+from quicferry.analysis.figures.style import DPI, INK, STYLE, WIDTH_IN, axes_beside_names, from_zero
+
+#: What a server of ours holds by itself: with it, sizes are those of the paper.
+OWN_MB = 28
+TECHNIQUES = ("cold", "pre-copy", "post-copy", "hybrid")
+PHASES = ("checkpoint", "transfer", "restore")
+
+
+class Bar(NamedTuple):
+    """One row of the figure, in milliseconds; ``request_ms``: the request that the move hit."""
+
+    label: str
+    dump_ms: float
+    rest_ms: float
+    restore_ms: float
+    request_ms: float | None
+
+    @property
+    def downtime_ms(self) -> float:
+        """The sum of the phases."""
+        return self.dump_ms + self.rest_ms + self.restore_ms
+
+
+#: Puliafito et al., Pervasive and Mobile Computing 2022, read from figures 5 and 6; Gigabit Ethernet,
+#: Reactive Explicit. Technique and MB -> dump, transfer, restore, service time of the request that is hit; s.
+PAPER = {
+    ("cold", 28): (0.41, 2.36, 0.46, 8.446),
+    ("pre-copy", 28): (0.45, 1.98, 0.54, 10.26),
+    ("post-copy", 28): (0.31, 0.84, 0.44, 4.15),
+    ("hybrid", 28): (0.36, 0.82, 0.54, 8.064),
+    ("cold", 280): (1.43, 20.23, 0.79, 67.06),
+    ("pre-copy", 280): (0.56, 3.38, 0.88, 62.77),
+    ("post-copy", 280): (0.36, 0.88, 0.42, 4.342),
+    ("hybrid", 280): (0.42, 0.88, 0.83, 52.78),
+}
+
+
+class Measured(Protocol):
+    """A line of the bench's data."""
+
+    @property
+    def engine(self) -> str: ...
+    @property
+    def memory_mib(self) -> int: ...
+    @property
+    def inter_edge_mbps(self) -> float: ...
+    @property
+    def downtime_ms(self) -> float | None: ...
+    @property
+    def dump_ms(self) -> float | None: ...
+    @property
+    def restore_ms(self) -> float | None: ...
+    @property
+    def request_hit_ms(self) -> float | None: ...
+
+
+def bar_of(line: Measured) -> Bar | None:
+    """A measured line as a bar; None without a downtime.
+
+    The restore ends after the downtime, with what follows the server's first word: it is cut there.
+    """
+    if line.downtime_ms is None:
+        return None
+    dump = min(line.dump_ms or 0.0, line.downtime_ms)
+    restore = min(line.restore_ms or 0.0, line.downtime_ms - dump)
+    return Bar(line.engine, dump, line.downtime_ms - dump - restore, restore, line.request_hit_ms)
+
+
+def bars(lines: Iterable[Measured], memory_mib: int, rate_mbps: float) -> list[Bar]:
+    """The rows for one size and one rate: for each technique the paper, the procedure as published, ours."""
+    chosen = {
+        line.engine: line
+        for line in lines
+        if (line.memory_mib, line.inter_edge_mbps) == (memory_mib, rate_mbps)
+    }
+    found: list[Bar] = []
+    for technique in TECHNIQUES:
+        paper = PAPER.get((technique, 280 if memory_mib >= 200 else OWN_MB))
+        if paper is not None and memory_mib in (0, 240):
+            found.append(Bar(f"paper, {technique}", *(1000 * seconds for seconds in paper)))
+        for engine in (f"published-{technique}", f"runc-{technique}"):
+            bar = bar_of(chosen[engine]) if engine in chosen else None
+            if bar is not None:
+                found.append(bar)
+    return found
+
+
+def container_figure(rows: Sequence[Bar], title: str) -> Figure:
+    """One stacked bar for each row; a mark where the request that the move hit was answered."""
+    with rc_context(STYLE):
+        height = 1.9 + 0.36 * max(1, len(rows))
+        figure = Figure(figsize=(WIDTH_IN, height), dpi=DPI, facecolor="white")
+        axes = axes_beside_names(figure, [row.label for row in rows], bottom_in=0.62, top_in=0.9)
+        figure.text(0.018, 1 - 0.27 / height, title, fontsize=13, fontweight="bold", va="center")
+        left = np.zeros(len(rows))
+        for phase, lengths in zip(PHASES, zip(*(row[1:4] for row in rows), strict=True), strict=True):
+            axes.barh(
+                range(len(rows)), lengths, left=left, height=0.62, zorder=2, linewidth=0.6,
+                color=PHASE_COLOURS[phase], edgecolor="white", label=phase,
+            )  # fmt: skip
+            left += np.asarray(lengths)
+        hit = [(row.request_ms, place) for place, row in enumerate(rows) if row.request_ms is not None]
+        if hit:
+            axes.scatter(*zip(*hit, strict=True), color=INK, marker="D", s=16, zorder=4, label="request hit")
+        for place, row in enumerate(rows):
+            axes.annotate(
+                f"{row.downtime_ms:,.0f}", (max(row.downtime_ms, row.request_ms or 0.0), place),
+                xytext=(7, 0), textcoords="offset points", va="center", fontsize=8.5,
+            )  # fmt: skip
+        from_zero(axes)
+        axes.set_xlabel("ms; number: downtime; mark: service time of the request hit", fontsize=9)
+        axes.legend(frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0))
+        return figure
