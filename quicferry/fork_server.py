@@ -174,8 +174,21 @@ def _become(job: _Job, streams: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(job.env)
     sys.argv = [job.module, *job.arguments]
+    _show_as([sys.executable, "-m", *sys.argv])
     importlib.import_module(job.module).main()
     sys.exit(0)
+
+
+def _show_as(argv: Sequence[str]) -> None:
+    """Let ``ps`` show these words, as far as there is room, and not those of the process that was forked.
+
+    The kernel reads the command line out of the process's own memory, at the addresses in proc_pid_stat(5).
+    """
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    begin, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, fields 48 and 49 counted from 1
+    room = end - begin
+    if begin and room > 1:
+        ctypes.memmove(begin, "\0".join(argv).encode()[: room - 1].ljust(room, b"\0"), room)
 
 
 def _text(descriptor: int, mode: str) -> Any:

@@ -28,6 +28,7 @@ def main():
     me = {"argv": sys.argv[1:], "pid": os.getpid(), "ppid": os.getppid(), "sid": os.getsid(0),
           "env": dict(os.environ), "cwd": os.getcwd(), "loaded_by": LOADED_BY,
           "net": os.readlink("/proc/self/ns/net"), "mnt": os.readlink("/proc/self/ns/mnt"),
+          "shown": open("/proc/self/cmdline").read(),
           "descriptors": sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:3]}
     print(json.dumps(me))
 '''
@@ -73,6 +74,9 @@ def test_a_forked_program_is_as_one_that_was_started(tmp_path: Path) -> None:
     assert one["argv"] == ["tell", "b"]
     assert one["env"] == {"ONLY": "this"}
     assert one["cwd"] == str(tmp_path)
+    shown = "\0".join([sys.executable, "-m", "a_program", "tell", "b"])
+    assert one["shown"].rstrip("\0") and shown.startswith(one["shown"].rstrip("\0"))
+    assert "a_program" in one["shown"]
     assert (one["net"], one["mnt"]) == (told["net"], told["mnt"])
     assert one["loaded_by"] == two["loaded_by"] == told["me"], "nothing was loaded again"
     assert one["descriptors"] == [0, 1, 2]
