@@ -83,16 +83,23 @@ def perform(
             realtime_minus_monotonic_start_ns=start_offset_ns,
             realtime_minus_monotonic_end_ns=realtime_minus_monotonic_ns(),
         )
-        _tell_of_full_disk(manifest, paths)
+        _tell_of_directory(manifest, paths)
         _write_down(manifest, paths, context.collected())
     return manifest
 
 
-def _tell_of_full_disk(manifest: Manifest, paths: RunPaths) -> None:
-    """A run whose disk is full has failed for that, whatever it was that could not be written first."""
+def _tell_of_directory(manifest: Manifest, paths: RunPaths) -> None:
+    """A run whose directory is gone, or whose disk is full, has failed for that."""
+    also = f" ({manifest.error})" if manifest.error else ""
+    if not paths.captures.is_dir():  # made before the run began
+        paths.root.mkdir(parents=True, exist_ok=True)
+        manifest.outcome, manifest.error = "failed", f"the run directory was removed during the run{also}"
+        manifest.hint = (
+            "leave directories that end in .partial alone: `quicferry clean` knows which are left over"
+        )
+        return
     if shutil.disk_usage(paths.root).free >= FULL_BYTES:
         return
-    also = f" ({manifest.error})" if manifest.error else ""
     manifest.outcome, manifest.error = "failed", f"the disk with the run directory is full{also}"
     manifest.hint = "make room there, or give another place with --runs"
 
