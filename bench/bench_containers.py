@@ -38,6 +38,9 @@ SIZES_MIB = (0, 240)
 RATES_MBPS = (1000.0, 100.0)
 
 
+BEGAN = "restore.started"
+
+
 class Row(NamedTuple):
     """One line of the data: medians over the runs of one cell, in milliseconds."""
 
@@ -50,6 +53,7 @@ class Row(NamedTuple):
     downtime_most_ms: float | None
     dump_ms: float | None  # freeze and dump; with the transfer, where both overlap
     restore_ms: float | None
+    restore_began_ms: float | None  # after the freeze
     service_migration_ms: float | None
     request_hit_ms: float | None  # the service time of the request that the move hit
     transferred_mb: float | None
@@ -104,6 +108,7 @@ def _row(key: tuple[str, int, float], group: list[RunResult]) -> Row:
         downtime_most_ms=max(downtimes, default=None),
         dump_ms=_median(dumps),
         restore_ms=_median(restores),
+        restore_began_ms=_median([r.moments_ms[BEGAN] for r in group if r.moments_ms.get(BEGAN) is not None]),
         service_migration_ms=median(group, lambda r: r.service_migration_time_ms),
         request_hit_ms=median(group, lambda r: r.request_hit_ms),
         transferred_mb=_median(moved),

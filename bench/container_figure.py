@@ -61,7 +61,7 @@ class Measured(Protocol):
     @property
     def dump_ms(self) -> float | None: ...
     @property
-    def restore_ms(self) -> float | None: ...
+    def restore_began_ms(self) -> float | None: ...
     @property
     def request_hit_ms(self) -> float | None: ...
 
@@ -69,12 +69,13 @@ class Measured(Protocol):
 def bar_of(line: Measured) -> Bar | None:
     """A measured line as a bar; None without a downtime.
 
-    The restore ends after the downtime, with what follows the server's first word: it is cut there.
+    The restore counts up to the server's first word, with which the downtime ends.
     """
     if line.downtime_ms is None:
         return None
     dump = min(line.dump_ms or 0.0, line.downtime_ms)
-    restore = min(line.restore_ms or 0.0, line.downtime_ms - dump)
+    began = line.restore_began_ms if line.restore_began_ms is not None else line.downtime_ms
+    restore = min(max(line.downtime_ms - began, 0.0), line.downtime_ms - dump)
     return Bar(line.engine, dump, line.downtime_ms - dump - restore, restore, line.request_hit_ms)
 
 
