@@ -136,9 +136,7 @@ def judge(world: ProtocolWorld) -> None:
     elif waiting and client["closed"] is None and not _can_meet(world, client):
         history.note("oracle", "neither end can know where the other is, and nobody hands on")
     elif waiting and client["closed"] is None and _is_out_of_reach_of_the_draft(world, client):
-        history.note(
-            "oracle", "a client that the set never reached has changed its address: see wire-format 13.3"
-        )
+        history.note("oracle", "the set of the draft has not reached the client: see wire-format 13.3")
     elif waiting and client["closed"] is None:
         history.violated(
             f"hang:{_why(world, client)}:{situation}",
@@ -217,12 +215,15 @@ def _can_meet(world: ProtocolWorld, client: dict[str, Any]) -> bool:
 def _is_out_of_reach_of_the_draft(world: ProtocolWorld, client: dict[str, Any]) -> bool:
     """Whether the limit of ALTERNATIVE_ADDRESS is met that no endpoint can lift.
 
-    The set went to where the client no longer was. The destination may not send it: it is no probing frame;
-    and what comes from a server that was not named is dropped (RFC 9000 §9, §9.6.2).
+    The set did not reach the client in time. The destination may not send it, as it is no probing frame; and
+    what comes from a server that was not named is dropped (RFC 9000 §9, §9.6.2). A source that goes on is
+    heard, unless the client's address has changed as well.
     """
     last = world.story.moves[world.number - 1]
     is_told = edge_address(last.to) in client["places"]
-    return last.strategy is Strategy.ALTERNATIVE_ADDRESS and not is_told and world.client_at != CLIENT
+    is_there = world.here == last.to
+    is_lost = not is_told and (is_there or world.client_at != CLIENT)
+    return last.strategy is Strategy.ALTERNATIVE_ADDRESS and is_lost
 
 
 def _first(waiting: list[Exchange]) -> str:
