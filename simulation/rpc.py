@@ -68,6 +68,7 @@ class Network:
                 AioRpcError=grpc.aio.AioRpcError,
                 Metadata=grpc.aio.Metadata,
                 EOF=_EOF,
+                init_grpc_aio=lambda: None,  # there is no poller here
                 server=lambda **_: Server(self),
                 secure_channel=lambda address, name, **_: Channel(self, address, name),
             ),
