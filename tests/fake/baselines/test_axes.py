@@ -105,7 +105,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     """Everything below a run pretends, and what it is asked to do is noted."""
     noted = Watch()
 
-    def emulator(_folder: Path, *, seed: int, backend: str | None) -> FakeEmulator:
+    def emulator(_folder: Path, *, seed: int, backend: str | None, forks: object) -> FakeEmulator:
+        assert forks is None
         noted.note("emulator", seed, backend)
         made = FakeEmulator(answers={("client", "ip"): Result(["ip"], 0, MAC, "")})
         monkeypatch.setattr(made, "calibrate", lambda: noted.note("calibrate"))
@@ -116,6 +117,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
         return next(dict(answer) for kind, answer in ANSWERS.items() if kind in kinds)
 
     monkeypatch.setattr(play, "MininetEmulator", emulator)
+    monkeypatch.setattr(play.ForkServer, "start", lambda _: None)  # nothing is started here
     monkeypatch.setattr(play.os, "nice", lambda _: 0)
     monkeypatch.setattr(play, "show", lambda _: None)
     # no file system of its own: this machine's mount table would keep it
