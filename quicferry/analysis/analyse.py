@@ -19,7 +19,7 @@ from quicferry.analysis.fidelity import add_fidelity
 from quicferry.analysis.goodput import direction_of, goodput
 from quicferry.analysis.metrics import Metrics, measure
 from quicferry.analysis.repeated_moves import add_moves, measure_all
-from quicferry.analysis.requests_hit import requests_hit
+from quicferry.analysis.requests_hit import first_open_ns, requests_hit
 from quicferry.analysis.service import judge_service, overload
 from quicferry.analysis.statistics import summarise
 from quicferry.analysis.verdict import (
@@ -51,6 +51,9 @@ from quicferry.record import (
     result_of,
 )
 from quicferry.units import ns_to_ms
+
+#: Workloads whose useful data does not answer a request.
+UNASKED = frozenset({"push", "game", "download", "upload"})
 
 
 class Analysis(NamedTuple):
@@ -154,6 +157,21 @@ def _add_requests_hit(result: RunResult, summary: ClientSummary, metrics: Metric
         result.warnings.append(
             "nothing was under way while the server moved: a time without service would be that of the pause"
         )
+    elif UNASKED.isdisjoint(spec.workload.split("+")) and not (spec.download_mib or spec.upload_mib):
+        _leave_out_the_pause(result, summary, metrics)
+
+
+def _leave_out_the_pause(result: RunResult, summary: ClientSummary, metrics: Metrics) -> None:
+    """Count the overhead from when a request could be at the server, if that was later than its resume.
+
+    A server that nobody has asked yet has nothing useful to say; what is then waited for is the client.
+    """
+    first_ns = first_open_ns(summary.requests, metrics.resumed_ns or 0)
+    if metrics.overhead_ms is None or metrics.resumed_ns is None or not result.rtt_ms or first_ns is None:
+        return
+    pause_ms = ns_to_ms(first_ns - metrics.resumed_ns) + result.rtt_ms / 2
+    if 0 < pause_ms < metrics.overhead_ms:
+        result.connection_overhead_ms = round(metrics.overhead_ms - pause_ms, 6)
 
 
 def _is_service(event: Event) -> bool:

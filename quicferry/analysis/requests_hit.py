@@ -37,5 +37,12 @@ def requests_hit(requests: Sequence[RequestRecord], frozen_ns: int, resumed_ns: 
     )
 
 
+def first_open_ns(requests: Sequence[RequestRecord], resumed_ns: int) -> int | None:
+    """When the first request was sent that had no answer when the server ran again; None without one."""
+    return min(
+        (r.sent_ns for r in requests if r.received_ns is None or r.received_ns > resumed_ns), default=None
+    )
+
+
 def _service_ms(request: RequestRecord) -> float | None:
     return None if request.received_ns is None else ns_to_ms(request.received_ns - request.sent_ns)

@@ -76,7 +76,8 @@ _NUMBERS: dict[str, tuple[type[pl.DataType], str, str]] = {
         pl.Float64, _MS, "From the server's freeze at the source to the moment it serves at the destination.",
     ),
     "connection_overhead_ms": (
-        pl.Float64, _MS, "From that moment to the first useful packet at the client.",
+        pl.Float64, _MS,
+        "From that moment, or from when a request could be there, to the first useful packet at the client.",
     ),
     "log_service_migration_time_ms": (
         pl.Float64, _MS, "The service-migration time by the client's own log: a cross-check.",

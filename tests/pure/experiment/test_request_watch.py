@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from quicferry.analysis.requests_hit import requests_hit
+from quicferry.analysis.requests_hit import first_open_ns, requests_hit
 from quicferry.errors import InvalidInput, MigrationError
 from quicferry.events import Event
 from quicferry.experiment import request_watch
@@ -106,3 +106,19 @@ def test_the_request_that_a_move_hits_was_under_way_in_the_downtime(
 ) -> None:
     requests = [request(number, *each) for number, each in enumerate(times)]
     assert requests_hit(requests, 100 * MS, 150 * MS) == expected
+
+
+@pytest.mark.parametrize(
+    ("times", "first_ms"),
+    [
+        ([(50, 70), (90, 170), (140, 180)], 90),
+        ([(50, 70), (160, 200), (170, None)], 160),
+        ([(50, 70)], None),
+    ],
+)
+def test_the_first_request_that_the_resumed_server_has_to_answer(
+    times: list[tuple[float, float | None]], first_ms: float | None
+) -> None:
+    requests = [request(number, *each) for number, each in enumerate(times)]
+    expected = None if first_ms is None else first_ms * MS
+    assert first_open_ns(requests, 150 * MS) == expected
