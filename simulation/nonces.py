@@ -7,10 +7,15 @@ The rule is judged over all processes of a world together, as an attacker on the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 from aioquic.quic.crypto import CryptoContext
+
+from quicferry.quic._aioquic.keys import ShortHeaderContext
+
+#: Every class that protects a packet by a method of its own.
+PROTECTING: tuple[type[CryptoContext], ...] = (CryptoContext, ShortHeaderContext)
 
 
 class NonceLedger:
@@ -33,12 +38,20 @@ class NonceLedger:
 def watching(repeated: Callable[[int], None]) -> Iterator[NonceLedger]:
     """While this lasts, ``repeated`` is called with the packet number of each nonce that is used twice."""
     ledger = NonceLedger(repeated)
-    encrypt = CryptoContext.encrypt_packet
 
-    def watched(self: CryptoContext, plain_header: bytes, plain_payload: bytes, packet_number: int) -> bytes:
-        assert self.secret is not None
-        ledger.enter(self.secret, packet_number, plain_header + plain_payload)
-        return encrypt(self, plain_header, plain_payload, packet_number)
+    def watched(kind: type[CryptoContext]) -> Callable[..., bytes]:
+        encrypt = kind.encrypt_packet
 
-    with mock.patch.object(CryptoContext, "encrypt_packet", watched):
+        def encrypt_packet(
+            self: CryptoContext, plain_header: bytes, plain_payload: bytes, packet_number: int
+        ) -> bytes:
+            assert self.secret is not None
+            ledger.enter(self.secret, packet_number, plain_header + plain_payload)
+            return encrypt(self, plain_header, plain_payload, packet_number)
+
+        return encrypt_packet
+
+    with ExitStack() as patches:
+        for kind in PROTECTING:
+            patches.enter_context(mock.patch.object(kind, "encrypt_packet", watched(kind)))
         yield ledger
