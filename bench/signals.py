@@ -99,7 +99,8 @@ def end_at(name: str, number: signal.Signals, folder: Path) -> list[str]:
     env = {**os.environ, "QUICFERRY_RUNS": str(runs), "TMPDIR": str(scratch)}
     with log.open("wb") as output:
         tool = spawn(
-            [CHECKOUT / "bin" / "quicferry", *moment.words],
+            # under nohup, or in the background of a shell, some would be ignored from the start
+            ["env", "--default-signal", CHECKOUT / "bin" / "quicferry", *moment.words],
             stdin=DEVNULL,
             stdout=output,
             stderr=output,
