@@ -174,16 +174,18 @@ def root_files(readable: Iterable[str | Path], system: Sequence[str] = SYSTEM) -
             links[str(name)] = str(name.readlink())
         elif name.is_dir():
             wanted.append(PurePosixPath(name))
-    # an environment may be a link to one that others share: what it leads to is needed as well
-    prefix = Path(sys.prefix).resolve()
     packages = sorted(path.parent for path in CHECKOUT.glob("*/__init__.py"))
-    for given in (sys.base_prefix, sys.prefix, prefix, *packages, *plugins.folders(), *readable):
+    for given in (sys.base_prefix, sys.prefix, *packages, *plugins.folders(), *readable):
         path = PurePosixPath(os.path.normpath(given))
         if not path.is_absolute() or any(path.is_relative_to(own) for own in OWN):
             raise InvalidInput(
                 f"the container cannot be given {given}",
                 hint=f"name an absolute path that is not below {', '.join(OWN)}",
             )
+        if Path(path).is_symlink():
+            # as a mount it would share its source with what it leads to: CRIU restores one of them writable
+            links[str(path)] = str(Path(path).resolve())
+            path = PurePosixPath(links[str(path)])
         wanted.append(path)
     binds: list[PurePosixPath] = []
     for path in sorted(set(wanted)):  # a directory comes before what is in it
@@ -275,13 +277,7 @@ def spec(
                 destination="/run", type="bind", source=str(RUN), options=["bind", "rw", "nosuid", "nodev"]
             ),
             *(
-                # CRIU does not follow a link at the end of a source
-                Mount(
-                    destination=path,
-                    type="bind",
-                    source=os.path.realpath(path),
-                    options=["bind", "ro", "nodev"],
-                )
+                Mount(destination=path, type="bind", source=path, options=["bind", "ro", "nodev"])
                 for path in binds
             ),
             *map(_volume, volumes),

@@ -209,6 +209,7 @@ class OciContainer(Container):
         for path, target in self.files.links.items():
             link = self.inside(oci_bundle.ROOTFS) / path.lstrip("/")
             if not os.path.lexists(link):
+                link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(target)
         if not (self.inside(oci_bundle.BUNDLE) / "config.json").exists():
             # a restore reads namespaces and mounts from the bundle, and the program from the images
