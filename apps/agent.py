@@ -12,6 +12,7 @@ SIGKILL does not, if it has a ``container_record``.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 
@@ -21,6 +22,8 @@ from quicferry.errors import FerryError
 from quicferry.migration.agent.agent import NodeAgent
 from quicferry.migration.agent.config import AgentConfig, LocalMove
 from quicferry.migration.agent.requests import RequestDesk
+
+_M_ARENA_MAX = -8  # malloc.h of glibc
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what we raise
 
@@ -74,8 +77,20 @@ async def serve(config: AgentConfig) -> None:
         await agent.close()
 
 
+def use_one_heap() -> None:
+    """Let all threads of this process share one heap.
+
+    glibc gives each thread one of its own, which keeps about the most that a move took; threads take turns,
+    until each has it. The environment says so to a program that is started, not to one that is forked.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none, and one heap
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+
+
 def main() -> None:
     """Run a node agent until SIGTERM; errors go to stderr, and their exit code is the process's."""
+    use_one_heap()
     with errors_to_stderr():
         asyncio.run(serve(read_config("apps.agent", AgentConfig)))
 

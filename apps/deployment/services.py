@@ -46,8 +46,7 @@ SERVER_LOGS = "/run/service-*.log"  # what a server wrote to stderr
 SERVER_FENCE = "/run/server.fence"
 MOVE_S = 480.0  # longer than all deadlines of a move together
 ASK_S = 40.0
-#: For an agent's environment: one heap for all its threads. glibc gives each thread one of its own, which
-#: keeps about the most that a move took; threads take turns, until each has it (docs/orchestration.md).
+#: For a server's environment: one heap for all its threads, as agents have (docs/orchestration.md).
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 
 
@@ -97,8 +96,7 @@ class AgentService:
     def start(self) -> None:
         name = self.restarts.name(self.name)
         argv = self._context.module("apps.agent", self._context.write_config(name, self._config()))
-        env = {**os.environ, **ONE_HEAP}
-        self.program = self._context.start(name, self.edge, argv, self.replies.line, env)
+        self.program = self._context.start(name, self.edge, argv, self.replies.line, dict(os.environ))
 
     def wait_ready(self, timeout_s: float) -> None:
         assert self.program is not None
