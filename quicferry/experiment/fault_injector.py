@@ -37,6 +37,7 @@ from quicferry.spec import Fault, FaultPoint
 STOP_S = 5.0  # for an agent that has told of its event to stop itself
 CRIU_S = 5.0  # for CRIU to begin
 DUMP_S = 0.06  # a dump takes at least as long
+RESTORE_S = 0.01  # a restore, from when CRIU has made the first process
 
 
 class FaultInjector:
@@ -127,9 +128,12 @@ class FaultInjector:
 
     def _inject_within(self, fault: Fault) -> None:
         """Inject a fault at a moment within the work of CRIU, drawn by the seed of the run."""
-        drawn_s = random.Random(f"{self._context.spec.seed} {fault.name}").uniform(0, DUMP_S)
+        within_s = DUMP_S if fault.point is FaultPoint.DUMP else RESTORE_S
+        drawn_s = random.Random(f"{self._context.spec.seed} {fault.name}").uniform(0, within_s)
         try:
-            self._await_criu(TRIGGERS[fault.point].part)
+            # one may wait since before the downtime; when it restores, it forks what becomes the server
+            least = 1 if fault.point is FaultPoint.DUMP else 2
+            self._await_criu(TRIGGERS[fault.point].part, least)
             time.sleep(drawn_s)
             self._inject(fault)
         except (FerryError, OSError) as error:
@@ -142,11 +146,11 @@ class FaultInjector:
             self._mend_later(fault, mend)
         self._context.events.emit("fault.injected", fault=fault.name, seconds=fault.seconds)
 
-    def _await_criu(self, part: str) -> int:
+    def _await_criu(self, part: str, least: int) -> None:
         deadline = time.monotonic() + CRIU_S
         while time.monotonic() < deadline:
-            if found := criu_processes(self._processes, part):
-                return found[0]
+            if len(criu_processes(self._processes, part)) >= least:
+                return
             time.sleep(0.001)
         raise FerryError(f"CRIU did not run at the {part}")
 

@@ -72,9 +72,14 @@ def describe_interruption(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+#: Characters of a command line beyond that of the process which plays a run (``fork_server._show_as``).
+ROOM = 120
+
+
 def _play(paths: RunPaths, run_id: str, player: str, on_event: OnEvent | None) -> int:
     """Play the run in a private root, and tell of its events. Returns the exit code of what played."""
-    argv = [sys.executable, "-m", player, str(paths.root)]
+    # the last argument says nothing: forked programs show their command lines in its place
+    argv = [sys.executable, "-m", player, str(paths.root), "-" * ROOM]
     # a server in an OCI container finds this checkout by it only, however the tool itself was started
     python_path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": python_path}
