@@ -183,7 +183,7 @@ def test_in_a_dump_the_agent_goes_on_and_dies_at_a_moment_of_the_seed(
     tmp_path: Path, processes: FakeProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asleep: list[float] = []
-    monkeypatch.setattr(FaultInjector, "_await_criu", lambda self, part: 1)
+    monkeypatch.setattr(FaultInjector, "_await_criu", lambda self, part, least: None)
     monkeypatch.setattr("quicferry.experiment.fault_injector.time.sleep", asleep.append)
     for seed in (1, 1, 2):
         run = context(tmp_path, "dump:source-agent-killed=0.01")
