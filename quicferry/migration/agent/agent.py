@@ -431,6 +431,7 @@ class NodeAgent:
     async def _prepare_destination(self, request: PrepareDestination, caller: str) -> Prepared:
         """Prepare this host as the destination (method ``PrepareDestination``)."""
         self._check_party(caller, request.order.source)
+        self.source.check_over()
         return await self.destination.prepare(request.order)
 
     async def _move(self, request: MoveRequest, caller: str) -> Outcome:

@@ -16,7 +16,7 @@ from quicferry.migration.rpc.messages import (
     Received,
     Resumed,
 )
-from quicferry.migration.states import SOURCE, MoveMachine
+from quicferry.migration.states import ENDS, SOURCE, MoveMachine
 
 ASK_S = 1.0  # one question to a destination that may be cut off
 ASK_AGAIN_S = 0.1
@@ -76,6 +76,19 @@ class SourceSide:
         move = SourceMove(self._host, self.machine, entry.order)
         self._task = asyncio.get_running_loop().create_task(move.go_on())
         return await asyncio.shield(self._task)
+
+    def check_over(self) -> None:
+        """Raise ``MigrationError`` while a move away from here is not over.
+
+        Its end takes away what is left of the server here, and one that came back meanwhile would go with it.
+        """
+        entry = self._host.journal.latest
+        recovering = entry is not None and entry.part == "source" and entry.step not in ENDS
+        if recovering or not self.machine.is_over:
+            raise MigrationError(
+                f"{self._host.edge} has not finished the move away from it yet: step {self.machine.step}",
+                hint="order the move again when it has",
+            )
 
     async def close(self) -> None:
         """Cancel a move in progress; called when the agent ends."""
