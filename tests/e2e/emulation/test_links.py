@@ -37,6 +37,7 @@ from quicferry.emulation.links.probes import PROBES, two_hosts
 from quicferry.emulation.sandbox.namespaces import in_new_netns, network_of
 from quicferry.errors import EmulationError, InvalidInput, Unsupported
 from quicferry.model import Link, Shape
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs("netns", "veth", "shaped-link")
 
@@ -161,6 +162,8 @@ def test_the_cable_keeps_order_and_loses_what_it_says(tmp_path: Path) -> None:
                 a.send(b, TRAIN, number, 60)
                 time.sleep(0.0002)
             time.sleep(0.3)
+            assert eventually(lambda: pair.layer.readings()[0].read_back["waiting"] == 0, 30)
+            time.sleep(0.1)
             numbers = [number for _, number, _ in b.receive()]
         words = pair.layer.readings()[0].read_back
     assert numbers == sorted(numbers)
