@@ -28,7 +28,7 @@ from quicferry.experiment.fault_kinds import (
     Injection,
     Mend,
     RunProcesses,
-    criu_processes,
+    count_criu,
 )
 from quicferry.experiment.faults import TRIGGERS
 from quicferry.migration.agent.failpoints import Failpoints
@@ -37,7 +37,7 @@ from quicferry.spec import Fault, FaultPoint
 STOP_S = 5.0  # for an agent that has told of its event to stop itself
 CRIU_S = 5.0  # for CRIU to begin
 DUMP_S = 0.06  # a dump takes at least as long
-RESTORE_S = 0.01  # a restore, from when CRIU has made the first process
+RESTORE_S = 0.005  # a restore, from when CRIU has made the first process
 
 
 class FaultInjector:
@@ -149,9 +149,9 @@ class FaultInjector:
     def _await_criu(self, part: str, least: int) -> None:
         deadline = time.monotonic() + CRIU_S
         while time.monotonic() < deadline:
-            if len(criu_processes(self._processes, part)) >= least:
+            if count_criu(self._processes, part) >= least:
                 return
-            time.sleep(0.001)
+            time.sleep(0.0002)
         raise FerryError(f"CRIU did not run at the {part}")
 
 

@@ -220,16 +220,31 @@ def criu_processes(processes: RunProcesses, part: str) -> list[int]:
     return list(_running_in_namespace_of(processes.container_pid(part), "criu"))
 
 
+def count_criu(processes: RunProcesses, part: str) -> int:
+    """How many processes of CRIU there are in the container of that edge; quicker than to list them."""
+    count = 0
+    for entry in Path(f"/proc/{processes.container_pid(part)}/root/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                count += any(
+                    word.endswith(b"/criu") for word in (entry / "cmdline").read_bytes().split(b"\0")
+                )
+    return count
+
+
 def _running_in_namespace_of(init_pid: int, program: str) -> Iterator[int]:
     """Processes in the PID namespace of a container's init that run a program of that name."""
     namespace = Path(f"/proc/{init_pid}/ns/pid").readlink()
-    for process in psutil.process_iter():
+    # no psutil.Process for each: this is asked again and again in the milliseconds that a restore takes
+    for pid in psutil.pids():
         try:
-            inside = Path(f"/proc/{process.pid}/ns/pid").readlink() == namespace
-            if inside and any(word.endswith(f"/{program}") for word in process.cmdline()):
-                yield process.pid
-        except (OSError, psutil.Error):  # it has ended meanwhile
+            if Path(f"/proc/{pid}/ns/pid").readlink() != namespace:
+                continue
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended meanwhile
             continue
+        if any(word.endswith(b"/" + program.encode()) for word in words):
+            yield pid
 
 
 def _received(injection: Injection) -> list[Path]:
