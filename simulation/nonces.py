@@ -12,10 +12,37 @@ from unittest import mock
 
 from aioquic.quic.crypto import CryptoContext
 
-from quicferry.quic._aioquic.keys import ShortHeaderContext
+Packet = Callable[[bytes, int, bytes], None]
 
-#: Every class that protects a packet by a method of its own.
-PROTECTING: tuple[type[CryptoContext], ...] = (CryptoContext, ShortHeaderContext)
+
+def protecting(kind: type[CryptoContext] = CryptoContext) -> Iterator[type[CryptoContext]]:
+    """Every class that protects packets by a method of its own, of aioquic and of ours that are loaded."""
+    if "encrypt_packet" in vars(kind):
+        yield kind
+    for derived in kind.__subclasses__():
+        yield from protecting(derived)
+
+
+@contextmanager
+def each_packet(told: Packet) -> Iterator[None]:
+    """While this lasts, ``told`` hears the secret, the packet number and the content of each packet."""
+
+    def watched(kind: type[CryptoContext]) -> Callable[..., bytes]:
+        encrypt = kind.encrypt_packet
+
+        def encrypt_packet(
+            self: CryptoContext, plain_header: bytes, plain_payload: bytes, packet_number: int
+        ) -> bytes:
+            assert self.secret is not None
+            told(self.secret, packet_number, plain_header + plain_payload)
+            return encrypt(self, plain_header, plain_payload, packet_number)
+
+        return encrypt_packet
+
+    with ExitStack() as patches:
+        for kind in list(protecting()):
+            patches.enter_context(mock.patch.object(kind, "encrypt_packet", watched(kind)))
+        yield
 
 
 class NonceLedger:
@@ -38,20 +65,5 @@ class NonceLedger:
 def watching(repeated: Callable[[int], None]) -> Iterator[NonceLedger]:
     """While this lasts, ``repeated`` is called with the packet number of each nonce that is used twice."""
     ledger = NonceLedger(repeated)
-
-    def watched(kind: type[CryptoContext]) -> Callable[..., bytes]:
-        encrypt = kind.encrypt_packet
-
-        def encrypt_packet(
-            self: CryptoContext, plain_header: bytes, plain_payload: bytes, packet_number: int
-        ) -> bytes:
-            assert self.secret is not None
-            ledger.enter(self.secret, packet_number, plain_header + plain_payload)
-            return encrypt(self, plain_header, plain_payload, packet_number)
-
-        return encrypt_packet
-
-    with ExitStack() as patches:
-        for kind in PROTECTING:
-            patches.enter_context(mock.patch.object(kind, "encrypt_packet", watched(kind)))
+    with each_packet(ledger.enter):
         yield ledger

@@ -14,12 +14,11 @@ from typing import Any
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.crypto import CryptoContext
 from aioquic.quic.events import HandshakeCompleted, QuicEvent, StreamDataReceived
 from aioquic.quic.packet import pull_quic_header
 
-from quicferry.quic._aioquic.keys import ShortHeaderContext
 from quicferry.quic.snapshot import Build, freeze, restore_snapshot, take_snapshot
+from simulation.nonces import each_packet
 from tests.certificate import certificate
 
 CLIENT = ("10.0.0.2", 40000)
@@ -281,25 +280,5 @@ class Nonces:
 def watched_nonces() -> Iterator[Nonces]:
     """Watch all encryption in this process."""
     nonces = Nonces()
-    kinds: tuple[type[CryptoContext], ...] = (CryptoContext, ShortHeaderContext)
-    originals = [kind.encrypt_packet for kind in kinds]
-
-    def watch(kind: type[CryptoContext]) -> None:
-        original = kind.encrypt_packet
-
-        def watched(
-            self: CryptoContext, plain_header: bytes, plain_payload: bytes, packet_number: int
-        ) -> bytes:
-            assert self.secret is not None
-            nonces.add(self.secret, packet_number, plain_header + plain_payload)
-            return original(self, plain_header, plain_payload, packet_number)
-
-        kind.encrypt_packet = watched  # type: ignore[method-assign]
-
-    for kind in kinds:
-        watch(kind)
-    try:
+    with each_packet(nonces.add):
         yield nonces
-    finally:
-        for kind, original in zip(kinds, originals, strict=True):
-            kind.encrypt_packet = original  # type: ignore[method-assign]
