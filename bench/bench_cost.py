@@ -193,17 +193,16 @@ CURVES: dict[str, Callable[[], list[Curve]]] = {
 def measure(curves: Sequence[Curve], repetitions: int, runs: Path | None) -> list[Row]:
     """Perform every point so many times, in an order drawn anew each time; the rows in the curves' order."""
     places = [(curve, point) for curve in curves for point in curve.points]
-    default_seed = RunSpec().seed
-    order: list[RunSpec] = []
+    order: list[tuple[RunSpec, int]] = []  # what is asked, and the seed
     for repetition in range(repetitions):
         drawn = list(dict.fromkeys(point.spec for _, point in places))
         random.Random(repetition).shuffle(drawn)
-        order += [msgspec.structs.replace(spec, seed=repetition + 1) for spec in drawn]
-    results = perform_shown(order, runs)
+        order += [(spec, repetition + 1) for spec in drawn]
+    results = perform_shown([msgspec.structs.replace(spec, seed=seed) for spec, seed in order], runs)
     of_spec: dict[RunSpec, list[RunResult]] = {}
-    for spec, result in zip(order, results, strict=True):
+    for (spec, _), result in zip(order, results, strict=True):
         if result.is_measured:
-            of_spec.setdefault(msgspec.structs.replace(spec, seed=default_seed), []).append(result)
+            of_spec.setdefault(spec, []).append(result)
         else:
             sys.stderr.write(f"{result.engine}, {result.strategy}: {result.outcome}: {result.error}\n")
     return rows_of(places, of_spec)
@@ -243,20 +242,11 @@ def packets(repetitions: int) -> list[Row]:
 def _own(
     title: str, grows: str, quantity: str, series: str, seen: Sequence[tuple[int, list[float]]]
 ) -> list[Row]:
-    first = summarise(seen[0][1]).median
+    summaries = [summarise(values) for _, values in seen]
+    first = summaries[0].median
     return [
-        Row(
-            title,
-            grows,
-            quantity,
-            "none",
-            series,
-            x,
-            None,
-            summarise(values),
-            summarise(values).median / first,
-        )
-        for x, values in seen
+        Row(title, grows, quantity, "none", series, x, None, summary, summary.median / first)
+        for (x, _), summary in zip(seen, summaries, strict=True)
     ]
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import resource
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -53,24 +54,25 @@ def _cpu_s(argv: list[str | Path], timeout_s: float) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def inspect_cpu_s(packets: int, repetitions: int) -> list[float]:
-    """CPU seconds of ``quicferry inspect --json`` over about so many packets of requests."""
-    scene = _requests(packets)
+@contextmanager
+def _written(scene: Scene) -> Iterator[tuple[Path, Path, list[str | Path]]]:
+    """The scene's capture, its keys, and the command by which we read them."""
     with tempfile.TemporaryDirectory() as folder:
         capture, keys = Path(folder) / "a.pcapng", Path(folder) / "keys.log"
         write_pcapng(capture, scene.client_side)
         keys.write_text(scene.keys.getvalue())
-        argv: list[str | Path] = ["bin/quicferry", "inspect", capture, "--keys", keys, "--json"]
-        return [_cpu_s(argv, 600) for _ in range(repetitions)]
+        yield capture, keys, ["bin/quicferry", "inspect", capture, "--keys", keys, "--json"]
+
+
+def inspect_cpu_s(packets: int, repetitions: int) -> list[float]:
+    """CPU seconds of ``quicferry inspect --json`` over about so many packets of requests."""
+    with _written(_requests(packets)) as (_, _, ours):
+        return [_cpu_s(ours, 600) for _ in range(repetitions)]
 
 
 def measure(name: str, scene: Scene, repetitions: int) -> None:
     """Write a capture, read it with both, print a line."""
-    with tempfile.TemporaryDirectory() as folder:
-        capture, keys = Path(folder) / "a.pcapng", Path(folder) / "keys.log"
-        write_pcapng(capture, scene.client_side)
-        keys.write_text(scene.keys.getvalue())
-        ours: list[str | Path] = ["bin/quicferry", "inspect", capture, "--keys", keys, "--json"]
+    with _written(scene) as (capture, keys, ours):
         theirs: list[str | Path] = [
             "tshark",
             "-n",

@@ -11,8 +11,6 @@ asyncio, which would cost more.
 from __future__ import annotations
 
 import asyncio
-import statistics
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,25 +25,15 @@ from aioquic.quic.events import HandshakeCompleted, QuicEvent, StreamDataReceive
 from apps.deadline import Deadline
 from apps.server.connections import ConnectionTable, Peer
 from apps.udp import Datagram, UdpPort
+from bench.throughput import SIZE_BYTES, configurations
+from bench.turns import ROUNDS, ratio_by_turns, show
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.model import Endpoint
-from quicferry.process import run
 from quicferry.quic import ExtensionConfig, MigratableConnection
 from quicferry.units import now_s
 
 HOST = "127.0.0.1"
-SIZE_BYTES = 6 << 20
-ROUNDS = 9
 TRANSFERS = 4
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def _configurations(files: TlsFiles) -> tuple[QuicConfiguration, QuicConfiguration]:
-    client = QuicConfiguration(is_client=True, alpn_protocols=["bench"], server_name="bench")
-    server = QuicConfiguration(is_client=False, alpn_protocols=["bench"])
-    client.load_verify_locations(files.authority)
-    server.load_cert_chain(files.certificate, files.key)
-    return client, server
 
 
 class _StockServer(QuicConnectionProtocol):
@@ -67,7 +55,7 @@ class _StockClient(QuicConnectionProtocol):
 
 async def stock_s(files: TlsFiles) -> float:
     """Seconds of processor time to bring SIZE_BYTES from server to client, by aioquic's own endpoint."""
-    client, server = _configurations(files)
+    client, server = configurations(files)
     serving = await serve(HOST, 0, configuration=server, create_protocol=_StockServer)
     assert serving._transport is not None  # noqa: SLF001  (it has no other way to tell its port)
     port = serving._transport.get_extra_info("sockname")[1]  # noqa: SLF001
@@ -131,7 +119,7 @@ class _Client:
 
 async def extended_s(files: TlsFiles) -> float:
     """Seconds of processor time to bring SIZE_BYTES from server to client, by the endpoints of ``apps``."""
-    client_configuration, server_configuration = _configurations(files)
+    client_configuration, server_configuration = configurations(files)
 
     def on_event(peer: Peer, event: QuicEvent) -> None:
         if isinstance(event, StreamDataReceived):
@@ -164,27 +152,9 @@ def fastest_s(extended: bool, transfers: int = TRANSFERS) -> float:
 
 
 def endpoint_ratio(rounds: int = ROUNDS) -> float:
-    """Median over ``rounds`` of (throughput of our endpoint) / (throughput of aioquic's), pair by pair.
-
-    Each measurement has a process of its own, as in ``bench.throughput``, and the two kinds take turns.
-    """
-    ratios: list[float] = []
-    for number in range(rounds):
-        times: dict[str, float] = {}
-        for kind in ("stock", "extended") if number % 2 else ("extended", "stock"):
-            done = run([sys.executable, "-m", "bench.endpoint", kind], cwd=ROOT, timeout_s=300)
-            times[kind] = float(done.stdout)
-        ratios.append(times["stock"] / times["extended"])
-    return statistics.median(ratios)
-
-
-def main() -> None:
-    """The ratio, or with ``stock`` or ``extended`` the seconds of one measurement."""
-    if sys.argv[1:]:
-        print(fastest_s(sys.argv[1] == "extended"))
-    else:
-        print(f"throughput of the whole endpoint / aioquic's asyncio endpoint: {endpoint_ratio():.3f}")
+    """Throughput of our endpoint / throughput of aioquic's; see ``ratio_by_turns``."""
+    return ratio_by_turns("bench.endpoint", rounds)
 
 
 if __name__ == "__main__":
-    main()
+    show("throughput of the whole endpoint / aioquic's asyncio endpoint", endpoint_ratio, fastest_s)

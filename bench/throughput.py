@@ -8,8 +8,6 @@ protocol. The two kinds take turns, so that a machine that slows down slows both
 
 from __future__ import annotations
 
-import statistics
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,23 +16,27 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import StreamDataReceived
 
+from bench.turns import ROUNDS, ratio_by_turns, show
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
-from quicferry.process import run
 from quicferry.quic import ExtensionConfig, MigratableConnection
 
 CLIENT, SERVER = ("192.0.2.1", 5000), ("192.0.2.2", 4433)
 SIZE_BYTES = 6 << 20
-ROUNDS = 9
 TRANSFERS = 8
-ROOT = Path(__file__).resolve().parents[1]
 
 
-def make_pair(extended: bool, files: TlsFiles) -> tuple[QuicConnection, QuicConnection]:
-    """A client and a server that do not know each other yet."""
+def configurations(files: TlsFiles) -> tuple[QuicConfiguration, QuicConfiguration]:
+    """A client's and a server's, which know each other."""
     client = QuicConfiguration(is_client=True, alpn_protocols=["bench"], server_name="bench")
     server = QuicConfiguration(is_client=False, alpn_protocols=["bench"])
     client.load_verify_locations(files.authority)
     server.load_cert_chain(files.certificate, files.key)
+    return client, server
+
+
+def make_pair(extended: bool, files: TlsFiles) -> tuple[QuicConnection, QuicConnection]:
+    """A client and a server that do not know each other yet."""
+    client, server = configurations(files)
     if not extended:
         first = QuicConnection(configuration=client)
         return first, QuicConnection(
@@ -86,28 +88,9 @@ def fastest_s(extended: bool, transfers: int = TRANSFERS) -> float:
 
 
 def throughput_ratio(rounds: int = ROUNDS) -> float:
-    """Median over ``rounds`` of (throughput with the extension) / (stock throughput), pair by pair.
-
-    Each measurement has a process of its own: in one process the interpreter's inline caches, which
-    know the class they were made for, would serve neither of the two classes well.
-    """
-    ratios: list[float] = []
-    for number in range(rounds):
-        times: dict[str, float] = {}
-        for kind in ("stock", "extended") if number % 2 else ("extended", "stock"):
-            done = run([sys.executable, "-m", "bench.throughput", kind], cwd=ROOT, timeout_s=300)
-            times[kind] = float(done.stdout)
-        ratios.append(times["stock"] / times["extended"])
-    return statistics.median(ratios)
-
-
-def main() -> None:
-    """The ratio, or with ``stock`` or ``extended`` the seconds of one measurement."""
-    if sys.argv[1:]:
-        print(fastest_s(sys.argv[1] == "extended"))
-    else:
-        print(f"throughput with the extension / stock aioquic: {throughput_ratio():.3f}")
+    """Throughput with the extension / stock throughput; see ``ratio_by_turns``."""
+    return ratio_by_turns("bench.throughput", rounds)
 
 
 if __name__ == "__main__":
-    main()
+    show("throughput with the extension / stock aioquic", throughput_ratio, fastest_s)
