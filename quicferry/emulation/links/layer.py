@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,10 +82,11 @@ def train_segments(shape: Shape, mtu_bytes: int) -> int:
     return max(1, allowed)
 
 
-#: Numbers of interfaces, no two of them equal. The kernel takes a veth interface that has the number of its
-#: peer, as the first ones of two namespaces have, for no veth, and may let it wait a second for its carrier
-#: (linkwatch_urgent_event in net/core/link_watch.c).
-FIRST_INDEX = 1000
+#: Numbers of interfaces, and of wires by name: no two are equal, also not those of a network that was here
+#: before and that the kernel has not taken down yet. The kernel takes a veth interface that has the number
+#: of its peer, as the first ones of two namespaces have, for no veth, and may let it wait a second for its
+#: carrier (linkwatch_urgent_event in net/core/link_watch.c).
+_numbers = itertools.count(1000, 4)
 
 
 class MadeLink(NamedTuple):
@@ -140,11 +142,11 @@ class LinkLayer:
         for name in (a_interface, b_interface):
             if not 1 <= len(name.encode()) <= 15:
                 raise InvalidInput(f"bad interface name {name!r}", hint="use at most 15 characters")
-        number = len(self._made)
+        number = next(_numbers)
         wires = ("", "") if link.is_plain else (f"{WIRE_TAG}{number}a", f"{WIRE_TAG}{number}b")
         backend = "plain" if link.is_plain else self.backend
         made = MadeLink(link, backend, a_pid, b_pid, a_interface, b_interface, *wires)
-        self._on_netlink(lambda netlink: self._make(netlink, made))
+        self._on_netlink(lambda netlink: self._make(netlink, made, number))
         self._made.append(made)
 
     def start(self) -> None:
@@ -236,9 +238,9 @@ class LinkLayer:
             hint = "shaped links need to be root" if error.code == errno.EPERM else None
             raise EmulationError(f"the kernel refused a link: {error}", hint=hint) from error
 
-    def _make(self, netlink: IPRoute, made: MadeLink) -> None:
+    def _make(self, netlink: IPRoute, made: MadeLink, first: int) -> None:
+        """Make the interfaces; ``first`` is the number of the first of at most four."""
         link = made.link
-        first = FIRST_INDEX + 4 * len(self._made)
         if made.backend == "plain":
             netlink.link(
                 "add",
