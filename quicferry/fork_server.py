@@ -31,7 +31,7 @@ from typing import IO, Any
 import msgspec
 
 from quicferry.errors import CommandFailed
-from quicferry.process import DEVNULL, PIPE, Popen, adopt
+from quicferry.process import DEVNULL, PIPE, Popen, adopt, stat_fields
 
 _PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000  # include/uapi/linux/sched.h
@@ -184,7 +184,7 @@ def _show_as(argv: Sequence[str]) -> None:
 
     The kernel reads the command line out of the process's own memory, at the addresses in proc_pid_stat(5).
     """
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    fields = stat_fields(Path("/proc/self"))
     begin, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, fields 48 and 49 counted from 1
     room = end - begin
     if begin and room > 1:

@@ -105,6 +105,15 @@ def spawn(
         ) from error
 
 
+def stat_fields(proc: Path) -> list[str]:
+    """What a process's ``stat`` says from its state on, which is field 3 of proc_pid_stat(5).
+
+    ``proc``: its directory, ``/proc/PID``. Raises ``OSError`` when it has ended.
+    """
+    text = (proc / "stat").read_text(encoding="utf-8", errors="replace")
+    return text.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
+
+
 class _Adopted(subprocess.Popen[bytes]):
     """A child that was forked by other means, with all that ``Popen`` can do; made by ``adopt``."""
 

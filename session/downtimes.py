@@ -10,6 +10,7 @@ import baselines
 from quicferry.record import RunResult
 from quicferry.spec import ReadBy, RunSpec, axes
 from quicferry.strategies import Strategy
+from session.request import OF_A_DOWNTIME
 
 Perform = Callable[[RunSpec], RunResult]
 
@@ -28,7 +29,7 @@ def same_conditions(result: RunResult, spec: RunSpec) -> bool:
 
 def _of_a_downtime(spec: RunSpec) -> tuple[object, ...]:
     """What else the downtime of an engine depends on."""
-    return (spec.compression, spec.base_image, spec.memory_by, spec.inter_edge_mbps, spec.dirty_mib_s)
+    return tuple(getattr(spec, name) for name in (*OF_A_DOWNTIME, "dirty_mib_s"))
 
 
 class Downtimes:

@@ -40,7 +40,7 @@ _NOT_WITH_BASELINES = {
     "pool": "pool is for the strategy pool: a baseline's client is given no candidates",
 }
 #: what, besides the engine and the server, a downtime depends on that a baseline borrows
-_OF_A_DOWNTIME = ("compression", "base_image", "memory_by", "inter_edge_mbps")
+OF_A_DOWNTIME = ("compression", "base_image", "memory_by", "inter_edge_mbps")
 
 
 def to_spec(values: Mapping[str, Any]) -> RunSpec:
@@ -319,7 +319,7 @@ def _unread_by_baseline(spec: RunSpec, baseline: baselines.Baseline) -> dict[str
             reasons[axis.name] = f"{baseline.name} does not read {axis.name}"
         elif axis.name in baseline.refuses:
             reasons[axis.name] = baseline.refuses[axis.name]
-        elif spec.downtime_ms is not None and baseline.borrows_downtime and axis.name in _OF_A_DOWNTIME:
+        elif spec.downtime_ms is not None and baseline.borrows_downtime and axis.name in OF_A_DOWNTIME:
             reasons[axis.name] = f"{axis.name} shapes the downtime of an engine, and downtime_ms gives one"
     return reasons
 

@@ -166,8 +166,9 @@ def _leave_out_the_pause(result: RunResult, summary: ClientSummary, metrics: Met
 
     A server that nobody has asked yet has nothing useful to say; what is then waited for is the client.
     """
-    first_ns = first_open_ns(summary.requests, metrics.resumed_ns or 0)
-    if metrics.overhead_ms is None or metrics.resumed_ns is None or not result.rtt_ms or first_ns is None:
+    assert metrics.resumed_ns is not None  # else no request would have been looked for
+    first_ns = first_open_ns(summary.requests, metrics.resumed_ns)
+    if metrics.overhead_ms is None or not result.rtt_ms or first_ns is None:
         return
     pause_ms = ns_to_ms(first_ns - metrics.resumed_ns) + result.rtt_ms / 2
     if 0 < pause_ms < metrics.overhead_ms:

@@ -190,7 +190,8 @@ def routes(topology: Topology) -> tuple[Route, ...]:
     for name in ends:
         for default in _DEFAULTS:
             if name in only:
-                found += [Route(name, default, gateway) for gateway in only[name].get(default, ())]
+                if default in only[name]:
+                    found.append(Route(name, default, only[name][default]))
             elif here := nearest.get((name, default)):
                 gateway = Counter(route.gateway for route in here).most_common(1)[0][0]
                 found.append(Route(name, default, gateway))
@@ -203,14 +204,14 @@ def _default_of(network: str) -> str:
     return _DEFAULTS[":" in network]
 
 
-def _only_gateways(topology: Topology) -> dict[str, dict[str, list[str]]]:
+def _only_gateways(topology: Topology) -> dict[str, dict[str, str]]:
     """End systems with one link and one router at it: default network to that router, where it leads on.
 
     What is nearest needs not be looked for there, which is what a network of a thousand hosts waits for.
     """
     routers = {node.name for node in topology.nodes if node.kind is NodeKind.ROUTER}
     links = Counter(end for link in topology.links for end in (link.a, link.b))
-    found: dict[str, dict[str, list[str]]] = {name: {} for name, count in links.items() if count == 1}
+    found: dict[str, dict[str, str]] = {name: {} for name, count in links.items() if count == 1}
     for view in by_version(topology):
         parts = segments(view)
         lead_on = Counter(end.node for part in parts for end in part if end.up)
@@ -223,7 +224,8 @@ def _only_gateways(topology: Topology) -> dict[str, dict[str, list[str]]]:
                 if not end.up or len(here) != 1 or len(up) != 1:
                     del found[end.node]
                 elif lead_on[up[0].node] > 1:
-                    found[end.node][_default_of(up[0].host_address or "")] = [up[0].host_address or ""]
+                    gateway = up[0].host_address or ""
+                    found[end.node][_default_of(gateway)] = gateway
     return {name: gateways for name, gateways in found.items() if gateways}
 
 

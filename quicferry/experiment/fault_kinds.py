@@ -30,6 +30,7 @@ FILL_TRIES = 50
 PAGE_BYTES = 4096
 WRITTEN_S = 10.0  # for a destination to write what has come
 SETTLED_S = 0.1  # it writes something within that time, else it has written all
+CRIU = "criu"  # the program
 STATE = "run/state"  # in a container: where a destination keeps what it received
 
 
@@ -217,7 +218,7 @@ def inter_edge_link(topology: Topology) -> str | None:
 
 def criu_processes(processes: RunProcesses, part: str) -> list[int]:
     """The PIDs, as seen from here, of CRIU in the container of that edge."""
-    return list(_running_in_namespace_of(processes.container_pid(part), "criu"))
+    return list(_running_in_namespace_of(processes.container_pid(part), CRIU))
 
 
 def count_criu(processes: RunProcesses, part: str) -> int:
@@ -226,10 +227,14 @@ def count_criu(processes: RunProcesses, part: str) -> int:
     for entry in Path(f"/proc/{processes.container_pid(part)}/root/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended meanwhile
-                count += any(
-                    word.endswith(b"/criu") for word in (entry / "cmdline").read_bytes().split(b"\0")
-                )
+                count += _runs(entry, CRIU)
     return count
+
+
+def _runs(proc: Path, program: str) -> bool:
+    """Whether the process with that directory runs a program of that name. Raises ``OSError``."""
+    words = (proc / "cmdline").read_bytes().split(b"\0")
+    return any(word.endswith(b"/" + program.encode()) for word in words)
 
 
 def _running_in_namespace_of(init_pid: int, program: str) -> Iterator[int]:
@@ -238,13 +243,10 @@ def _running_in_namespace_of(init_pid: int, program: str) -> Iterator[int]:
     # no psutil.Process for each: this is asked again and again in the milliseconds that a restore takes
     for pid in psutil.pids():
         try:
-            if Path(f"/proc/{pid}/ns/pid").readlink() != namespace:
-                continue
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if Path(f"/proc/{pid}/ns/pid").readlink() == namespace and _runs(Path(f"/proc/{pid}"), program):
+                yield pid
         except OSError:  # it has ended meanwhile
             continue
-        if any(word.endswith(b"/" + program.encode()) for word in words):
-            yield pid
 
 
 def _received(injection: Injection) -> list[Path]:

@@ -212,13 +212,8 @@ class MininetEmulator:
 
     def _in_nodes(self, lines: Mapping[str, list[str]]) -> None:
         """Give these lines to ``ip`` in each node: in several at once, as what takes time is to start it."""
-        if len(lines) < 2:
-            for name, own in lines.items():
-                ip_batch(self.pid(name), own)
-            return
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ip") as pool:
-            for done in [pool.submit(ip_batch, self.pid(name), own) for name, own in lines.items()]:
-                done.result()
+            list(pool.map(ip_batch, map(self.pid, lines), lines.values()))  # raises what one has raised
 
     def _await_carriers(self, *, only: frozenset[str] | None = None) -> None:
         deadline = time.monotonic() + CARRIER_TIMEOUT_S

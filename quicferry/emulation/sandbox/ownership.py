@@ -19,6 +19,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from quicferry.process import stat_fields
+
 RUN_TAG = "QUICFERRY_RUN"
 TOOL_TAG = "QUICFERRY_TOOL"
 PARTIAL_SUFFIX = ".partial"
@@ -53,10 +55,9 @@ class CleanReport(msgspec.Struct, frozen=True, kw_only=True):
 def start_ticks(pid: int) -> int | None:
     """When a process began, in clock ticks since boot (proc(5), field 22); None when there is none."""
     try:
-        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+        fields = stat_fields(_PROC / str(pid))
     except OSError:
         return None
-    fields = text.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
     return None if fields[0] in {"Z", "X"} else int(fields[19])
 
 

@@ -365,8 +365,7 @@ class NodeAgent:
         async with self._starting:
             if self.container.service_pid is not None:
                 raise MigrationError(f"a server already runs at {self.config.edge}")
-            for name, content in _files_of(command).items():
-                write_beneath(self.container.path("/"), PurePosixPath(name), content)
+            write_beneath(self.container.path("/"), _files_of(command))
             await self.container.start(command.argv, env=command.env)
             asking = asyncio.ensure_future(self.control.ask(control.Status(), timeout_s))
             while not asking.done():

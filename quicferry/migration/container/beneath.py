@@ -13,7 +13,7 @@ import errno
 import fnmatch
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -105,12 +105,14 @@ def content_beneath(root: Path, inside: PurePosixPath, most_bytes: int) -> tuple
     return content, stat.S_IMODE(status.st_mode)
 
 
-def write_beneath(root: Path, inside: PurePosixPath, content: bytes) -> None:
-    """Make a file of mode 0600 anew, in a directory that is there. Raises as ``open_beneath``."""
-    remove_beneath(root, inside)
-    descriptor = open_beneath(root, inside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+def write_beneath(root: Path, files: Mapping[str, bytes]) -> None:
+    """Make files of mode 0600 anew, in directories that are there. Raises as ``open_beneath``."""
+    for name, content in files.items():
+        inside = PurePosixPath(name)
+        remove_beneath(root, inside)
+        descriptor = open_beneath(root, inside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
 
 
 def names_beneath(root: Path, pattern: PurePosixPath) -> list[PurePosixPath]:

@@ -43,7 +43,7 @@ from quicferry.migration.container.layer import Layer
 from quicferry.migration.container.oci_image import ImageSettings, read_image
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.container.volumes import ContainerFiles
-from quicferry.process import find_program
+from quicferry.process import find_program, stat_fields
 from quicferry.units import BYTES_PER_MIB
 
 START_S = 20.0
@@ -263,7 +263,7 @@ class OciContainer(Container):
         """Whether a thread of the frozen group is uninterruptible, which only vfork makes it."""
         for thread in (self._server_group / "cgroup.threads").read_text().split():
             with contextlib.suppress(OSError):  # a zombie that was reaped
-                if Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()[0] == "D":
+                if stat_fields(Path(f"/proc/{thread}"))[0] == "D":
                     return True
         return False
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quicferry.errors import MigrationError
-from quicferry.process import children_of
+from quicferry.migration.container.descriptors import descriptors_in
+from quicferry.process import children_of, stat_fields
 
 
 class Completed(NamedTuple):
@@ -78,10 +79,9 @@ class ContainerNamespaces:
     def _stat(self, pid: int) -> tuple[str, int] | None:
         """The state letter of a process inside and the PID of its parent; None when it is gone."""
         try:
-            words = self.path(f"/proc/{pid}/stat").read_text()
+            state, parent = stat_fields(self.path(f"/proc/{pid}"))[:2]
         except OSError:
             return None
-        state, parent = words.rpartition(")")[2].split()[:2]
         return state, int(parent)
 
     def state(self, pid: int) -> str | None:
@@ -136,10 +136,9 @@ class ContainerNamespaces:
         found = set()
         for owner in (pid, *self.descendants(pid)):
             with contextlib.suppress(FileNotFoundError):  # a child that has ended
-                for entry in self.path(f"/proc/{owner}/fd").iterdir():
-                    with contextlib.suppress(OSError):  # it was closed while we looked
-                        target = str(entry.readlink())
-                        place = self.place_of(target)
+                for _, target in descriptors_in(self.path(f"/proc/{owner}")):
+                    place = self.place_of(target)
+                    with contextlib.suppress(OSError):  # it was removed while we looked
                         if target.startswith(under) and stat.S_ISREG(self.path(place).lstat().st_mode):
                             found.add(place)
         return sorted(found)

@@ -24,6 +24,7 @@ from quicferry.migration.criu.page_server import (
     END_S,
     MemoryCriu,
     PageServer,
+    ends,
     filtered,
     hang_up,
     pipe_limit,
@@ -82,9 +83,7 @@ class MemoryRunc(Runc, MemoryCriu):
             await super().ready_to_dump(images, memory=memory)
             return
         await self.close()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        self._ours = ours
+        self._ours, theirs = ends(None)
         self._ready, told = os.pipe()
         try:
             words = self._serving_words(images, None, told, theirs)
@@ -179,12 +178,7 @@ class MemoryRunc(Runc, MemoryCriu):
         self, images: Path, previous: str | None, connection: socket.socket | None, limit: int
     ) -> tuple[socket.socket, int, asyncio.Task[Completed], list[int]]:
         """Start runc now: our end, where it reports, its run, and descriptors to close when it has them."""
-        if connection is not None:
-            connection.setblocking(True)  # CRIU has the same one
-            ours, theirs = connection, connection.dup()
-        else:
-            ours, theirs = socket.socketpair()
-            ours.setblocking(False)
+        ours, theirs = ends(connection)
         ready, told = os.pipe()
         words = self._serving_words(images, previous, told, theirs)
         passed = [theirs.detach(), told]

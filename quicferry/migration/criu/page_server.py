@@ -59,6 +59,16 @@ def hang_up(connection: socket.socket) -> None:
     connection.close()
 
 
+def ends(connection: socket.socket | None) -> tuple[socket.socket, socket.socket]:
+    """Our end and CRIU's: of a new pair, or of a given ``connection``, which blocks, as CRIU wants."""
+    if connection is not None:
+        connection.setblocking(True)
+        return connection, connection.dup()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    return ours, theirs
+
+
 class BackgroundCriu(NamedTuple):
     """A CRIU that runs in the background (page server or lazy-pages daemon), and our end of its socket."""
 
@@ -254,12 +264,7 @@ class MemoryCriu(Criu):
     ) -> BackgroundCriu:
         """Start a CRIU in the background, and wait until it reports that it is ready."""
         log = self._container.path(str(images)) / f"{step}.log"
-        if connection is not None:
-            connection.setblocking(True)  # CRIU has the same one
-            ours, theirs = connection, connection.dup()
-        else:
-            ours, theirs = socket.socketpair()
-            ours.setblocking(False)
+        ours, theirs = ends(connection)
         ready, told = os.pipe()
         try:
             descriptors = (theirs.fileno(), told)

@@ -151,34 +151,31 @@ class ProcessMemory:
         ``listed``: the pages there are and those among them that can differ at all, if the kernel has told
         (see ``write_tracking``); only these are read then.
         """
-        if listed is None:
-            pages = candidates = self.anonymous_pages()
-        else:
-            pages, touched = listed
-            candidates = np.union1d(touched, np.setdiff1d(pages, known.pages, assume_unique=True))
         if listed is not None:
-            return self._of_listed(pages, candidates, known)
-        rows = rows_of(candidates, known.pages)
+            new = np.setdiff1d(listed.pages, known.pages, assume_unique=True)
+            return self._of_listed(listed.pages, np.union1d(listed.touched, new), known)
+        pages = self.anonymous_pages()
+        rows = rows_of(pages, known.pages)
         scratch = np.empty((CHUNK_PAGES, PAGE_BYTES), np.uint8)
-        there = np.ones(len(candidates), bool)
+        there = np.ones(len(pages), bool)
         changed_pages: list[Pages] = []
         changed_data: list[Data] = []
         row = 0
-        for first, count in runs_of(candidates):
+        for first, count in runs_of(pages):
             for start in range(row, row + count, CHUNK_PAGES):
                 size = min(CHUNK_PAGES, row + count - start)
                 got = self._read_into(scratch[:size], first + start - row)
                 there[start + got : start + size] = False
                 differ = _differing(scratch[:got], rows[start : start + got], known.data)
                 if len(differ):
-                    changed_pages.append(candidates[start + differ])
+                    changed_pages.append(pages[start + differ])
                     changed_data.append(scratch[differ])
             row += count
         if not changed_pages:
             changed = Snapshot.empty()
         else:
             changed = Snapshot(np.concatenate(changed_pages), np.concatenate(changed_data))
-        return Reading(np.setdiff1d(pages, candidates[~there], assume_unique=True), changed)
+        return Reading(pages[there], changed)
 
     def _of_listed(self, pages: Pages, candidates: Pages, known: Snapshot) -> Reading:
         """The same for the few pages that the kernel has told, which lie scattered: many runs at once."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from quicferry.errors import MigrationError
 from quicferry.migration.container.beneath import write_beneath
@@ -55,8 +55,7 @@ async def _memory_of_twin(
 ) -> Snapshot:
     """Start a twin, and read its memory when it has come to rest."""
     async with await Container.create("base-image", enter=OWN_NETWORK) as container:
-        for name, content in files.items():
-            write_beneath(container.path("/"), PurePosixPath(name), content)
+        write_beneath(container.path("/"), files)
         pid = await container.start(argv, env=env)
         try:
             async with asyncio.timeout(READY_S):

@@ -22,9 +22,8 @@ from quicferry.migration.criu.image_stream import CheckpointManifest, Unpacker
 from quicferry.migration.engines.criu import unfinished
 from quicferry.migration.engines.criu.base import Held
 from quicferry.migration.engines.criu.lazy_destination import LazyDestination
-from quicferry.migration.engines.criu.rounds import PAGES_ID
 from quicferry.migration.engines.criu.unfinished import Unfinished
-from quicferry.migration.memory.base_image import BaseImage
+from quicferry.migration.memory.base_image import PAGES, PAGES_ID, BaseImage
 from quicferry.migration.memory.page_sink import PageSink
 from quicferry.migration.memory.pagemap import (
     AS_YOU_LIKE,
@@ -41,7 +40,7 @@ from quicferry.migration.memory.uffd_events import Target, UffdEventLog
 from quicferry.migration.memory.userfault import wake
 from quicferry.migration.order import MoveOrder
 
-BASE_ROUND, BASE_PAGES = "round-0", f"pages-{PAGES_ID}.img"
+BASE_ROUND = "round-0"
 
 
 class CopyDestination(LazyDestination):
@@ -272,7 +271,7 @@ class CopyDestinationOnBase(CopyDestination):
         await super().prepare_destination(order)
         if self._context.base_image is not None:
             self._here = await self._context.base_image()
-            await asyncio.to_thread(self._lay_out, BASE_PAGES, self._here.snapshot.data.reshape(-1).data)
+            await asyncio.to_thread(self._lay_out, PAGES, self._here.snapshot.data.reshape(-1).data)
 
     def _lay_out(self, name: str, content: memoryview | bytes) -> None:
         """Write a file of the first round, and note its checksums as of one that was received."""
