@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,11 +82,12 @@ def train_segments(shape: Shape, mtu_bytes: int) -> int:
     return max(1, allowed)
 
 
-#: Numbers of interfaces, and of wires by name: no two are equal, also not those of a network that was here
-#: before and that the kernel has not taken down yet. The kernel takes a veth interface that has the number
-#: of its peer, as the first ones of two namespaces have, for no veth, and may let it wait a second for its
-#: carrier (linkwatch_urgent_event in net/core/link_watch.c).
-_numbers = itertools.count(1000, 4)
+#: Numbers of interfaces, no two of them equal. The kernel takes a veth interface that has the number of its
+#: peer, as the first ones of two namespaces have, for no veth, and may let it wait a second for its carrier
+#: (linkwatch_urgent_event in net/core/link_watch.c).
+FIRST_INDEX = 1000
+GONE_S = 5.0  # for the kernel to take down a network that was here before
+GONE_POLL_S = 0.005
 
 
 class MadeLink(NamedTuple):
@@ -142,11 +143,13 @@ class LinkLayer:
         for name in (a_interface, b_interface):
             if not 1 <= len(name.encode()) <= 15:
                 raise InvalidInput(f"bad interface name {name!r}", hint="use at most 15 characters")
-        number = next(_numbers)
+        number = len(self._made)
+        if number == 0:
+            self._on_netlink(_until_wires_are_gone)
         wires = ("", "") if link.is_plain else (f"{WIRE_TAG}{number}a", f"{WIRE_TAG}{number}b")
         backend = "plain" if link.is_plain else self.backend
         made = MadeLink(link, backend, a_pid, b_pid, a_interface, b_interface, *wires)
-        self._on_netlink(lambda netlink: self._make(netlink, made, number))
+        self._on_netlink(lambda netlink: self._make(netlink, made))
         self._made.append(made)
 
     def start(self) -> None:
@@ -238,9 +241,9 @@ class LinkLayer:
             hint = "shaped links need to be root" if error.code == errno.EPERM else None
             raise EmulationError(f"the kernel refused a link: {error}", hint=hint) from error
 
-    def _make(self, netlink: IPRoute, made: MadeLink, first: int) -> None:
-        """Make the interfaces; ``first`` is the number of the first of at most four."""
+    def _make(self, netlink: IPRoute, made: MadeLink) -> None:
         link = made.link
+        first = FIRST_INDEX + 4 * len(self._made)
         if made.backend == "plain":
             netlink.link(
                 "add",
@@ -307,6 +310,19 @@ class LinkLayer:
                 if error.code != errno.ENODEV:  # it went with the namespace of its host
                     raise
         self._indices.clear()
+
+
+def _until_wires_are_gone(netlink: IPRoute) -> None:
+    """Wait for the wires of a network that was here before: they go some time after its namespaces.
+
+    Ones that stay are not ours to remove; the kernel then refuses those of the same name.
+    """
+    deadline = time.monotonic() + GONE_S
+    while time.monotonic() < deadline:
+        names = [str(link.get_attr("IFLA_IFNAME")) for link in netlink.get_links()]
+        if not any(name.startswith(WIRE_TAG) for name in names):
+            return
+        time.sleep(GONE_POLL_S)
 
 
 def warnings_about(readings: list[LinkReading]) -> list[str]:
