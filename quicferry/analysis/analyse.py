@@ -20,13 +20,14 @@ from quicferry.analysis.goodput import direction_of, goodput
 from quicferry.analysis.metrics import Metrics, measure
 from quicferry.analysis.repeated_moves import add_moves, measure_all
 from quicferry.analysis.requests_hit import first_open_ns, requests_hit
-from quicferry.analysis.service import judge_service, overload
+from quicferry.analysis.service import judge_service, nothing_left_to_serve, overload
 from quicferry.analysis.statistics import summarise
 from quicferry.analysis.verdict import (
     captured_edges,
     check_edges,
     fail,
     judge_faults,
+    judge_nothing_useful,
     node_of,
     overlap,
     served_by,
@@ -111,7 +112,9 @@ def analyse(run_dir: Path) -> Analysis:
                 manifest.destination_endpoint,
                 EndpointSplit.of_run(manifest, events),
             )
-        _add_metrics(result, metrics, manifest, must_arrive=too_much is None)
+        idle = summary is not None and nothing_left_to_serve(summary, manifest.spec)
+        idle &= timeline.path_validated(traffic.frame, manifest.destination_endpoint) is not None
+        _add_metrics(result, metrics, manifest, must_arrive=too_much is None, idle=idle)
         if manifest.spec.clients > 1 and not moves:
             result.clients_validated_ms = _clients_validated_ms(traffic.frame, metrics, manifest)
             split = EndpointSplit.of_run(manifest, events)
@@ -289,7 +292,9 @@ def _client_traffic(paths: RunPaths, manifest: Manifest, convert: ClockConversio
     return traffic
 
 
-def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest, *, must_arrive: bool) -> None:
+def _add_metrics(
+    result: RunResult, metrics: Metrics, manifest: Manifest, *, must_arrive: bool, idle: bool
+) -> None:
     def rounded(value: float | None) -> float | None:
         return None if value is None else round(value, 6)
 
@@ -310,12 +315,8 @@ def _add_metrics(result: RunResult, metrics: Metrics, manifest: Manifest, *, mus
     result.moments_ms = metrics.moments_ms()
     # a baseline may stay where it is; after a fault, ``judge_faults`` knows where the server must be
     moved = (result.kind == "strategy" or metrics.frozen_ns is not None) and not manifest.spec.faults
-    if result.outcome == "succeeded" and metrics.gap is None and moved and must_arrive:
-        fail(
-            result,
-            f"the client got no useful service from {manifest.destination_endpoint or 'the new address'}",
-            "the timeline shows how far the move came",
-        )
+    if metrics.gap is None and moved and must_arrive:
+        judge_nothing_useful(result, manifest, idle=idle)
 
 
 def _clients_validated_ms(traffic: pl.DataFrame, metrics: Metrics, manifest: Manifest) -> dict[str, float]:

@@ -10,12 +10,15 @@ import msgspec
 from quicferry.analysis.event_queries import first_event
 from quicferry.events import Event
 from quicferry.record import ClientSummary, Manifest, RequestRecord, RunResult
+from quicferry.spec import RunSpec
 from quicferry.units import NS_PER_MS, ns_to_ms
 
 LEAST_REQUESTS = 10  # fewer say nothing of a rate
 LATE_SHARE = 0.2
 KEPT_UP = 0.9
 SETTLED_NS = 200 * NS_PER_MS  # a lost packet, a slow moment of the machine
+#: Workloads in which the server speaks as long as the run goes on, whatever the client asks.
+PUSHED = frozenset({"push", "game"})
 
 
 class Overload(NamedTuple):
@@ -62,6 +65,15 @@ def overload(
     if carried >= KEPT_UP * offered:
         return None
     return Overload(len(due), len(late), ns_to_ms(patience_ns))
+
+
+def nothing_left_to_serve(summary: ClientSummary, spec: RunSpec) -> bool:
+    """Whether all that the clients asked was answered, of a server that says nothing unasked.
+
+    Then it is no fault when nothing useful came after a move: nothing was missing.
+    """
+    asks = PUSHED.isdisjoint(spec.workload.split("+"))
+    return asks and not summary.requests_lost and all(transfer.verified for transfer in summary.transfers)
 
 
 def _service_ns(request: RequestRecord) -> int:

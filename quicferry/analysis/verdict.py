@@ -205,6 +205,25 @@ def _reused_nonces(frame: pl.DataFrame) -> int:
     return wrong.select("connection", "direction", "space", "generation", "packet_number").n_unique()
 
 
+def judge_nothing_useful(result: RunResult, manifest: Manifest, *, idle: bool) -> None:
+    """Judge a run that succeeded so far although nothing useful came from the new address.
+
+    ``idle``: the client knows that address, and nothing was left to serve.
+    """
+    if result.outcome != "succeeded":
+        return
+    if idle:
+        result.warnings.append(
+            "the client knows the new address, and asked nothing there: there is no service-migration time"
+        )
+        return
+    fail(
+        result,
+        f"the client got no useful service from {manifest.destination_endpoint or 'the new address'}",
+        "the timeline shows how far the move came",
+    )
+
+
 def fail(result: RunResult, error: str, hint: str | None) -> None:
     """Mark the result failed; the first error stays the error, later ones become warnings."""
     if result.error is None:

@@ -455,6 +455,40 @@ def test_a_capture_of_nothing_and_of_strangers(run_copy: Path) -> None:
     assert result.service_migration_time_ms is None
 
 
+def quiet_after_the_move(tmp_path: Path) -> Path:
+    """A run whose client had all its answers before the server froze, and asked nothing afterwards."""
+    scene = Scene()
+    scene.load(100, 350)
+    scene.at(400, scene.freeze)
+    scene.at(500, scene.resume)
+    scene.run(1500)
+    return write_run(tmp_path / "run", scene)
+
+
+@pytest.mark.parametrize(
+    ("known", "lost", "workload", "outcome"),
+    [
+        (True, 0, "requests", "succeeded"),  # nothing was missing
+        (False, 0, "requests", "failed"),  # the client never found out
+        (True, 1, "requests", "failed"),  # it waits for an answer
+        (True, 0, "push", "failed"),  # the server should have spoken
+    ],
+)
+def test_a_client_that_asks_nothing_after_the_move_misses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool, lost: int, workload: str, outcome: str
+) -> None:
+    run_dir = quiet_after_the_move(tmp_path)
+    monkeypatch.setattr(timeline, "path_validated", lambda *_: BEGIN_NS if known else None)
+    change_json(RunPaths(run_dir).client, requests_lost=lost)
+    spec = json.loads(RunPaths(run_dir).manifest.read_bytes())["spec"]
+    change_manifest(run_dir, spec=spec | {"workload": workload})
+    result = analyse(run_dir).result
+    assert (result.outcome, result.service_migration_time_ms) == (outcome, None)
+    words = [*result.warnings, result.error or ""]
+    expected = "asked nothing there" if outcome == "succeeded" else "no useful service from 10.0.2.2:4433"
+    assert any(expected in each for each in words)
+
+
 def test_missing_edges_and_summary_are_warnings(run_copy: Path) -> None:
     (run_copy / "captures" / "edge-2.pcapng").unlink()
     (run_copy / "client.json").unlink()
