@@ -130,7 +130,7 @@ def analyse(run_dir: Path) -> Analysis:
             _add_requests_hit(result, summary, metrics)
         _add_goodput(result, traffic.frame, metrics, manifest)
         result.packets_undecrypted = traffic.undecrypted
-        if traffic.undecrypted:
+        if traffic.undecrypted and not manifest.spec.corrupt_percent:
             result.warnings.append(
                 f"{traffic.undecrypted} packets of the client's capture could not be decrypted"
             )

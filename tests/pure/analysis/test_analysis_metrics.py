@@ -455,6 +455,22 @@ def test_a_capture_of_nothing_and_of_strangers(run_copy: Path) -> None:
     assert result.service_migration_time_ms is None
 
 
+@pytest.mark.parametrize("corrupt_percent", [0.0, 1.0])
+def test_what_the_link_damaged_cannot_be_decrypted(
+    scene: Scene, run_copy: Path, corrupt_percent: float
+) -> None:
+    """That is no complaint where the link was asked to damage packets; the number is in the result."""
+    damaged = [*scene.client_side]
+    payload = damaged[-1].payload
+    damaged[-1] = damaged[-1]._replace(payload=payload[:-1] + bytes([payload[-1] ^ 1]))
+    write_pcapng(run_copy / "captures" / "client.pcapng", damaged, "client-eth0")
+    spec = json.loads(RunPaths(run_copy).manifest.read_bytes())["spec"]
+    change_manifest(run_copy, spec=spec | {"corrupt_percent": corrupt_percent})
+    result = analyse(run_copy).result
+    assert result.packets_undecrypted == 1
+    assert any("could not be decrypted" in each for each in result.warnings) is (not corrupt_percent)
+
+
 def quiet_after_the_move(tmp_path: Path) -> Path:
     """A run whose client had all its answers before the server froze, and asked nothing afterwards."""
     scene = Scene()

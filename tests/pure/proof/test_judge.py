@@ -132,6 +132,13 @@ def test_a_long_overhead_is_right_where_nothing_was_under_way() -> None:
     assert kinds(seen({**seldom, "rate_mbps": 20.0}, result=late)) == ["overhead"]
 
 
+def test_a_client_that_asks_nothing_after_the_move_waits_for_nothing() -> None:
+    idle = {"service_migration_time_ms": None, "log_service_migration_time_ms": None}
+    said = idle | {"warnings": ["the client knows the new address, and asked nothing there"]}
+    assert complaints(seen({"interval_ms": 30_000.0}, result=said)) == []
+    assert kinds(seen({"interval_ms": 30_000.0}, result=idle)) == ["not measured"]
+
+
 def test_requests_may_be_lost_where_the_link_carries_less_than_was_offered() -> None:
     crowded = {"rate_mbps": 1.0, "response_bytes": 60_000, "interval_ms": 20.0}
     assert too_much(to_spec(crowded)) is not None
