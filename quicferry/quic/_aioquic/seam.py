@@ -373,6 +373,15 @@ class Seam:
             path.bytes_sent += PROBE_DATAGRAM_BYTES
         return True
 
+    def is_validated(self, address: NetworkAddress) -> bool:
+        """Whether the peer has answered a challenge on the path to that address."""
+        return any(path.addr == address and path.is_validated for path in self._quic._network_paths)
+
+    def cid_of(self, address: NetworkAddress) -> QuicConnectionId | None:
+        """The connection ID of a path that is not the active one (RFC 9000 §9.5); None for the active one."""
+        others = self._quic._network_paths[1:]
+        return next((path.peer_cid for path in others if path.addr == address), None)
+
     # ------------------------------------------------------------------ packets
 
     def probe(
