@@ -431,7 +431,7 @@ class ServerRole(Role):
         if self._probation is not None:
             self._probation.challenged(address, data)
             return True
-        if not on_active_path and not (self._word and self._seam.is_validated(address)):
+        if not on_active_path and not (self._word and self._seam.cid_of(address) is not None):
             return False  # the client's address changed too: upstream validates it
         self._challenges.append((address, data))
         return True
