@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from aioquic.quic.events import DatagramFrameReceived
 
 from quicferry.quic import ExtensionConfig, PathSwitched, PathValidated, Timings
 from quicferry.quic import events as our_events
@@ -222,6 +223,26 @@ def test_a_path_that_carries_less_from_now_on_is_noticed(large_datagrams, respon
     assert pair.answered() and len(pair.requests) == 20
     sent = [len(data) for t, _, data in (*pair.up, *pair.down) if t > pair.now - 6.0]
     assert all(size <= 1200 for size in sent)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_datagram_that_no_packet_carries_any_more_holds_back_no_other(large_datagrams, moves):
+    """RFC 9221 §5: a DATAGRAM frame fits into one packet, or is not sent."""
+    pair = Pair(hand_off=True, idle_timeout_s=30.0, unreliable=True)
+    pair.handshake(settle_s=1.0)
+    largest = 1400 - 1 - 2 - 16 - 8 - 1 - 2  # header, packet number, tag, connection ID, type and length
+    pair.client.send_datagram_frame(bytes(largest))
+    pair.drive(limit_s=0.1)
+    if moves:
+        pair.move(Strategy.PROACTIVE_EXPLICIT, downtime_s=0.1)
+        assert pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=3.0)
+    for size in (largest, largest + 1, 1000):
+        pair.client.send_datagram_frame(bytes(size))
+        pair.server.send_datagram_frame(bytes(size))
+    pair.drive(limit_s=1.0)
+    fits = [1000] if moves else [largest, 1000]
+    for events, sizes in ((pair.client_events, fits), (pair.server_events, [largest, *fits])):
+        assert [len(e.data) for _, e in events if isinstance(e, DatagramFrameReceived)] == sizes
 
 
 def test_a_path_that_loses_datagrams_of_any_size_keeps_its_size(large_datagrams):

@@ -30,6 +30,7 @@ from quicferry.quic._aioquic.keys import retain_former_keys
 from quicferry.quic._aioquic.path_size import (
     BASE_BYTES,
     LOSSES_MOST,
+    drop_oversized,
     large_in_flight,
     losses_in_a_row,
     shrink,
@@ -406,6 +407,8 @@ class HookedConnection(QuicConnection):
     def _write_application(
         self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float
     ) -> None:
+        if self._datagrams_pending:
+            drop_oversized(self)
         if self._quiet is not None:
             write_run(self, self._quiet, builder, network_path, now)
         super()._write_application(builder, network_path, now)

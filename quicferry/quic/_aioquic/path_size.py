@@ -12,10 +12,14 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 
 from aioquic import tls
+from aioquic.buffer import size_uint_var
 from aioquic.quic.connection import QuicConnection
+
+from quicferry.quic._aioquic import state_fields as fields
 
 BASE_BYTES = 1200  # BASE_PLPMTU of RFC 9000 §14.3: what the handshake, and each challenge, has shown
 LOSSES_MOST = 3  # MAX_PROBES of RFC 8899 §5.1.2
+_AROUND_BYTES = 1 + 2 + 16  # of a short header and its packet number, and the AEAD's tag
 
 
 def large_in_flight(connection: QuicConnection) -> list[int]:
@@ -44,3 +48,17 @@ def shrink(connection: QuicConnection, size_bytes: int) -> None:
     loss._pacer._max_datagram_size = size_bytes
     controller: object = loss._cc
     vars(controller)["_max_datagram_size"] = size_bytes
+
+
+def drop_oversized(connection: QuicConnection) -> None:
+    """Give up DATAGRAM frames that fit into no packet any more (RFC 9221 §5).
+
+    They were written for a path that carries more. Upstream would wait for a packet with room for the first,
+    and all behind it with it. Not before the commit: those written before the freeze are counted there.
+    """
+    if fields.WITHHELD in vars(connection):
+        return
+    room = connection._max_datagram_size - _AROUND_BYTES - len(connection._peer_cid.cid)
+    pending = connection._datagrams_pending
+    while pending and 1 + size_uint_var(len(pending[0])) + len(pending[0]) > room:
+        pending.popleft()
