@@ -34,11 +34,12 @@ NIGHT_STEPS ?= simulate models explore fuzz matrix
 SEEDS ?= 1000
 WORLD ?= protocol ownership
 SIMULATE_ARGS ?=
+ONE_LOSS_ARGS ?=
 # the programs of root, for those who became root by `su` and kept their own PATH
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-report test-upstream simulate requirements lint bench bench-inspect fidelity figures soak faults bench-containers bench-hosts bench-cost vm-test container-test signals explore fuzz nightly lock clean
+.PHONY: help setup demo test test-report test-upstream simulate one-loss requirements lint bench bench-inspect fidelity figures soak faults bench-containers bench-hosts bench-cost vm-test container-test signals explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +68,9 @@ simulate: setup ## play SEEDS=1000 drawn stories of each WORLD in virtual time, 
 	@status=0; for world in $(WORLD); do \
 	  $(PYTHON) -W ignore -m simulation --world $$world --seeds $(SEEDS) $(SIMULATE_ARGS) || status=1; \
 	done; exit $$status
+
+one-loss: setup ## lose any one datagram: each of every strategy, traffic, first speaker and one to three moves
+	@$(PYTHON) -W ignore -m simulation.one_loss $(ONE_LOSS_ARGS)
 
 requirements: setup ## print which sentence of the specifications is kept where, and which test shows it
 	@$(PYTHON) tools/requirements.py

@@ -4,7 +4,8 @@ Read from below: ``clock`` (an asyncio loop without a wall clock), ``determinism
 randomness come from), ``process`` (what can be killed, stopped and started), ``network`` and ``disk``
 (what can go wrong with them), ``history`` and ``oracle`` (what happened, and whether it was right).
 ``protocol`` and ``ownership`` are the two worlds; a world plays one *story*, which a seed draws.
-``campaign`` plays many, ``minimise`` shortens one that failed, ``known`` lists what is known to fail.
+``campaign`` plays many, ``one_loss`` those in which any one datagram is lost, ``minimise`` shortens one that
+failed, ``known`` lists what is known to fail.
 ``models`` explores the tables of the state machines exhaustively instead.
 
 Nothing that a run needs imports this package. docs/adr/0013-simulation.md says why it is as it is.

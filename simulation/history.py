@@ -42,6 +42,7 @@ class History:
         self._digest = hashlib.blake2b(digest_size=16)
         self.entries: list[Entry] = []
         self.violations: list[Violation] = []
+        self.packet_times_s: list[float] = []
         self.closed = False  # what is collected after the end has no effect
 
     def note(self, who: str, what: str, **detail: Any) -> None:
@@ -57,6 +58,7 @@ class History:
 
     def packet(self, direction: str, edge: object, data: bytes) -> None:
         """Count a datagram into the digest."""
+        self.packet_times_s.append(self._clock.now_s)
         self._digest.update(f"{self._clock.now_s!r}{direction}{edge}{zlib.crc32(data)}".encode())
 
     def violated(self, kind: str, text: str) -> None:

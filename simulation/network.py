@@ -114,6 +114,20 @@ class Duplicate:
 
 
 @dataclass
+class LoseOne:
+    """One datagram is lost: that before which ``passing`` others have gone."""
+
+    passing: int
+    where: Where = field(default_factory=Where)
+
+    def apply(self, datagram: Datagram, copies: list[Copy], rng: random.Random) -> list[Copy]:
+        if not self.where.meets(datagram):
+            return copies
+        self.passing -= 1
+        return copies if self.passing != -1 else []
+
+
+@dataclass
 class Corrupt:
     """One bit is changed."""
 

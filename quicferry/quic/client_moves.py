@@ -13,6 +13,7 @@ from quicferry.quic._aioquic.seam import plain_address
 from quicferry.quic.client_race import ClientRace
 from quicferry.quic.client_state import Announcement
 from quicferry.quic.errors import ErrorCode, PeerError
+from quicferry.quic.probing import Candidate
 from quicferry.quic.request_wire import SmReply
 from quicferry.quic.standard_wire import AlternativeAddress
 from quicferry.quic.tables import ClientInput, ClientState
@@ -93,7 +94,7 @@ class ClientMoves(ClientRace):
             self._latest_at is not None and now - self._latest_at < self._config.timings.epoch_interval_s
         )
         needs_address = rules_of(prepare.strategy).carries_address
-        result = Result.OK
+        result, followed = Result.OK, None
         if not self._config.accept_moves:
             result = Result.REFUSED
         elif too_soon:
@@ -101,6 +102,7 @@ class ClientMoves(ClientRace):
         elif needs_address and not addresses:
             result = Result.ADDRESS_FILTERED
         else:
+            followed = self._prober.candidates.get(self._moved) if self._moved is not None else None
             self._forget_race(now)
             if needs_address and not any(map(self._has_cid, addresses)):
                 result = Result.NO_CID
@@ -113,6 +115,18 @@ class ClientMoves(ClientRace):
         self._seam.emit(events.MigrationAnnounced(prepare.epoch, prepare.strategy, addresses))
         if rules_of(prepare.strategy).probe_on is ProbeOn.NOTICE:
             self._probe(addresses, ProbeOn.NOTICE, now)
+        if followed is not None and self._moved_epoch < prepare.epoch:
+            self._go_on_following(followed, now)
+
+    def _go_on_following(self, former: Candidate, now: float) -> None:
+        """The server is at a place already that this client has not reached, and is to move on from there."""
+        address = former.network_address
+        if address == self._seam.network_address or address in self._prober.candidates:
+            return
+        self._moved = address
+        self._on_packet_from_elsewhere(address, now)
+        if address in self._prober.candidates:
+            self._prober.candidates[address].challenges.update(former.challenges)
 
     def _expect(self, prepare: SmPrepare, addresses: tuple[Address, ...], now: float) -> None:
         over_at = now + 1.5 * prepare.downtime_ms / 1000 + _OVER_PTOS * self._seam.pto_s
@@ -163,7 +177,7 @@ class ClientMoves(ClientRace):
         if self._moved != address:
             self._moved, self._moved_at = address, now
         if self._validated is not None and self._validated[0].network_address != address:
-            self._validated = None
+            self._void_answer()
             self._machine.feed(ClientInput.ELSEWHERE)
             self._prober.running = True
 

@@ -15,7 +15,7 @@ from quicferry.quic import events
 from quicferry.quic._aioquic.careful_resume import PathFacts
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import plain_address
-from quicferry.quic.client_state import ClientKnowledge
+from quicferry.quic.client_state import Announcement, ClientKnowledge
 from quicferry.quic.config import Congestion
 from quicferry.quic.probing import Candidate
 from quicferry.quic.tables import ClientInput, ClientState
@@ -139,7 +139,7 @@ class ClientRace(ClientKnowledge):
         if self._announcement is not None and self._machine.allows(ClientInput.STAND_BY):
             self._machine.feed(ClientInput.STAND_BY)
             self._prober.running = False
-            self._validated = None
+            self._void_answer()
             self._deadline = None
         elif self._machine.allows(ClientInput.FALSE_ALARM):
             self._machine.feed(ClientInput.FALSE_ALARM)
@@ -199,7 +199,8 @@ class ClientRace(ClientKnowledge):
             return
         self._machine.feed(ClientInput.RESPONSE)
         self._validated = (candidate, age_s)
-        self._prober.running = False
+        candidate.heard = True
+        self._prober.only = candidate.network_address  # an answer may bring the word that is waited for
         self._seam.emit(events.PathValidated(candidate.address, age_s))
 
     def _facts(self) -> PathFacts | None:
@@ -211,7 +212,7 @@ class ClientRace(ClientKnowledge):
         """Whether the server is known to be there, or not to be where it was."""
         if candidate.network_address == self._moved:
             return True
-        if self._moved is not None:
+        if self._moved is not None and not self._is_announced(candidate.address):
             # Who passed on the word may have been a relay, and have gone. Where the server has said in so
             # many words where it is, there is no other path.
             misled = not self._moved_said and now - self._moved_at >= _MISLED_PTOS * self._seam.pto_s
@@ -221,6 +222,13 @@ class ClientRace(ClientKnowledge):
         if not self._silence.noticed or candidate.address not in self._visited:
             return False  # SM_MIGRATED is repeated until it is acknowledged: who never says it only relays
         return self._checked_at is None or now - self._checked_at >= self._seam.pto_s
+
+    def _is_announced(self, address: Address) -> bool:
+        """Whether the server has announced that it goes there from where it is by its own word."""
+        announced = self._announcement
+        if announced is None or announced.prepare.epoch <= self._moved_epoch:
+            return False
+        return address in announced.addresses
 
     def _switch_at(self) -> float | None:
         """When a path that has answered is believed without a word of the server."""
@@ -263,8 +271,11 @@ class ClientRace(ClientKnowledge):
         self._answer_interval_s = candidate.interval_s
         self._has_been_at(old)
         was_told = self._moved is not None
-        if self._announcement is not None and not was_told:
-            self._done_epoch = max(self._done_epoch, self._announcement.prepare.epoch)
+        announced, is_there = self._announcement, self._is_announced(candidate.address)
+        if was_told and is_there:
+            was_told = False  # it has gone on from where it said that it is
+        if announced is not None and not was_told:
+            self._done_epoch = max(self._done_epoch, announced.prepare.epoch)
         self._forget_race(now)
         self._kept.retire_all()  # the way is open; the server gives others
         self._kept.put(old_network_address, old_cid, math.inf)
@@ -275,6 +286,15 @@ class ClientRace(ClientKnowledge):
         self._seam.emit(events.PathSwitched(old, candidate.address))
         if was_told:
             self._settle(self._moved_epoch, now)
+            if announced is not None and announced.prepare.epoch > self._moved_epoch:
+                self._await_next_move(announced, now)
+
+    def _await_next_move(self, announced: Announcement, now: float) -> None:
+        """The place is reached that the server has announced to leave."""
+        self._machine.feed(ClientInput.NOTICE)
+        self._announcement = announced
+        if announced.probe_on is ProbeOn.NOTICE:
+            self._probe(announced.addresses, ProbeOn.NOTICE, now)
 
     def retire_prior_to(self, sequence_number: int) -> None:
         """Connection IDs of candidates are retired like all others (RFC 9000 §5.1.2)."""

@@ -7,6 +7,7 @@ address that answers (``client_race``), the server's announcements (``client_mov
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -127,19 +128,33 @@ class ClientKnowledge(Role):
         """Ends probing. A connection ID stays with its address for a while, and with no other."""
         for candidate in self._prober.candidates.values():
             if candidate.cid is not None:
-                # by a standard the same few addresses are asked at each loss, of a server that may go back
-                kept_s = _KEPT_PTOS * self._seam.pto_s
-                until = now + (self._config.timings.give_up_s if self._standard.has_named else kept_s)
-                self._kept.put(candidate.network_address, candidate.cid, until)
+                self._kept.put(candidate.network_address, candidate.cid, self._kept_until(now))
         self._prober.candidates.clear()
         self._prober.running = False
         self._responses.clear()
-        self._validated = None
+        self._void_answer()
         self._cause = None
         self._deadline = None
         self._moved = None
         self._first_validation = False
         self._check = self._checked_at = None
+
+    def _void_answer(self) -> None:
+        """No candidate has answered, or none that counts."""
+        self._validated = None
+        self._prober.only = None
+
+    def _kept_until(self, now: float) -> float:
+        """How long a connection ID stays with its address after a race.
+
+        A server that may be taken down again gives no other ones before its move is final, and its source
+        can be found only with one of these.
+        """
+        if self._moved_for_good_after is not None:
+            return math.inf
+        # by a standard the same few addresses are asked at each loss, of a server that may go back
+        kept_s = _KEPT_PTOS * self._seam.pto_s
+        return now + (self._config.timings.give_up_s if self._standard.has_named else kept_s)
 
     def _has_been_at(self, address: Address) -> None:
         self._visited.pop(address, None)

@@ -67,9 +67,21 @@ class KeptIds:
         return min((until for _, until in self._ids.values() if until < math.inf), default=None)
 
     def retire_old(self, now: float) -> None:
-        """Retire those whose time is over."""
+        """Retire those whose time is over, if the peer hears that: else they stay for another PTO.
+
+        One that acknowledges nothing gives no others. Its path is dead, or it is a destination that may still
+        be taken down, and then only one of these leads back to its source.
+        """
         #: RFC 9000 5.1.2: SHOULD retire connection IDs when they are no longer actively using
-        self._retire(address for address, (_, until) in self._ids.items() if until <= now)
+        over = [address for address, (_, until) in self._ids.items() if until <= now]
+        if not over:
+            return
+        sent_at, pto_s = self._seam.oldest_unacknowledged_at(), self._seam.pto_s
+        if sent_at is None or now - sent_at < pto_s:
+            self._retire(over)
+            return
+        for address in over:
+            self._ids[address] = (self._ids[address][0], now + pto_s)
 
     def retire_all(self) -> None:
         """Retire them: a path is open on which the peer hears it."""
@@ -145,6 +157,7 @@ class Prober:
     max_probes: int
     turns: Turns | None = None
     running: bool = False
+    only: NetworkAddress | None = None  # the one that is still probed, when it has answered
     candidates: dict[NetworkAddress, Candidate] = field(default_factory=dict)
 
     def interval_s(self, downtime_s: float, wanted_s: float = 0.0) -> float:
@@ -194,9 +207,13 @@ class Prober:
         """The candidates that want a probe now."""
         if self.running:
             # who was probed least comes first: an allowance that is used up must starve nobody
-            for candidate in sorted(self.candidates.values(), key=lambda each: each.tries):
+            for candidate in sorted(self._probed(), key=lambda each: each.tries):
                 if self._at(candidate) <= now and candidate.tries < self.max_probes:
                     yield candidate
+
+    def _probed(self) -> list[Candidate]:
+        every = self.candidates.values()
+        return [each for each in every if self.only is None or each.network_address == self.only]
 
     def _at(self, candidate: Candidate) -> float:
         """When a candidate is due. Who was heard is never waited for: there is nothing to search any more."""
@@ -240,5 +257,5 @@ class Prober:
         """When the next candidate is due."""
         if not self.running:
             return None
-        times = [self._at(c) for c in self.candidates.values() if c.tries < self.max_probes]
+        times = [self._at(c) for c in self._probed() if c.tries < self.max_probes]
         return min(times) if times else None

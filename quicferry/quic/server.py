@@ -422,11 +422,16 @@ class ServerRole(Role):
             self.send_control(frame)
 
     def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
-        """A probe of the client, from its known address: answered at once, in a datagram of its own."""
+        """A probe of the client, from its known address: answered at once, in a datagram of its own.
+
+        A client whose address has changed as well is told where the server is as soon as its path is
+        validated: what is sent to the address that it had is lost, and it comes here with no more than probes
+        before it has heard that.
+        """
         if self._probation is not None:
             self._probation.challenged(address, data)
             return True
-        if not on_active_path:
+        if not on_active_path and not (self._word and self._seam.cid_of(address) is not None):
             return False  # the client's address changed too: upstream validates it
         self._challenges.append((address, data))
         return True
@@ -488,7 +493,7 @@ class ServerRole(Role):
         for address, responses in by_address.items():
             its = responses[:_RESPONSES_PER_DATAGRAM]
             word = self._word if now >= self._word_again_at else ()
-            datagrams.append(self._seam.probe(address, None, None, its, word))
+            datagrams.append(self._seam.probe(address, self._seam.cid_of(address), None, its, word))
         if self._offered and self.negotiated_pool:
             for address in self._offered[: self.max_addresses]:
                 self._name(address, pool=True)

@@ -64,4 +64,9 @@ KINDS: dict[str, Kind] = {
         seconds=(1.0, 3.0),
         amounts=(0.05, 1.5),
     ),
+    "lose-one": Kind(
+        "one datagram is lost; the amount is how many go before it",
+        0,  # of the stories in ``one_loss``
+        seconds=(FOREVER,),
+    ),
 }

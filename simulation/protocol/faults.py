@@ -14,6 +14,7 @@ from simulation.network import (
     Duplicate,
     Impairment,
     Jitter,
+    LoseOne,
     SmallMtu,
     Where,
     Wire,
@@ -141,4 +142,5 @@ ACTIONS: dict[str, Action] = {
     "client-key-update": _client_updates_key,
     "server-closes": _server_closes,
     "victims": _announce_victims,
+    "lose-one": _impair(lambda f: LoseOne(round(f.amount), where(f))),
 }

@@ -217,13 +217,13 @@ def _is_out_of_reach_of_the_draft(world: ProtocolWorld, client: dict[str, Any]) 
 
     The set did not reach the client in time. The destination may not send it, as it is no probing frame; and
     what comes from a server that was not named is dropped (RFC 9000 §9, §9.6.2). A source that goes on is
-    heard, unless the client's address has changed as well.
+    heard, unless the client's address has changed as well. What counts is the place where the server is: a
+    later move that was called off, because the client is untold, changes nothing.
     """
     last = world.story.moves[world.number - 1]
-    is_told = edge_address(last.to) in client["places"]
-    is_there = world.here == last.to
-    is_lost = not is_told and (is_there or world.client_at != CLIENT)
-    return last.strategy is Strategy.ALTERNATIVE_ADDRESS and is_lost
+    is_untold = edge_address(world.here) not in client["places"]
+    is_unheard = edge_address(last.to) not in client["places"] and world.client_at != CLIENT
+    return last.strategy is Strategy.ALTERNATIVE_ADDRESS and (is_untold or is_unheard)
 
 
 def _first(waiting: list[Exchange]) -> str:

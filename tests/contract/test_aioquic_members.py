@@ -161,6 +161,8 @@ ATTRIBUTES = {
     "aead": {"_aead", "_iv"},
     "hp": {"_encryptor", "_is_chacha20"},
     "sender": {"_pending", "_pending_eof", "_reset_error_code", "_stream_id"},
+    "congestion": {"_max_datagram_size"},
+    "pacer": {"_max_datagram_size"},
 }
 #: public in spelling, but no documented part of aioquic's interface
 UNDOCUMENTED = {
@@ -173,12 +175,13 @@ UNDOCUMENTED = {
         "bytes_sent",
         "is_validated",
         "local_challenge_sent",
+        "peer_cid",
         "remote_challenges",
     },
     "cid": {"cid", "sequence_number"},
     "stream": {"sender"},
     "sender": {"on_data_delivery"},
-    "packet": {"delivery_handlers", "packet_number", "sent_time"},
+    "packet": {"delivery_handlers", "packet_number", "sent_bytes", "sent_time"},
     "tls": {"handshake_extensions"},
 }
 
@@ -191,6 +194,8 @@ def objects():
     return {
         "connection": connection,
         "recovery": connection._loss,
+        "congestion": connection._loss._cc,
+        "pacer": connection._loss._pacer,
         "space": connection._spaces[tls.Epoch.ONE_RTT],
         "path": connection._network_paths[0],
         "cid": connection._peer_cid,
@@ -277,6 +282,8 @@ def private_names() -> set[str]:
         "_new_since",
         "_quiet",
         "_give_up",
+        "_large_losses",
+        "_look_for_black_hole",
         "_lost",
     }
     for file in FILES:

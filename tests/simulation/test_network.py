@@ -19,6 +19,7 @@ from simulation.network import (
     Duplicate,
     Impairment,
     Jitter,
+    LoseOne,
     SmallMtu,
     Where,
     Wire,
@@ -51,6 +52,11 @@ def carry(
 
 def numbers(arrived: list[tuple[float, bytes]]) -> list[int]:
     return [int.from_bytes(data[:4], "big") for _, data in arrived]
+
+
+def test_one_is_lost_and_no_other() -> None:
+    assert numbers(carry(LoseOne(7))) == [number for number in range(2000) if number != 7]
+    assert numbers(carry(LoseOne(7, Where(DOWN)))) == list(range(2000))
 
 
 def test_a_good_network_only_delays() -> None:

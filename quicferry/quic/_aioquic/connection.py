@@ -27,6 +27,14 @@ from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 
 from quicferry.quic._aioquic.keys import retain_former_keys
+from quicferry.quic._aioquic.path_size import (
+    BASE_BYTES,
+    LOSSES_MOST,
+    drop_oversized,
+    large_in_flight,
+    losses_in_a_row,
+    shrink,
+)
 from quicferry.quic._aioquic.quiet import Quiet, quiet, receive, write_run
 from quicferry.quic.errors import PeerError
 from quicferry.quic.wire import Address, Frame, FrameType, find_parameter, pull_frame
@@ -151,6 +159,7 @@ class HookedConnection(QuicConnection):
     _came_to: str | None = None  # the local address of the datagram that is being processed
     _doubt: Doubt | None = None  # what was in flight when the server moved, until that is settled
     _quiet: Quiet | None = None  # once the handshake is over
+    _large_losses = 0  # how often in a row large datagrams were lost: see ``path_size``
 
     def attach(self, hooks: Hooks) -> None:
         """From now on ``hooks`` are called. Before the connection has sent anything."""
@@ -223,7 +232,11 @@ class HookedConnection(QuicConnection):
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         doubt, at = self._doubt, buf.tell()
         in_flight = self._loss.bytes_in_flight
+        large = large_in_flight(self)
         super()._handle_ack_frame(context, frame_type, buf)
+        if large:
+            ranges, _ = pull_ack_frame(Buffer(data=buf.data_slice(at, buf.tell())))
+            self._look_for_black_hole(large, {n for n in large if n in ranges})
         if self._careful is not None:
             self._careful.acknowledged(self, in_flight - self._loss.bytes_in_flight, context.time)
         if doubt is not None:
@@ -231,6 +244,11 @@ class HookedConnection(QuicConnection):
             doubt.acknowledged(ranges, self._loss._rtt_latest, context.time)
             if doubt.is_over:
                 self._doubt = None
+
+    def _look_for_black_hole(self, large: list[int], arrived: set[int]) -> None:
+        self._large_losses = losses_in_a_row(self, large, arrived, self._large_losses)
+        if self._large_losses >= LOSSES_MOST:
+            shrink(self, BASE_BYTES)
 
     def _handle_path_challenge_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         path = context.network_path
@@ -389,6 +407,8 @@ class HookedConnection(QuicConnection):
     def _write_application(
         self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float
     ) -> None:
+        if self._datagrams_pending:
+            drop_oversized(self)
         if self._quiet is not None:
             write_run(self, self._quiet, builder, network_path, now)
         super()._write_application(builder, network_path, now)
@@ -429,7 +449,10 @@ class HookedConnection(QuicConnection):
             self._doubt.look(now)
             if self._doubt.is_over:
                 self._doubt = None
+        large = large_in_flight(self)
         super().handle_timer(now)
+        if large:
+            self._look_for_black_hole(large, set())
 
 
 def _leading_responses(payload: bytes) -> list[bytes]:

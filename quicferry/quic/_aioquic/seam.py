@@ -373,6 +373,11 @@ class Seam:
             path.bytes_sent += PROBE_DATAGRAM_BYTES
         return True
 
+    def cid_of(self, address: NetworkAddress) -> QuicConnectionId | None:
+        """The connection ID of a validated path that is not the active one (RFC 9000 §9.5); else None."""
+        others = [path for path in self._quic._network_paths[1:] if path.is_validated]
+        return next((path.peer_cid for path in others if path.addr == address), None)
+
     # ------------------------------------------------------------------ packets
 
     def probe(
