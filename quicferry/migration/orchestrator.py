@@ -296,7 +296,7 @@ class Orchestrator:
     async def _refused(self, order: MoveOrder, error: FerryError) -> Outcome:
         """The source agent has refused the order, or failed at it: what it says of the move counts."""
         status = await self._status_of(order.source, order.epoch)
-        if status is not None and status.as_source in (Step.IDLE, Step.STAYED):
+        if status is not None and status.as_source in (Step.IDLE, Step.STAYED) and not _has_nothing(status):
             # not begun, or brought back: in either case its server is its own
             self.machine.take(Signal.ABORTED)
             return await self._call_off(order, error)
@@ -311,7 +311,8 @@ class Orchestrator:
     async def _find_out(self, order: MoveOrder, error: FerryError, deadline: float) -> Outcome:
         """Ask both agents until one knows how the move ended, or the one that must know stays silent.
 
-        An order that never came to the source is repeated.
+        An order that never came to the source is repeated, unless there is no server there: such a host has
+        lost its records together with the server (its power), and what it says of the move is worth nothing.
         """
         clock = asyncio.get_running_loop().time
         edges = (order.destination, order.source)
@@ -322,7 +323,10 @@ class Orchestrator:
                 if status is not None:
                     heard[edge] = clock()
             there, here = statuses
-            signal, step, serves_at = said_by(order, there, here)
+            if here is not None and _has_nothing(here):
+                signal, step, serves_at = await self._said_by_destination(order, there)
+            else:
+                signal, step, serves_at = said_by(order, there, here)
             if signal is not None:
                 self.machine.take(signal)
                 self._open = None
@@ -332,10 +336,24 @@ class Orchestrator:
             if now >= deadline or silent:
                 self._open = order
                 return self._outcome(order, None, None, _unknown(error, silent))
-            if here is not None and here.as_source == Step.IDLE:
+            if here is not None and here.as_source == Step.IDLE and not _has_nothing(here):
                 with suppress(TooLate, Unreachable):
                     return await self._order_source(order, deadline - now)
             await asyncio.sleep(ASK_AGAIN_S)
+
+    async def _said_by_destination(self, order: MoveOrder, there: AgentStatus | None) -> Said:
+        """How a move ended whose source has nothing left of it, by the destination's word alone.
+
+        A destination that serves, or is about to, finds out by itself that it may stay.
+        """
+        if there is not None and there.as_destination == Step.MOVED:
+            return said_by(order, there, None)
+        question = AbortMove(epoch=order.epoch, reason=f"nothing is left of the server at {order.source}")
+        try:
+            verdict = await self.agent(order.destination).call(ABORT, question, timeout_s=ASK_S)
+        except FerryError:
+            return None, None, None
+        return (Signal.EXPIRED, Step.LOST, None) if verdict.resumed is None else (None, None, None)
 
     async def _status_of(self, edge: str, epoch: int) -> AgentStatus | None:
         """What an agent says of that move; None when it does not answer."""
@@ -360,6 +378,11 @@ def said_by(order: MoveOrder, destination: AgentStatus | None, source: AgentStat
         Step.LOST.value: (Signal.EXPIRED, Step.LOST, None),
     }
     return answers.get(source.as_source, (None, None, None))
+
+
+def _has_nothing(source: AgentStatus) -> bool:
+    """Whether the source knows nothing of a move, and has no server that could have stayed."""
+    return source.as_source == Step.IDLE and source.service_pid is None
 
 
 def _unknown(error: FerryError, silent: list[str]) -> MigrationError:

@@ -525,13 +525,19 @@ class DestinationSide:
         return now_ns() + seconds * NS_PER_S >= fence_ns(self._lease_ns, order)
 
     async def _source_step(self, order: MoveOrder) -> Step | None:
-        """The source's step in this move; None when it does not answer, or has not heard of the move."""
+        """The source's step in this move; None when it does not answer, or has not heard of the move.
+
+        One that has not, and has no server, has lost both (its power): it will never serve in this epoch,
+        which is all that a commit says.
+        """
         question = StatusQuery(epoch=order.epoch)
         try:
             status = await self._host.peer(order.source).call(STATUS, question, timeout_s=ASK_S)
         except FerryError:
             return None
         step = Step(status.as_source)
+        if step is Step.IDLE and status.service_pid is None:
+            return Step.COMMIT
         return step if step is not Step.IDLE else None
 
     async def _source_is_gone(self, order: MoveOrder) -> bool:

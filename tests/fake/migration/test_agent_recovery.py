@@ -22,6 +22,7 @@ from quicferry.migration.states import Step
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
 from tests.migration_support import EDGES, QUICK, World, free_port, go
+from tests.waiting import eventually
 
 
 def stand_still_at(phase: str, reached: asyncio.Event) -> Callable[[str], Any]:
@@ -173,6 +174,63 @@ def test_an_orchestrator_finishes_its_account(tmp_path: Path, phase: str, outcom
         assert w.service.serves == {edge}
         assert second.machine.step.value == outcome
         assert await second.recover() is None
+        await second.close()
+
+    go(tmp_path, story)
+
+
+# --- a host that has lost its power -----------------------------------------------------------------
+
+
+async def lose_power(w: World, edge: str) -> None:
+    """End the agent and the server of an edge; of its journal nothing is left."""
+    await w.kill_agent(edge)
+    w.service.serves.discard(edge)
+    w.containers[edge].service_pid = None
+    (w.directory / f"{edge}.journal").unlink()
+
+
+def tear_last_line(journal: Path) -> None:
+    content = journal.read_bytes()
+    journal.write_bytes(content[: content[:-1].rindex(b"\n") + 20])
+
+
+def test_a_destination_stays_when_the_source_has_lost_all_it_had(tmp_path: Path) -> None:
+    """Its own record of the commit is torn, and the source knows of no move: but has no server either."""
+
+    async def story(w: World) -> None:
+        assert (await w.agents["edge-1"].source.move(w.order())).outcome == "moved"
+        await lose_power(w, "edge-1")
+        await w.kill_agent("edge-2")
+        tear_last_line(tmp_path / "edge-2.journal")
+        await w.start_agent("edge-1")
+        machine = (await w.start_agent("edge-2")).destination.machine
+        assert machine.step is Step.COMMIT
+        assert await asyncio.to_thread(eventually, lambda: machine.step is Step.MOVED)
+        assert w.service.serves == {"edge-2"}
+
+    go(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("phase", "source_said", "outcome", "edge"),
+    [("give_up_source", True, "moved", "edge-2"), ("chunk 1", False, "lost", None)],
+)
+def test_no_order_is_repeated_to_a_source_that_has_lost_all_it_had(
+    tmp_path: Path, phase: str, source_said: bool, outcome: str, edge: str | None
+) -> None:
+    async def story(w: World) -> None:
+        await kill_at(w, phase)
+        if source_said:
+            assert await asyncio.to_thread(eventually, lambda: w.agents["edge-1"].source.machine.is_over)
+        await lose_power(w, "edge-1")
+        await w.start_agent("edge-1")
+        second = orchestrator(w)
+        found = await second.recover()
+        assert found is not None
+        assert (found.outcome, found.serves_at) == (outcome, edge)
+        assert w.service.serves == ({edge} if edge is not None else set())
+        assert w.service.log.count("prepare_source") == 1
         await second.close()
 
     go(tmp_path, story)
