@@ -2,7 +2,7 @@
 
 # What a CI machine must be able to do: there a test that needs one of these fails instead of being skipped.
 # Elsewhere `quicferry doctor` says what this machine can do, and the rest is skipped with its reason.
-CI_REQUIRES := root,netns,veth,shaped-link,mininet,criu,criu-lazy-pages,criu-page-server,oci,rsync,tcpdump,tshark,mptcp,dns
+CI_REQUIRES := root,netns,veth,shaped-link,mininet,criu,criu-lazy-pages,criu-page-server,oci,podman,rsync,tcpdump,tshark,mptcp,dns
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 PYTEST = $(PYTHON) -m pytest --durations=15 --require="$(1)"
@@ -50,7 +50,8 @@ setup: ## install everything this needs (Debian 12 or 13, Ubuntu 24.04; as root)
 demo: setup ## move a live QUIC server once with each strategy and show the result (as root)
 	@bin/quicferry demo
 
-test: setup ## run all tests this machine can run
+test: setup ## run all tests this machine can run (installs Podman for those of podman-…)
+	@provision/podman.sh
 ifeq ($(CI),true)
 	@$(call TESTS,$(CI_REQUIRES))
 else

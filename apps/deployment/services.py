@@ -26,7 +26,12 @@ from quicferry.migration.agent.failpoints import Failpoints
 from quicferry.migration.container import volumes
 from quicferry.migration.container.volumes import ContainerFiles
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
-from quicferry.migration.engines.registry import is_as_published, runs_in_oci, takes_base_image
+from quicferry.migration.engines.registry import (
+    is_as_published,
+    is_by_podman,
+    runs_in_oci,
+    takes_base_image,
+)
 from quicferry.migration.memory.base_image import ALIKE, environment, is_possible
 from quicferry.migration.orchestrator import EndCommand, MoveCommand, OrchestratorConfig, StartCommand
 from quicferry.migration.order import deadlines_over
@@ -178,6 +183,7 @@ class AgentService:
                 if runs_in_oci(context.spec.engine)
                 else None
             ),
+            oci_by_podman=is_by_podman(context.spec.engine),
             oci_files=container_files(context.spec),
             # an agent that was started again does not fail once more
             failpoints=self._failpoints if self._failpoints and not self.restarts.number else Failpoints(),

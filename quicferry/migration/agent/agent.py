@@ -127,12 +127,14 @@ class NodeAgent:
             # not at the top: a test on a fake container must not need what a real one needs
             from quicferry.migration.container.container import Container
             from quicferry.migration.container.oci_container import OciContainer
+            from quicferry.migration.container.podman_container import PodmanContainer
 
             record = Path(config.container_record) if config.container_record is not None else None
             if config.oci_readable is None:
                 self.container = await Container.create(config.edge, record=record)
             else:
-                self.container = await OciContainer.make(
+                kind = PodmanContainer if config.oci_by_podman else OciContainer
+                self.container = await kind.make(
                     config.edge, config.oci_readable, record=record, given=config.oci_files
                 )
         # what an earlier agent's container holds may have been put there by the server in it

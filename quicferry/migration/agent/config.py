@@ -60,6 +60,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     journal: str | None = None
     container_record: str | None = None  # with it, container and server outlive an agent that is killed
     oci_readable: list[str] | None = None  # the server is an OCI container that may read these directories
+    oci_by_podman: bool = False  # Podman makes that container
     oci_files: ContainerFiles | None = None  # what else it is given, and may write
     on_signal: LocalMove | None = None
     on_request: LocalMove | None = None  # what a client sets off that asks its server to move; None: refused

@@ -22,6 +22,7 @@ from quicferry.migration.container.layer import VOLUMES
 from quicferry.migration.container.oci_image import MAPPED_IDS, ImageSettings
 from quicferry.migration.container.volumes import Volume
 from quicferry.paths import CHECKOUT
+from quicferry.units import BYTES_PER_MIB
 
 OCI_VERSION = "1.0.2"
 
@@ -213,6 +214,14 @@ def lacking(root: Path, files: RootFiles) -> RootFiles:
 
     links = {path: target for path, target in files.links.items() if lacks(path)}
     return RootFiles(links, [path for path in files.binds if lacks(path)])
+
+
+def fill_disk(root: Path, disk_mib: int) -> None:
+    """Make files of a MiB below the root of a container, of contents that do not shrink when compressed."""
+    directory = root / DISK.relative_to("/")
+    directory.mkdir(parents=True, exist_ok=True)
+    for number in range(disk_mib):
+        (directory / f"{number:05d}").write_bytes(os.urandom(BYTES_PER_MIB))
 
 
 def device_rules() -> list[DeviceRule]:

@@ -44,7 +44,6 @@ from quicferry.migration.container.oci_image import ImageSettings, read_image
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.container.volumes import ContainerFiles
 from quicferry.process import find_program, stat_fields
-from quicferry.units import BYTES_PER_MIB
 
 START_S = 20.0
 DELETE_S = 10.0
@@ -94,6 +93,7 @@ class OciContainer(Container):
     ``box = await OciContainer.make("edge-1")`` … ``await box.close()``; see the module.
     """
 
+    tool = "runc"  # the program that makes, dumps and restores the server's container
     runc = Path("runc")
     files = oci_bundle.RootFiles({}, [])
     given = ContainerFiles()
@@ -346,7 +346,7 @@ class OciContainer(Container):
         """The PID, among those of this host's container, of the server that runc started or restored last."""
         return int(self.inside(oci_bundle.PID_FILE).read_bytes())
 
-    async def run_runc(
+    async def run_tool(
         self,
         *words: str,
         timeout_s: float,
@@ -371,9 +371,9 @@ class OciContainer(Container):
         """Start the server's process in a new OCI container, with stdio opened inside; returns its PID."""
         await self.forget()
         if self.given.disk_mib:
-            await asyncio.to_thread(self._fill_disk)
+            await asyncio.to_thread(oci_bundle.fill_disk, self.inside(oci_bundle.ROOTFS), self.given.disk_mib)
         self._write_bundle(argv, os.environ if env is None else env)
-        done = await self.run_runc(
+        done = await self.run_tool(
             *(
                 "run",
                 "--detach",
@@ -393,13 +393,6 @@ class OciContainer(Container):
         self.adopt(self.pid_made())
         return self.pid_made()
 
-    def _fill_disk(self) -> None:
-        """Have files in the layer, of contents that do not shrink when they are compressed."""
-        directory = self.inside(oci_bundle.ROOTFS) / oci_bundle.DISK.relative_to("/")
-        directory.mkdir(parents=True, exist_ok=True)
-        for number in range(self.given.disk_mib):
-            (directory / f"{number:05d}").write_bytes(os.urandom(BYTES_PER_MIB))
-
     async def forget(self) -> None:
         """Let runc forget a container whose process has ended. Raises ``MigrationError`` while it lives."""
         if self.service_pid is not None:
@@ -413,7 +406,7 @@ class OciContainer(Container):
         with contextlib.suppress(OSError, ValueError):
             await self.stop(self.pid_made(), grace_s=0)
             self.inside(oci_bundle.PID_FILE).unlink()
-        done = await self.run_runc("delete", "--force", self.name, timeout_s=DELETE_S)
+        done = await self.run_tool("delete", "--force", self.name, timeout_s=DELETE_S)
         state = self.inside(oci_bundle.STATE / self.name)
         if state.exists() and done.status != 0:
             raise MigrationError(f"runc could not remove a container on {self.edge}: {last_words(done)}")

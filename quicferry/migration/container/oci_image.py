@@ -37,6 +37,7 @@ CACHE = CHECKOUT / ".cache" / "images"
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 #: As ``platform.machine()`` has it -> as the image specification has it (GOARCH).
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le", "s390x": "s390x"}
+MEDIA = "application/vnd.oci.image"
 MAX_JSON_BYTES = 4 << 20
 #: Linux, Documentation/admin-guide/sysctl/vm.rst.
 USERFAULTFD_SWITCH = Path("/proc/sys/vm/unprivileged_userfaultfd")
@@ -286,6 +287,42 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_layout(directory: Path, layer: Path) -> str:
+    """Make an OCI layout of one layer, a tar file on the same file system that is moved into it.
+
+    Returns the digest of its config, which is the image's. Nothing in it tells when it was made: the same
+    files give the same digest. Raises ``OSError``.
+    """
+    here = ARCHITECTURES.get(platform.machine(), platform.machine())
+    blobs = directory / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    with layer.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size = layer.stat().st_size
+    layer.rename(blobs / digest)
+    rootfs = {"type": "layers", "diff_ids": [f"sha256:{digest}"]}
+    config = _add_blob(blobs, {"architecture": here, "os": "linux", "config": {}, "rootfs": rootfs})
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{MEDIA}.manifest.v1+json",
+        "config": {"mediaType": f"{MEDIA}.config.v1+json", **config},
+        "layers": [{"mediaType": f"{MEDIA}.layer.v1.tar", "digest": f"sha256:{digest}", "size": size}],
+    }
+    described = {"mediaType": f"{MEDIA}.manifest.v1+json", **_add_blob(blobs, manifest)}
+    index = {"schemaVersion": 2, "manifests": [described]}
+    (directory / "index.json").write_bytes(msgspec.json.encode(index))
+    (directory / "oci-layout").write_bytes(msgspec.json.encode({"imageLayoutVersion": "1.0.0"}))
+    return str(config["digest"]).partition(":")[2]
+
+
+def _add_blob(blobs: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """Write a document as a blob; its digest and size."""
+    data = msgspec.json.encode(document)
+    digest = hashlib.sha256(data).hexdigest()
+    (blobs / digest).write_bytes(data)
+    return {"digest": f"sha256:{digest}", "size": len(data)}
 
 
 def _environment(words: list[str]) -> dict[str, str]:

@@ -58,6 +58,10 @@ HARMLESS = "Can't setup RLIMIT_NOFILE"
 
 #: What CRIU says -> what it means for the reader. The first that is found is given.
 HINTS: tuple[tuple[str, str], ...] = (
+    (
+        r"No space left|no space left",
+        "there is no room for the checkpoint, which is kept in memory, on the private /run: move less",
+    ),
     (r"Network is unreachable", "the loopback interface of this host is down"),
     (r"Unsupported proto 262", "the process holds an MPTCP socket; CRIU cannot move those"),
     (r"Can't lookup mount", "the process has a file open from outside its container, perhaps its stdio"),

@@ -1,4 +1,7 @@
-"""A runc that is started before the downtime and waits for the word to begin, with CRIU at a ``gate``."""
+"""A runc that is started before the downtime and waits for the word to begin, with CRIU at a ``gate``.
+
+The same for Podman, which starts runc.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from quicferry.migration.criu import gate
 READY_S = 6.0  # an idle machine needs 0.15 s; a move goes on without it
 HELD_S = 3600.0
 CLOSE_S = 5.0
-#: Before all else on runc's PATH; named as runc wants it.
+#: A directory in it for each gate: before all else on runc's PATH. Podman hands on no other variable.
 DIRECTORY = oci_bundle.HOME / "bin"
 
 
@@ -42,6 +45,7 @@ class HeldRunc:
         self._box = box
         self._criu = criu
         self._gate = oci_bundle.HOME / f"{name}.gate"
+        self._directory = DIRECTORY / name
         self.words = list(words)
         self._descriptors = descriptors
         self._before = before
@@ -57,14 +61,13 @@ class HeldRunc:
             listener.setblocking(False)
             listener.bind(str(path))
             listener.listen(1)
-            search = os.pathsep.join((str(DIRECTORY), os.environ.get("PATH", "/usr/bin:/bin")))
+            search = os.pathsep.join((str(self._directory), os.environ.get("PATH", "/usr/bin:/bin")))
             self._running = asyncio.create_task(
-                self._box.run_runc(
+                self._box.run_tool(
                     *self.words,
                     timeout_s=HELD_S,
                     path=search,
                     descriptors=self._descriptors,
-                    env={"QUICFERRY_GATE": str(self._gate)},
                     before=self._before,
                 )
             )
@@ -84,18 +87,16 @@ class HeldRunc:
                 self._running.cancel()
                 await asyncio.wait([self._running])
             why = last_words(said) if said is not None else "it says nothing"
-            raise MigrationError(f"runc {self.words[0]} on {self._box.edge} does not get ready: {why}")
+            raise MigrationError(f"{self._box.tool} on {self._box.edge} does not get ready: {why}")
 
     def _lay_out(self) -> None:
         """Put the program that waits at the gate where runc finds it."""
-        directory = self._box.inside(DIRECTORY)
-        directory.mkdir(mode=0o755, exist_ok=True)
+        directory = self._box.inside(self._directory)
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         script = directory / "criu"
         if not script.exists():
             python, program = sys.executable, Path(gate.__file__)
-            script.write_text(
-                f'#!/bin/sh\nexec {python} -I -S {program} {self._criu} "$QUICFERRY_GATE" "$@"\n'
-            )
+            script.write_text(f'#!/bin/sh\nexec {python} -I -S {program} {self._criu} {self._gate} "$@"\n')
             script.chmod(0o755)
 
     @property
@@ -109,7 +110,7 @@ class HeldRunc:
             return await asyncio.wait_for(self.release(), timeout_s)
         except TimeoutError as error:
             raise MigrationError(
-                f"runc {self.words[0]} on {self._box.edge} still ran after {timeout_s} s"
+                f"{self._box.tool} on {self._box.edge} still ran after {timeout_s} s"
             ) from error
 
     def release(self) -> asyncio.Task[Completed]:

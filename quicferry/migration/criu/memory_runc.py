@@ -183,7 +183,7 @@ class MemoryRunc(Runc, MemoryCriu):
         words = self._serving_words(images, previous, told, theirs)
         passed = [theirs.detach(), told]
         running = asyncio.create_task(
-            self._box.run_runc(
+            self._box.run_tool(
                 *words, timeout_s=HELD_S, path=self._path, descriptors=passed, before=filtered(limit)
             )
         )

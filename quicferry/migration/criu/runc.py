@@ -203,7 +203,7 @@ class Runc(Criu):
         if held is not None and held.waits and held.words == words:
             done = await held.go(timeout_s)
         else:
-            done = await self._box.run_runc(*words, timeout_s=timeout_s, path=self._path)
+            done = await self._box.run_tool(*words, timeout_s=timeout_s, path=self._path)
         if done.status != 0:
             log = "dump.log" if step == "checkpoint" else "restore.log"
             raise explain(step, done, log_text(self._outside(images) / log), "runc")

@@ -10,11 +10,12 @@ import msgspec
 
 from quicferry.errors import Unsupported
 from quicferry.migration.container.oci_container import find_runc
+from quicferry.migration.container.podman_container import find_podman
 from quicferry.migration.criu.command import find_criu
 from quicferry.migration.criu.page_server import TRACK_FEATURE
 from quicferry.migration.criu.probes import NAMESPACES, has_feature
 from quicferry.migration.criu.rsync import find_rsync
-from quicferry.migration.criu.versions import criu_version, runc_version
+from quicferry.migration.criu.versions import criu_version, first_line, runc_version
 from quicferry.paths import CHECKOUT
 from quicferry.probe import Probe
 from quicferry.process import run
@@ -26,9 +27,20 @@ HINT = "docs/containers.md says what runc needs; the engine criu-cold moves the 
 def checkpoint_and_restore() -> str:
     """Probe: a small OCI container is dumped and restored, and answers."""
     runc, criu = find_runc(), find_criu()
-    words = f"runc {runc_version(runc)} with criu {criu_version(criu)}"
+    return _tried("runc", f"runc {runc_version(runc)} with criu {criu_version(criu)}")
+
+
+def by_podman() -> str:
+    """Probe: the same by Podman."""
+    podman, runc, criu = find_podman(), find_runc(), find_criu()
+    version = first_line(podman).removeprefix("podman version ")
+    return _tried("podman", f"podman {version} with runc {runc_version(runc)} and criu {criu_version(criu)}")
+
+
+def _tried(tool: str, words: str) -> str:
+    """What became of the trial with that tool; ``words`` say which it is. Raises ``Unsupported``."""
     done = run(
-        [*NAMESPACES, sys.executable, "-m", "quicferry.migration.criu.runc_trial"],
+        [*NAMESPACES, sys.executable, "-m", "quicferry.migration.criu.runc_trial", tool],
         check=False,
         timeout_s=CHECK_S,
         cwd=CHECKOUT,
@@ -74,8 +86,9 @@ PROBES = [
     ),
     Probe(
         name="oci-pre-dump",
-        needed_for="engines published-pre-copy and -hybrid; runc-pre-copy and -hybrid with --memory-by criu",
+        needed_for="published-pre-copy, -hybrid, podman-pre-copy; runc-pre-copy, -hybrid by --memory-by criu",
         ask=pre_dump,
     ),
+    Probe(name="podman", needed_for="the engines podman-…: Podman moves the container", ask=by_podman),
     Probe(name="rsync", needed_for="the engines published-…: files cross as published", ask=copy_by_rsync),
 ]

@@ -1,7 +1,7 @@
-"""Judge runc by doing: start, checkpoint and restore a small OCI container, and ask it for an answer.
+"""Judge runc or Podman by doing: start, checkpoint and restore a small OCI container, and ask for an answer.
 
-Run as ``python -m quicferry.migration.criu.runc_trial`` in network, mount and PID namespaces of its own, as
-the probe ``oci`` starts it. Prints one JSON object: empty when the
+Run as ``python -m quicferry.migration.criu.runc_trial runc|podman`` in network, mount and PID namespaces of
+its own, as the probes ``oci`` and ``podman`` start it. Prints one JSON object: empty when the
 container answers after its restore, else with the keys ``error`` and ``hint``.
 """
 
@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 
 from quicferry.errors import FerryError, MigrationError
 from quicferry.migration.container.oci_container import OciContainer
+from quicferry.migration.container.podman_container import PodmanContainer
+from quicferry.migration.criu.podman import Podman
 from quicferry.migration.criu.runc import Runc
 from quicferry.process import run
 
@@ -53,19 +56,32 @@ async def answer(within_s: float) -> int:
     raise MigrationError("the container does not answer")
 
 
-async def check() -> None:
+async def runc_and_box() -> tuple[Runc, OciContainer]:
+    """A container for runc. Raises ``FerryError``."""
+    box = await OciContainer.make("probe")
+    return Runc(box), box
+
+
+async def podman_and_box() -> tuple[Runc, OciContainer]:
+    """A container for Podman. Raises ``FerryError``."""
+    box = await PodmanContainer.make("probe")
+    return Podman(box), box
+
+
+async def check(make: Callable[[], Awaitable[tuple[Runc, OciContainer]]]) -> None:
     """Start a container, checkpoint, end and restore it, and compare its answers. Raises ``FerryError``."""
     run(["ip", "link", "set", "lo", "up"])
-    box = await OciContainer.make("probe")
+    tool, box = await make()
     try:
-        runc = Runc(box)
         child = CHILD.replace("PORT", str(PORT))
         pid = await box.start([sys.executable, "-S", "-E", "-c", child], env={})
         before = await answer(STEP_S)
-        await runc.warm_up(IMAGES)
-        await runc.dump(pid, IMAGES, timeout_s=STEP_S)
+        await tool.warm_up(IMAGES)
+        await tool.ready_to_dump(IMAGES, memory=True)
+        await box.halt(pid)
+        await tool.dump(pid, IMAGES, timeout_s=STEP_S)
         await box.stop_service(grace_s=0)
-        await runc.restore(IMAGES, timeout_s=STEP_S)
+        await tool.restore(IMAGES, timeout_s=STEP_S)
         if await answer(2.0) <= before:
             raise MigrationError("the container forgot what it knew before its checkpoint")
     finally:
@@ -76,7 +92,7 @@ def main() -> None:
     """Run the trial and print its result as JSON."""
     told: dict[str, str | None] = {}
     try:
-        asyncio.run(check())
+        asyncio.run(check(podman_and_box if sys.argv[1:] == ["podman"] else runc_and_box))
     except FerryError as error:
         told = {"error": str(error), "hint": error.hint}
     sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")

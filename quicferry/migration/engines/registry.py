@@ -43,6 +43,7 @@ class EngineEntry(msgspec.Struct, frozen=True, kw_only=True):
     copies_ahead: bool = False  # memory crosses before the freeze (``base.CopiesAhead``)
     keeps_source: bool = False  # memory crosses after the commit (``base.KeepsSource``)
     runs_in_oci: bool = False  # the server runs in an OCI container that runc makes
+    by_podman: bool = False  # and Podman has runc make it
     starts_criu: bool = False  # CRIU is a process that the agent starts, and that a fault can kill
     moves_kernel_state: bool = False  # what the kernel has of the process, such as TCP connections, moves too
     as_published: bool = False  # the published procedure and nothing more: no late datagrams, no server first
@@ -71,6 +72,7 @@ _NATIVE = "quicferry.migration.engines.criu.native_copy"
 _RUNC = "quicferry.migration.engines.criu.runc"
 _NATIVE_RUNC = "quicferry.migration.engines.criu.native_runc"
 _PUBLISHED = "quicferry.migration.engines.criu.published"
+_PODMAN = "quicferry.migration.engines.criu.podman"
 
 OWN = (
     EngineEntry(
@@ -178,6 +180,28 @@ OWN = (
         ),
     ),
     EngineEntry(
+        name="podman-cold",
+        title="Podman checkpoints the server's container into an archive and restores it from that.",
+        implementation=f"{_PODMAN}:PodmanColdEngine",
+        needs=("podman", "oci"),
+        programs=("criu", "runc", "podman"),
+        packs_images=True,
+        runs_in_oci=True,
+        by_podman=True,
+        moves_kernel_state=True,
+    ),
+    EngineEntry(
+        name="podman-pre-copy",
+        title="As podman-cold, with most of the memory in an archive of a pre-checkpoint, sent before.",
+        implementation=f"{_PODMAN}:PodmanPreCopyEngine",
+        needs=("oci-pre-dump", "podman", "oci"),
+        programs=("criu", "runc", "podman"),
+        packs_images=True,
+        copies_ahead=True,
+        runs_in_oci=True,
+        by_podman=True,
+    ),
+    EngineEntry(
         name="published-cold",
         title="The published procedure: runc checkpoint into files, rsync, runc restore.",
         implementation=f"{_PUBLISHED}:PublishedColdEngine",
@@ -272,6 +296,12 @@ def runs_in_oci(engine: str) -> bool:
     """Whether the server of that engine runs as an OCI container that runc makes."""
     entry = engines().get(engine)
     return entry is not None and entry.runs_in_oci
+
+
+def is_by_podman(engine: str) -> bool:
+    """Whether Podman makes that container."""
+    entry = engines().get(engine)
+    return entry is not None and entry.by_podman
 
 
 def takes_base_image(engine: str) -> bool:

@@ -17,6 +17,7 @@ from quicferry.errors import MigrationError
 from quicferry.events import Event, EventLog
 from quicferry.migration.container.container import Container
 from quicferry.migration.container.oci_container import OciContainer
+from quicferry.migration.container.podman_container import PodmanContainer
 from quicferry.migration.container.volumes import ContainerFiles, Volume  # noqa: F401 - for scripts
 from quicferry.migration.control import ControlClient
 from quicferry.migration.engines.base import (
@@ -24,7 +25,7 @@ from quicferry.migration.engines.base import (
     EngineContext,
     KeepsSource,
 )
-from quicferry.migration.engines.registry import BY_CRIU, create, runs_in_oci
+from quicferry.migration.engines.registry import BY_CRIU, create, is_by_podman, runs_in_oci
 from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.channel import Unreachable
 from quicferry.model import Endpoint
@@ -169,8 +170,9 @@ class Edge:
 async def edges(
     *names: str, engine: str = "criu-cold", given: ContainerFiles | None = None
 ) -> AsyncIterator[list[Edge]]:
+    kind = PodmanContainer if is_by_podman(engine) else OciContainer
     make = (
-        functools.partial(OciContainer.make, given=given)
+        functools.partial(kind.make, given=given)
         if runs_in_oci(engine.removesuffix(BY_CRIU))
         else Container.create
     )

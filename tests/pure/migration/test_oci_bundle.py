@@ -148,7 +148,10 @@ def test_an_engine_that_needs_runc_says_so():
     in_oci = [engine for engine in known_engines() if runs_in_oci(engine)]
     ours = ["runc-cold", "runc-pre-copy", "runc-post-copy", "runc-hybrid"]
     published = ["published-cold", "published-pre-copy", "published-post-copy", "published-hybrid"]
-    assert in_oci == [*ours, *published]
+    podmans = ["podman-cold", "podman-pre-copy"]
+    assert in_oci == [*ours, *podmans, *published]
+    assert all("podman" in needs_with(engine=engine) for engine in podmans)
+    assert not any("podman" in needs_with(engine=engine) for engine in [*ours, *published])
     assert all("oci" in needs_with(engine=engine) for engine in in_oci)
     assert "oci" not in needs_with(engine="criu-cold")
 

@@ -36,6 +36,8 @@ class CriuColdEngine(CriuEngine):
     method = "dumped by CRIU"  # how the memory gets into the image, for the record
     #: the process is halted first; halted by a signal, it is restored as one that is stopped
     dumps_stopped = False
+    #: the files that grow during the dump and are sent meanwhile, as a pattern
+    grows = "pages-*.img"
 
     async def prepare_source(self, order: MoveOrder) -> None:
         """Also have CRIU wait for the dump."""
@@ -80,7 +82,7 @@ class CriuColdEngine(CriuEngine):
     ) -> None:
         """Compress the growing images until CRIU has finished, then the other records."""
         packer = Packer(order.compression)
-        tail = _Tail(self._outside)
+        tail = _Tail(self._outside, self.grows)
         while True:
             finished = dumping.done()
             if finished:
@@ -139,15 +141,16 @@ def _is_pages(path: Path) -> bool:
 
 
 class _Tail:
-    """Reads the memory images of a directory as they grow."""
+    """Reads the files of a directory whose names fit a pattern as they grow."""
 
-    def __init__(self, images: Path) -> None:
+    def __init__(self, images: Path, pattern: str) -> None:
         self._images = images
+        self._pattern = pattern
         self._sent: dict[str, int] = {}
 
     def next_piece(self, at_least: int) -> bytes | None:
-        """The next record of at most a chunk of memory; None when fewer bytes than that are new."""
-        for path in sorted(self._images.glob("pages-*.img")):
+        """The next record of at most a chunk; None when fewer bytes than that are new."""
+        for path in sorted(self._images.glob(self._pattern)):
             sent = self._sent.get(path.name, 0)
             new = path.stat().st_size - sent
             if new >= at_least:
