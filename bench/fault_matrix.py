@@ -32,12 +32,14 @@ from quicferry.events import read_events
 from quicferry.experiment import preflight
 from quicferry.experiment.faults import DESTINATION, ROWS, engines_of, parse, row_of
 from quicferry.experiment.launch import launch
+from quicferry.experiment.stage import FreshStage
 from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.registry import engines as known_engines
 from quicferry.record import RunPaths, RunResult
 from quicferry.spec import FaultPoint, RunSpec
 from quicferry.strategies import RULES, Strategy
 from session.request import needs, parts_of, to_spec
+from session.session import PLAYER
 
 AT_ONCE = 4
 NO_FAULT = "none"
@@ -159,7 +161,7 @@ def perform(case: Case, runs: Path) -> RunResult:
     Raises ``FerryError`` for what could not even begin. The machine is not asked whether it can.
     """
     spec = case.spec()
-    paths = launch(spec, parts_of(spec).topology, RunStore(runs), "session.play")
+    paths = launch(spec, parts_of(spec).topology, RunStore(runs), FreshStage(PLAYER))
     return analyse(paths.root).result
 
 

@@ -12,6 +12,7 @@ from cli.common.axes import axis_options
 from cli.common.output import json_option, print_json
 from cli.common.progress import perform_shown
 from cli.common.results import check_places, show, write
+from cli.common.sweeping import KEEP, network_option
 from quicferry.errors import Unsupported
 from quicferry.experiment.store import RunStore
 from quicferry.migration.engines.registry import engines as known_engines
@@ -66,6 +67,7 @@ QUICK_ENGINES = ("handoff", "criu-cold")
     help="Draw bars with intervals and the delivery gaps here.  [default: figures/ beside the runs; with "
     "--json none]",
 )
+@network_option
 @axis_options(leave_out=("strategy", "baseline", "engine"))
 @json_option
 def compare(
@@ -75,6 +77,7 @@ def compare(
     repetitions: int,
     report: Path | None,
     figures: Path | None,
+    network: str,
     runs_root: Path | None,
     as_json: bool,
     **values: Any,
@@ -99,7 +102,9 @@ def compare(
     specs = list(scenario.runs())
     check_places(report, figures)
     try:
-        results = perform_shown(specs, runs_root, print_json if as_json else None)
+        results = perform_shown(
+            specs, runs_root, print_json if as_json else None, keep_network=network == KEEP
+        )
     except Unsupported as error:
         if as_json:
             for spec in specs:

@@ -9,7 +9,7 @@ import msgspec
 
 from cli.common.output import json_option, print_json, say, stdout_console
 from cli.common.runs import runs_option
-from cli.common.sweeping import executor_option, sweep_into
+from cli.common.sweeping import executor_option, network_option, sweep_into
 from quicferry.errors import InvalidInput, disk_error
 from session.outcomes import raise_for
 from session.published import EXCESS_MS, Experiment, Pair, experiments, get, side_by_side
@@ -57,6 +57,7 @@ class Compared(msgspec.Struct, frozen=True):
 )
 @click.option("--no-runs", is_flag=True, help="Make no run: show what there is.")
 @executor_option
+@network_option
 @runs_option
 @json_option
 def reproduce(
@@ -67,6 +68,7 @@ def reproduce(
     no_runs: bool,
     output: Path | None,
     executor: str,
+    network: str,
     runs_root: Path | None,
     as_json: bool,
 ) -> None:
@@ -93,7 +95,7 @@ def reproduce(
         store = SweepStore.open_(root)
     else:
         there = (root / "sweep.json").exists()
-        store, end = sweep_into(root, scenario, resume=there, executor=executor)
+        store, end = sweep_into(root, scenario, resume=there, executor=executor, network=network)
     rows = store.rows()
     pairs = side_by_side(name, rows)
     if as_json:

@@ -9,7 +9,7 @@ import msgspec
 
 from cli.common.output import json_option, say, stdout_console
 from cli.common.runs import runs_option
-from cli.common.sweeping import executor_option, sweep_into
+from cli.common.sweeping import executor_option, network_option, sweep_into
 from session.outcomes import raise_for, reasons
 from session.scenario import read_scenario
 from session.selection import sweep_root
@@ -34,6 +34,7 @@ from session.selection import sweep_root
     help="Begin no run after so many minutes; --resume goes on later.",
 )
 @executor_option
+@network_option
 @runs_option
 @json_option
 def sweep(
@@ -44,6 +45,7 @@ def sweep(
     warm_up: int | None,
     time_budget_min: float | None,
     executor: str,
+    network: str,
     runs_root: Path | None,
     as_json: bool,
 ) -> None:
@@ -58,7 +60,9 @@ def sweep(
         read_scenario(file), **{name: value for name, value in given.items() if value is not None}
     )
     root = output or sweep_root(file.stem, runs_root)
-    store, end = sweep_into(root, scenario, resume=resume, executor=executor, as_json=as_json)
+    store, end = sweep_into(
+        root, scenario, resume=resume, executor=executor, network=network, as_json=as_json
+    )
     samples = [row.result for row in store.rows() if row.repetition > 0]
     if not as_json:
         from quicferry.analysis.tables import comparison_table

@@ -88,6 +88,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     versions: dict[str, str] = {}  # program or package -> version; "source" -> digest of what played
     machine: dict[str, str] = {}  # cpu, cores, memory
     interfaces: dict[str, str] = {}  # host -> captured interface
+    network_run: int = 1  # of how many runs of its network, of --network keep, it was this one
     fault_places: list[str] = []  # where the server may be after the faults: source, destination
     outcome: str = "running"  # succeeded, failed, unsupported, invalid
     error: str | None = None

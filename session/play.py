@@ -1,6 +1,7 @@
-"""The process inside the private root: plays the run whose directory it is given.
+"""The process inside the private root: plays the run whose directory it is given, or one after another.
 
     python -m session.play DIRECTORY
+    python -m session.play --keep FOLDER     # runs are ordered on stdin (quicferry.experiment.stage)
 
 Its stdout is the events of the run, as JSON lines, for whoever watches.
 """
@@ -16,12 +17,16 @@ import msgspec
 import baselines
 from apps.deployment.quic import QuicDeployment
 from quicferry.emulation.mininet.emulator import MininetEmulator
+from quicferry.emulation.mininet.kept import KeptEmulator
+from quicferry.emulation.sandbox.ownership import RUN_TAG
 from quicferry.events import Event
 from quicferry.experiment.run import MakeDeployment, perform
+from quicferry.experiment.stage import KEEP, LOG, RunOrder, RunOver
 from quicferry.fork_server import ForkServer
 from quicferry.process import run
 from quicferry.record import RunPaths, read_manifest
 
+LINKS = "links"  # in a run's directory: the files of its cable
 PRIORITY = -10  # niceness of all that plays in a run: what else the machine does should not be measured
 
 #: Programs that every run with a strategy has, and most with a baseline: forked, not started one by one.
@@ -44,22 +49,66 @@ def keep_in_memory(directory: Path) -> None:
 
 
 def main() -> None:
-    """Perform the run whose directory is the first argument."""
-    paths = RunPaths(Path(sys.argv[1]))
+    """Perform the run whose directory is the first argument; with ``--keep FOLDER`` run after run."""
     os.nice(PRIORITY)
     forks = ForkServer.start(FORKED)
+    if sys.argv[1] == KEEP:
+        play_orders(Path(sys.argv[2]), forks)
+        return
+    paths = RunPaths(Path(sys.argv[1]))
     keep_in_memory(paths.credentials)  # private keys
     manifest = read_manifest(paths.root)
-    backend = manifest.spec.link_backend
+    spec = manifest.spec
     emulator = MininetEmulator(
-        paths.root / "links",
-        seed=manifest.spec.seed,
-        backend=None if backend == "auto" else backend,
-        forks=forks,
+        paths.root / LINKS, seed=spec.seed, backend=_backend(spec.link_backend), forks=forks
     )
-    name = manifest.spec.baseline
-    deployment: MakeDeployment = baselines.get(name).deployment if name is not None else QuicDeployment
-    perform(manifest, paths, emulator, deployment, show)
+    perform(manifest, paths, emulator, _deployment(spec.baseline), show)
+
+
+def play_orders(folder: Path, forks: ForkServer) -> None:
+    """Perform run after run, each of a line on stdin, in a network that is kept; until stdin ends.
+
+    ``folder`` becomes the place of all runs' keys, in memory: a node's mounts are those of its making.
+    """
+    keys = folder / "keys"
+    keep_in_memory(keys)
+    emulator = KeptEmulator(forks=forks)
+    for line in sys.stdin.buffer:
+        order = msgspec.json.decode(line, type=RunOrder)
+        paths = RunPaths(Path(order.directory))
+        os.environ[RUN_TAG] = order.run_id
+        _log_into(paths.logs / LOG)
+        paths.credentials = keys / order.run_id
+        paths.credentials.mkdir(mode=0o700)
+        manifest = read_manifest(paths.root)
+        spec = manifest.spec
+        manifest.network_run = emulator.next_run(
+            manifest.topology,
+            paths.root / LINKS,
+            seed=spec.seed,
+            backend=_backend(spec.link_backend),
+            may_stay=not spec.faults,
+        )
+        perform(manifest, paths, emulator, _deployment(spec.baseline), show)
+        over = RunOver(over=order.run_id, kept=emulator.is_kept, why_not=emulator.why)
+        sys.stdout.buffer.write(msgspec.json.encode(over) + b"\n")
+        sys.stdout.buffer.flush()
+    emulator.destroy()
+
+
+def _backend(asked: str) -> str | None:
+    return None if asked == "auto" else asked
+
+
+def _deployment(baseline: str | None) -> MakeDeployment:
+    return baselines.get(baseline).deployment if baseline is not None else QuicDeployment
+
+
+def _log_into(path: Path) -> None:
+    """Let what this process says on stderr go into a file; that of the run before is not touched again."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from quicferry.analysis.derive import derive
 from quicferry.errors import FerryError
 from quicferry.events import Event
 from quicferry.experiment.launch import launch
 from quicferry.experiment.preflight import check as ask_machine
+from quicferry.experiment.stage import FreshStage, KeptStage, Stage
 from quicferry.experiment.store import RunStore
 from quicferry.record import RunResult, result_of
 from quicferry.spec import RunSpec
 from session.downtimes import Downtimes
 from session.request import needs, parts_of, refusal
+
+PLAYER = "session.play"  # plays runs, in their private root
 
 
 def title(spec: RunSpec) -> str:
@@ -46,17 +49,25 @@ class Session:
     """Performs runs in a store, one at a time, and knows from the start which this machine cannot make.
 
     ``specs`` are all that may be asked for. ``draw`` makes a picture of each timeline, which takes longer
-    than the rest of the analysis. Raises ``InvalidInput`` when any of them cannot be meant, and
-    ``Unsupported`` when this machine can do none of them.
+    than the rest of the analysis. With ``keep_network`` runs of an equal topology share a deployed network,
+    which ends with the session: use it as a context manager. Raises ``InvalidInput`` when any of them cannot
+    be meant, and ``Unsupported`` when this machine can do none of them.
     """
 
     def __init__(
-        self, specs: Sequence[RunSpec], runs_root: Path | None, watch: Watcher = _nobody, *, draw: bool = True
+        self,
+        specs: Sequence[RunSpec],
+        runs_root: Path | None,
+        watch: Watcher = _nobody,
+        *,
+        draw: bool = True,
+        keep_network: bool = False,
     ) -> None:
         self._parts = {spec: parts_of(spec) for spec in specs}
         self._store = RunStore(runs_root)
         self._watch = watch
         self._draw = draw
+        self._stage: Stage = KeptStage(PLAYER, self._store.root) if keep_network else FreshStage(PLAYER)
         self._refused = self._ask()
         if specs and None not in self._refused.values():
             raise next(error for error in self._refused.values() if error is not None)
@@ -80,7 +91,7 @@ class Session:
         def perform(spec: RunSpec) -> RunResult:
             self._watch(spec, done, None)
             on_event = functools.partial(self._watch, spec, done)
-            paths = launch(spec, topology, self._store, "session.play", on_event)
+            paths = launch(spec, topology, self._store, self._stage, on_event)
             return derive(paths.root) if self._draw else derive(paths.root, draw=False)
 
         why_not = self._refused[spec]
@@ -88,22 +99,36 @@ class Session:
         self.results.append(result)
         return result
 
+    @property
+    def stage(self) -> Stage:
+        """Where the runs are played."""
+        return self._stage
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the network that is kept."""
+        self._stage.close()
+
 
 def perform_all(
     specs: Sequence[RunSpec],
     runs_root: Path | None,
     on_result: Callable[[RunResult], None] | None = None,
     watch: Watcher = _nobody,
+    *,
+    keep_network: bool = False,
 ) -> list[RunResult]:
     """Perform runs one after another and analyse each; a run that fails does not stop the next.
 
     ``on_result`` is given each result as soon as it is there. Raises as ``Session`` does.
     """
-    session = Session(specs, runs_root, watch)
-    for done, spec in enumerate(specs):
-        result = session.perform(spec, done)
-        if on_result is not None:
-            on_result(result)
+    with Session(specs, runs_root, watch, keep_network=keep_network) as session:
+        for done, spec in enumerate(specs):
+            result = session.perform(spec, done)
+            if on_result is not None:
+                on_result(result)
     return session.results
 
 

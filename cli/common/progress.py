@@ -95,7 +95,9 @@ def perform_shown(
     specs: Sequence[RunSpec],
     runs_root: Path | None,
     on_result: Callable[[RunResult], None] | None = None,
+    *,
+    keep_network: bool = False,
 ) -> list[RunResult]:
     """``session.perform_all`` with progress on stderr."""
     with progress(len(specs)) as watch:
-        return perform_all(specs, runs_root, on_result, watch)
+        return perform_all(specs, runs_root, on_result, watch, keep_network=keep_network)

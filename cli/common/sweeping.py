@@ -10,6 +10,7 @@ import click
 
 from cli.common.output import print_json, say
 from cli.common.progress import progress
+from quicferry.errors import InvalidInput
 from quicferry.record import RunResult
 from session import cluster
 from session.scenario import Scenario
@@ -41,6 +42,21 @@ def executor_option(command: F) -> F:
     )(command)
 
 
+NEW, KEEP = "new", "keep"
+
+
+def network_option(command: F) -> F:
+    """``--network``: whether each run builds its network, or runs share one."""
+    return click.option(
+        "--network",
+        type=click.Choice((NEW, KEEP)),
+        default=NEW,
+        show_default=True,
+        help="A new network for each run, or keep one for all runs of equal topology and links, which saves "
+        "seconds for each; docs/sweep.md.",
+    )(command)
+
+
 def opened(root: Path, scenario: Scenario, conditions: dict[str, str], *, resume: bool) -> SweepStore:
     """The store of a sweep: a new one, or with ``resume`` the one that is there, if runs can be compared."""
     if not resume:
@@ -51,13 +67,28 @@ def opened(root: Path, scenario: Scenario, conditions: dict[str, str], *, resume
 
 
 def sweep_into(
-    root: Path, scenario: Scenario, *, resume: bool, executor: str = LOCAL, as_json: bool = False
+    root: Path,
+    scenario: Scenario,
+    *,
+    resume: bool,
+    executor: str = LOCAL,
+    network: str = NEW,
+    as_json: bool = False,
 ) -> tuple[SweepStore, SweepEnd]:
-    """Open the store, make the runs that are missing, with progress on stderr, and write the table."""
+    """Open the store, make the runs that are missing, with progress on stderr, and write the table.
+
+    Raises ``InvalidInput`` for a network that is to be kept on other machines.
+    """
+    if executor != LOCAL and network == KEEP:
+        raise InvalidInput(
+            "--network keep is for runs on this machine", hint="leave it out beside --executor"
+        )
     if executor == LOCAL:
         store = opened(root, scenario, conditions_now(), resume=resume)
         with store.locked():
-            return store, _made(store, scenario, _local(store, scenario), as_json=as_json)
+            return store, _made(
+                store, scenario, _local(store, scenario, keep_network=network == KEEP), as_json=as_json
+            )
     with cluster.connected(executor) as client:
         store = opened(root, scenario, cluster.common_conditions(client), resume=resume)
         with store.locked():
@@ -67,10 +98,11 @@ def sweep_into(
 Make = Callable[[Sequence[PlannedRun], Watcher, OnResult], SweepEnd]
 
 
-def _local(store: SweepStore, scenario: Scenario) -> Make:
+def _local(store: SweepStore, scenario: Scenario, *, keep_network: bool) -> Make:
     def make(runs: Sequence[PlannedRun], watch: Watcher, on_result: OnResult) -> SweepEnd:
-        session = Session([run.spec for run in runs], store.root, watch, draw=False)
-        return go_on(store, runs, session.perform, on_result, scenario.time_budget_min)
+        specs = [run.spec for run in runs]
+        with Session(specs, store.root, watch, draw=False, keep_network=keep_network) as session:
+            return go_on(store, runs, session.perform, on_result, scenario.time_budget_min)
 
     return make
 

@@ -7,41 +7,29 @@ and whatever becomes of it, a complete run directory with an outcome is left.
 from __future__ import annotations
 
 import datetime
-import os
 import shutil
-import sys
-from collections.abc import Callable
 from contextlib import suppress
 
-import msgspec
-
 from quicferry.capture.run_capture import write_run_capture
-from quicferry.emulation.sandbox import private_root
 from quicferry.errors import CaptureError, StoreError, disk_error, last_line
-from quicferry.events import Event
 from quicferry.experiment import faults
+from quicferry.experiment.stage import LOG, OnEvent, Stage
 from quicferry.experiment.store import RunStore, free_reserve
 from quicferry.model import Topology
-from quicferry.paths import CHECKOUT
-from quicferry.process import PIPE
 from quicferry.record import Manifest, RunPaths, read_manifest, write_json
 from quicferry.spec import RunSpec
-
-LOG = "run.log"  # of the process that plays
-
-OnEvent = Callable[[Event], None]
 
 
 def launch(
     spec: RunSpec,
     topology: Topology,
     store: RunStore,
-    player: str,
+    stage: Stage,
     on_event: OnEvent | None = None,
 ) -> RunPaths:
     """Perform one run and return its complete directory; the outcome is in the manifest.
 
-    ``player`` is the module that plays the run within the private root. ``spec`` was checked by whoever made
+    ``stage`` is where it is played. ``spec`` was checked by whoever made
     it, and the machine was asked whether it can. Raises ``StoreError`` when nothing can be written down.
     Whatever else is raised here, such as ``KeyboardInterrupt``: what plays has ended by then, and the
     directory says so.
@@ -56,7 +44,7 @@ def launch(
     )
     try:
         write_json(paths.manifest, manifest)
-        status = _play(paths, run_id, player, on_event)
+        status = stage.play(paths, run_id, on_event)
     except OSError as error:
         wrong = disk_error("the run directory cannot be written", error)
         return _end(store, paths, manifest, str(wrong), wrong.hint)
@@ -70,30 +58,6 @@ def launch(
 def describe_interruption(error: BaseException) -> str:
     """What has ended the tool in the middle of a run."""
     return str(error) or type(error).__name__
-
-
-#: Characters of a command line beyond that of the process which plays a run (``fork_server._show_as``).
-ROOM = 120
-
-
-def _play(paths: RunPaths, run_id: str, player: str, on_event: OnEvent | None) -> int:
-    """Play the run in a private root, and tell of its events. Returns the exit code of what played."""
-    # the last argument says nothing: forked programs show their command lines in its place
-    argv = [sys.executable, "-m", player, str(paths.root), "-" * ROOM]
-    # a server in an OCI container finds this checkout by it only, however the tool itself was started
-    python_path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "PYTHONPATH": python_path}
-    with (paths.logs / LOG).open("wb") as stderr:
-        root = private_root.start(argv, run_id=run_id, stdout=PIPE, stderr=stderr, env=env, cwd=CHECKOUT)
-    assert root.process.stdout is not None
-    with root, root.process.stdout as lines:
-        for line in lines:
-            if on_event is not None:
-                try:
-                    on_event(msgspec.json.decode(line, type=Event))
-                except msgspec.DecodeError:
-                    continue  # not an event: a library's print
-        return root.wait()
 
 
 def _end(store: RunStore, paths: RunPaths, manifest: Manifest, why: str, hint: str | None) -> RunPaths:

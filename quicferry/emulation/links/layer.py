@@ -209,6 +209,26 @@ class LinkLayer:
             ]
         return readings
 
+    def halt(self) -> None:
+        """Let no link carry a packet: what is on its way is lost. ``start_again`` begins anew.
+
+        Plain links have nothing that could be on its way. The cable's last counters are in its files.
+        """
+        if self._cable is not None:
+            self._cable.stop()
+            self._cable = None
+
+    def start_again(self, seed: int, work_dir: Path) -> None:
+        """Let the links carry packets as if they had just been made. Raises as ``start`` does.
+
+        ``seed`` and ``work_dir`` are as in ``LinkLayer``.
+        """
+        self._seed, self._work_dir, self._last = seed, work_dir, None
+        if self.backend == "netem":
+            # a new qdisc has no packet in its queue and no count of any
+            self._on_netlink(self._remove_netem)
+        self.start()
+
     def stop(self, *, remove_interfaces: bool = True) -> None:
         """End the cable and remove the interfaces of shaped links.
 
@@ -298,6 +318,11 @@ class LinkLayer:
                     raise EmulationError(f"link {made.link.name}: {'; '.join(wrong)}")
             netem.redirect(netlink, a_wire, b_wire)
             netem.redirect(netlink, b_wire, a_wire)
+
+    def _remove_netem(self, netlink: IPRoute) -> None:
+        for index in self._indices.values():
+            netlink.tc("del", index=index, root=True)
+            netlink.tc("del", "ingress", index)
 
     def _netem_read_back(self, wire: str) -> ReadBack:
         return self._on_netlink(lambda netlink: netem.read_back(netlink, self._indices[wire]))
