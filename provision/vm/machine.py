@@ -35,8 +35,19 @@ EMULATED_CPU = "Haswell-noTSX"
 #: ("IO-APIC + timer doesn't work"): it does not try.
 KERNEL_ARGUMENTS = (
     "root=/dev/vda rw console=ttyS0 quicferry.job panic=-1 audit=0 mitigations=off no_timer_check "
-    "systemd.mask=ssh.service systemd.mask=apt-daily.timer systemd.mask=apt-daily-upgrade.timer "
-    "systemd.mask=e2scrub_reap.service systemd.mask=named.service"
+) + " ".join(
+    f"systemd.mask={unit}"
+    for unit in (
+        "ssh.service",
+        "named.service",
+        "getty.target",
+        "timers.target",
+        "e2scrub_reap.service",
+        "ldconfig.service",
+        "systemd-hwdb-update.service",
+        "systemd-journal-catalog-update.service",
+        "systemd-journal-flush.service",
+    )
 )
 
 #: How long a KVM that works takes at most to print the kernel's first line, in seconds.
