@@ -81,12 +81,11 @@ STEPS = (
     Step("doctor", "bin/quicferry doctor --json", 60, "every probe ends, and what the demo needs works"),
     Step("handoff", f"{RUN} --link-backend netem", 30, "a move over links that netem shapes"),
     Step("cable", f"{RUN} --link-backend cable", 30, "the same over the cable"),
-    Step("criu-cold", f"{RUN} --engine criu-cold", 30, "a process that CRIU moves"),
     Step(
-        "memory-by-criu",
-        _each("criu-pre-copy criu-hybrid", f"{RUN} --engine $it --memory-by criu"),
-        60,
-        "pre-copy and hybrid by CRIU's own write tracking (soft-dirty)",
+        "engines",
+        "bin/quicferry sweep provision/vm/engines.toml -o runs/engines --json",
+        120,
+        "handoff over netem and over the cable, CRIU cold, pre-copy and hybrid by its own write tracking",
     ),
     Step(
         "published",

@@ -126,8 +126,10 @@ class Orchestrator:
         collected: dict[str, Files] = {}
         for edge in command.edges:
             try:
-                await self.agent(edge).call(STOP_SERVICE, StopService(), timeout_s=STOP_S)
-                collected[edge] = await self.agent(edge).call(COLLECT_FILES, CollectFiles(), timeout_s=STOP_S)
+                await self.agent(edge).call(STOP_SERVICE, StopService(), timeout_s=longer(STOP_S))
+                collected[edge] = await self.agent(edge).call(
+                    COLLECT_FILES, CollectFiles(), timeout_s=longer(STOP_S)
+                )
             except (TooLate, Unreachable):
                 continue
         return collected
