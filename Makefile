@@ -39,7 +39,7 @@ ONE_LOSS_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-report test-upstream simulate one-loss requirements lint bench bench-inspect fidelity figures soak faults bench-containers bench-hosts bench-cost vm-test container-test signals explore fuzz nightly lock clean
+.PHONY: help setup demo test test-report test-upstream simulate one-loss requirements lint bench bench-inspect fidelity figures soak faults bench-containers bench-hosts bench-cost vm-test vagrant-test container-test signals explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -116,6 +116,12 @@ vm-test: setup ## run STEPS (all) in a virtual machine whose kernel has netem an
 	@for program in qemu-system-x86_64 qemu-img debootstrap mke2fs; do command -v $$program >/dev/null || \
 	  { apt-get install -y --no-install-recommends qemu-system-x86 qemu-utils debootstrap e2fsprogs && break; } || exit 1; done
 	@$(PYTHON) provision/vm/vm_test.py $(foreach step,$(STEPS),--only $(step)) $(VM_ARGS)
+
+vagrant-test: setup ## start the Vagrantfile's machine by Vagrant and libvirt from a box made here, and move a server in it (as root)
+	@for program in vagrant libvirtd virsh dnsmasq qemu-system-x86_64 qemu-img debootstrap mke2fs; do command -v $$program >/dev/null || \
+	  { apt-get install -y --no-install-recommends vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients \
+	    dnsmasq-base qemu-system-x86 qemu-utils debootstrap e2fsprogs && break; } || exit 1; done
+	@provision/vm/vagrant_test.sh
 
 container-test: setup ## build the Containerfile and move servers in it by Podman (as root; CONTAINER_ARGS=--host-files builds nothing)
 	@command -v podman >/dev/null || apt-get install -y --no-install-recommends podman

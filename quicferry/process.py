@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from quicferry.errors import CommandFailed, Unsupported
+from quicferry.slowness import longer
 
 Popen = subprocess.Popen
 TimeoutExpired = subprocess.TimeoutExpired
@@ -50,6 +51,7 @@ def run(
     ``Unsupported`` when there is no such program.
     """
     words = [str(word) for word in argv]
+    timeout_s = longer(timeout_s) if timeout_s is not None else None
     try:
         done = subprocess.run(
             words,
@@ -68,7 +70,7 @@ def run(
             f"the program {words[0]} is not installed", hint="run `make setup`, then `quicferry doctor`"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise CommandFailed(words, -1, f"still running after {timeout_s} s") from error
+        raise CommandFailed(words, -1, f"still running after {timeout_s:g} s") from error
     result = Result(words, done.returncode, done.stdout, done.stderr)
     if check and done.returncode != 0:
         raise CommandFailed(words, done.returncode, done.stderr)

@@ -16,7 +16,6 @@ with warnings.catch_warnings():
     from mininet.link import Link as PlainLink
     from mininet.link import TCIntf, TCLink
     from mininet.node import Node as MininetNode
-    from mininet.nodelib import LinuxBridge
     from mininet.topo import Topo
 
 from quicferry.emulation import routing
@@ -58,7 +57,8 @@ def to_mininet(topology: Topology, *, shaped: bool = True) -> Topo:
         routes.setdefault(route.node, []).append((route.network, route.gateway))
     for node in topology.nodes:
         if node.kind is NodeKind.SWITCH:
-            topo.addSwitch(node.name, cls=LinuxBridge, dpid=f"{len(topo.switches()) + 1:x}")
+            # without a class: `mn --switch` says of which kind it is
+            topo.addSwitch(node.name, dpid=f"{len(topo.switches()) + 1:x}")
         else:
             own = [end for end in routing.attachments(topology) if end.node == node.name]
             topo.addHost(

@@ -28,6 +28,7 @@ from apps.config import LEAST_INTERVAL_MS, MOVED_ERROR, ClientConfig, read_confi
 from apps.reporting import print_event
 from quicferry.events import Event, EventLog, Sink
 from quicferry.record import ClientSummary, write_json
+from quicferry.slowness import longer
 from quicferry.strategies import strategies
 from quicferry.units import now_s
 
@@ -173,7 +174,7 @@ class MultiClient:
         for_all(signal.SIGUSR1, self._address_has_changed)
         for start in range(0, len(self.members), CONNECTING_AT_ONCE):
             group = self.members[start : start + CONNECTING_AT_ONCE]
-            async with asyncio.timeout(CONNECT_S):
+            async with asyncio.timeout(longer(CONNECT_S)):
                 await asyncio.gather(*(member.join() for member in group))
         gc.freeze()
         loads = [

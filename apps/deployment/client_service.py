@@ -14,6 +14,7 @@ from quicferry.experiment.context import Program, RunContext
 from quicferry.process import TimeoutExpired
 from quicferry.quic import Congestion, Probing
 from quicferry.record import ClientSummary, write_json
+from quicferry.slowness import longer
 from quicferry.spec import RunSpec
 from quicferry.strategies import StrategyName, rules_of, strategies
 from quicferry.units import BYTES_PER_MIB
@@ -127,7 +128,7 @@ class LoadClient:
             self._answered.get()
         self.program.tell(b"ask")
         try:
-            reply = self._answered.get(timeout=ANSWER_S)
+            reply = self._answered.get(timeout=longer(ANSWER_S))
         except queue.Empty:
             raise MigrationError(
                 f"the client's request for a move was not answered within {ANSWER_S:g} s",

@@ -39,6 +39,7 @@ from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.migration.rpc.messages import Files
 from quicferry.model import Endpoint, NodeKind, Topology
 from quicferry.quic import Congestion
+from quicferry.slowness import longer, slowness
 from quicferry.spec import RunSpec
 from quicferry.strategies import Carrier, StrategyName, rules_of
 
@@ -121,7 +122,7 @@ class AgentService:
         program = self.program
         assert program is not None
         kinds = {"outcome", "recovered"}
-        return self.replies.wait(program, kinds, MOVE_S, replaced=lambda: self.restarts.is_replaced)
+        return self.replies.wait(program, kinds, longer(MOVE_S), replaced=lambda: self.restarts.is_replaced)
 
     def stop(self) -> None:
         if self.program is not None:
@@ -147,7 +148,7 @@ class AgentService:
                 forwarding=context.spec.forwarding and not is_as_published(context.spec.engine),
                 compression=context.spec.compression,
                 memory_by=context.spec.memory_by,
-                deadlines=deadlines_over(longest_rtt_ms(context) / 1e3),
+                deadlines=deadlines_over(longest_rtt_ms(context) / 1e3, slowness()),
             )
             for peer in (onwards if decides else ())
         ]
@@ -433,9 +434,9 @@ def order_move(
         forwarding=forwarding,
         compression=context.spec.compression,
         memory_by=context.spec.memory_by,
-        deadlines=deadlines_over(longest_rtt_ms(context) / 1e3),
+        deadlines=deadlines_over(longest_rtt_ms(context) / 1e3, slowness()),
     )
-    return orchestrator.command(command, "outcome", MOVE_S)
+    return orchestrator.command(command, "outcome", longer(MOVE_S))
 
 
 def moved(outcome: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from quicferry import process
 from quicferry.errors import FerryError, Unsupported
 from quicferry.events import EventLog
 from quicferry.experiment.service_probes import NAMED_DIRECTORY
+from quicferry.slowness import longer
 
 READY_S = 15.0
 POLL_S = 0.02
@@ -102,7 +103,7 @@ def serve(config: NameServerConfig) -> None:
     try:
         begun = time.monotonic()
         while not answers(config, 0.2):
-            if named.poll() is not None or time.monotonic() - begun > READY_S:
+            if named.poll() is not None or time.monotonic() - begun > longer(READY_S):
                 raise Unsupported("named does not answer", hint="see nameserver.log in the run directory")
             time.sleep(POLL_S)
         events.emit("dns.started", zone=ZONE, record=NAME, address=config.address, ttl_s=config.ttl_s)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,13 @@ CLOCK_OFF, CLOCK_SPAN_S = 0.03, 20.0
 RUN = "bin/quicferry run --strategy symmetric --json"
 
 
+#: What stock Mininet does must not be done to the machine's own network.
+PRIVATE_ROOT = ".venv/bin/python -m quicferry.emulation.sandbox.private_root"
+
+#: Mininet's own exit status says nothing of packets that were lost.
+ALL_ARRIVED = "2>&1 | tee /dev/stderr | grep -q 'Results: 0% dropped'"
+
+
 class Step(NamedTuple):
     """One thing that is done in the machine."""
 
@@ -54,6 +62,14 @@ def _each(values: str, command: str) -> str:
     return f'status=0; for it in {values}; do echo "== $it"; {command} || status=1; done; exit $status'
 
 
+def _mn(topology: str, switch: str) -> str:
+    """The command of stock Mininet: every host of the topology pings every other."""
+    return (
+        f".venv/bin/mn --custom topologies/{topology}.py --topo {topology}"
+        f" --controller none --switch {switch} --test pingall"
+    )
+
+
 STEPS = (
     Step(
         "kernel",
@@ -65,12 +81,11 @@ STEPS = (
     Step("doctor", "bin/quicferry doctor --json", 60, "every probe ends, and what the demo needs works"),
     Step("handoff", f"{RUN} --link-backend netem", 30, "a move over links that netem shapes"),
     Step("cable", f"{RUN} --link-backend cable", 30, "the same over the cable"),
-    Step("criu-cold", f"{RUN} --engine criu-cold", 30, "a process that CRIU moves"),
     Step(
-        "memory-by-criu",
-        _each("criu-pre-copy criu-hybrid", f"{RUN} --engine $it --memory-by criu"),
-        60,
-        "pre-copy and hybrid by CRIU's own write tracking (soft-dirty)",
+        "engines",
+        "bin/quicferry sweep provision/vm/engines.toml -o runs/engines --json",
+        120,
+        "handoff over netem and over the cable, CRIU cold, pre-copy and hybrid by its own write tracking",
     ),
     Step(
         "published",
@@ -79,14 +94,26 @@ STEPS = (
         "the published procedure of containers; its pre-copy needs soft-dirty",
     ),
     Step(
+        "runc-cold",
+        f"{RUN} --engine runc-cold",
+        30,
+        "a container that runc and CRIU move",
+    ),
+    Step(
         "mininet",
         _each(
             "two_edges one_lan chain ring cloud_edge map",
-            ".venv/bin/python -m quicferry.emulation.sandbox.private_root .venv/bin/mn"
-            " --custom topologies/$it.py --topo $it --controller none --switch lxbr --test pingall",
+            f"{PRIVATE_ROOT} {_mn('$it', 'lxbr')} {ALL_ARRIVED}",
         ),
         120,
         "stock Mininet with each topology, shaped by its TCLink",
+    ),
+    Step(
+        "openvswitch",
+        f"{PRIVATE_ROOT} bash -c '/usr/share/openvswitch/scripts/ovs-ctl start --system-id=random &&"
+        f" exec {_mn('one_lan', 'ovsbr')}' {ALL_ARRIVED}",
+        40,
+        "stock Mininet with Open vSwitch of the kernel as its switch",
     ),
     Step(
         "calibration",
@@ -147,14 +174,17 @@ def outcomes(steps: list[Step], results: Path) -> list[Outcome]:
     return found
 
 
-def patience_s(steps: list[Step], slower: float, results: Path) -> float:
-    """How many seconds from its start the machine may take: by its own measurement, once that is there."""
+def patience_s(steps: list[Step], slower: float, results: Path, dilation: float = 1.0) -> float:
+    """How many seconds from its start the machine may take: by its own measurement, once that is there.
+
+    ``dilation``: how many seconds may pass here in one of the machine's.
+    """
     try:
         measured = json.loads((results / "machine.json").read_text())
         boot_s, slower = float(measured["boot_s"]), float(measured["slower"])
     except (OSError, ValueError, KeyError):
-        return BOOT_S * slower
-    return boot_s + SPARE_S + slower * sum(step.budget_s for step in steps)
+        return BOOT_S * slower * dilation
+    return (boot_s + SPARE_S + slower * sum(step.budget_s for step in steps)) * dilation
 
 
 def clock_rate(results: Path) -> float | None:
@@ -242,7 +272,7 @@ def _do(chosen: list[Step], asked: argparse.Namespace) -> str | None:
             },
             image=image,
             by=by,
-            patience_s=lambda left: patience_s(chosen, by.slower, left),
+            patience_s=lambda left: patience_s(chosen, by.slower, left, by.dilation),
             memory_mib=asked.memory_mib,
         )
     except (machine.MachineError, subprocess.CalledProcessError) as error:
@@ -259,4 +289,5 @@ def _do(chosen: list[Step], asked: argparse.Namespace) -> str | None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the machine, too
     sys.exit(main())

@@ -25,6 +25,7 @@ from typing import IO, NamedTuple, Protocol
 from quicferry.errors import CaptureError, last_line
 from quicferry.model import NodeKind, Topology
 from quicferry.process import Popen, TimeoutExpired, children_of
+from quicferry.slowness import longer
 
 BUFFER_MIB = 32
 READY_S = 30.0
@@ -97,7 +98,7 @@ class Capture:
     def wait_ready(self, timeout_s: float = READY_S) -> None:
         """Wait until the kernel hands packets to it. Raises ``CaptureError``."""
         assert self._process is not None, "start comes first"
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + longer(timeout_s)
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
@@ -147,7 +148,7 @@ class Capture:
         if not self._asked_to_end:
             process.send_signal(number)
         try:
-            process.wait(STOP_S)
+            process.wait(longer(STOP_S))
         except TimeoutExpired:
             process.kill()
             process.wait()

@@ -21,6 +21,7 @@ from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint, Topology
 from quicferry.process import PIPE, Popen, stop
 from quicferry.record import PLACE_BY_SERVER, RunPaths
+from quicferry.slowness import longer
 from quicferry.spec import RunSpec
 
 SERVICE_PORT = 4433
@@ -229,4 +230,4 @@ class RunContext:
 
     def patience_s(self, usual_s: float) -> float:
         """How long to wait for whoever is told to end: not long once something is broken."""
-        return min(usual_s, BROKEN_PATIENCE_S) if self.is_broken else usual_s
+        return longer(min(usual_s, BROKEN_PATIENCE_S) if self.is_broken else usual_s)

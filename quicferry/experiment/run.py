@@ -30,6 +30,7 @@ from quicferry.migration.criu.versions import versions_of
 from quicferry.migration.engines import registry
 from quicferry.model import LinkReading
 from quicferry.record import Clock, Manifest, RunPaths, write_json
+from quicferry.slowness import announce, longer, measure
 
 READY_S = 60.0
 FULL_BYTES = 64 << 10  # a disk with less is full: a capture's buffer is larger
@@ -64,6 +65,13 @@ def perform(
     manifest.kernel = f"{platform.system()} {platform.release()}"
     manifest.versions |= package_versions()
     manifest.machine = machine()
+    slower = measure()
+    announce(slower)
+    if slower > 1:
+        context.warnings.append(
+            f"this processor is {slower:g} times slower than usual (emulated?): the run waits so many times "
+            "longer for what it has to do, not for leases and clients; measured times are of such a machine"
+        )
     start_offset_ns = realtime_minus_monotonic_ns()
     try:
         manifest.versions |= versions_of(registry.get(manifest.spec.engine).programs)
@@ -148,7 +156,7 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
                 for service in deployment.services:
                     started.append(service)
                     service.start()
-                    service.wait_ready(READY_S)
+                    service.wait_ready(longer(READY_S))
             with events.phase("run.load"):
                 emulator.begin()
                 watch = LoadWatch()

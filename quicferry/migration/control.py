@@ -337,8 +337,8 @@ class ControlClient(asyncio.DatagramProtocol):
         if future is not None and not future.done():
             future.set_result(answer)
 
-    async def ask(self, order: Order, timeout_s: float) -> dict[str, Any]:
-        """Give an order and return the answer's detail.
+    async def ask(self, order: Order, timeout_s: float, *, repeat_s: float = REPEAT_S) -> dict[str, Any]:
+        """Give an order, again every ``repeat_s`` until it is answered, and return the answer's detail.
 
         Raises ``MigrationError`` when the server refuses or is silent for ``timeout_s``.
         """
@@ -359,7 +359,7 @@ class ControlClient(asyncio.DatagramProtocol):
                         f"the server does not answer the order {type(order).__name__.lower()}",
                         hint="look at the server's log in the run directory",
                     )
-                await asyncio.wait([future], timeout=min(REPEAT_S, left))
+                await asyncio.wait([future], timeout=min(repeat_s, left))
             answer = future.result()
         finally:
             del self._waiting[number]

@@ -44,6 +44,7 @@ from quicferry.migration.rpc.messages import (
 )
 from quicferry.migration.states import ORCHESTRATOR, MoveMachine, Signal, Step
 from quicferry.model import Endpoint
+from quicferry.slowness import longer
 
 CONNECT_S = 25.0
 ASK_S = 1.0
@@ -104,7 +105,7 @@ class Orchestrator:
 
     async def connect(self) -> None:
         """Wait until every agent is reached. Raises ``MigrationError``."""
-        await asyncio.gather(*(agent.ready(CONNECT_S) for agent in self._agents.values()))
+        await asyncio.gather(*(agent.ready(longer(CONNECT_S)) for agent in self._agents.values()))
 
     async def close(self) -> None:
         """Close the channels."""
@@ -118,15 +119,17 @@ class Orchestrator:
 
     async def start_service(self, command: StartCommand) -> Started:
         """Start the server at an edge and wait until it answers. Raises ``MigrationError``."""
-        return await self.agent(command.edge).call(START_SERVICE, StartService(), timeout_s=START_S)
+        return await self.agent(command.edge).call(START_SERVICE, StartService(), timeout_s=longer(START_S))
 
     async def end_services(self, command: EndCommand) -> dict[str, Files]:
         """Stop the servers; returns what the agents collected, by edge. Agents that are gone are left out."""
         collected: dict[str, Files] = {}
         for edge in command.edges:
             try:
-                await self.agent(edge).call(STOP_SERVICE, StopService(), timeout_s=STOP_S)
-                collected[edge] = await self.agent(edge).call(COLLECT_FILES, CollectFiles(), timeout_s=STOP_S)
+                await self.agent(edge).call(STOP_SERVICE, StopService(), timeout_s=longer(STOP_S))
+                collected[edge] = await self.agent(edge).call(
+                    COLLECT_FILES, CollectFiles(), timeout_s=longer(STOP_S)
+                )
             except (TooLate, Unreachable):
                 continue
         return collected

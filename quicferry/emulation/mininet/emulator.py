@@ -45,6 +45,7 @@ from quicferry.errors import EmulationError, InvalidInput, Unsupported
 from quicferry.fork_server import ForkServer
 from quicferry.model import LinkReading, NodeKind, Topology
 from quicferry.process import DEVNULL, Popen, Result, TimeoutExpired, run, spawn
+from quicferry.slowness import longer
 
 _CLASSES = {
     NodeKind.HOST: FerryHost,
@@ -216,7 +217,8 @@ class MininetEmulator:
             list(pool.map(ip_batch, map(self.pid, lines), lines.values()))  # raises what one has raised
 
     def _await_carriers(self, *, only: frozenset[str] | None = None) -> None:
-        deadline = time.monotonic() + CARRIER_TIMEOUT_S
+        timeout_s = longer(CARRIER_TIMEOUT_S)
+        deadline = time.monotonic() + timeout_s
         for node in self.topology.nodes:
             if only is not None and node.name not in only:
                 continue
@@ -224,9 +226,7 @@ class MininetEmulator:
             with network_of(self.pid(node.name)):
                 while missing := without_carrier(own):
                     if time.monotonic() > deadline:
-                        raise EmulationError(
-                            f"no carrier at {', '.join(missing)} after {CARRIER_TIMEOUT_S:g} s"
-                        )
+                        raise EmulationError(f"no carrier at {', '.join(missing)} after {timeout_s:g} s")
                     time.sleep(0.002)
 
     # -- programs ---------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def _end_all(networks: set[int], children: list[Popen[bytes]]) -> None:
     Only the private root's processes can be seen here. A process that cannot even be killed now ends
     with the private root.
     """
-    deadline = time.monotonic() + END_TIMEOUT_S
+    deadline = time.monotonic() + longer(END_TIMEOUT_S)
     while (pids := processes_in_networks(networks)) and time.monotonic() < deadline:
         for pid in pids:
             try:

@@ -72,12 +72,14 @@ from quicferry.migration.rpc.messages import (
 )
 from quicferry.migration.rpc.peer import PeerClient
 from quicferry.migration.rpc.tunnel_messages import TunnelMessage
+from quicferry.slowness import longer
 from quicferry.units import now_ns
 
 if TYPE_CHECKING:
     from quicferry.migration.memory.base_image import BaseImage
 
 END_POLL_S = 0.01
+START_REPEAT_S = 0.02  # each question costs the processor that is to start the server
 STATE_DIR = Path("/run/state")  # inside the container
 #: Of what a server leaves, at most so much is collected: it may have been taken over.
 COLLECTED_BYTES = 64 << 20
@@ -369,7 +371,9 @@ class NodeAgent:
                 raise MigrationError(f"a server already runs at {self.config.edge}")
             write_beneath(self.container.path("/"), _files_of(command))
             await self.container.start(command.argv, env=command.env)
-            asking = asyncio.ensure_future(self.control.ask(control.Status(), timeout_s))
+            asking = asyncio.ensure_future(
+                self.control.ask(control.Status(), timeout_s, repeat_s=START_REPEAT_S)
+            )
             while not asking.done():
                 await asyncio.wait([asking], timeout=0.1)
                 if not asking.done() and self.container.service_pid is None:
@@ -383,19 +387,20 @@ class NodeAgent:
 
     async def _start_service(self, request: StartService, caller: str) -> Started:
         """Start the server (method ``StartService``)."""
-        server = await self._start(self.config.service, self.config.start_timeout_s)
+        server = await self._start(self.config.service, longer(self.config.start_timeout_s))
         return Started(pid=self.container.service_pid or 0, t_ns=now_ns(), server=server)
 
     async def _stop_service(self, request: StopService, caller: str) -> Stopped:
         """Stop the server and return its closing summary (method ``StopService``)."""
         summary: dict[str, object] = {}
+        timeout_s = longer(request.timeout_s)
         if self.container.service_pid is not None:
             try:
-                summary = await self.control.ask(control.Stop(), request.timeout_s)
+                summary = await self.control.ask(control.Stop(), timeout_s)
             except FerryError as error:
                 summary = {"error": str(error)}
-            await self._let_it_end(request.timeout_s / 4)
-            await self.container.stop_service(grace_s=request.timeout_s)
+            await self._let_it_end(timeout_s / 4)
+            await self.container.stop_service(grace_s=timeout_s)
         return Stopped(summary=summary)
 
     async def _let_it_end(self, within_s: float) -> None:

@@ -44,6 +44,7 @@ from quicferry.migration.rpc.messages import (
 )
 from quicferry.migration.states import MoveMachine, Signal, Step
 from quicferry.model import Endpoint
+from quicferry.slowness import longer
 from quicferry.strategies import rules_of
 from quicferry.units import NS_PER_MS, NS_PER_S, now_ns
 
@@ -144,7 +145,7 @@ class SourceMove:
     async def _serves(self) -> bool:
         """Whether the server here says that it serves."""
         try:
-            status = await self._host.control.ask(control.Status(), OWN_SERVER_S)
+            status = await self._host.control.ask(control.Status(), longer(OWN_SERVER_S))
         except MigrationError:
             return False
         return status.get("frozen") is False and status.get("standby") is False
@@ -219,10 +220,10 @@ class SourceMove:
         )
         self._touched = True
         if not rules.notice:
-            self._notice = await self._host.control.ask(ask, order.deadlines.notice_s + ASK_S)
+            self._notice = await self._host.control.ask(ask, order.deadlines.notice_s + longer(ASK_S))
             return
         with self._host.events.phase("migration.notice", epoch=order.epoch) as detail:
-            self._notice = await self._host.control.ask(ask, order.deadlines.notice_s + ASK_S)
+            self._notice = await self._host.control.ask(ask, order.deadlines.notice_s + longer(ASK_S))
             detail.update(self._notice)
         counts = [self._notice.get(answer, 0) for answer in ("ready", "refused", "silent")]
         if counts[1] and not counts[0] and not counts[2]:

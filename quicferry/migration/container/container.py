@@ -30,6 +30,7 @@ from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container import init
 from quicferry.migration.container.processes import ContainerNamespaces, only_child
 from quicferry.migration.container.readiness import until_readable
+from quicferry.slowness import longer
 
 INIT = Path(init.__file__)
 STOPPED_S = 1.0  # for a process that is halted to stand still
@@ -189,7 +190,7 @@ class Container(ContainerNamespaces):
                 listener.close()
         assert parent.stdout is not None and parent.stderr is not None
         try:
-            ready = await asyncio.wait_for(parent.stdout.readline(), READY_S)
+            ready = await asyncio.wait_for(parent.stdout.readline(), longer(READY_S))
         except TimeoutError:
             ready = b""
         if not ready:

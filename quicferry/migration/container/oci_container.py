@@ -44,6 +44,7 @@ from quicferry.migration.container.oci_image import ImageSettings, read_image
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.container.volumes import ContainerFiles
 from quicferry.process import find_program, stat_fields
+from quicferry.slowness import longer
 
 START_S = 20.0
 DELETE_S = 10.0
@@ -383,7 +384,7 @@ class OciContainer(Container):
                 str(oci_bundle.PID_FILE),
                 self.name,
             ),
-            timeout_s=START_S,
+            timeout_s=longer(START_S),
         )
         if done.status != 0:
             raise MigrationError(
@@ -406,7 +407,7 @@ class OciContainer(Container):
         with contextlib.suppress(OSError, ValueError):
             await self.stop(self.pid_made(), grace_s=0)
             self.inside(oci_bundle.PID_FILE).unlink()
-        done = await self.run_tool("delete", "--force", self.name, timeout_s=DELETE_S)
+        done = await self.run_tool("delete", "--force", self.name, timeout_s=longer(DELETE_S))
         state = self.inside(oci_bundle.STATE / self.name)
         if state.exists() and done.status != 0:
             raise MigrationError(f"runc could not remove a container on {self.edge}: {last_words(done)}")

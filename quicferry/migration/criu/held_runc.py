@@ -18,6 +18,7 @@ from quicferry.migration.container import oci_bundle
 from quicferry.migration.container.oci_container import OciContainer, last_words
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.criu import gate
+from quicferry.slowness import longer
 
 READY_S = 6.0  # an idle machine needs 0.15 s; a move goes on without it
 HELD_S = 3600.0
@@ -74,7 +75,7 @@ class HeldRunc:
             coming = asyncio.create_task(_accept(listener))
             try:
                 await asyncio.wait(
-                    [self._running, coming], timeout=READY_S, return_when=asyncio.FIRST_COMPLETED
+                    [self._running, coming], timeout=longer(READY_S), return_when=asyncio.FIRST_COMPLETED
                 )
                 if coming.done():
                     self._connection = coming.result()

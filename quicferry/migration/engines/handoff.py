@@ -19,6 +19,7 @@ from quicferry.migration import control
 from quicferry.migration.container.beneath import open_beneath, read_beneath, remove_beneath
 from quicferry.migration.engines.base import EngineContext
 from quicferry.migration.order import CHUNK_BYTES, MoveOrder, check_lease
+from quicferry.slowness import longer
 
 #: The state of a thousand connections with full buffers is far less; of one that was made to be too long, no
 #: more is taken into memory and file.
@@ -44,7 +45,7 @@ class HandoffEngine:
 
     async def prepare_source(self, order: MoveOrder) -> None:
         """Check that the server serves, and is no standby itself."""
-        status = await self._context.control.ask(control.Status(), order.deadlines.notice_s)
+        status = await self._context.control.ask(control.Status(), longer(order.deadlines.notice_s))
         if status.get("standby"):
             raise MigrationError(f"the server at {order.source} only waits for a hand-off itself")
 

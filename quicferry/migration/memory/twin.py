@@ -16,6 +16,7 @@ from quicferry.migration.container.container import Container
 from quicferry.migration.memory import base_image
 from quicferry.migration.memory.base_image import BaseImage
 from quicferry.migration.memory.process_memory import ProcessMemory, Snapshot
+from quicferry.slowness import longer
 
 OWN_NETWORK = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
 READY_S = 15.0
@@ -58,7 +59,7 @@ async def _memory_of_twin(
         write_beneath(container.path("/"), files)
         pid = await container.start(argv, env=env)
         try:
-            async with asyncio.timeout(READY_S):
+            async with asyncio.timeout(longer(READY_S)):
                 await _until_at_rest(container, pid, container.path(ready))
         except TimeoutError:
             raise MigrationError(

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import topologies
 from quicferry.paths import CHECKOUT
 
 FOLDER = CHECKOUT / "provision" / "vm"
@@ -84,6 +85,26 @@ def test_patience_is_by_what_the_machine_has_measured(vm_test, tmp_path):
     assert vm_test.patience_s(steps, 25.0, tmp_path) == vm_test.BOOT_S * 25
     (tmp_path / "machine.json").write_text(json.dumps({"boot_s": 90.0, "slower": 10.0}))
     assert vm_test.patience_s(steps, 25.0, tmp_path) == 90 + vm_test.SPARE_S + 10 * steps[0].budget_s
+
+
+def test_patience_with_a_machine_whose_time_goes_slower_than_the_hosts(vm_test, tmp_path):
+    steps = vm_test.choose(["doctor"])
+    assert vm_test.patience_s(steps, 5.0, tmp_path, 50.0) == vm_test.BOOT_S * 5 * 50
+    (tmp_path / "machine.json").write_text(json.dumps({"boot_s": 9.0, "slower": 3.0}))
+    expected = (9 + vm_test.SPARE_S + 3 * steps[0].budget_s) * 50
+    assert vm_test.patience_s(steps, 5.0, tmp_path, 50.0) == expected
+    assert vm_test.machine.ICOUNT.dilation > vm_test.machine.TCG.dilation == 1.0
+
+
+def test_stock_mininet_is_tried_with_every_topology(vm_test):
+    (step,) = vm_test.choose(["mininet"])
+    tried = step.command.partition(" in ")[2].partition(";")[0].split()
+    assert tuple(tried) == topologies.names()
+
+
+def test_a_step_with_mininet_fails_when_a_packet_is_lost(vm_test):
+    for step in vm_test.choose(["mininet", "openvswitch"]):
+        assert "grep -q 'Results: 0% dropped'" in step.command
 
 
 def test_a_machine_that_cannot_be_made_fails_every_step(vm_test, tmp_path, monkeypatch, capsys):

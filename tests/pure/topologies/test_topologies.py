@@ -168,6 +168,11 @@ def test_stock_mininet_gets_each_directions_shape_in_its_own_units() -> None:
     assert topo.nodeInfo("client")["routes"] == (("0.0.0.0/0", "10.0.0.1"),)
 
 
+def test_the_kind_of_a_switch_is_left_to_the_command_line_of_stock_mininet() -> None:
+    topo = topologies.get("one_lan").mininet_topos()["one_lan"]()
+    assert topo.nodeInfo("lan") == {"isSwitch": True, "dpid": "1"}
+
+
 def test_a_rate_that_stock_mininet_would_ignore_is_refused() -> None:
     topos = topologies.get("two_edges").mininet_topos()
     with pytest.raises(InvalidInput, match="10000 Mbit/s"):

@@ -14,6 +14,7 @@ import msgspec
 from quicferry import process
 from quicferry.emulation.links.cable.config import CableConfig, CableLink, CableStats
 from quicferry.errors import EmulationError
+from quicferry.slowness import longer
 
 READY_WITHIN_S = 20.0
 ANSWER_WITHIN_S = 5.0
@@ -50,7 +51,7 @@ class CableProcess:
         # with a thousand nodes its number may be beyond what select() can wait for
         with selectors.DefaultSelector() as waiting:
             waiting.register(self._process.stdout, selectors.EVENT_READ)
-            readable = waiting.select(READY_WITHIN_S)
+            readable = waiting.select(longer(READY_WITHIN_S))
         line = self._process.stdout.readline().decode() if readable else ""
         if not line.startswith("ready"):
             process.stop(self._process)

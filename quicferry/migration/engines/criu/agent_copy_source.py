@@ -51,6 +51,7 @@ from quicferry.migration.memory.process_memory import (
 )
 from quicferry.migration.memory.write_tracking import WriteTracker
 from quicferry.migration.order import MoveOrder
+from quicferry.slowness import longer
 
 TRACK_S = 0.5
 #: So many go ahead even if the dump is over before: a page that is waited for later costs as much as forty.
@@ -99,7 +100,7 @@ class CopySource(CriuEngine):
         pid = self._server_pid()
         outside = self._container.outside_pid(pid)
         try:
-            offered = await self._context.control.ask(Track(), TRACK_S)
+            offered = await self._context.control.ask(Track(), longer(TRACK_S))
             if outside is None:
                 raise Unsupported("the server is gone")
             descriptor = take_descriptor(outside, int(offered["descriptor"]))
