@@ -2,7 +2,7 @@
 
 A run measures it once (``measure``) and hands it to its processes by their environment; each multiplies what
 it waits for by it (``longer``). Only bounds on what a processor has to do are longer: leases, idle timeouts
-and what clients are told are the protocol's, the same everywhere (docs/adr/0017).
+and what clients are told are the protocol's, the same everywhere (docs/adr/0018).
 """
 
 from __future__ import annotations

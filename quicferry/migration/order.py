@@ -45,7 +45,7 @@ def deadlines_over(rtt_s: float, slower: float = 1.0) -> Deadlines:
     """The usual deadlines, longer where clients are to answer over that round trip, in seconds.
 
     What a processor has to do is given ``slower`` times as long, but no step in which the server stands still
-    longer than it may (``freeze_s``); what clients and leases go by stays (docs/adr/0017).
+    longer than it may (``freeze_s``); what clients and leases go by stays (docs/adr/0018).
     """
     usual = Deadlines()
     return Deadlines(
