@@ -26,7 +26,7 @@ from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_ack_frame, p
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 
-from quicferry.quic._aioquic.keys import retain_former_keys
+from quicferry.quic._aioquic.keys import may_update, retain_former_keys
 from quicferry.quic._aioquic.path_size import (
     BASE_BYTES,
     LOSSES_MOST,
@@ -171,6 +171,15 @@ class HookedConnection(QuicConnection):
         super()._initialize(peer_cid)
         retain_former_keys(self._cryptos[tls.Epoch.ONE_RTT])
 
+    def request_key_update(self) -> None:
+        """As upstream. One that comes too soon after another waits until the peer has followed that."""
+        space = self._spaces[tls.Epoch.ONE_RTT]
+        pair = self._cryptos[tls.Epoch.ONE_RTT]
+        if not self._handshake_confirmed or may_update(pair, space.largest_acked_packet):
+            super().request_key_update()
+        elif not pair._update_key_requested:
+            self._key_update_pending = True
+
     # ------------------------------------------------------------------ negotiation
 
     def _serialize_transport_parameters(self) -> bytes:
@@ -237,6 +246,9 @@ class HookedConnection(QuicConnection):
         if large:
             ranges, _ = pull_ack_frame(Buffer(data=buf.data_slice(at, buf.tell())))
             self._look_for_black_hole(large, {n for n in large if n in ranges})
+        if self._key_update_pending and self._handshake_confirmed:
+            self._key_update_pending = False
+            self.request_key_update()  # or waits on
         if self._careful is not None:
             self._careful.acknowledged(self, in_flight - self._loss.bytes_in_flight, context.time)
         if doubt is not None:

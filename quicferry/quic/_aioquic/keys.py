@@ -7,6 +7,9 @@ of a packet. Every other case is upstream's: long headers, ChaCha20, a change of
 After an update of its own, an endpoint keeps the old keys until the peer has used the new ones (RFC 9001
 §6.1): the packet that tells of the update may be lost, with a server that is frozen for instance, and what
 the peer sends meanwhile has the old ones. Upstream forgets them, and neither end would read the other again.
+
+For the same reason nobody updates twice before the peer is known to have followed: it could read no third
+phase. Upstream does as it is told.
 """
 
 from __future__ import annotations
@@ -48,8 +51,17 @@ class RetainingPair(CryptoPair):
 
     _former: CryptoContext | None = None
     _new_since: int | None = None  # the lowest packet number that the new keys have opened
+    _sent_since: int | None = -1  # the first packet number of the present keys; None: none was sent yet
+
+    def encrypt_packet(self, plain_header: bytes, plain_payload: bytes, packet_number: int) -> bytes:
+        if self._update_key_requested:
+            self._update_key("local_update")
+        if self._sent_since is None:
+            self._sent_since = packet_number
+        return self.send.encrypt_packet(plain_header, plain_payload, packet_number)
 
     def _update_key(self, trigger: str) -> None:
+        self._sent_since = None
         former = CryptoContext(key_phase=self.recv.key_phase)
         former.aead, former.hp, former.secret = self.recv.aead, self.recv.hp, self.recv.secret
         former.cipher_suite, former.version = self.recv.cipher_suite, self.recv.version
@@ -111,6 +123,23 @@ def retain_former_keys(pair: CryptoPair) -> None:
     """From now on the pair keeps its former keys; it stays the object that it is."""
     pair.__class__ = RetainingPair
     pair.send.__class__ = ShortHeaderContext  # of the context, not of the pair: that is what a freeze seals
+
+
+def may_update(pair: CryptoPair, largest_acknowledged: int) -> bool:
+    """Whether the peer is known to have the present keys: it has acknowledged a packet that had them."""
+    #: RFC 9001 6.1: MUST NOT initiate a subsequent key update unless
+    since = pair._sent_since if isinstance(pair, RetainingPair) else -1
+    return since is not None and largest_acknowledged >= since and not pair._update_key_requested
+
+
+def were_updated_elsewhere(pair: CryptoPair) -> bool:
+    """The keys are not the first, and what told the peer of them is not known here.
+
+    Returns whether the next update has to wait for that.
+    """
+    if isinstance(pair, RetainingPair):
+        pair._sent_since = None
+    return isinstance(pair, RetainingPair)
 
 
 def former_secret(pair: CryptoPair) -> bytes | None:

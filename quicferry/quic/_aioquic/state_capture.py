@@ -112,7 +112,7 @@ def _capture_keys(connection: QuicConnection) -> image.KeysImage:
         recv_first_secret=recv_first,
         recv_key_phase=pair.recv.key_phase,
         recv_former_secret=former_secret(pair),
-        update_requested=pair._update_key_requested,
+        update_requested=pair._update_key_requested or connection._key_update_pending,
     )
 
 

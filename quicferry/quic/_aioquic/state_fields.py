@@ -150,8 +150,8 @@ FATES: dict[str, dict[str, Fate]] = {
     "QuicConnection": _fates(
         CONNECTION_PLAIN,
         moved="""
-            _close_at _crypto_streams _cryptos _datagrams_pending _events _host_cids _local_max_data
-            _local_max_streams_bidi _local_max_streams_uni _loss _network_paths _peer_cid
+            _close_at _crypto_streams _cryptos _datagrams_pending _events _host_cids _key_update_pending
+            _local_max_data _local_max_streams_bidi _local_max_streams_uni _loss _network_paths _peer_cid
             _peer_cid_available _peer_cid_sequence_numbers _ping_pending _retire_connection_ids _spaces
             _streams _streams_blocked_bidi _streams_blocked_uni _streams_queue tls
         """,
@@ -164,7 +164,7 @@ FATES: dict[str, dict[str, Fate]] = {
         # the close fields: only open connections move; the timers: set again when they are asked for
         dropped="""
             _close_event _close_pending _connect_called _crypto_frame_type _crypto_packet_version
-            _crypto_retransmitted _key_update_pending _loss_at _pacing_at _peer_token
+            _crypto_retransmitted _loss_at _pacing_at _peer_token
             _remote_preferred_address _remote_version_information _retry_count
             _version_negotiated_incompatible
         """,

@@ -30,7 +30,7 @@ from quicferry.quic import image
 from quicferry.quic._aioquic import state_fields as fields
 from quicferry.quic._aioquic.connection import HookedConnection
 from quicferry.quic._aioquic.doubt import Doubt
-from quicferry.quic._aioquic.keys import restore_former
+from quicferry.quic._aioquic.keys import restore_former, were_updated_elsewhere
 from quicferry.quic._aioquic.state import Build, extended_or_none
 from quicferry.quic._aioquic.state_capture import agreement
 from quicferry.quic.errors import LocalError
@@ -146,7 +146,9 @@ def _put_keys(connection: QuicConnection, keys: image.KeysImage) -> None:
             later = CryptoContext(key_phase=phase)
             later.setup(cipher_suite=suite, secret=current, version=keys.version)
             apply_key_phase(context, later, trigger="restore")  # header protection stays that of generation 0
-    pair._update_key_requested = keys.update_requested
+    waits = keys.send_secret != keys.send_first_secret and were_updated_elsewhere(pair)
+    pair._update_key_requested = keys.update_requested and not waits
+    connection._key_update_pending = keys.update_requested and waits
     restore_former(pair, keys.recv_former_secret)
 
 
