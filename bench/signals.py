@@ -22,6 +22,7 @@ from typing import NamedTuple
 from quicferry.emulation.sandbox import ownership
 from quicferry.emulation.sandbox.ownership import PARTIAL_SUFFIX, TaggedProcess
 from quicferry.errors import StoreError
+from quicferry.experiment.known_answers import ALWAYS, VARIABLE
 from quicferry.paths import CHECKOUT
 from quicferry.process import DEVNULL, Popen, TimeoutExpired, spawn
 from quicferry.record import read_manifest
@@ -96,7 +97,7 @@ def end_at(name: str, number: signal.Signals, folder: Path) -> list[str]:
     moment = MOMENTS[name]
     runs, scratch, log = folder / "runs", folder / "tmp", folder / "log"
     scratch.mkdir(parents=True)
-    env = {**os.environ, "QUICFERRY_RUNS": str(runs), "TMPDIR": str(scratch)}
+    env = {**os.environ, "QUICFERRY_RUNS": str(runs), "TMPDIR": str(scratch), VARIABLE: ALWAYS}
     with log.open("wb") as output:
         tool = spawn(
             # under nohup, or in the background of a shell, some would be ignored from the start

@@ -1,7 +1,8 @@
 """The process inside the private root: plays the run whose directory it is given, or one after another.
 
     python -m session.play DIRECTORY
-    python -m session.play --keep FOLDER     # runs are ordered on stdin (quicferry.experiment.stage)
+    python -m session.play --once            # a run that is ordered on stdin (quicferry.experiment.stage)
+    python -m session.play --keep FOLDER     # run after run, in one network
 
 Its stdout is the events of the run, as JSON lines, for whoever watches.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,7 +23,7 @@ from quicferry.emulation.mininet.kept import KeptEmulator
 from quicferry.emulation.sandbox.ownership import RUN_TAG
 from quicferry.events import Event
 from quicferry.experiment.run import MakeDeployment, perform
-from quicferry.experiment.stage import KEEP, LOG, RunOrder, RunOver
+from quicferry.experiment.stage import KEEP, LOG, ONCE, RunOrder, RunOver
 from quicferry.fork_server import ForkServer
 from quicferry.process import run
 from quicferry.record import RunPaths, read_manifest
@@ -49,13 +51,20 @@ def keep_in_memory(directory: Path) -> None:
 
 
 def main() -> None:
-    """Perform the run whose directory is the first argument; with ``--keep FOLDER`` run after run."""
+    """Perform the run whose directory is the first argument, or the one or many that are ordered on stdin."""
     os.nice(PRIORITY)
     forks = ForkServer.start(FORKED)
     if sys.argv[1] == KEEP:
         play_orders(Path(sys.argv[2]), forks)
         return
-    paths = RunPaths(Path(sys.argv[1]))
+    if sys.argv[1] == ONCE:
+        order = next(_orders(), None)
+        if order is None:
+            return  # nobody needed it
+        root = Path(order.directory)
+    else:
+        root = Path(sys.argv[1])
+    paths = RunPaths(root)
     keep_in_memory(paths.credentials)  # private keys
     manifest = read_manifest(paths.root)
     spec = manifest.spec
@@ -63,6 +72,15 @@ def main() -> None:
         paths.root / LINKS, seed=spec.seed, backend=_backend(spec.link_backend), forks=forks
     )
     perform(manifest, paths, emulator, _deployment(spec.baseline), show)
+
+
+def _orders() -> Iterator[RunOrder]:
+    """The orders on stdin, as they come; what this process says goes into the log of each run."""
+    for line in sys.stdin.buffer:
+        order = msgspec.json.decode(line, type=RunOrder)
+        os.environ[RUN_TAG] = order.run_id
+        _log_into(RunPaths(Path(order.directory)).logs / LOG)
+        yield order
 
 
 def play_orders(folder: Path, forks: ForkServer) -> None:
@@ -73,11 +91,11 @@ def play_orders(folder: Path, forks: ForkServer) -> None:
     keys = folder / "keys"
     keep_in_memory(keys)
     emulator = KeptEmulator(forks=forks)
-    for line in sys.stdin.buffer:
-        order = msgspec.json.decode(line, type=RunOrder)
+    for order in _orders():
         paths = RunPaths(Path(order.directory))
-        os.environ[RUN_TAG] = order.run_id
-        _log_into(paths.logs / LOG)
+        if emulator.why is not None:
+            sys.stderr.write(f"a network is built: {emulator.why}\n")
+            sys.stderr.flush()
         paths.credentials = keys / order.run_id
         paths.credentials.mkdir(mode=0o700)
         manifest = read_manifest(paths.root)
@@ -90,9 +108,9 @@ def play_orders(folder: Path, forks: ForkServer) -> None:
             may_stay=not spec.faults,
         )
         perform(manifest, paths, emulator, _deployment(spec.baseline), show)
-        over = RunOver(over=order.run_id, kept=emulator.is_kept, why_not=emulator.why)
-        sys.stdout.buffer.write(msgspec.json.encode(over) + b"\n")
+        sys.stdout.buffer.write(msgspec.json.encode(RunOver(over=order.run_id)) + b"\n")
         sys.stdout.buffer.flush()
+        emulator.tidy_up()  # beside the analysis
     emulator.destroy()
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
-from quicferry.analysis.derive import derive
 from quicferry.errors import FerryError
 from quicferry.events import Event
+from quicferry.experiment.known_answers import check_unless_known as ask_machine
+from quicferry.experiment.known_answers import forget
 from quicferry.experiment.launch import launch
-from quicferry.experiment.preflight import check as ask_machine
 from quicferry.experiment.stage import FreshStage, KeptStage, Stage
 from quicferry.experiment.store import RunStore
 from quicferry.record import RunResult, result_of
@@ -20,6 +21,13 @@ from session.downtimes import Downtimes
 from session.request import needs, parts_of, refusal
 
 PLAYER = "session.play"  # plays runs, in their private root
+
+
+def derive(run_dir: Path, *, draw: bool = True) -> RunResult:
+    """``quicferry.analysis.derive.derive``, loaded when it is needed: it takes half a second."""
+    from quicferry.analysis.derive import derive
+
+    return derive(run_dir, draw=draw)
 
 
 def title(spec: RunSpec) -> str:
@@ -68,6 +76,7 @@ class Session:
         self._watch = watch
         self._draw = draw
         self._stage: Stage = KeptStage(PLAYER, self._store.root) if keep_network else FreshStage(PLAYER)
+        self._entered = False
         self._refused = self._ask()
         if specs and None not in self._refused.values():
             raise next(error for error in self._refused.values() if error is not None)
@@ -92,10 +101,14 @@ class Session:
             self._watch(spec, done, None)
             on_event = functools.partial(self._watch, spec, done)
             paths = launch(spec, topology, self._store, self._stage, on_event)
+            if self._entered and done + 1 < len(self._parts):
+                self._stage.prepare()  # beside the analysis
             return derive(paths.root) if self._draw else derive(paths.root, draw=False)
 
         why_not = self._refused[spec]
         result = failure(spec, why_not) if why_not is not None else self._downtimes.perform(spec, perform)
+        if result.outcome == "failed":
+            forget()
         self.results.append(result)
         return result
 
@@ -105,7 +118,18 @@ class Session:
         return self._stage
 
     def __enter__(self) -> Self:
+        """Start ahead what the first run needs, and load the analysis meanwhile."""
+        self._entered = True
+        if any(why_not is None for why_not in self._refused.values()):
+            self._stage.prepare()
+            self._load()
         return self
+
+    def _load(self) -> None:
+        """Load now what is needed after the run, when something waits for it."""
+        importlib.import_module("quicferry.analysis.derive")
+        if self._draw:
+            importlib.import_module("quicferry.analysis.figures.timeline")
 
     def __exit__(self, *_: object) -> None:
         """End the network that is kept."""

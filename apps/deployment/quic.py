@@ -89,7 +89,9 @@ class QuicDeployment:
                 connections=context.spec.clients,
             )
         self.services: list[Service] = [
-            Together([*self._agents.values(), self._orchestrator]),
+            Together(list(self._agents.values())),
+            # when its agents listen: a connection that is refused is tried again after a pause
+            self._orchestrator,
             faults,
             self._client,
         ]

@@ -324,7 +324,7 @@ def journals(context: RunContext) -> Path:
 class Together:
     """Services that need nothing of each other to start: all are started before any is waited for."""
 
-    name = "agents and orchestrator"
+    name = "agents"
 
     def __init__(self, services: Sequence[Service]) -> None:
         self._services = services

@@ -69,7 +69,8 @@ class DnsDeployment:
         self.services: list[Service] = [
             NameServer(context, key),
             self._updater,
-            Together([*map(agent, edges), self._orchestrator]),
+            Together([*map(agent, edges)]),
+            self._orchestrator,
             clients_of(
                 context,
                 config(context, client_config(context, tls.authority)),

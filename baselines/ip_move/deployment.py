@@ -112,7 +112,8 @@ class IpMoveDeployment:
         self._orchestrator = OrchestratorService(context, edges, issue(context.part("orchestrator")))
         self.services: list[Service] = [
             *(RouterService(context, config) for config in routers),
-            Together([agent(source, destination), agent(destination, source), self._orchestrator]),
+            Together([agent(source, destination), agent(destination, source)]),
+            self._orchestrator,
             clients_of(context, config(context, client_config(context, tls.authority)), module=client),
         ]
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol, Self
 
 import msgspec
 
@@ -33,7 +33,8 @@ OnEvent = Callable[[Event], None]
 
 #: Characters of a command line beyond that of the process which plays a run (``fork_server._show_as``).
 ROOM = 120
-KEEP = "--keep"  # the first argument of a process that plays run after run; the second is its folder
+ONCE = "--once"  # the first argument of a process that waits for one order
+KEEP = "--keep"  # of a process that plays run after run; the second is its folder
 OVER = b'{"over":'  # how the line begins that says so
 
 
@@ -45,15 +46,16 @@ class RunOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunOver(msgspec.Struct, frozen=True, kw_only=True):
-    """The last line about a run. ``kept``: whether its network is there for the next."""
+    """The last line about a run: nothing is written into its directory any more."""
 
     over: str  # the run's id
-    kept: bool
-    why_not: str | None = None
 
 
 class Stage(Protocol):
     """A place for runs, one after another."""
+
+    def prepare(self) -> None:
+        """Start ahead what the next run needs and does not depend on it. ``close`` ends what nobody used."""
 
     def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> int:
         """Play the run of that directory, and tell of its events.
@@ -63,7 +65,7 @@ class Stage(Protocol):
         """
 
     def close(self) -> None:
-        """End what is kept. May be called again."""
+        """End what is there. May be called again."""
 
 
 class FreshStage:
@@ -71,125 +73,142 @@ class FreshStage:
 
     def __init__(self, player: str) -> None:
         self._player = player
+        self._ahead: _Player | None = None
+
+    def prepare(self) -> None:
+        """See ``Stage``: the process loads what it is made of. Its private root has no network as yet."""
+        if self._ahead is None:
+            self._ahead = _Player(self._player, [ONCE])
 
     def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> int:
         """See ``Stage``."""
-        # the last argument says nothing: forked programs show their command lines in its place
-        argv = [sys.executable, "-m", self._player, str(paths.root), "-" * ROOM]
-        with (paths.logs / LOG).open("wb") as stderr:
-            root = private_root.start(
-                argv, run_id=run_id, stdout=PIPE, stderr=stderr, env=_environment(), cwd=CHECKOUT
-            )
-        assert root.process.stdout is not None
-        with root, root.process.stdout as lines:
-            for line in lines:
-                _tell(line, on_event)
-            return root.wait()
+        self.prepare()
+        player, self._ahead = self._ahead, None
+        assert player is not None
+        player.root.run_id = run_id  # whose control groups are removed with the root
+        with player:
+            player.play(RunOrder(run_id=run_id, directory=str(paths.root)), on_event)
+            return player.ended(paths)
 
     def close(self) -> None:
         """See ``Stage``."""
+        if self._ahead is not None:
+            self._ahead.end()
+            self._ahead = None
 
 
 class KeptStage:
     """One private root and one process for all runs; made with the first, and anew after an accident.
 
     ``folder`` is on a disk that the private root sees; the process mounts a file system in memory there, for
-    the keys of its runs. ``kept`` counts the runs that left their network to the next, ``made_anew`` says of
-    each other run why it did not.
+    the keys of its runs.
     """
 
     def __init__(self, player: str, folder: Path) -> None:
-        self._player = player
+        self._module = player
         self._folder = folder
         self._place: Path | None = None
-        self._root: private_root.PrivateRoot | None = None
-        self._log: IO[bytes] | None = None
-        self.kept = 0
-        self.made_anew: list[str] = []
+        self._player: _Player | None = None
 
-    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> int:
+    def prepare(self) -> None:
         """See ``Stage``."""
-        if self._root is not None and self._root.poll() is not None:
+        if self._player is not None and self._player.root.poll() is not None:
             self.close()
-        try:
-            root = self._root or self._begin()
-            over = self._play(root, RunOrder(run_id=run_id, directory=str(paths.root)), on_event)
-        except BaseException:
-            self.close()
-            raise
-        if over is None:
-            status = root.wait()
-            self._keep_words(paths)
-            self.made_anew.append(f"the process that plays ended with status {status}")
-            self.close()
-            return status
-        cgroups.remove_of_run(run_id)
-        if over.kept:
-            self.kept += 1
-        else:
-            self.made_anew.append(over.why_not or "")
-        return 0
-
-    def _begin(self) -> private_root.PrivateRoot:
-        name = f"network-{os.getpid()}-{secrets.token_hex(3)}"
-        self._place = self._folder / f"{name}{PARTIAL_SUFFIX}"
+        if self._player is not None:
+            return
+        self._place = self._folder / f"network-{os.getpid()}-{secrets.token_hex(3)}{PARTIAL_SUFFIX}"
         try:
             self._place.mkdir(mode=0o700, parents=True)
         except OSError as error:
             raise disk_error("cannot make a folder for the network", error) from error
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
-        argv = [sys.executable, "-m", self._player, KEEP, str(self._place), "-" * ROOM]
-        self._root = private_root.start(
-            argv,
-            run_id=name,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=self._log,
-            env=_environment(),
-            cwd=CHECKOUT,
-        )
-        return self._root
+        name = self._place.name.removesuffix(PARTIAL_SUFFIX)  # by which `clean` sees that it is alive
+        self._player = _Player(self._module, [KEEP, str(self._place)], name)
 
-    def _play(
-        self, root: private_root.PrivateRoot, order: RunOrder, on_event: OnEvent | None
-    ) -> RunOver | None:
-        """Give the order and tell of its events until it is over; None when the process ended before."""
-        stdin, stdout = root.process.stdin, root.process.stdout
-        assert stdin is not None and stdout is not None
+    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> int:
+        """See ``Stage``."""
         try:
-            stdin.write(msgspec.json.encode(order) + b"\n")
-            stdin.flush()
-        except BrokenPipeError:
-            return None
-        for line in iter(stdout.readline, b""):
-            if line.startswith(OVER):
-                return msgspec.json.decode(line, type=RunOver)
-            _tell(line, on_event)
-        return None
-
-    def _keep_words(self, paths: RunPaths) -> None:
-        """Add what the process has said outside of its runs to the log of the run in which it ended."""
-        if self._log is None:
-            return
-        self._log.seek(0)
-        with contextlib.suppress(OSError), (paths.logs / LOG).open("ab") as log:
-            shutil.copyfileobj(self._log, log)
+            self.prepare()
+            player = self._player
+            assert player is not None
+            is_over = player.play(RunOrder(run_id=run_id, directory=str(paths.root)), on_event)
+        except BaseException:
+            self.close()
+            raise
+        cgroups.remove_of_run(run_id)
+        if is_over:
+            return 0
+        status = player.ended(paths)
+        self.close()
+        return status
 
     def close(self) -> None:
         """See ``Stage``."""
-        root, self._root = self._root, None
-        log, self._log = self._log, None
+        player, self._player = self._player, None
         place, self._place = self._place, None
-        if root is not None:
-            root.kill()  # its namespaces take all with them: nothing is gained by asking
-            for stream in (root.process.stdin, root.process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        stream.close()
-        if log is not None:
-            log.close()
+        if player is not None:
+            player.end()
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)
+
+
+class _Player:
+    """A process that plays, waiting for orders in its private root. A context manager that ends it."""
+
+    def __init__(self, module: str, arguments: list[str], name: str | None = None) -> None:
+        # what it says outside of its runs; within one it writes into the run's own log
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by end()
+        try:
+            self.root = private_root.start(
+                # the last argument says nothing: forked programs show their command lines in its place
+                [sys.executable, "-m", module, *arguments, "-" * ROOM],
+                run_id=name,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=self._log,
+                env=_environment(),
+                cwd=CHECKOUT,
+            )
+        except BaseException:
+            self._log.close()
+            raise
+        assert self.root.process.stdin is not None
+        assert self.root.process.stdout is not None
+        self._stdin, self._stdout = self.root.process.stdin, self.root.process.stdout
+
+    def play(self, order: RunOrder, on_event: OnEvent | None) -> bool:
+        """Give the order and tell of its events; whether the run came to its end."""
+        try:
+            self._stdin.write(msgspec.json.encode(order) + b"\n")
+            self._stdin.flush()
+        except BrokenPipeError:
+            return False
+        for line in iter(self._stdout.readline, b""):
+            if line.startswith(OVER):
+                return True
+            _tell(line, on_event)
+        return False
+
+    def ended(self, paths: RunPaths) -> int:
+        """Wait for its end; returns the exit status. What it said outside of a run goes into its log."""
+        status = self.root.wait()
+        self._log.seek(0)
+        with contextlib.suppress(OSError), (paths.logs / LOG).open("ab") as log:
+            shutil.copyfileobj(self._log, log)
+        return status
+
+    def end(self) -> None:
+        """End it at once: its namespaces take all with them."""
+        self.root.kill()
+        for stream in (self._stdin, self._stdout):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
 
 def _environment() -> dict[str, str]:

@@ -215,6 +215,11 @@ class LinkLayer:
         Plain links have nothing that could be on its way. The cable's last counters are in its files.
         """
         if self._cable is not None:
+            self._cable.ask_to_end()
+
+    def settle(self) -> None:
+        """Wait for the end of what ``halt`` has ended."""
+        if self._cable is not None:
             self._cable.stop()
             self._cable = None
 
@@ -223,6 +228,7 @@ class LinkLayer:
 
         ``seed`` and ``work_dir`` are as in ``LinkLayer``.
         """
+        self.settle()
         self._seed, self._work_dir, self._last = seed, work_dir, None
         if self.backend == "netem":
             # a new qdisc has no packet in its queue and no count of any

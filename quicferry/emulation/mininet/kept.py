@@ -34,8 +34,8 @@ SETTINGS = tuple(
 class KeptEmulator(MininetEmulator):
     """A ``MininetEmulator`` whose network stays after the ``with`` block, for a run of an equal topology.
 
-    ``next_run`` comes before each ``with`` block, ``destroy`` at the very end. ``why`` says
-    why the last one was not kept, or None.
+    ``next_run`` comes before each ``with`` block, ``tidy_up`` after it, when nothing is in a hurry, and
+    ``destroy`` at the very end. ``why`` says why the last network was not kept, or None.
     """
 
     def __init__(self, *, forks: ForkServer | None = None) -> None:
@@ -96,36 +96,50 @@ class KeptEmulator(MininetEmulator):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._deployed is None:  # it could not even be built
-            self.destroy()
-            return
+        """End what runs in the network: nothing of this run writes a file or sends a packet any more."""
         self.why = self._why_not(error)
+        if self.why is None:
+            try:
+                self._link_layer().halt()  # first: what a dying program still sends goes nowhere
+                self._end_programs()
+            except (FerryError, OSError) as problem:
+                self.why = str(problem)
         if self.why is not None:
             self.destroy()
 
     def _why_not(self, error: BaseException | None) -> str | None:
-        """Make the network as it was; returns why it cannot be kept, None when it can."""
         if error is not None:
             return f"the run failed: {error}"
         if not self._may_stay:
             return "the run had faults"
         if self._deployed is None or self._topology != self._deployed[0]:
             return "a host has changed its place"
+        return None
+
+    def tidy_up(self) -> None:
+        """After the ``with`` block: make the network as it was, or destroy it and say ``why``."""
+        if self._deployed is None:
+            return
         try:
-            self._tidy()
-            names = list(self._states)
-            now = self._read_states(names)
+            self.why = self._tidied_up()
         except (FerryError, OSError) as problem:
-            return f"it could not be tidied up: {problem}"
+            self.why = f"it could not be tidied up: {problem}"
+        if self.why is not None:
+            self.destroy()
+
+    def _tidied_up(self) -> str | None:
+        """Take away what the run left; returns what is not as it was, None when all is."""
+        self._link_layer().settle()
+        names = list(self._states)
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tidy") as pool:
+            list(pool.map(lambda name: node_state.tidy(self.pid(name), self._mounts[name]), names))
+        now = self._read_states(names)
         changed = [name for name in names if now[name] != self._states[name]]
         return f"the run has changed {', '.join(changed)}" if changed else None
 
-    def _tidy(self) -> None:
-        """End all processes in the nodes and the cable, and take away what they left."""
-        holders = {self.pid(node.name) for node in self.topology.nodes}
-        layer = self._link_layer()
-        layer.halt()  # first: what a dying program still sends goes nowhere
-        _end_all_but(holders, self._networks)
+    def _end_programs(self) -> None:
+        """End all processes in the nodes but those that hold them. Raises ``EmulationError``."""
+        _end_all_but({self.pid(node.name) for node in self.topology.nodes}, self._networks)
         for process in self._children:
             if process.poll() is None:
                 process.kill()  # it may have gone to a network of its own
@@ -137,9 +151,6 @@ class KeptEmulator(MininetEmulator):
                 process.stdin.close()
         self._children, self._measured = [], {}
         _reap()
-        pids = {node.name: self.pid(node.name) for node in self.topology.nodes}
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tidy") as pool:
-            list(pool.map(lambda name: node_state.tidy(pids[name], self._mounts[name]), pids))
 
     def _read_states(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         asked = list(names)

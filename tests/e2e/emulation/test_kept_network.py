@@ -69,6 +69,7 @@ def test_the_next_run_finds_nothing_of_the_one_before(tmp_path: Path) -> None:
             Path(f"/proc/{edge}/root/run/folder").mkdir()
             run(["nsenter", f"--mount=/proc/{edge}/ns/mnt", "mount", "-t", "tmpfs", "tmpfs", "/mnt"])
             told["changed"] = state("edge-1") != before["edge-1"]
+        emulator.tidy_up()
         told["why"] = emulator.why
         told["is_kept"] = emulator.is_kept
         told["number"] = next_run(2)
@@ -135,6 +136,7 @@ def test_a_datagram_on_its_way_does_not_reach_the_next_run(tmp_path: Path) -> No
                 sender.sendto(b"in time", place)
                 first = heard(receiver)
                 sender.sendto(b"late", place)
+        emulator.tidy_up()
         next_run(2)
         with emulator:
             emulator.deploy(topology)
@@ -164,6 +166,7 @@ def test_a_network_that_cannot_be_trusted_is_built_anew(tmp_path: Path) -> None:
                     harm()
             except MigrationError:
                 pass
+            emulator.tidy_up()
             told.append([number_of_network, emulator.is_kept, emulator.why])
 
         def fail():

@@ -105,6 +105,22 @@ class CableProcess:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGUSR2)
 
+    def ask_to_end(self) -> None:
+        """Let it carry no frame any more; returns when its last counters are written.
+
+        To close its sockets takes it a tenth of a second more, as the kernel waits for each; ``stop`` waits
+        for that. Raises ``EmulationError`` when it does not answer.
+        """
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._stats_path.unlink(missing_ok=True)
+            self._process.terminate()
+            deadline_s = time.monotonic() + ANSWER_WITHIN_S
+            while not self._stats_path.exists() and self._process.poll() is None:
+                if time.monotonic() > deadline_s:
+                    raise EmulationError("the cable does not end", hint=f"see {self._log_path}")
+                time.sleep(0.002)
+
     def stop(self) -> None:
         """End it; its last counters stay readable by ``stats``."""
         if self._process is not None:
