@@ -4,7 +4,8 @@
 #   provision/container/container_test.sh               build provision/container/Containerfile and use that
 #   provision/container/container_test.sh --host-files  an empty image with this host's /usr, /etc and checkout
 #                                                       read from it: nothing is built; half a minute
-#   provision/container/container_test.sh --build       build it, and move nothing yet: the next call finds it
+#   provision/container/container_test.sh --build       build it, and move nothing yet
+#   provision/container/container_test.sh --built       move servers in what was built last
 #   BASE=localhost/name provision/container/container_test.sh   build on another base image
 #
 # Where the base image cannot be pulled, debootstrap makes one. Everything of Podman (images, containers) is
@@ -28,9 +29,11 @@ die() {
 
 host_files=no
 only_build=no
+built=no
 case ${1:-} in
   "") ;;
   --build) only_build=yes ;;
+  --built) built=yes ;;
   --host-files) host_files=yes ;;
   -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
   *) die "unknown argument $1" "provision/container/container_test.sh --help" 2 ;;
@@ -104,7 +107,14 @@ empty() {
 
 image=
 mounts=()
-if [ "$host_files" = yes ]; then empty; else build; fi
+if [ "$built" = yes ]; then
+  image=quicferry
+  podman image exists "$image" || die "nothing was built yet" "leave out --built"
+elif [ "$host_files" = yes ]; then
+  empty
+else
+  build
+fi
 [ "$only_build" = no ] || exit 0
 
 failed=no

@@ -88,11 +88,17 @@ ICOUNT = Accelerator(
 ACCELERATORS = {each.name: each for each in (KVM, TCG, ICOUNT)}
 
 
-def accelerator(name: str, image: Path) -> Accelerator:
-    """The accelerator of that name; ``auto``: KVM where a kernel starts with it, else emulation."""
-    if name != "auto":
-        return ACCELERATORS[name]
-    return KVM if _kvm_works(image) else TCG
+def accelerator(name: str, image: Path, processors: int | None = None) -> Accelerator:
+    """The accelerator of that name; ``auto``: KVM where a kernel starts with it, else emulation.
+
+    ``processors``: how many the machine has, where that is not the accelerator's usual number.
+    """
+    by = ACCELERATORS[name] if name != "auto" else KVM if _kvm_works(image) else TCG
+    if processors is None:
+        return by
+    words = list(by.arguments)
+    words[words.index("-smp") + 1] = str(processors)
+    return by._replace(arguments=tuple(words))
 
 
 def _kvm_works(image: Path) -> bool:

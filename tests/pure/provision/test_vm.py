@@ -11,6 +11,7 @@ import pytest
 
 import topologies
 from quicferry.paths import CHECKOUT
+from session.scenario import read_scenario
 
 FOLDER = CHECKOUT / "provision" / "vm"
 
@@ -100,6 +101,26 @@ def test_stock_mininet_is_tried_with_every_topology(vm_test):
     (step,) = vm_test.choose(["mininet"])
     tried = step.command.partition(" in ")[2].partition(";")[0].split()
     assert tuple(tried) == topologies.names()
+
+
+def test_the_number_of_processors(vm_test, tmp_path):
+    machine = vm_test.machine
+    assert machine.accelerator("tcg", tmp_path) is machine.TCG
+    words = machine.accelerator("tcg", tmp_path, 1).arguments
+    assert words[words.index("-smp") + 1] == "1"
+    assert machine.TCG.arguments[machine.TCG.arguments.index("-smp") + 1] == "2"
+
+
+def test_the_machines_sweep_runs_each_way_of_moving_memory_once():
+    scenario = read_scenario(FOLDER / "engines.toml")
+    assert scenario.warm_up == 0
+    assert [(run.engine, run.link_backend, run.memory_by) for run in scenario.runs()] == [
+        ("handoff", "netem", "auto"),
+        ("handoff", "cable", "auto"),
+        ("criu-cold", "netem", "auto"),
+        ("criu-pre-copy", "netem", "criu"),
+        ("criu-hybrid", "netem", "criu"),
+    ]
 
 
 def test_a_step_with_mininet_fails_when_a_packet_is_lost(vm_test):
