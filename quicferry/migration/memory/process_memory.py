@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
-from quicferry.migration.memory.pagemap import NO_PAGES, PAGE_BYTES, Pages, numbers, runs_of
+from quicferry.migration.memory.pagemap import NO_PAGES, PAGE_BYTES, Pages, joined, numbers, runs_of
 
 PRESENT = 1 << 63
 SWAPPED = 1 << 62
@@ -148,7 +148,7 @@ class ProcessMemory:
         """
         if listed is not None:
             new = np.setdiff1d(listed.pages, known.pages, assume_unique=True)
-            candidates = np.union1d(listed.touched, new)
+            candidates = joined(listed.touched, new)
             if room is not None and len(candidates) <= len(room):
                 return self._into_room(listed.pages, candidates, known, room)
             return self._of_listed(listed.pages, candidates, known)

@@ -63,9 +63,8 @@ class LocalPages:
     @property
     def held(self) -> Pages:
         """Those of ``pages`` that an image in memory has: a successor of this agent may not find them."""
-        return np.intersect1d(
-            self.pages, np.concatenate([image.pages for image in self._images if image.held])
-        )
+        found = [np.isin(self.pages, image.pages, assume_unique=True) for image in self._images if image.held]
+        return self.pages[np.logical_or.reduce(found)]
 
     def page(self, number: int) -> Content:
         """The content of one page. Raises ``MigrationError`` if no round has it."""

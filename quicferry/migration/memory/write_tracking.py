@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quicferry.errors import Unsupported
-from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, spread
+from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, joined, spread
 from quicferry.migration.memory.process_memory import Listed, private_areas, within
 
 # linux/userfaultfd.h
@@ -141,4 +141,4 @@ def _pages(regions: Regions) -> Pages:
     first = (regions["start"] // np.uint64(PAGE_BYTES)).astype(np.int64)
     count = ((regions["end"] - regions["start"]) // np.uint64(PAGE_BYTES)).astype(np.int64)
     # the kernel may tell of a page twice where an answer of its own was full
-    return np.unique(spread(first, count))
+    return joined(spread(first, count))

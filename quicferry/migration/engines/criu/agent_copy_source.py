@@ -42,6 +42,7 @@ from quicferry.migration.memory.pagemap import (
     decode,
     encode,
     entries_of,
+    joined,
     numbers,
 )
 from quicferry.migration.memory.patched_base import MOST_NEW_PAGES
@@ -206,7 +207,7 @@ class CopySource(CriuEngine):
         leading = self._rounds + (0 if self.lazily else len(self._sent))
         if leading:
             yield record(RecordKind.PARENT, f".=round-{leading - 1}", b"")
-        sent = np.unique(np.concatenate([self._patched, *self._sent]))
+        sent = joined(self._patched, *self._sent)
         replaced = set()
         lazy: dict[int, int] = {}
         for path in sorted(self._outside.glob("pagemap-[0-9]*.img")):
@@ -344,7 +345,7 @@ class CopySourceOnBase(CopySource):
     def _list(self, *, last: bool = False) -> Listed | None:
         """The pages that may differ from the base image: as before, or written since."""
         listed = super()._list(last=last)
-        return listed and Listed(listed.pages, np.union1d(listed.touched, self._differed))
+        return listed and Listed(listed.pages, joined(listed.touched, self._differed))
 
     def _last_portions(self, pid: int, dumping: asyncio.Task[None]) -> Iterator[bytes]:
         """Read what differs from the base image from the stopped process: patches, a round of the rest."""
@@ -365,7 +366,7 @@ class CopySourceOnBase(CopySource):
             new, rest = new[near], new[~near]
         else:
             rest = np.empty(0, np.intp)
-        chosen = np.union1d(known, new)
+        chosen = np.sort(np.concatenate((known, new)))
         pages, data = reading.changed
         for patch in patches(pages[chosen], data[chosen], rows[chosen], self._ahead.data):
             yield record(RecordKind.PATCH, "", patch)
