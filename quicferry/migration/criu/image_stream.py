@@ -15,6 +15,7 @@ import errno
 import os
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -44,6 +45,7 @@ class RecordKind(enum.StrEnum):
     MANIFEST = "manifest"  # the data is a CheckpointManifest
     IMAGE = "image"  # a piece of a file of the image directory or one of its rounds; name is relative
     DELTA = "delta"  # pages of such a file, as differences from those of the base image (``page_delta``)
+    PATCH = "patch"  # changes of the base image that is kept in memory (``page_patch``); no name
     PARENT = "parent"  # no data; name is "child=parent": two image directories, "." or round-N
     FILE = "file"  # a piece of a file the process has open; name is an absolute path under /run
     END = "end"  # nothing follows
@@ -94,7 +96,8 @@ class Unpacker:
     ``images`` is the image directory, ``root`` the container's root directory, both as this process
     sees them. Data of a record is written piece by piece; nothing is held back but a record's header.
     ``received`` gets the checksums of all that is written. Links that are there are not followed.
-    ``base``: the pages of the base image, for a stream that has differences from them.
+    ``base``: the pages of the base image, for a stream that has differences from them; ``patch`` takes the
+    data of a record that changes the base image itself.
     """
 
     def __init__(
@@ -103,8 +106,10 @@ class Unpacker:
         root: Path,
         received: ReceivedFiles | None = None,
         base: NDArray[np.uint8] | None = None,
+        patch: Callable[[bytearray], None] | None = None,
     ) -> None:
         self._base = base
+        self._patch = patch
         self._delta = bytearray()
         self._images = images
         self._root = root
@@ -226,8 +231,8 @@ class Unpacker:
             if len(self._manifest_bytes) > MAX_MANIFEST_BYTES:
                 raise MigrationError("the checkpoint's manifest is too long")
             return
-        if header.kind is RecordKind.DELTA:
-            self._take_delta(header, piece)
+        if header.kind in (RecordKind.DELTA, RecordKind.PATCH):
+            self._take_differences(header, piece)
             return
         path = self._target(header)
         root, inside = self._beneath(path)
@@ -256,18 +261,24 @@ class Unpacker:
             os.close(descriptor)
         self._received.append(path, piece)
 
-    def _take_delta(self, header: Header, piece: memoryview) -> None:
-        """Collect differences of pages, and write the pages when all of a record are there."""
+    def _take_differences(self, header: Header, piece: memoryview) -> None:
+        """Collect a record of differences; once it is whole, write its pages or patch the base image."""
         if self._base is None or header.size > page_delta.MOST_BYTES:
             raise MigrationError(
                 "the checkpoint has differences from a base image that is not here",
                 hint="the same version must run on all hosts; --no-base-image does without",
             )
         self._delta += piece
-        if len(self._delta) == header.size:
-            pages = page_delta.restored(self._delta, self._base)
-            self._delta.clear()
+        if len(self._delta) < header.size:
+            return
+        whole, self._delta = self._delta, bytearray()
+        if header.kind is RecordKind.DELTA:
+            pages = page_delta.restored(whole, self._base)
             self._write(Header(RecordKind.IMAGE, header.name, len(pages), header.mode), memoryview(pages))
+        elif self._patch is None:
+            raise MigrationError("the checkpoint has patches where none can be taken")
+        else:
+            self._patch(whole)
 
     def _beneath(self, path: Path) -> tuple[Path, PurePosixPath]:
         """A file as the directory that this process trusts, and the path below it, which others may make."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from quicferry.errors import MigrationError
 
 BLOCK_BYTES = 1 << 20
+READ_BYTES = 1 << 16
 WORKERS = min(4, os.cpu_count() or 1)
 
 
@@ -81,14 +82,28 @@ class ReceivedFiles:
 
 def _check_block(path: Path, offset: int, size: int, checksum: int | None) -> int:
     try:
-        with path.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), size, offset)
+        read, found = _checksum(path, offset, size)
     except OSError as error:
         raise MigrationError(f"{path.name} was received and cannot be read: {error.strerror}") from error
     wanted = 0 if checksum is None else size
-    if len(data) != wanted or (checksum is not None and zlib.crc32(data) != checksum):
+    if read != wanted or (checksum is not None and found != checksum):
         raise MigrationError(
             f"{path.name} is not what was received: it differs within {size} bytes from {offset} on",
             hint="nothing is restored from it; the server goes on at the source",
         )
-    return len(data)
+    return read
+
+
+def _checksum(path: Path, offset: int, size: int) -> tuple[int, int]:
+    """How many bytes of a block are there, and their checksum. Raises ``OSError``."""
+    # one buffer for all of it: memory that is touched for the first time costs more than the checksum
+    buffer = memoryview(bytearray(min(size, READ_BYTES)))
+    read, checksum = 0, 0
+    with path.open("rb", buffering=0) as file:
+        while read < size:
+            got = os.preadv(file.fileno(), [buffer[: size - read]], offset + read)
+            if not got:
+                break
+            checksum = zlib.crc32(buffer[:got], checksum)
+            read += got
+    return read, checksum

@@ -28,7 +28,15 @@ from typing import NamedTuple
 import numpy as np
 
 from quicferry.errors import MigrationError
-from quicferry.migration.memory.pagemap import PAGE_BYTES, PageMap, decode, encode, entries_of
+from quicferry.migration.memory.pagemap import (
+    NO_PAGES,
+    PAGE_BYTES,
+    PageMap,
+    Pages,
+    decode,
+    encode,
+    entries_of,
+)
 from quicferry.migration.memory.process_memory import Snapshot
 from quicferry.paths import CHECKOUT
 
@@ -50,6 +58,7 @@ class BaseImage(NamedTuple):
 
     sha256: str
     snapshot: Snapshot
+    of_files: Pages = NO_PAGES  # those that lie where a file is mapped, which CRIU restores itself
 
 
 def store() -> Path:
@@ -118,12 +127,17 @@ def read(directory: Path) -> BaseImage | None:
         return None
     if _digest(pagemap, data.data) != sha256:
         return None
-    return BaseImage(sha256, Snapshot(decode(pagemap).present, data.reshape(-1, PAGE_BYTES)))
+    decoded = decode(pagemap)
+    return BaseImage(sha256, Snapshot(decoded.present, data.reshape(-1, PAGE_BYTES)), decoded.eager)
 
 
-def write(directory: Path, snapshot: Snapshot) -> BaseImage:
-    """Keep the memory of an idle server as a base image. Raises ``OSError``."""
-    pagemap = encode(PageMap(PAGES_ID, entries_of(present=snapshot.pages)))
+def write(directory: Path, snapshot: Snapshot, of_files: Pages = NO_PAGES) -> BaseImage:
+    """Keep the memory of an idle server as a base image. Raises ``OSError``.
+
+    ``of_files``: the pages that lie where a file is mapped. All others can be restored lazily.
+    """
+    lazy = np.setdiff1d(snapshot.pages, of_files, assume_unique=True)
+    pagemap = encode(PageMap(PAGES_ID, entries_of(present=of_files, lazy_present=lazy)))
     data = snapshot.data.reshape(-1)
     sha256 = _digest(pagemap, data.data)
     draft = directory.with_suffix(".new")
@@ -136,7 +150,7 @@ def write(directory: Path, snapshot: Snapshot) -> BaseImage:
     (draft / DIGEST).write_text(sha256)
     draft.rename(directory)
     _tidy(directory)
-    return BaseImage(sha256, snapshot)
+    return BaseImage(sha256, snapshot, of_files)
 
 
 def _digest(pagemap: bytes, data: memoryview) -> str:

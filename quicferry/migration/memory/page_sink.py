@@ -130,10 +130,12 @@ class PageSink:
     async def _fill(self) -> None:
         """Put pages of the rounds in place, as soon as the process has its mappings."""
         runs = [(pid, *run) for pid, pages in self._local.items() for run in pages.runs()]
+        # if this agent died when the server serves, nobody would have these
+        held = sum(len(pages.held) for pages in self._local.values())
         await self._faults.restored.wait()
         filled = 0
         for pid, first, data in runs:
-            if filled >= WORKING_PAGES and not self._serving.is_set():
+            if filled >= max(WORKING_PAGES, held) and not self._serving.is_set():
                 self._worked.set()
                 await self._serving.wait()
             self._faults.arrived(pid, first, data)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.ma  # np.unique loads it when it is called first: 15 ms, which would be of a downtime
 from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
@@ -81,6 +82,16 @@ class PageMap(NamedTuple):
         return self._pages(lambda flags: Flag.PRESENT in flags)
 
     @property
+    def eager(self) -> Pages:
+        """Those of ``present`` that must be there before the process runs."""
+        return self._pages(lambda flags: Flag.PRESENT in flags and Flag.LAZY not in flags)
+
+    @property
+    def inherited(self) -> Pages:
+        """The pages that CRIU itself reads from the parent image."""
+        return self._pages(lambda flags: flags == Flag.PARENT)
+
+    @property
     def optional(self) -> Pages:
         """The pages whose data is in the parent image and may come later; CRIU itself knows no such."""
         return self._pages(lambda flags: flags == AS_YOU_LIKE)
@@ -99,7 +110,23 @@ def numbers(runs: list[tuple[int, int]]) -> Pages:
     """The page numbers of runs (first, count), in the order given."""
     if not runs:
         return NO_PAGES
-    return np.concatenate([np.arange(first, first + count, dtype=np.int64) for first, count in runs])
+    firsts, counts = np.array(runs, np.int64).T
+    return spread(firsts, counts)
+
+
+def spread(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> Pages:
+    """The page numbers of runs that are given as two arrays, in the order given."""
+    ends = np.cumsum(counts)
+    pages: Pages = np.repeat(firsts - (ends - counts), counts)
+    pages += np.arange(len(pages))
+    return pages
+
+
+def joined(*sets: Pages) -> Pages:
+    """The pages of several sets, sorted, each once: ``np.union1d`` at a quarter of its time."""
+    pages = np.concatenate((NO_PAGES, *sets))
+    pages.sort(kind="stable")  # sorted stretches are merged
+    return pages[np.flatnonzero(np.diff(pages, prepend=-1))]
 
 
 def runs_of(pages: Pages) -> list[tuple[int, int]]:
@@ -109,7 +136,7 @@ def runs_of(pages: Pages) -> list[tuple[int, int]]:
     breaks = np.flatnonzero(np.diff(pages) != 1) + 1
     starts = np.concatenate(([0], breaks))
     ends = np.concatenate((breaks, [len(pages)]))
-    return [(int(pages[start]), int(end - start)) for start, end in zip(starts, ends, strict=True)]
+    return list(zip(pages[starts].tolist(), (ends - starts).tolist(), strict=True))
 
 
 def entries_of(**kinds: Pages) -> list[PagemapEntry]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
-from quicferry.migration.memory.pagemap import NO_PAGES, PAGE_BYTES, Pages, numbers, runs_of
+from quicferry.migration.memory.pagemap import NO_PAGES, PAGE_BYTES, Pages, joined, numbers, runs_of
 
 PRESENT = 1 << 63
 SWAPPED = 1 << 62
@@ -130,12 +130,7 @@ class ProcessMemory:
     def read(self, pages: Pages) -> Snapshot:
         """The contents of these pages, without those that are gone by now."""
         data = np.empty((len(pages), PAGE_BYTES), np.uint8)
-        kept = np.ones(len(pages), bool)
-        row = 0
-        for first, count in runs_of(pages):
-            got = self._read_into(data[row : row + count], first)
-            kept[row + got : row + count] = False
-            row += count
+        kept = self._read_scattered(pages, data)
         return Snapshot(pages, data) if kept.all() else Snapshot(pages[kept], data[kept])
 
     def _read_into(self, rows: Data, first: int) -> int:
@@ -145,15 +140,18 @@ class ProcessMemory:
         except OSError:  # unmapped since the list was made
             return 0
 
-    def differing(self, known: Snapshot, listed: Listed | None = None) -> Reading:
+    def differing(self, known: Snapshot, listed: Listed | None = None, room: Data | None = None) -> Reading:
         """Read the anonymous pages and compare them with the contents known from the last reading.
 
         ``listed``: the pages there are and those among them that can differ at all, if the kernel has told
-        (see ``write_tracking``); only these are read then.
+        (see ``write_tracking``); only these are read then, into ``room`` if that is given and large enough.
         """
         if listed is not None:
             new = np.setdiff1d(listed.pages, known.pages, assume_unique=True)
-            return self._of_listed(listed.pages, np.union1d(listed.touched, new), known)
+            candidates = joined(listed.touched, new)
+            if room is not None and len(candidates) <= len(room):
+                return self._into_room(listed.pages, candidates, known, room)
+            return self._of_listed(listed.pages, candidates, known)
         pages = self.anonymous_pages()
         rows = rows_of(pages, known.pages)
         scratch = np.empty((CHUNK_PAGES, PAGE_BYTES), np.uint8)
@@ -176,6 +174,35 @@ class ProcessMemory:
         else:
             changed = Snapshot(np.concatenate(changed_pages), np.concatenate(changed_data))
         return Reading(pages[there], changed)
+
+    def _into_room(self, pages: Pages, candidates: Pages, known: Snapshot, room: Data) -> Reading:
+        """As ``_of_listed``, without a byte of new memory; the reading lasts until the room is used again."""
+        data = room[: len(candidates)]
+        there = self._read_scattered(candidates, data)
+        rows = rows_of(candidates, known.pages)
+        differs = np.zeros(len(candidates), bool)
+        kept = 0
+        for start in range(0, len(candidates), CHUNK_PAGES):
+            piece = slice(start, start + CHUNK_PAGES)
+            differ = start + _differing(data[piece], rows[piece], known.data)
+            differ = differ[there[differ]]
+            differs[differ] = True
+            if kept != start or len(differ) < CHUNK_PAGES:
+                data[kept : kept + len(differ)] = data[differ]
+            kept += len(differ)
+        gone = candidates[~there]
+        changed = Snapshot(candidates[differs], data[:kept])
+        return Reading(np.setdiff1d(pages, gone, assume_unique=True) if len(gone) else pages, changed)
+
+    def _read_scattered(self, pages: Pages, data: Data) -> NDArray[np.bool_]:
+        """Read pages into rows of ``data``; returns which of them could be read."""
+        there = np.ones(len(pages), bool)
+        row = 0
+        for first, count in runs_of(pages):
+            got = self._read_into(data[row : row + count], first)
+            there[row + got : row + count] = False
+            row += count
+        return there
 
     def _of_listed(self, pages: Pages, candidates: Pages, known: Snapshot) -> Reading:
         """The same for the few pages that the kernel has told, which lie scattered: many runs at once."""

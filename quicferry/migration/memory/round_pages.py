@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,22 @@ from numpy.typing import NDArray
 from quicferry.errors import MigrationError
 from quicferry.migration.memory.batches import batches_of, small_first
 from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, decode
+from quicferry.migration.memory.process_memory import Snapshot
 
 #: Put in place by one call: 1 MiB, a tenth of a millisecond.
 PLACED_PAGES = 256
 
+NOTHING = Snapshot.empty()
+
 Content = NDArray[np.uint8]  # of whole pages, one after another
+
+
+class _Image(NamedTuple):
+    """Pages, their contents, and whether they are in memory of this agent and in no file."""
+
+    pages: Pages
+    data: NDArray[np.uint8]
+    held: bool
 
 
 class LocalPages:
@@ -24,20 +36,39 @@ class LocalPages:
     The images are mapped until ``close``.
     """
 
-    def __init__(self, rounds: Sequence[Path], pid: int, pages: Pages) -> None:
-        """``rounds``: the image directories, the oldest first; ``pages``: the pages wanted of them."""
+    def __init__(
+        self,
+        rounds: Sequence[Path],
+        pid: int,
+        pages: Pages,
+        newest: Snapshot = NOTHING,
+        oldest: Snapshot = NOTHING,
+    ) -> None:
+        """``rounds``: the image directories, the oldest first; ``pages``: the pages wanted of them.
+
+        ``newest`` and ``oldest``: what is newer or older than all of these, and in no file.
+        """
         self.pages = pages
-        self._images: list[tuple[Pages, NDArray[np.uint8]]] = []
+        self._images = [_Image(*newest, held=True)]
         for directory in reversed(rounds):
             pagemap = decode((directory / f"pagemap-{pid}.img").read_bytes())
             if len(pagemap.present):
                 shape = (len(pagemap.present), PAGE_BYTES)
                 file = directory / f"pages-{pagemap.pages_id}.img"
-                self._images.append((pagemap.present, np.memmap(file, np.uint8, "r", shape=shape)))
+                self._images.append(
+                    _Image(pagemap.present, np.memmap(file, np.uint8, "r", shape=shape), held=False)
+                )
+        self._images.append(_Image(*oldest, held=True))
+
+    @property
+    def held(self) -> Pages:
+        """Those of ``pages`` that an image in memory has: a successor of this agent may not find them."""
+        found = [np.isin(self.pages, image.pages, assume_unique=True) for image in self._images if image.held]
+        return self.pages[np.logical_or.reduce(found)]
 
     def page(self, number: int) -> Content:
         """The content of one page. Raises ``MigrationError`` if no round has it."""
-        for pages, data in self._images:
+        for pages, data, _ in self._images:
             row = int(np.searchsorted(pages, number))
             if row < len(pages) and pages[row] == number:
                 content: Content = data[row]
@@ -47,22 +78,25 @@ class LocalPages:
     def runs(self) -> list[tuple[int, Content]]:
         """All wanted pages as (first, contents of neighbours), in the order in which they may be needed.
 
-        What came last goes first, as it was written last; of the oldest image, short stretches go before
-        long ones. Contents are those of the files, nothing is copied. Raises ``MigrationError`` if no round
-        has a page.
+        What is in memory goes first (``held``). Of the rounds, what came last does, as it was written last;
+        of the oldest round, short stretches go before long ones. Contents are those of the files, nothing is
+        copied. Raises ``MigrationError`` if no round has a page.
         """
-        found: list[tuple[int, Content]] = []
+        from_memory: list[tuple[int, Content]] = []
+        from_files: list[tuple[int, Content]] = []
         left = self.pages
-        for number, (pages, data) in enumerate(self._images, 1):
+        oldest_file = max((number for number, image in enumerate(self._images) if not image.held), default=-1)
+        for number, (pages, data, held) in enumerate(self._images):
             here = np.intersect1d(left, pages, assume_unique=True)
             left = np.setdiff1d(left, here, assume_unique=True)
-            oldest = number == len(self._images)
-            for first, count in small_first(here, PLACED_PAGES) if oldest else batches_of(here, PLACED_PAGES):
+            cut = small_first if number == oldest_file else batches_of
+            found = from_memory if held else from_files
+            for first, count in cut(here, PLACED_PAGES):
                 row = int(np.searchsorted(pages, first))
                 found.append((first, data[row : row + count].reshape(-1)))
         if len(left):
             raise MigrationError(f"no round has {len(left)} pages from {left[0]:#x} on")
-        return found
+        return from_memory + from_files
 
     def close(self) -> None:
         """Let go of the images: each is a descriptor, and one that was removed keeps its room until then."""

@@ -10,11 +10,14 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from quicferry.errors import MigrationError
 from quicferry.migration.container.beneath import write_beneath
 from quicferry.migration.container.container import Container
 from quicferry.migration.memory import base_image
 from quicferry.migration.memory.base_image import BaseImage
+from quicferry.migration.memory.pagemap import Pages
 from quicferry.migration.memory.process_memory import ProcessMemory, Snapshot
 from quicferry.slowness import longer
 
@@ -40,8 +43,8 @@ async def base_of(
         known = await asyncio.to_thread(base_image.read, directory)
         if known is not None:
             return known
-        snapshot = await _memory_of_twin(argv, env, files, ready)
-        return await asyncio.to_thread(base_image.write, directory, snapshot)
+        snapshot, of_files = await _memory_of_twin(argv, env, files, ready)
+        return await asyncio.to_thread(base_image.write, directory, snapshot, of_files)
     except OSError as error:
         raise MigrationError(
             f"the base image cannot be kept in {directory}: {error.strerror or error}",
@@ -53,8 +56,8 @@ async def base_of(
 
 async def _memory_of_twin(
     argv: Sequence[str], env: Mapping[str, str], files: Mapping[str, bytes], ready: str
-) -> Snapshot:
-    """Start a twin, and read its memory when it has come to rest."""
+) -> tuple[Snapshot, Pages]:
+    """Start a twin, and read its memory when it has come to rest; and which pages are of mapped files."""
     async with await Container.create("base-image", enter=OWN_NETWORK) as container:
         write_beneath(container.path("/"), files)
         pid = await container.start(argv, env=env)
@@ -68,7 +71,9 @@ async def _memory_of_twin(
             ) from None
         await container.halt(pid)
         with ProcessMemory(container.path(f"/proc/{pid}")) as memory:
-            return await asyncio.to_thread(lambda: memory.read(memory.anonymous_pages()))
+            snapshot = await asyncio.to_thread(lambda: memory.read(memory.anonymous_pages()))
+            lazy = memory.without_files(snapshot.pages)
+        return snapshot, np.setdiff1d(snapshot.pages, lazy, assume_unique=True)
 
 
 async def _until_at_rest(container: Container, pid: int, ready: Path) -> None:

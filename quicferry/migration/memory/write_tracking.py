@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quicferry.errors import Unsupported
-from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, numbers
-from quicferry.migration.memory.process_memory import Listed, private_areas
+from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, joined, spread
+from quicferry.migration.memory.process_memory import Listed, private_areas, within
 
 # linux/userfaultfd.h
 UFFD_API = 0xAA
@@ -75,21 +75,29 @@ class WriteTracker:
                 os.close(descriptor)
         self._descriptor = self._pagemap = -1
 
-    def scan(self) -> Listed:
+    def scan(self, *, last: bool = False) -> Listed:
         """The pages written since the last scan; what cannot be known counts as written.
 
-        Raises ``Unsupported`` when the kernel cannot tell, or the process is gone.
+        ``last``: no scan follows, so nothing is protected anew and no new area is tracked (its pages count as
+        written): a few calls for the whole process instead of two for each area. Raises ``Unsupported`` when
+        the kernel cannot tell, or the process is gone.
         """
         found = []
         try:
-            for first, count in private_areas((self._proc / "maps").read_text()):
-                self._register(first, count)
-                found += list(self._scan(first, first + count))
+            areas = private_areas((self._proc / "maps").read_text())
+            if last:
+                end = max((first + count for first, count in areas), default=0)
+                found += list(self._scan(0, end, protect=False))
+            else:
+                for first, count in areas:
+                    self._register(first, count)
+                    found += list(self._scan(first, first + count, protect=True))
         except OSError as error:
             raise Unsupported(f"the kernel does not tell what the process has written: {error}") from error
         regions = np.concatenate(found) if found else np.empty(0, REGION)
         known = regions["categories"] & np.uint64(WPALLOWED | WRITTEN) == np.uint64(WPALLOWED)
-        return Listed(_pages(regions), _pages(regions[~known]))
+        pages, touched = _pages(regions), _pages(regions[~known])
+        return Listed(within(pages, areas), within(touched, areas)) if last else Listed(pages, touched)
 
     def _register(self, first: int, count: int) -> None:
         """Track an area; areas may have come since the last time."""
@@ -101,14 +109,23 @@ class WriteTracker:
             if error.errno not in (errno.EINVAL, errno.ENOMEM, errno.EBUSY, errno.EPERM):
                 raise
 
-    def _scan(self, first: int, end: int) -> Iterator[Regions]:
-        """Yield the regions of a range with their categories, and protect them anew."""
+    def _scan(self, first: int, end: int, *, protect: bool) -> Iterator[Regions]:
+        """Yield the regions of a range with their categories, and protect them anew if told so."""
         start, stop = first * PAGE_BYTES, end * PAGE_BYTES
         while start < stop:
             regions = np.empty(REGIONS, REGION)
             request = bytearray(
                 SCAN.pack(
-                    *(SCAN.size, WP_MATCHING, start, stop, 0, regions.ctypes.data, REGIONS, 0),
+                    *(
+                        SCAN.size,
+                        WP_MATCHING if protect else 0,
+                        start,
+                        stop,
+                        0,
+                        regions.ctypes.data,
+                        REGIONS,
+                        0,
+                    ),
                     *(OF_FILE, OF_FILE, PRESENT | SWAPPED, WPALLOWED | WRITTEN),
                 )
             )
@@ -124,4 +141,4 @@ def _pages(regions: Regions) -> Pages:
     first = (regions["start"] // np.uint64(PAGE_BYTES)).astype(np.int64)
     count = ((regions["end"] - regions["start"]) // np.uint64(PAGE_BYTES)).astype(np.int64)
     # the kernel may tell of a page twice where an answer of its own was full
-    return np.unique(numbers(list(zip(first.tolist(), count.tolist(), strict=True))))
+    return joined(spread(first, count))

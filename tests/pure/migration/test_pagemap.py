@@ -27,8 +27,10 @@ from quicferry.migration.memory.pagemap import (
     decode,
     encode,
     entries_of,
+    joined,
     numbers,
     runs_of,
+    spread,
 )
 from quicferry.migration.memory.process_memory import (
     Reading,
@@ -245,3 +247,14 @@ def test_links_lead_to_rounds_only(tmp_path_factory, name):
     directory = tmp_path_factory.mktemp("images")
     with pytest.raises(MigrationError, match="must not link"):
         Unpacker(directory, directory).feed(record(RecordKind.PARENT, name, b""))
+
+
+@given(st.lists(page_sets, max_size=4))
+def test_sets_are_joined(sets):
+    assert joined(*sets).tolist() == sorted({page for pages in sets for page in pages.tolist()})
+
+
+@given(page_sets)
+def test_runs_are_spread_again(pages):
+    firsts, counts = np.array(runs_of(pages), np.int64).reshape(-1, 2).T
+    assert spread(firsts, counts).tolist() == pages.tolist()

@@ -23,17 +23,19 @@ from quicferry.migration.engines.criu import unfinished
 from quicferry.migration.engines.criu.base import Held
 from quicferry.migration.engines.criu.lazy_destination import LazyDestination
 from quicferry.migration.engines.criu.unfinished import Unfinished
-from quicferry.migration.memory.base_image import PAGES, PAGES_ID, BaseImage
+from quicferry.migration.memory.base_image import PAGES, PAGES_ID
 from quicferry.migration.memory.page_sink import PageSink
 from quicferry.migration.memory.pagemap import (
     AS_YOU_LIKE,
     NO_PAGES,
     Flag,
     PageMap,
+    Pages,
     decode,
     encode,
     entries_of,
 )
+from quicferry.migration.memory.patched_base import PatchedBase
 from quicferry.migration.memory.process_memory import ProcessMemory, private_areas
 from quicferry.migration.memory.round_pages import LocalPages
 from quicferry.migration.memory.uffd_events import Target, UffdEventLog
@@ -86,7 +88,13 @@ class CopyDestination(LazyDestination):
             pid=manifest.pid,
             rounds=manifest.rounds,
             missing=unfinished.runs_by_pid(missing),
-            local=unfinished.runs_by_pid({owner: pages.pages for owner, pages in local.items()}),
+            # what is in this agent's memory is in place before the server serves
+            local=unfinished.runs_by_pid(
+                {
+                    owner: np.setdiff1d(pages.pages, pages.held, assume_unique=True)
+                    for owner, pages in local.items()
+                }
+            ),
         )
 
     def _open_sink(
@@ -216,10 +224,11 @@ class CopyDestination(LazyDestination):
             entry._replace(flags=flag) if entry.flags == AS_YOU_LIKE else entry for entry in pagemap.entries
         ]
         path.write_bytes(encode(PageMap(pagemap.pages_id, entries)))
-        if not self._can_restore_lazily:
-            return {}
-        rounds = self._rounds_here(manifest.rounds)
-        return {manifest.pid: LocalPages(rounds, manifest.pid, pagemap.optional)}
+        return {manifest.pid: self._local(manifest, pagemap.optional)} if self._can_restore_lazily else {}
+
+    def _local(self, manifest: CheckpointManifest, pages: Pages) -> LocalPages:
+        """Those pages of the server's process that rounds have brought."""
+        return LocalPages(self._rounds_here(manifest.rounds), manifest.pid, pages)
 
     async def _finish(
         self, order: MoveOrder, lacking: Unfinished, sink: PageSink, error: str | None = None
@@ -260,18 +269,23 @@ class CopyDestination(LazyDestination):
 
 
 class CopyDestinationOnBase(CopyDestination):
-    """As ``CopyDestination``, with the base image for a first round, which is here before the move."""
+    """As ``CopyDestination``, with the base image for a first round, which is here before the move.
+
+    It stays in the memory of this agent, and is put in place from there (``PatchedBase``). What CRIU reads
+    itself, and all of it where pages cannot come after the restore, is written to where the round would be.
+    """
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
-        self._here: BaseImage | None = None
+        self._here: PatchedBase | None = None
 
     async def prepare_destination(self, order: MoveOrder) -> None:
-        """Also put the base image where the first round would be."""
+        """Also have the base image at hand."""
         await super().prepare_destination(order)
         if self._context.base_image is not None:
-            self._here = await self._context.base_image()
-            await asyncio.to_thread(self._lay_out, PAGES, self._here.snapshot.data.reshape(-1).data)
+            base = await self._context.base_image()
+            self._here = await asyncio.to_thread(PatchedBase, base)
+            await asyncio.to_thread(self._lay_out, PAGES, self._here.of_files().data.reshape(-1).data)
 
     def _lay_out(self, name: str, content: memoryview | bytes) -> None:
         """Write a file of the first round, and note its checksums as of one that was received."""
@@ -282,9 +296,12 @@ class CopyDestinationOnBase(CopyDestination):
         self._received.append(path, memoryview(content))
 
     def _unpacker(self) -> Unpacker:
-        """What writes the images that come, differences from the base image among them."""
-        base = self._here.snapshot.data if self._here is not None else None
-        return Unpacker(self._outside, self._container.path("/"), self._received, base)
+        """What takes in what comes, changes of the base image among it."""
+        here = self._here
+        if here is None:
+            return super()._unpacker()
+        root = self._container.path("/")
+        return Unpacker(self._outside, root, self._received, here.original.data, here.apply)
 
     async def _bring_up(self, order: MoveOrder, manifest: CheckpointManifest) -> dict[str, Any]:
         """Restore the process on the base image. Raises ``MigrationError`` when the source had another."""
@@ -294,8 +311,30 @@ class CopyDestinationOnBase(CopyDestination):
                     f"the base image of {self._context.edge} is not that of {order.source}",
                     hint="the same version must run on all hosts; --no-base-image does without",
                 )
-            # as a round it is of one process, whose PID is known only now
-            entries = entries_of(present=self._here.snapshot.pages)
-            self._lay_out(f"pagemap-{manifest.pid}.img", encode(PageMap(PAGES_ID, entries)))
-        self._here = None
-        return await super()._bring_up(order, manifest)
+            await asyncio.to_thread(self._write_base, manifest.pid, self._here)
+        try:
+            return await super()._bring_up(order, manifest)
+        finally:
+            self._here = None
+
+    def _write_base(self, pid: int, here: PatchedBase) -> None:
+        """Write what CRIU reads of the base image, as a round of one process."""
+        laid_out = here.of_files()
+        if not self._can_restore_lazily:
+            laid_out = here.merged()
+            self._lay_out(PAGES, laid_out.data.reshape(-1).data)
+        else:
+            inherited = decode((self._outside / f"pagemap-{pid}.img").read_bytes()).inherited
+            if not np.isin(inherited, laid_out.pages, assume_unique=True).all():
+                # a library lies where the twin had none
+                laid_out = here.of(np.union1d(inherited, laid_out.pages))
+                self._lay_out(PAGES, laid_out.data.reshape(-1).data)
+        entries = entries_of(present=laid_out.pages)
+        self._lay_out(f"pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))
+
+    def _local(self, manifest: CheckpointManifest, pages: Pages) -> LocalPages:
+        """The pages that are here, most of them in the patched base image."""
+        if self._here is None or not manifest.base:
+            return super()._local(manifest, pages)
+        rounds = self._rounds_here(manifest.rounds)[1:]
+        return LocalPages(rounds, manifest.pid, pages, *self._here.parts())

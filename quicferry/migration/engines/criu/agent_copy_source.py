@@ -20,6 +20,7 @@ from quicferry.migration.container.descriptors import take_descriptor
 from quicferry.migration.control import Track
 from quicferry.migration.criu.image_stream import LEFT_BEHIND, CheckpointManifest, RecordKind, record
 from quicferry.migration.criu.packing import Packer
+from quicferry.migration.criu.page_patch import patches
 from quicferry.migration.engines.criu.base import CopiesInRounds, CriuEngine, Held, Round
 from quicferry.migration.engines.criu.rounds import (
     Plan,
@@ -29,6 +30,7 @@ from quicferry.migration.engines.criu.rounds import (
     portions_of,
     round_records,
 )
+from quicferry.migration.memory.batches import small_first
 from quicferry.migration.memory.page_messages import PageRun, ToPageSource
 from quicferry.migration.memory.page_source import PageSource, say_farewell
 from quicferry.migration.memory.pagemap import (
@@ -40,13 +42,17 @@ from quicferry.migration.memory.pagemap import (
     decode,
     encode,
     entries_of,
+    joined,
+    numbers,
 )
+from quicferry.migration.memory.patched_base import MOST_NEW_PAGES
 from quicferry.migration.memory.process_memory import (
     Listed,
     ProcessMemory,
     Reading,
     Snapshot,
     merged,
+    rows_of,
     unchanged,
 )
 from quicferry.migration.memory.write_tracking import WriteTracker
@@ -54,6 +60,7 @@ from quicferry.migration.order import MoveOrder
 from quicferry.slowness import longer
 
 TRACK_S = 0.5
+ROOM_PAGES = 1024  # that a server writes between the preparation and the freeze, or so
 #: So many go ahead even if the dump is over before: a page that is waited for later costs as much as forty.
 LEAST_PAGES = 512
 
@@ -72,6 +79,7 @@ class CopySource(CriuEngine):
         self._base = ""  # digest of the base image, if that is the first round
         self._ahead = Snapshot.empty()  # what the destination has had since before the move
         self._sent: list[Pages] = []  # portions that crossed while CRIU dumped, one round each
+        self._patched = NO_PAGES  # of the base image, or new beside it
         self._same = NO_PAGES  # pages that are as the rounds before the freeze sent them
         self._stopped = asyncio.Event()
         self._memory: dict[int, ProcessMemory] = {}  # of the stopped processes, by PID in the images
@@ -83,6 +91,7 @@ class CopySource(CriuEngine):
         """Drop what is left of the last move from here."""
         self._known, self._rounds, self._same = Snapshot.empty(), 0, NO_PAGES
         self._base, self._ahead = "", Snapshot.empty()
+        self._patched = NO_PAGES
         self._sent.clear()
         self._stopped.clear()
         if self._source is not None:
@@ -156,12 +165,15 @@ class CopySource(CriuEngine):
             self._memory[pid] = ProcessMemory(self._proc_of(pid))
         return self._memory[pid]
 
-    def _list(self) -> Listed | None:
-        """The pages that the kernel says were written; None when it cannot, and all must be compared."""
+    def _list(self, *, last: bool = False) -> Listed | None:
+        """The pages that the kernel says were written; None when it cannot, and all must be compared.
+
+        ``last``: of the stopped process.
+        """
         if self._tracker is None:
             return None
         try:
-            return self._tracker.scan()
+            return self._tracker.scan(last=last)
         except Unsupported:
             self._tracker.close()
             self._tracker = None
@@ -175,7 +187,7 @@ class CopySource(CriuEngine):
         if not self._rounds:
             return
         memory = self._memory_of(pid)
-        reading = memory.differing(self._known, self._list())
+        reading = memory.differing(self._known, self._list(last=True))
         self._same = unchanged(reading)
         # what is mapped from files CRIU must restore itself, and dumps
         changed = memory.without_files(reading.changed.pages)
@@ -196,7 +208,7 @@ class CopySource(CriuEngine):
         leading = self._rounds + (0 if self.lazily else len(self._sent))
         if leading:
             yield record(RecordKind.PARENT, f".=round-{leading - 1}", b"")
-        sent = np.unique(np.concatenate([NO_PAGES, *self._sent]))
+        sent = joined(self._patched, *self._sent)
         replaced = set()
         lazy: dict[int, int] = {}
         for path in sorted(self._outside.glob("pagemap-[0-9]*.img")):
@@ -306,16 +318,15 @@ class CopySourceOnBase(CopySource):
     """As ``CopySource``, with the base image for a first round, which need not be sent.
 
     What differs from it is found out before the freeze as far as the kernel tells what is written since.
-    Pages cross as differences from those of the base image: most have changed in a few bytes.
+    Pages cross as changes of the base image (``page_patch``): most have changed in a few words. New pages do,
+    too, up to a bound: they are what the server works with. Added memory is new as well: what is beyond the
+    bound is a round of files, or follows after the resume.
     """
-
-    #: What differs from the base image is what the server works with, about 1,300 pages. Added memory
-    #: differs, too, and is left behind.
-    least_pages = most_pages = 2048
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._differed = NO_PAGES  # from the base image, before the freeze
+        self._room = Snapshot.empty().data  # where the last reading goes
 
     async def prepare_source(self, order: MoveOrder) -> None:
         """Also have the base image at hand."""
@@ -329,8 +340,39 @@ class CopySourceOnBase(CopySource):
                 memory = self._memory_of(self._image_pid(self._server_pid()))
                 reading = await asyncio.to_thread(memory.differing, base.snapshot)
                 self._differed = reading.changed.pages
+                # written, so that the memory is there: a page that is touched first takes as long as its copy
+                self._room = np.ones((len(self._differed) + ROOM_PAGES, PAGE_BYTES), np.uint8)
 
-    def _list(self) -> Listed | None:
+    def _list(self, *, last: bool = False) -> Listed | None:
         """The pages that may differ from the base image: as before, or written since."""
-        listed = super()._list()
-        return listed and Listed(listed.pages, np.union1d(listed.touched, self._differed))
+        listed = super()._list(last=last)
+        return listed and Listed(listed.pages, joined(listed.touched, self._differed))
+
+    def _last_portions(self, pid: int, dumping: asyncio.Task[None]) -> Iterator[bytes]:
+        """Read what differs from the base image from the stopped process: patches, a round of the rest."""
+        if not self._rounds:
+            return
+        memory = self._memory_of(pid)
+        reading = memory.differing(self._known, self._list(last=True), self._room)
+        self._same = unchanged(reading)
+        # what is mapped from files CRIU must restore itself, and dumps
+        lazy = np.isin(reading.changed.pages, memory.without_files(reading.changed.pages), assume_unique=True)
+        rows = rows_of(reading.changed.pages, self._ahead.pages)
+        new = np.flatnonzero(lazy & (rows < 0))
+        known = np.flatnonzero(lazy & (rows >= 0))
+        most_new = MOST_NEW_PAGES - (len(known) if self.lazily else 0)
+        if len(new) > most_new:
+            first = numbers(small_first(reading.changed.pages[new]))[: max(0, most_new)]
+            near = np.isin(reading.changed.pages[new], first, assume_unique=True)
+            new, rest = new[near], new[~near]
+        else:
+            rest = np.empty(0, np.intp)
+        chosen = np.sort(np.concatenate((known, new)))
+        pages, data = reading.changed
+        for patch in patches(pages[chosen], data[chosen], rows[chosen], self._ahead.data):
+            yield record(RecordKind.PATCH, "", patch)
+        self._patched = pages[chosen]
+        if len(rest) and not self.lazily:
+            read = Snapshot(pages[rest], data[rest])
+            self._sent.append(read.pages)
+            yield from round_records(self._rounds, pid, Reading(np.union1d(self._same, read.pages), read))

@@ -15,7 +15,7 @@ import numpy as np
 from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, record
 from quicferry.migration.criu.page_delta import DELTA_PAGES, delta
 from quicferry.migration.memory.batches import small_first
-from quicferry.migration.memory.pagemap import NO_PAGES, PageMap, Pages, encode, entries_of, numbers
+from quicferry.migration.memory.pagemap import NO_PAGES, PageMap, Pages, encode, entries_of, joined, numbers
 from quicferry.migration.memory.process_memory import Reading, Snapshot, rows_of, unchanged
 from quicferry.migration.order import CHUNK_BYTES
 
@@ -63,7 +63,7 @@ def plan_of(pagemap: PageMap, same: Pages, sent: Pages, *, lazily: bool) -> Plan
     CRIU dumped.
     """
     present, absent = pagemap.present, pagemap.absent
-    there = np.intersect1d(absent, np.union1d(same, sent), assume_unique=True)
+    there = np.intersect1d(absent, joined(same, sent), assume_unique=True)
     missing = np.setdiff1d(absent, there, assume_unique=True)
     return Plan(
         parent=np.intersect1d(present, same, assume_unique=True),
