@@ -9,9 +9,12 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -28,6 +31,12 @@ from quicferry.record import Manifest, RunPaths, read_manifest, write_json
 from quicferry.spec import RunSpec
 
 LOG = "run.log"  # of the process that plays
+
+#: What ``unshare`` of util-linux 2.38 says when its child was killed by a signal, and at no other time. Later
+#: ones end by the same signal.
+INIT_KILLED = "unshare: sigprocmask unblock failed"
+LOOK_S = 0.2
+SIGNAL_BASE = 128  # an exit code beyond it: ended by that signal
 
 OnEvent = Callable[[Event], None]
 
@@ -56,7 +65,7 @@ def launch(
     )
     try:
         write_json(paths.manifest, manifest)
-        status = _play(paths, run_id, player, on_event)
+        early = _play(paths, run_id, player, on_event)
     except OSError as error:
         wrong = disk_error("the run directory cannot be written", error)
         return _end(store, paths, manifest, str(wrong), wrong.hint)
@@ -64,7 +73,7 @@ def launch(
         with suppress(StoreError):
             _end(store, paths, manifest, f"the run was interrupted: {describe_interruption(error)}", None)
         raise
-    return _end(store, paths, manifest, f"the run ended early with status {status}", None)
+    return _end(store, paths, manifest, early, None)
 
 
 def describe_interruption(error: BaseException) -> str:
@@ -76,8 +85,8 @@ def describe_interruption(error: BaseException) -> str:
 ROOM = 120
 
 
-def _play(paths: RunPaths, run_id: str, player: str, on_event: OnEvent | None) -> int:
-    """Play the run in a private root, and tell of its events. Returns the exit code of what played."""
+def _play(paths: RunPaths, run_id: str, player: str, on_event: OnEvent | None) -> str:
+    """Play the run in a private root, and tell of its events. Returns the error of one that ended early."""
     # the last argument says nothing: forked programs show their command lines in its place
     argv = [sys.executable, "-m", player, str(paths.root), "-" * ROOM]
     # a server in an OCI container finds this checkout by it only, however the tool itself was started
@@ -86,14 +95,55 @@ def _play(paths: RunPaths, run_id: str, player: str, on_event: OnEvent | None) -
     with (paths.logs / LOG).open("wb") as stderr:
         root = private_root.start(argv, run_id=run_id, stdout=PIPE, stderr=stderr, env=env, cwd=CHECKOUT)
     assert root.process.stdout is not None
-    with root, root.process.stdout as lines:
+    with root, _Guard(root) as guard, root.process.stdout as lines:
         for line in lines:
             if on_event is not None:
                 try:
                     on_event(msgspec.json.decode(line, type=Event))
                 except msgspec.DecodeError:
                     continue  # not an event: a library's print
-        return root.wait()
+        return guard.describe_end(root.wait(), paths.logs / LOG)
+
+
+class _Guard:
+    """Ends a private root, from a thread, when a process that conducts the run was stopped for good.
+
+    All others of a run are looked after from within (``watch``).
+    """
+
+    def __init__(self, root: private_root.PrivateRoot) -> None:
+        self._root = root
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="guard", daemon=True)
+        self._has_ended_it = False
+
+    def __enter__(self) -> _Guard:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_S):
+            if self._root.stands_still():
+                self._has_ended_it = True
+                # the outermost process takes all of them with it, those that stand still, too
+                self._root.process.kill()
+                return
+
+    def describe_end(self, status: int, log: Path) -> str:
+        """Why a run has not written its own end, by the exit code of what played it and what it said."""
+        if self._has_ended_it:
+            return "the process that conducts the run stands still (SIGSTOP), and was ended with the run"
+        number = -status if status < 0 else status - SIGNAL_BASE
+        if number in signal.valid_signals():
+            return f"the process that conducts the run was killed by {signal.Signals(number).name}"
+        with suppress(OSError):
+            if INIT_KILLED in log.read_text(errors="replace"):
+                return "the process that conducts the run was killed with its private root (SIGKILL)"
+        return f"the run ended early with status {status}"
 
 
 def _end(store: RunStore, paths: RunPaths, manifest: Manifest, why: str, hint: str | None) -> RunPaths:
