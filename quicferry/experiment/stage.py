@@ -23,6 +23,7 @@ from quicferry.emulation.sandbox import cgroups, private_root
 from quicferry.emulation.sandbox.ownership import PARTIAL_SUFFIX
 from quicferry.errors import disk_error
 from quicferry.events import Event
+from quicferry.experiment.guard import Guard
 from quicferry.paths import CHECKOUT
 from quicferry.process import PIPE
 from quicferry.record import RunPaths
@@ -57,11 +58,11 @@ class Stage(Protocol):
     def prepare(self) -> None:
         """Start ahead what the next run needs and does not depend on it. ``close`` ends what nobody used."""
 
-    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> int:
+    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> str:
         """Play the run of that directory, and tell of its events.
 
-        Returns the exit status of the process that plays, 0 while it lives. Whatever is raised, what played
-        has ended by then.
+        Returns how the process that plays has ended, for a run that did not get to write its own end; empty
+        while it lives. Whatever is raised, what played has ended by then.
         """
 
     def close(self) -> None:
@@ -80,7 +81,7 @@ class FreshStage:
         if self._ahead is None:
             self._ahead = _Player(self._player, [ONCE])
 
-    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> int:
+    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> str:
         """See ``Stage``."""
         self.prepare()
         player, self._ahead = self._ahead, None
@@ -124,7 +125,7 @@ class KeptStage:
         name = self._place.name.removesuffix(PARTIAL_SUFFIX)  # by which `clean` sees that it is alive
         self._player = _Player(self._module, [KEEP, str(self._place)], name)
 
-    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> int:
+    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> str:
         """See ``Stage``."""
         try:
             self.prepare()
@@ -136,10 +137,10 @@ class KeptStage:
             raise
         cgroups.remove_of_run(run_id)
         if is_over:
-            return 0
-        status = player.ended(paths)
+            return ""
+        how = player.ended(paths)
         self.close()
-        return status
+        return how
 
     def close(self) -> None:
         """See ``Stage``."""
@@ -171,6 +172,7 @@ class _Player:
         except BaseException:
             self._log.close()
             raise
+        self._guard = Guard(self.root)
         assert self.root.process.stdin is not None
         assert self.root.process.stdout is not None
         self._stdin, self._stdout = self.root.process.stdin, self.root.process.stdout
@@ -182,19 +184,20 @@ class _Player:
             self._stdin.flush()
         except BrokenPipeError:
             return False
-        for line in iter(self._stdout.readline, b""):
-            if line.startswith(OVER):
-                return True
-            _tell(line, on_event)
+        with self._guard:
+            for line in iter(self._stdout.readline, b""):
+                if line.startswith(OVER):
+                    return True
+                _tell(line, on_event)
         return False
 
-    def ended(self, paths: RunPaths) -> int:
-        """Wait for its end; returns the exit status. What it said outside of a run goes into its log."""
+    def ended(self, paths: RunPaths) -> str:
+        """Wait for its end; returns how it came. What it said outside of a run goes into its log."""
         status = self.root.wait()
         self._log.seek(0)
         with contextlib.suppress(OSError), (paths.logs / LOG).open("ab") as log:
             shutil.copyfileobj(self._log, log)
-        return status
+        return self._guard.describe_end(status, paths.logs / LOG)
 
     def end(self) -> None:
         """End it at once: its namespaces take all with them."""
