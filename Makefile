@@ -16,6 +16,7 @@ BENCH_ARGS ?=
 SOAK_ARGS ?=
 FAULTS_ARGS ?=
 SIGNALS_ARGS ?=
+PROCESS_FAULTS_ARGS ?=
 STEPS ?=
 VM_ARGS ?=
 CONTAINER_ARGS ?=
@@ -39,7 +40,7 @@ ONE_LOSS_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-report test-upstream simulate one-loss requirements lint bench bench-inspect fidelity figures soak faults bench-containers bench-hosts bench-cost vm-test vagrant-test container-test signals explore fuzz nightly lock clean
+.PHONY: help setup demo test test-report test-upstream simulate one-loss requirements lint bench bench-inspect fidelity figures soak faults bench-containers bench-hosts bench-cost vm-test vagrant-test container-test signals process-faults explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -129,6 +130,9 @@ container-test: setup ## build the Containerfile and move servers in it by Podma
 
 signals: setup ## end the tool by each signal at each moment and look for what is left (as root, 5 minutes)
 	@$(PYTHON) -m bench.signals $(SIGNALS_ARGS)
+
+process-faults: setup ## kill and stop each process of a run, before, during and after a move (as root, 15 minutes)
+	@$(PYTHON) -m bench.process_faults $(PROCESS_FAULTS_ARGS)
 
 explore: setup ## draw COUNT command lines (SEED, MINUTES), run and judge them (as root, 10 s each)
 	@$(PYTHON) -m proof.explore --count $(COUNT) --seed $(SEED) $(if $(MINUTES),--minutes $(MINUTES))

@@ -117,7 +117,7 @@ def end_at(name: str, number: signal.Signals, folder: Path) -> list[str]:
             status = tool.wait(ENDS_S)
         except TimeoutExpired:
             return [f"the tool did not end within {ENDS_S:g} s"]
-        return [*_left(tag, made, there), *_told(number, status, runs, log), *_files(runs, scratch)]
+        return [*left_by(tag, made, there), *_told(number, status, runs, log), *left_files(runs, scratch)]
     finally:
         tool.kill()
         tool.wait()
@@ -148,7 +148,7 @@ def _eventually(is_so: Callable[[], bool]) -> bool:
     return True
 
 
-def _left(tag: str, made: set[str], there: Sequence[int]) -> list[str]:
+def left_by(tag: str, made: set[str], there: Sequence[int]) -> list[str]:
     """Processes and namespaces. Of a namespace none is left when no process of then is in it any more."""
     found = []
     if not _eventually(lambda: not of_tool(tag)):
@@ -181,7 +181,7 @@ def _told(number: signal.Signals, status: int, runs: Path, log: Path) -> list[st
     return found
 
 
-def _files(runs: Path, scratch: Path) -> list[str]:
+def left_files(runs: Path, scratch: Path) -> list[str]:
     """Temporary files and private keys."""
     found = [f"the file {path.name} is left" for path in scratch.iterdir()]
     files = [path for path in runs.rglob("*") if path.is_file()] if runs.is_dir() else []

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -116,6 +118,41 @@ def stat_fields(proc: Path) -> list[str]:
     return text.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
 
 
+#: A process that was told to stand still (SIGSTOP) for so long will not go on by itself.
+STILL_S = 1.0
+
+
+class Stillness:
+    """Tells of one process, whenever it is asked, whether it stands still for good."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+
+    def is_for_good(self, pid: int | None) -> bool:
+        """Whether it was seen stopped by a signal for ``STILL_S``; a tracer's stops do not count."""
+        state = state_of(pid) if pid is not None else None
+        if state != "T":
+            self._since_s = None
+            return False
+        now_s = time.monotonic()
+        self._since_s = self._since_s if self._since_s is not None else now_s
+        return now_s - self._since_s >= STILL_S
+
+
+def state_of(pid: int) -> str | None:
+    """The letter for a process's state in proc_pid_stat(5); None when there is none, or it is a zombie."""
+    try:
+        state = stat_fields(Path("/proc") / str(pid))[0]
+    except OSError:
+        return None
+    return None if state in {"Z", "X"} else state
+
+
+def how_ended(status: int) -> str:
+    """How a process ended, in words, by its status as ``Popen`` has it."""
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
 class _Adopted(subprocess.Popen[bytes]):
     """A child that was forked by other means, with all that ``Popen`` can do; made by ``adopt``."""
 
@@ -152,6 +189,7 @@ def stop(process: subprocess.Popen[bytes], *, grace_s: float = 2.0) -> int:
     """End one process that we started: SIGTERM, then SIGKILL after ``grace_s``. Returns its status."""
     if process.poll() is None:
         process.terminate()
+        process.send_signal(signal.SIGCONT)  # one that stands still hears of it only when it goes on
         try:
             process.wait(grace_s)
         except subprocess.TimeoutExpired:

@@ -108,6 +108,7 @@ class AgentService:
         assert self.program is not None
         ready = self.replies.wait(self.program, {"ready"}, timeout_s)
         self.container_pid = int(ready["init_pid"])
+        self._context.containers.add(self.edge, self.container_pid)
 
     def move(self) -> dict[str, Any]:
         """Have the agent move the server away without an orchestrator; returns the outcome."""

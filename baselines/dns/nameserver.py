@@ -32,7 +32,7 @@ from baselines.dns.config import (
     kind_of,
 )
 from quicferry import process
-from quicferry.errors import FerryError, Unsupported
+from quicferry.errors import EmulationError, FerryError, Unsupported
 from quicferry.events import EventLog
 from quicferry.experiment.service_probes import NAMED_DIRECTORY
 from quicferry.slowness import longer
@@ -107,9 +107,12 @@ def serve(config: NameServerConfig) -> None:
                 raise Unsupported("named does not answer", hint="see nameserver.log in the run directory")
             time.sleep(POLL_S)
         events.emit("dns.started", zone=ZONE, record=NAME, address=config.address, ttl_s=config.ttl_s)
+        stillness = process.Stillness()
         while not ended:
-            if named.poll() is not None:
-                raise Unsupported(f"named ended with status {named.returncode}", hint="see nameserver.log")
+            if (status := named.poll()) is not None:
+                raise EmulationError(f"named {process.how_ended(status)}", hint="see nameserver.log")
+            if stillness.is_for_good(named.pid):
+                raise EmulationError("named stands still (SIGSTOP)", hint="see nameserver.log")
             signal.sigtimedwait([], 0.1)  # sleeps, and wakes at once for SIGTERM
     finally:
         process.stop(named)

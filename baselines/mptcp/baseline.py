@@ -117,6 +117,7 @@ class PodServer:
         assert self.program is not None
         order = control.Freeze(epoch=1, strategy=Strategy.SYMMETRIC, server_first=False)
         frozen_ns = int(self.orders.ask(order, ORDER_S)["t_ns"])
+        self.program.is_held = True
         self.program.process.send_signal(signal.SIGSTOP)
         return frozen_ns
 
@@ -124,6 +125,7 @@ class PodServer:
         """Let the process run again, and serve."""
         assert self.program is not None
         self.program.process.send_signal(signal.SIGCONT)
+        self.program.is_held = False
         self.orders.ask(
             control.Resume(epoch=1, edge=edge, strategy=Strategy.SYMMETRIC, server_first=False), ORDER_S
         )

@@ -24,7 +24,7 @@ from typing import IO, NamedTuple, Protocol
 
 from quicferry.errors import CaptureError, last_line
 from quicferry.model import NodeKind, Topology
-from quicferry.process import Popen, TimeoutExpired, children_of
+from quicferry.process import Popen, Stillness, TimeoutExpired, children_of, how_ended
 from quicferry.slowness import longer
 
 BUFFER_MIB = 32
@@ -86,6 +86,7 @@ class Capture:
         self._spawn = spawn
         self._process: Popen[bytes] | None = None
         self._asked_to_end = False
+        self._stillness = Stillness()
 
     def start(self) -> None:
         """Start dumpcap. Raises ``Unsupported`` when there is none."""
@@ -115,10 +116,29 @@ class Capture:
             hint="`quicferry doctor` tries to capture",
         )
 
+    def ended(self) -> CaptureError | None:
+        """The error of a capture that has ended by itself or stands still; None while it captures."""
+        if self._process is None or self._asked_to_end:
+            return None
+        status = self._process.poll()
+        if status is not None:
+            how = how_ended(status)
+        elif self._stillness.is_for_good(self._process.pid):
+            how = "stands still (SIGSTOP)"
+        else:
+            return None
+        return CaptureError(
+            f"the capture of {self.host} {how} in the middle of the run: what crossed there is not known",
+            hint=f"see {self.log.name} in captures/",
+        )
+
     def ask_to_end(self) -> None:
         """Ask dumpcap to end, and do not wait: it takes as long as its read timeout."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(
+                signal.SIGCONT
+            )  # one that stands still hears of it only when it goes on
             self._asked_to_end = True
 
     def stop(self) -> list[str]:
@@ -193,6 +213,10 @@ class CaptureSession:
             self.stop(linger_s=0.0)
             raise
         return {host: " ".join(each.name for each in found) for host, found in interfaces.items()}
+
+    def ended(self) -> CaptureError | None:
+        """The error of the first capture that has ended by itself or stands still; None while all run."""
+        return next((why for capture in self._captures if (why := capture.ended()) is not None), None)
 
     def stop(self, *, linger_s: float = LINGER_S) -> None:
         """End all captures, after what was sent ``LINGER_S`` ago is in their files. May be called again.

@@ -6,10 +6,10 @@ order, the client last, and a way to move the server. ``apps.deployment`` and ba
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -18,8 +18,9 @@ import msgspec
 from quicferry.emulation.emulator import Emulator
 from quicferry.errors import FerryError, MigrationError, last_line
 from quicferry.events import Event, EventLog
+from quicferry.experiment.container_watch import ContainerWatch
 from quicferry.model import Endpoint, Topology
-from quicferry.process import PIPE, Popen, stop
+from quicferry.process import PIPE, Popen, Stillness, how_ended, stop
 from quicferry.record import PLACE_BY_SERVER, RunPaths
 from quicferry.slowness import longer
 from quicferry.spec import RunSpec
@@ -44,6 +45,13 @@ class Service(Protocol):
         """End it in good order and gather what it knows. Called also after a failure."""
 
 
+class Member(Protocol):
+    """What a run stands on."""
+
+    def ended(self) -> FerryError | None:
+        """Why it does not do its work any more: it has ended or stands still. None while it does."""
+
+
 class Deployment(Protocol):
     """What takes part in a run besides the network. ``services`` are started in order, the client last."""
 
@@ -66,6 +74,8 @@ class Program:
         self.process = process
         self.log = log
         self.is_to_end = False  # somebody is ending it: that it ends is no failure
+        self.is_held = False  # somebody has it stand still for a while
+        self._stillness = Stillness()
         self._reader = threading.Thread(
             target=self._read, args=(process.stdout, on_line), name=f"read-{name}", daemon=True
         )
@@ -104,12 +114,16 @@ class Program:
         return status
 
     def ended(self) -> MigrationError | None:
-        """The error of a process that has ended by itself, in the middle of the run; None while it lives."""
+        """The error of a process that has ended by itself, or stands still, in the middle of the run."""
         status = self.process.poll()
-        if status is None or status == 0 or self.is_to_end:
+        if status == 0 or self.is_to_end:
             return None
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        said = f": {self.last_words()}" if status > 0 else ""
+        if status is not None:
+            how, said = how_ended(status), f": {self.last_words()}" if status > 0 else ""
+        elif self._stillness.is_for_good(self.process.pid) and not self.is_held:
+            how, said = "stands still (SIGSTOP)", ""
+        else:
+            return None
         return MigrationError(
             f"{self.name} {how} in the middle of the run{said}", hint=f"see {self.log.name} in logs/"
         )
@@ -150,6 +164,11 @@ class RunContext:
         self.watched: dict[str, Callable[[], int | None]] = {}
         #: all that was started; of those with one name the last
         self.programs: dict[str, Program] = {}
+        #: the containers in which servers are moved. What a fault does to a server, the captures judge.
+        self.containers = ContainerWatch(lambda: not self._is_frozen and not self.spec.faults)
+        #: further parts that may end or stand still by themselves
+        self.members: list[Member] = [self.containers]
+        self._is_frozen = False  # the server, in a move that goes on
         self.is_broken = False  # something has ended: who is stopped now need not be waited for
         self.configs = paths.root / "configs"
         self.configs.mkdir(exist_ok=True)
@@ -173,6 +192,8 @@ class RunContext:
 
     def collect(self, event: Event) -> None:
         """Take in an event that a process has told."""
+        # engines stop a server after they have told of it, and what is left of it when they have moved it
+        self._is_frozen = self._is_frozen or event.name == "migration.checkpoint.started"
         with self._lock:
             self._collected.append(event)
             if self._on_event is not None:
@@ -221,12 +242,21 @@ class RunContext:
         self.programs[name] = program
         return program
 
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """The deployment moves the server meanwhile: from its freeze on, agents look after it."""
+        try:
+            yield
+        finally:
+            self._is_frozen = False
+
     def ended(self) -> FerryError | None:
-        """The error of the first process or cable that has ended by itself; None while all live."""
-        for program in list(self.programs.values()):
-            if (why := program.ended()) is not None:
+        """The error of the first part that has ended by itself or stands still; None while all work."""
+        members: list[Member] = [*list(self.programs.values()), self.emulator, *list(self.members)]
+        for member in members:
+            if (why := member.ended()) is not None:
                 return why
-        return self.emulator.ended()
+        return None
 
     def patience_s(self, usual_s: float) -> float:
         """How long to wait for whoever is told to end: not long once something is broken."""

@@ -73,7 +73,8 @@ class FaultInjector:
         here = [fault for fault in self._left if self._is_due(fault, event)]
         if not here:
             return
-        held = self._processes.program(TRIGGERS[here[0].point].part).process
+        program = self._processes.program(TRIGGERS[here[0].point].part)
+        program.is_held, held = True, program.process
         try:
             # it tells first and stops then: what is done too early would be undone by its stop
             _await_stop(held.pid)
@@ -87,6 +88,7 @@ class FaultInjector:
             self._context.warnings.append(f"the fault {here[0].name} could not be injected: {error}")
         finally:
             held.send_signal(signal.SIGCONT)  # nothing happens when it was killed
+            program.is_held = False
 
     def _is_due(self, fault: Fault, event: Event) -> bool:
         trigger = TRIGGERS[fault.point]

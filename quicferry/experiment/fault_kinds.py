@@ -152,9 +152,15 @@ def _kill_criu(injection: Injection) -> None:
 
 
 def _silence_client(injection: Injection) -> Mend:
-    processes = injection.processes
-    processes.program(CLIENT).process.send_signal(signal.SIGSTOP)
-    return Mend("the client goes on", lambda: processes.program(CLIENT).process.send_signal(signal.SIGCONT))
+    client = injection.processes.program(CLIENT)
+
+    def go_on() -> None:
+        client.process.send_signal(signal.SIGCONT)
+        client.is_held = False
+
+    client.is_held = True
+    client.process.send_signal(signal.SIGSTOP)
+    return Mend("the client goes on", go_on)
 
 
 class KindRow(NamedTuple):

@@ -44,7 +44,7 @@ def launch(
     )
     try:
         write_json(paths.manifest, manifest)
-        status = stage.play(paths, run_id, on_event)
+        early = stage.play(paths, run_id, on_event)
     except OSError as error:
         wrong = disk_error("the run directory cannot be written", error)
         return _end(store, paths, manifest, str(wrong), wrong.hint)
@@ -52,7 +52,7 @@ def launch(
         with suppress(StoreError):
             _end(store, paths, manifest, f"the run was interrupted: {describe_interruption(error)}", None)
         raise
-    return _end(store, paths, manifest, f"the run ended early with status {status}", None)
+    return _end(store, paths, manifest, early, None)
 
 
 def describe_interruption(error: BaseException) -> str:

@@ -141,6 +141,7 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
     context.listeners.append(requests.heard)
     started: list[Service] = []
     captures = CaptureSession(emulator, context.paths.captures)
+    context.members.append(captures)
     try:
         with Watch(context):
             with events.phase("run.start"):
@@ -165,7 +166,7 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
                 if number > 1:
                     time.sleep(BETWEEN_MOVES_S)
                 requests.wait_for(spec.move_when, spec.interval_ms)
-                with events.phase("run.migrate", number=number) as outcome:
+                with events.phase("run.migrate", number=number) as outcome, context.moving():
                     outcome |= deployment.move()
                 if spec.moves > 1:
                     note_usage(events, ((name, pid) for name, of in context.watched.items() if (pid := of())))

@@ -23,6 +23,7 @@ from quicferry.emulation.sandbox import cgroups, private_root
 from quicferry.emulation.sandbox.ownership import PARTIAL_SUFFIX
 from quicferry.errors import disk_error
 from quicferry.events import Event
+from quicferry.experiment.guard import Guard
 from quicferry.paths import CHECKOUT
 from quicferry.process import PIPE
 from quicferry.record import RunPaths
@@ -55,11 +56,11 @@ class RunOver(msgspec.Struct, frozen=True, kw_only=True):
 class Stage(Protocol):
     """A place for runs, one after another."""
 
-    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> int:
+    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> str:
         """Play the run of that directory, and tell of its events.
 
-        Returns the exit status of the process that plays, 0 while it lives. Whatever is raised, what played
-        has ended by then.
+        Returns the error of a run that has not written its own end, empty while the process that plays lives.
+        Whatever is raised, what played has ended by then.
         """
 
     def close(self) -> None:
@@ -72,7 +73,7 @@ class FreshStage:
     def __init__(self, player: str) -> None:
         self._player = player
 
-    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> int:
+    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> str:
         """See ``Stage``."""
         # the last argument says nothing: forked programs show their command lines in its place
         argv = [sys.executable, "-m", self._player, str(paths.root), "-" * ROOM]
@@ -81,10 +82,10 @@ class FreshStage:
                 argv, run_id=run_id, stdout=PIPE, stderr=stderr, env=_environment(), cwd=CHECKOUT
             )
         assert root.process.stdout is not None
-        with root, root.process.stdout as lines:
+        with root, Guard(root) as guard, root.process.stdout as lines:
             for line in lines:
                 _tell(line, on_event)
-            return root.wait()
+            return guard.describe_end(root.wait(), paths.logs / LOG)
 
     def close(self) -> None:
         """See ``Stage``."""
@@ -107,28 +108,30 @@ class KeptStage:
         self.kept = 0
         self.made_anew: list[str] = []
 
-    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> int:
+    def play(self, paths: RunPaths, run_id: str, on_event: OnEvent | None) -> str:
         """See ``Stage``."""
         if self._root is not None and self._root.poll() is not None:
             self.close()
         try:
             root = self._root or self._begin()
-            over = self._play(root, RunOrder(run_id=run_id, directory=str(paths.root)), on_event)
+            with Guard(root) as guard:
+                over = self._play(root, RunOrder(run_id=run_id, directory=str(paths.root)), on_event)
+                status = root.wait() if over is None else 0
         except BaseException:
             self.close()
             raise
         if over is None:
-            status = root.wait()
             self._keep_words(paths)
-            self.made_anew.append(f"the process that plays ended with status {status}")
+            early = guard.describe_end(status, paths.logs / LOG)
+            self.made_anew.append(early)
             self.close()
-            return status
+            return early
         cgroups.remove_of_run(run_id)
         if over.kept:
             self.kept += 1
         else:
             self.made_anew.append(over.why_not or "")
-        return 0
+        return ""
 
     def _begin(self) -> private_root.PrivateRoot:
         name = f"network-{os.getpid()}-{secrets.token_hex(3)}"

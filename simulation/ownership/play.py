@@ -84,10 +84,13 @@ async def _live(world: OwnershipWorld) -> None:
         await asyncio.sleep(pause_s)
         if client.waiting > WAITING_MANY:
             pause_s = story.interval_s * 20  # nobody answers: more of the same would tell nothing new
-    # what is to come comes; then one more request must be answered
-    await _until(world, lambda: loop.time() >= world.calm_at and _quiet(world), SETTLE_S + 2.0)
-    client.ask()
-    await _until(world, lambda: not client.waiting or client.closed is not None, ANSWER_S)
+    # what is to come comes; then one more request must be answered. A fault may begin meanwhile, each once
+    for _ in range(1 + len(story.faults)):
+        await _until(world, lambda: loop.time() >= world.calm_at and _quiet(world), SETTLE_S + 2.0)
+        client.ask()
+        await _until(world, lambda: not client.waiting or client.closed is not None, ANSWER_S)
+        if loop.time() >= world.calm_at:
+            break
     _judge(world)
 
 

@@ -315,6 +315,9 @@ class MininetEmulator:
         self._link_layer().begin()
 
     def ended(self) -> EmulationError | None:
+        for node in self._topology.nodes if self._topology is not None else ():
+            if (how := self._network[node.name].ended()) is not None:
+                return EmulationError(f"the process that holds the node {node.name} {how}")
         return self._links.ended() if self._links is not None else None
 
     def set_link(self, link_name: str, *, up: bool) -> None:

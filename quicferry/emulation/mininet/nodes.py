@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from mininet.node import Node, Switch
 
 from quicferry.errors import EmulationError
-from quicferry.process import PIPE, Popen, run, spawn
+from quicferry.process import PIPE, Popen, how_ended, run, spawn
 
 #: Mounts what is to be private, says so, and holds the namespaces.
 HOLD = (
@@ -58,6 +58,11 @@ class HeldNode(Node):  # type: ignore[misc]  # Mininet has no types
             raise EmulationError(
                 f"node {self.name} could not be made: mnexec ended with status {self._holder.wait()}"
             )
+
+    def ended(self) -> str | None:
+        """How the process that holds the namespaces has ended; None while it lives."""
+        status = self._holder.poll() if self._holder is not None else None
+        return how_ended(status) if status is not None else None
 
     def _need_shell(self) -> None:
         if self.shell is None:

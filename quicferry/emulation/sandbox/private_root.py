@@ -29,7 +29,7 @@ from typing import IO
 from quicferry.emulation.sandbox import cgroups
 from quicferry.emulation.sandbox.ownership import tags
 from quicferry.errors import Unsupported
-from quicferry.process import Popen, TimeoutExpired, spawn
+from quicferry.process import Popen, Stillness, TimeoutExpired, children_of, spawn
 
 INIT = Path(__file__).with_name("private_init.py")
 
@@ -49,6 +49,7 @@ class PrivateRoot:
         self.run_id = run_id
         self._lifeline: int | None = lifeline
         self._cleared = False
+        self._still: dict[int, Stillness] = {}
 
     @property
     def pid(self) -> int:
@@ -63,6 +64,17 @@ class PrivateRoot:
     def wait(self, timeout_s: float | None = None) -> int:
         """Wait for the end; the command's exit code. Raises ``TimeoutExpired``."""
         return self._ended(self.process.wait(timeout_s))
+
+    def stands_still(self) -> bool:
+        """Whether one of its three outermost processes, the command the last, was stopped (SIGSTOP) for good.
+
+        Then nobody inside ends any more, and whoever waits for the end waits for ever.
+        """
+        outermost = self.process.pid
+        first = children_of(outermost)
+        chain = (outermost, *first, *(pid for each in first for pid in children_of(each)[:1]))
+        seen = [self._still.setdefault(pid, Stillness()).is_for_good(pid) for pid in chain]  # each, always
+        return any(seen)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the command inside; nothing happens when it has ended."""

@@ -34,6 +34,7 @@ class CableProcess:
         self._links = links
         self._seed = seed
         self._process: process.Popen[bytes] | None = None
+        self._stillness = process.Stillness()
 
     def start(self) -> None:
         """Start it and wait until it carries frames. Raises ``EmulationError``."""
@@ -69,11 +70,16 @@ class CableProcess:
         return self._process.pid
 
     def ended(self) -> EmulationError | None:
-        """The error of a cable that has ended by itself; None while it lives."""
-        status = self._process.poll() if self._process is not None else None
-        if status is None:
+        """The error of a cable that has ended by itself or stands still; None while it carries frames."""
+        if self._process is None:
             return None
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        status = self._process.poll()
+        if status is not None:
+            how = process.how_ended(status)
+        elif self._stillness.is_for_good(self._process.pid):
+            how = "stands still (SIGSTOP)"
+        else:
+            return None
         return EmulationError(
             f"the cable {how} in the middle of the run: no frame crosses a shaped link any more",
             hint=f"see {self._log_path.name} in links/",
@@ -90,7 +96,7 @@ class CableProcess:
             self._process.send_signal(signal.SIGUSR1)
             deadline_s = time.monotonic() + ANSWER_WITHIN_S
             while not self._stats_path.exists() and self._process.poll() is None:
-                if time.monotonic() > deadline_s:
+                if time.monotonic() > deadline_s or self._stillness.is_for_good(self._process.pid):
                     raise EmulationError("the cable does not answer", hint=f"see {self._log_path}")
                 time.sleep(0.002)
         if not self._stats_path.exists():
