@@ -2,7 +2,7 @@
 
 # What a CI machine must be able to do: there a test that needs one of these fails instead of being skipped.
 # Elsewhere `quicferry doctor` says what this machine can do, and the rest is skipped with its reason.
-CI_REQUIRES := root,netns,veth,shaped-link,mininet,criu,criu-lazy-pages,criu-page-server,oci,podman,rsync,tcpdump,tshark,mptcp,dns
+CI_REQUIRES := root,netns,veth,shaped-link,mininet,criu,criu-lazy-pages,criu-page-server,oci,oci-lazy-pages,podman,rsync,tcpdump,tshark,mptcp,dns
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 PYTEST = $(PYTHON) -m pytest --durations=15 --require="$(1)"

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -43,7 +44,7 @@ from quicferry.migration.container.layer import Layer
 from quicferry.migration.container.oci_image import ImageSettings, read_image
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.container.volumes import ContainerFiles
-from quicferry.process import find_program, stat_fields
+from quicferry.process import find_program, run, stat_fields
 from quicferry.slowness import longer
 
 START_S = 20.0
@@ -70,6 +71,9 @@ GROUPS = "/sys/fs/cgroup"
 
 #: Names another runc than the one on the PATH.
 RUNC_VARIABLE = "QUICFERRY_RUNC"
+#: For crun: it hands CRIU the container's group as the root of every hierarchy, those of cgroup v1 included,
+#: so that CRIU makes groups in each, on the whole machine, and leaves them there. crun makes its own itself.
+CRUN_GROUPS = ("--manage-cgroups-mode", "ignore")
 
 
 def find_runc() -> Path:
@@ -88,6 +92,12 @@ def find_runc() -> Path:
     return found
 
 
+@functools.cache
+def is_crun(program: Path) -> bool:
+    """Whether the program that stands for runc is crun, which has nearly the same commands."""
+    return run([program, "--version"], check=False).stdout.startswith("crun ")
+
+
 class OciContainer(Container):
     """An edge host's container whose server runs in an OCI container of its own.
 
@@ -96,6 +106,7 @@ class OciContainer(Container):
 
     tool = "runc"  # the program that makes, dumps and restores the server's container
     runc = Path("runc")
+    by_crun = False  # that program is crun
     files = oci_bundle.RootFiles({}, [])
     given = ContainerFiles()
     image: ImageSettings | None = None
@@ -135,7 +146,8 @@ class OciContainer(Container):
             files = oci_bundle.lacking(Path(image.root), files)
             files = files._replace(binds=sorted({*files.binds, *always}))
         made = await cls.create(edge, enter=enter, record=record)
-        made.runc, made.files, made.image = runc, files, image
+        made.runc, made.by_crun = runc, is_crun(runc)
+        made.files, made.image = files, image
         made.readable = [Path(directory) for directory in readable]
         try:
             await asyncio.to_thread(made.make_directories)

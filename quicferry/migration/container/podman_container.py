@@ -28,7 +28,13 @@ from quicferry.emulation.sandbox import cgroups
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container import oci_bundle, oci_image
 from quicferry.migration.container.container import MOUNT_RUN, Surroundings
-from quicferry.migration.container.oci_container import FRESH_SYS, START_S, OciContainer, last_words
+from quicferry.migration.container.oci_container import (
+    CRUN_GROUPS,
+    FRESH_SYS,
+    START_S,
+    OciContainer,
+    last_words,
+)
 from quicferry.migration.container.oci_image import ImageSettings
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.container.volumes import ContainerFiles, Volume
@@ -74,11 +80,13 @@ RUNTIME_SCRIPT = """\
 #!/bin/sh
 step= before= images= work=
 for word; do
+  shift
+  set -- "$@" "$word"
   case $before in
     --image-path) images=$word ;;
     --work-path) work=$word ;;
   esac
-  case $word in checkpoint | restore) step=$word ;; esac
+  case $step$word in checkpoint | restore) step=$word && set -- "$@" {more} ;; esac
   before=$word
 done
 [ "$images" ] || exec {runc} "$@"
@@ -187,7 +195,7 @@ class PodmanContainer(OciContainer):
             (SETTINGS / "storage.conf", STORAGE_CONF.format(**places)),
             (SETTINGS / "registries.conf", ""),
             (policy, json.dumps(POLICY)),
-            (RUNTIME, RUNTIME_SCRIPT.format(runc=self.runc, logs=LOGS)),
+            (RUNTIME, self.runtime_script()),
         ):
             self.inside(path).parent.mkdir(parents=True, exist_ok=True)
             self.inside(path).write_text(text)
@@ -195,6 +203,11 @@ class PodmanContainer(OciContainer):
         (self.inside(SYS) / "fs" / "cgroup").mkdir(parents=True, exist_ok=True)
         if self.image is not None and self.image.seccomp is not None:
             self.inside(SETTINGS / "seccomp.json").write_text(json.dumps(self.image.seccomp))
+
+    def runtime_script(self) -> str:
+        """What Podman takes for its runtime."""
+        more = " ".join(CRUN_GROUPS) if self.by_crun else ""
+        return RUNTIME_SCRIPT.format(runc=self.runc, logs=LOGS, more=more)
 
     async def load_image(self) -> None:
         """Have Podman load an image with the files of ``--image`` and the links that it lacks."""

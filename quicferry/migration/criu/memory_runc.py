@@ -110,13 +110,13 @@ class MemoryRunc(Runc, MemoryCriu):
         """Write CRIU's configuration for a dump that serves, and give runc's arguments."""
         self._configure(f"ps-socket {theirs.fileno()}")
         more = ("--leave-running", *WITHOUT_MEMORY, "--status-fd", str(told), *on_top_of(previous))
-        return self._words("checkpoint", images, *more)
+        return self.words("checkpoint", images, *more)
 
     async def dump_tracked(
         self, pid: int, images: Path, previous: str | None, *, timeout_s: float
     ) -> DumpStats:
         """As ``Runc.dump``, but only with the memory that was written since the images ``previous``."""
-        words = self._words("checkpoint", images, "--leave-running", *on_top_of(previous))
+        words = self.words("checkpoint", images, "--leave-running", *on_top_of(previous))
         await self._run("checkpoint", images, words, timeout_s)
         return read_dump_stats((self._outside(images) / "stats-dump").read_bytes())
 

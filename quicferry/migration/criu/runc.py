@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 
 from quicferry.errors import MigrationError
-from quicferry.migration.container import oci_bundle
+from quicferry.migration.container import oci_bundle, oci_container
 from quicferry.migration.container.oci_container import OciContainer
 from quicferry.migration.container.oci_image import users_have_userfaultfd
 from quicferry.migration.criu.command import CLOSE_PAGE_SERVER, LAZY_FEATURE, Criu, explain, log_text
@@ -67,11 +67,12 @@ class Runc(Criu):
         config = criu_config(keep_tcp=self._keep_tcp) + lines
         self._box.inside(oci_bundle.CRIU_CONFIG).write_text(config)
 
-    def _words(self, step: str, images: Path, *more: str) -> list[str]:
+    def words(self, step: str, images: Path, *more: str) -> list[str]:
         """Arguments of a runc command that has CRIU at work."""
         tcp = ["--tcp-established"] if self._keep_tcp else []
         where = ["--image-path", str(images), "--work-path", str(images)]
-        return [step, *where, *tcp, *more, self._box.name]
+        groups = oci_container.CRUN_GROUPS if self._box.by_crun else ()
+        return [step, *where, *tcp, *groups, *more, self._box.name]
 
     async def has(self, feature: str) -> bool:
         """As ``Criu.has``; without userfaultfd where the container's user namespace may not have it."""
@@ -88,7 +89,7 @@ class Runc(Criu):
         Raises ``MigrationError`` when they do not get ready.
         """
         await self.close()
-        words = self._words("checkpoint", images, "--leave-running")
+        words = self.words("checkpoint", images, "--leave-running")
         if memory:
             self._dumper = HeldRunc(self._box, self.program, "dump", words)
         else:
@@ -96,7 +97,7 @@ class Runc(Criu):
             self._page_server = ours
             with theirs:
                 self._configure(f"ps-socket {theirs.fileno()}")
-                words = self._words("checkpoint", images, "--leave-running", *WITHOUT_MEMORY)
+                words = self.words("checkpoint", images, "--leave-running", *WITHOUT_MEMORY)
                 self._dumper = HeldRunc(self._box, self.program, "dump", words, [theirs.fileno()])
                 await self._dumper.begin()
             return
@@ -128,7 +129,7 @@ class Runc(Criu):
 
         Raises ``MigrationError``; then, too, it goes on.
         """
-        words = self._words("checkpoint", images, "--leave-running")
+        words = self.words("checkpoint", images, "--leave-running")
         await self._run("checkpoint", images, words, timeout_s, self._dumper)
         return read_dump_stats((self._outside(images) / "stats-dump").read_bytes())
 
@@ -154,7 +155,7 @@ class Runc(Criu):
         ``parent``: images of a pre-dump that these build upon, relative to ``images``. Raises
         ``MigrationError``; then the server goes on.
         """
-        words = self._words("checkpoint", images, *on_top_of(parent))
+        words = self.words("checkpoint", images, *on_top_of(parent))
         self._outside(images).mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._run("checkpoint", images, words, timeout_s)
         return read_dump_stats((self._outside(images) / "stats-dump").read_bytes())
@@ -166,13 +167,13 @@ class Runc(Criu):
         on in either case.
         """
         self._outside(images).mkdir(mode=0o700, parents=True, exist_ok=True)
-        words = self._words("checkpoint", images, "--pre-dump", *on_top_of(previous))
+        words = self.words("checkpoint", images, "--pre-dump", *on_top_of(previous))
         await self._run("checkpoint", images, words, timeout_s)
         return read_dump_stats((self._outside(images) / "stats-dump").read_bytes())
 
     def _restore_words(self, images: Path, *, lazy: bool) -> list[str]:
         bundle = ["--bundle", str(oci_bundle.BUNDLE), "--pid-file", str(oci_bundle.PID_FILE)]
-        return self._words("restore", images, "--detach", *(["--lazy-pages"] if lazy else []), *bundle)
+        return self.words("restore", images, "--detach", *(["--lazy-pages"] if lazy else []), *bundle)
 
     async def restore(self, images: Path, *, timeout_s: float, lazy: bool = False) -> RestoreStats:
         """Make a running container of the images. Raises ``MigrationError``; then none is left.

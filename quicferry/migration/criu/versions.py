@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from quicferry.errors import Unsupported
-from quicferry.migration.container.oci_container import find_runc
+from quicferry.migration.container.oci_container import find_runc, is_crun
 from quicferry.migration.criu.command import find_criu
 from quicferry.process import find_program, run
 
@@ -22,8 +22,17 @@ def criu_version(program: Path) -> str:
 
 
 def runc_version(program: Path) -> str:
-    """What ``runc --version`` calls itself, for example ``1.1.5+ds1``."""
-    return first_line(program).removeprefix("runc version ") or "of unknown version"
+    """What runc (or crun) calls itself with ``--version``, for example ``1.1.5+ds1``."""
+    return _without_name(first_line(program)) or "of unknown version"
+
+
+def name_and_version(program: Path) -> str:
+    """Which runtime that is, for example ``runc 1.1.5+ds1`` or ``crun 1.28``."""
+    return f"{'crun' if is_crun(program) else 'runc'} {runc_version(program)}"
+
+
+def _without_name(line: str) -> str:
+    return line.removeprefix("runc version ").removeprefix("crun version ")
 
 
 def versions_of(programs: Iterable[str]) -> dict[str, str]:
@@ -33,7 +42,8 @@ def versions_of(programs: Iterable[str]) -> dict[str, str]:
         if name == "criu":
             versions[name] = criu_version(find_criu())
         elif name == "runc":
-            versions[name] = runc_version(find_runc())
+            runc = find_runc()
+            versions["crun" if is_crun(runc) else name] = runc_version(runc)
         elif (found := find_program(name)) is not None:
             versions[name] = first_line(found)
         else:

@@ -86,6 +86,6 @@ def test_the_real_list_is_whole():
     known = preflight.probes()
     assert set(preflight.NEEDED_FOR_DEMO) <= set(known)
     names = "root netns veth netem shaped-link mininet criu criu-lazy-pages criu-page-server criu-tracking"
-    names += " tcpdump tshark oci oci-pre-dump podman rsync mptcp dns"
+    names += " tcpdump tshark oci oci-pre-dump oci-lazy-pages podman rsync mptcp dns"
     assert set(known) == set(names.split())
     assert all(probe.needed_for for probe in known.values())

@@ -92,7 +92,7 @@ def runtime(tmp_path):
     runc = tmp_path / "runc"
     runc.write_text('#!/bin/sh\necho "$@"\nexit 3\n')
     script = tmp_path / "runtime"
-    script.write_text(RUNTIME_SCRIPT.format(runc=runc, logs=tmp_path / "logs"))
+    script.write_text(RUNTIME_SCRIPT.format(runc=runc, logs=tmp_path / "logs", more=""))
     for program in (runc, script):
         program.chmod(0o755)
     return script
