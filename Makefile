@@ -40,7 +40,7 @@ ONE_LOSS_ARGS ?=
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-report test-upstream simulate one-loss requirements lint bench bench-inspect fidelity figures soak faults bench-containers bench-hosts bench-cost vm-test vagrant-test container-test signals process-faults explore fuzz nightly lock clean
+.PHONY: help setup demo test test-report test-upstream simulate one-loss requirements lint bench bench-inspect fidelity figures soak faults bench-containers bench-hosts bench-cost bench-overhead vm-test vagrant-test container-test signals process-faults explore fuzz nightly lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ bench-hosts: setup ## measure how long networks of 10, 100, … hosts take to be
 
 bench-cost: setup ## write docs/performance.md: what things cost as they grow (as root, 25 minutes)
 	@$(PYTHON) -m bench.bench_cost --write docs/performance.md $(BENCH_ARGS)
+
+bench-overhead: setup ## measure what a run costs besides its load, with and without a kept network (as root, 3 minutes)
+	@$(PYTHON) -m bench.bench_overhead $(BENCH_ARGS)
 
 bench-containers: setup ## measure containers, ours beside the published procedure (as root, 15 minutes)
 	@$(PYTHON) -m bench.bench_containers $(BENCH_ARGS)

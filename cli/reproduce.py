@@ -9,7 +9,7 @@ import msgspec
 
 from cli.common.output import json_option, print_json, say, stdout_console
 from cli.common.runs import runs_option
-from cli.common.sweeping import executor_option, network_option, sweep_into
+from cli.common.sweeping import KEEP, LOCAL, NEW, executor_option, sweep_into
 from quicferry.errors import InvalidInput, disk_error
 from session.outcomes import raise_for
 from session.published import EXCESS_MS, Experiment, Pair, experiments, get, side_by_side
@@ -41,7 +41,8 @@ class Compared(msgspec.Struct, frozen=True):
     "--repetitions",
     type=click.IntRange(1, 10_000),
     default=None,
-    help="How often each combination is run.  [default: 10, as published]",
+    help="How often each combination is run; from the scenario's own number on also those that it repeats "
+    "less.  [default: what takes less than 20 minutes; docs/reproduce.md]",
 )
 @click.option(
     "--time-budget-min",
@@ -57,7 +58,12 @@ class Compared(msgspec.Struct, frozen=True):
 )
 @click.option("--no-runs", is_flag=True, help="Make no run: show what there is.")
 @executor_option
-@network_option
+@click.option(
+    "--network",
+    type=click.Choice((NEW, KEEP)),
+    default=None,
+    help="A new network for each run, or one for all; docs/sweep.md.  [default: keep, with --executor new]",
+)
 @runs_option
 @json_option
 def reproduce(
@@ -68,7 +74,7 @@ def reproduce(
     no_runs: bool,
     output: Path | None,
     executor: str,
-    network: str,
+    network: str | None,
     runs_root: Path | None,
     as_json: bool,
 ) -> None:
@@ -84,11 +90,15 @@ def reproduce(
             raise InvalidInput("no experiment was named", hint="name one of these")
         return
     experiment = get(name)
+    scenario = read_scenario(experiment.scenario)
+    if repetitions is not None and repetitions >= scenario.repetitions:
+        scenario = msgspec.structs.replace(scenario, fewer=[])  # who asks for so many means all of them
     given = {"repetitions": repetitions, "time_budget_min": time_budget_min}
     scenario = msgspec.structs.replace(
-        read_scenario(experiment.scenario),
-        **{key: value for key, value in given.items() if value is not None},
+        scenario, **{key: value for key, value in given.items() if value is not None}
     )
+    if network is None:
+        network = KEEP if executor == LOCAL else NEW
     root = sweep_root(f"published-{experiment.scenario.stem}", runs_root)
     end = None
     if no_runs:

@@ -25,7 +25,12 @@ from session.selection import sweep_root
     help="The sweep's directory.  [default: sweeps/NAME-OF-FILE among the runs]",
 )
 @click.option("--resume", is_flag=True, help="Go on with the sweep that is there.")
-@click.option("--repetitions", type=click.IntRange(1, 10_000), default=None, help="Instead of the file's.")
+@click.option(
+    "--repetitions",
+    type=click.IntRange(1, 10_000),
+    default=None,
+    help="Of every combination, instead of the file's.",
+)
 @click.option("--warm-up", type=click.IntRange(0, 100), default=None, help="Instead of the file's.")
 @click.option(
     "--time-budget-min",
@@ -59,6 +64,8 @@ def sweep(
     scenario = msgspec.structs.replace(
         read_scenario(file), **{name: value for name, value in given.items() if value is not None}
     )
+    if repetitions is not None:
+        scenario = msgspec.structs.replace(scenario, fewer=[])
     root = output or sweep_root(file.stem, runs_root)
     store, end = sweep_into(
         root, scenario, resume=resume, executor=executor, network=network, as_json=as_json

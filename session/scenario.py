@@ -29,6 +29,7 @@ from quicferry.errors import UNDECODABLE, InvalidInput
 from quicferry.spec import RunSpec
 from session.request import check_value, to_spec_of_cell
 
+REPETITIONS, WARM_UP = "repetitions", "warm_up"
 #: Runs of one scenario: at a few seconds each more than a week.
 MOST_RUNS = 100_000
 
@@ -47,6 +48,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     run: dict[str, Any] = {}
     sweep: dict[str, list[Any]] = {}
     without: list[dict[str, Any]] = []  # combinations that are left out: those with all values of a table
+    fewer: list[dict[str, Any]] = []  # combinations that are repeated less: those with all values but one
 
     def runs(self) -> Iterator[RunSpec]:
         """Every run, interleaved: one repetition of all combinations before the next.
@@ -57,7 +59,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         cells = self.cells()
         for repetition in range(self.repetitions):
             for spec in cells:
-                yield msgspec.structs.replace(spec, seed=spec.seed + repetition)
+                if repetition < self.repetitions_of(spec):
+                    yield msgspec.structs.replace(spec, seed=spec.seed + repetition)
 
     def cells(self) -> list[RunSpec]:
         """Every combination once, with the seed of the first repetition.
@@ -86,6 +89,18 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise InvalidInput(reason, hint=f"leave out {name}")
         return list(cells)
 
+    def repetitions_of(self, spec: RunSpec) -> int:
+        """How often a combination is repeated: ``repetitions``, or as often as a table of ``fewer`` says."""
+        return self._at_most(spec, REPETITIONS, self.repetitions)
+
+    def warm_ups_of(self, spec: RunSpec) -> int:
+        """The same of warm-ups, which a table of ``fewer`` may also name."""
+        return self._at_most(spec, WARM_UP, self.warm_up)
+
+    def _at_most(self, spec: RunSpec, what: str, usual: int) -> int:
+        fewer = [int(table[what]) for table in self.fewer if what in table and _has_all(spec, axes_of(table))]
+        return min([usual, *fewer])
+
     def _axes(self) -> list[list[dict[str, Any]]]:
         """For each swept axis its values. Strategies and baselines are alternatives: one axis together."""
         contenders: list[dict[str, Any]] = [{"strategy": value} for value in self.sweep.get("strategy", [])]
@@ -100,7 +115,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def _has_all(spec: RunSpec, given: dict[str, Any]) -> bool:
-    """Whether a run has all of these values."""
+    """Whether a run has all of these values. One with a baseline has no strategy."""
+    if spec.baseline is not None and "strategy" in given:
+        return False
     return all(getattr(spec, name) == value for name, value in given.items())
 
 
@@ -145,6 +162,9 @@ def _read(document: dict[str, Any], text: str, path: Path) -> Scenario:
         raise InvalidInput(f"{where}: {key}{error}", hint="see docs/sweep.md") from error
     given = [(name, [value]) for name, value in scenario.run.items()]
     given += [(name, [value]) for table in scenario.without for name, value in table.items()]
+    given += [(name, [value]) for table in scenario.fewer for name, value in axes_of(table).items()]
+    for table in scenario.fewer:
+        _check_fewer(table, _place(path, text, "fewer"))
     for name, values in [*given, *scenario.sweep.items()]:
         try:
             for value in values:
@@ -154,10 +174,28 @@ def _read(document: dict[str, Any], text: str, path: Path) -> Scenario:
     return scenario
 
 
+def axes_of(table: dict[str, Any]) -> dict[str, Any]:
+    """The values of axes in a table of ``fewer``."""
+    return {name: value for name, value in table.items() if name not in (REPETITIONS, WARM_UP)}
+
+
+def _check_fewer(table: dict[str, Any], where: str) -> None:
+    """Raise ``InvalidInput`` for a table of ``fewer`` that does not say how often."""
+    for name, least in ((REPETITIONS, 1), (WARM_UP, 0)):
+        times = table.get(name)
+        if times is None and name == WARM_UP:
+            continue
+        if not isinstance(times, int) or isinstance(times, bool) or times < least:
+            raise InvalidInput(
+                f"{where}: fewer: {name} is {'missing' if times is None else repr(times)}",
+                hint=f"say how often at most: a whole number from {least}, beside the values of axes",
+            )
+
+
 def _place(path: Path, text: str, key: str) -> str:
     """``file:line`` of a key; the file alone when its line cannot be told, as in an inline table."""
     for number, line in enumerate(text.splitlines(), 1):
-        if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=|\s*\[{re.escape(key)}\]", line):
+        if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=|\s*\[\[?{re.escape(key)}\]", line):
             return f"{path}:{number}"
     return str(path)
 

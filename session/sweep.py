@@ -14,6 +14,7 @@ is one that was not written, and a run that was cut off is made again. Failures 
 
 from __future__ import annotations
 
+import collections
 import datetime
 import errno
 import fcntl
@@ -104,15 +105,26 @@ def plan(scenario: Scenario) -> list[PlannedRun]:
     kinds = {(spec.engine, spec.baseline): spec for spec in reversed(cells)}
     order = [
         # with seeds that no sample has: a warm-up is never taken for one
-        (0, msgspec.structs.replace(spec, seed=spec.seed + WARM_UP_SEEDS + number))
+        (0, spec, msgspec.structs.replace(spec, seed=spec.seed + WARM_UP_SEEDS + number))
         for number in range(scenario.warm_up)
         for spec in reversed(list(kinds.values()))
     ]
     for repetition in range(1, scenario.repetitions + 1):
         block = list(cells)
         drawn.shuffle(block)
-        order += [(repetition, msgspec.structs.replace(s, seed=s.seed + repetition - 1)) for s in block]
-    return [PlannedRun(place, repetition, spec) for place, (repetition, spec) in enumerate(order)]
+        order += [(repetition, s, msgspec.structs.replace(s, seed=s.seed + repetition - 1)) for s in block]
+    # what is repeated less keeps the places of what is left out: they stay the same when more is asked for
+    planned: list[PlannedRun] = []
+    warmed: collections.Counter[int] = collections.Counter()
+    for place, (repetition, cell, spec) in enumerate(order):
+        if repetition == 0:
+            warmed[id(cell)] += 1
+            if warmed[id(cell)] > scenario.warm_ups_of(cell):
+                continue
+        elif repetition > scenario.repetitions_of(cell):
+            continue
+        planned.append(PlannedRun(place, repetition, spec))
+    return planned
 
 
 class SweepStore:
@@ -165,11 +177,11 @@ class SweepStore:
     def require_same(self, scenario: Scenario, conditions: dict[str, str]) -> None:
         """Raise ``InvalidInput`` when a scenario, or the machine of now, does not go with what is there.
 
-        More repetitions than before and another time budget are no difference.
+        Other numbers of repetitions than before and another time budget are no difference.
         """
 
         def fixed(scenario: Scenario) -> Scenario:
-            return msgspec.structs.replace(scenario, repetitions=1, time_budget_min=None, title="")
+            return msgspec.structs.replace(scenario, repetitions=1, fewer=[], time_budget_min=None, title="")
 
         if fixed(scenario) != fixed(self.record.scenario):
             raise InvalidInput(

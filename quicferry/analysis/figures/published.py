@@ -27,6 +27,8 @@ class Beside(Protocol):
     @property
     def high(self) -> float | None: ...
     @property
+    def runs(self) -> int: ...
+    @property
     def ratio(self) -> float | None: ...
 
 
@@ -53,17 +55,19 @@ def published_figure(pairs: Sequence[Beside], title: str, unit: str) -> Figure:
                 continue
             axes.barh(row + 0.19, pair.measured, height=0.36, color=MEASURED, zorder=2)
             if pair.low is not None and pair.high is not None:
-                axes.plot([pair.low, pair.high], [row + 0.19] * 2, color=INK, linewidth=1.4, zorder=4)
-            _write(
-                axes,
-                max(pair.measured, pair.high or 0),
-                row + 0.19,
-                f"{_number(pair.measured)}  (ratio {pair.ratio:.2f})",
-            )
+                # at the bar's edge: the number stands at the bar's end, and the line may go on beneath it
+                axes.plot([pair.low, pair.high], [row + 0.35] * 2, color=INK, linewidth=1.4, zorder=4)
+            runs = f"{pair.runs} run" + ("s" if pair.runs > 1 else "")
+            ratio = _ratio(pair.ratio)
+            _write(axes, pair.measured, row + 0.19, f"{_number(pair.measured)}  (ratio {ratio}, {runs})")
         axes.barh(0, 0, color=MEASURED, label="measured here")  # in the legend whichever rows have a value
         axes.set_xlabel(f"{unit}, logarithmic; line: least and greatest run here", fontsize=9)
         axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
         return figure
+
+
+def _ratio(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _number(value: float) -> str:

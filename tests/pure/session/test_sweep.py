@@ -19,6 +19,7 @@ from cli.common.progress import time_left
 from quicferry.analysis.export import escape, latex
 from quicferry.analysis.tidy import LEFT_OUT, Row, columns, tidy
 from quicferry.errors import InvalidInput, StoreError, Unsupported
+from quicferry.paths import CHECKOUT
 from quicferry.record import Manifest, RunPaths, RunResult, conditions_of, differing, result_of, write_json
 from quicferry.spec import RunSpec, axes
 from session import session as performing
@@ -52,6 +53,10 @@ SWEEP = {"strategy": ["symmetric", "pool"], "pool": [1, 2, 3], "engine": ["hando
         ("[sweep]\nrtt_ms = []", "rtt_ms is swept over no value", "give a value"),
         ("[run]\njitter_ms = 10.0\nrtt_ms = 5.0", "jitter", None),
         ("time_budget_min = 0", ":1: time_budget_min", None),
+        ("[[fewer]]\nengine = 'handoff'", ":1: fewer: repetitions is missing", "a whole number from 1"),
+        ("[[fewer]]\nrepetitions = 1\nwarm_up = -1", ":1: fewer: warm_up is -1", "a whole number from 0"),
+        ("[[fewer]]\nrepetitions = 0", ":1: fewer: repetitions is 0", "a whole number from 1"),
+        ("[[fewer]]\nrepetitions = 1\nengin = 'handoff'", ":3: engin: there is no axis 'engin'", "engine"),
         ("title = ", "at end of document", "scenarios/"),
     ],
 )
@@ -484,3 +489,45 @@ def test_the_time_left_is_told_in_words() -> None:
     assert time_left(0, 1, 10, 5) == "about 0:45 left"
     assert time_left(0, 10, 110, 60) == "about 10 min left"
     assert time_left(0, 10, 2010, 60) == "about 3 h 20 min left"
+
+
+# --- combinations that are repeated less -----------------------------------------------------------------
+
+
+def of_fewer(**values: Any) -> Scenario:
+    given: dict[str, Any] = {"fewer": [{"baseline": "tcp-dns", "repetitions": 2, "warm_up": 0}], **values}
+    sweep = {"strategy": ["symmetric"], "baseline": ["tcp-dns", "no-migration"]}
+    return Scenario(repetitions=5, sweep=sweep, run={"engine": "criu-cold"}, **given)
+
+
+def test_what_is_long_is_repeated_less_and_has_fewer_warm_ups() -> None:
+    runs = plan(of_fewer())
+    samples = collections.Counter(run.spec.baseline for run in runs if run.is_sample)
+    assert samples == {None: 5, "no-migration": 5, "tcp-dns": 2}
+    assert [run.spec.baseline for run in runs if not run.is_sample].count("tcp-dns") == 0
+    assert collections.Counter(spec.baseline for spec in of_fewer().runs()) == samples
+
+
+def test_runs_keep_their_places_when_more_are_asked_for() -> None:
+    """A journal names runs by their place: that must not depend on what is left out."""
+    places = {run.place: run for run in plan(of_fewer(fewer=[]))}
+    fewer = plan(of_fewer())
+    assert all(places[run.place] == run for run in fewer)
+    assert len(fewer) < len(places)
+
+
+def test_a_baseline_has_no_strategy_to_be_left_out_by() -> None:
+    usual = RunSpec().strategy
+    without = [{"strategy": str(usual)}]
+    sweep = {"strategy": [str(usual), "pool"], "baseline": ["tcp-dns"]}
+    cells = Scenario(sweep=sweep, run={"engine": "criu-cold"}, without=without).cells()
+    assert [(cell.strategy, cell.baseline) for cell in cells if cell.baseline is None] == [("pool", None)]
+    assert [cell.baseline for cell in cells if cell.baseline] == ["tcp-dns"]
+
+
+def test_published_figures_fit_into_twenty_minutes() -> None:
+    """By docs/reproduce.md: how many runs there are of what takes a minute, and of all."""
+    for name, at_most, long_ones in (("fig4", 70, 3), ("fig5", 130, 4), ("fig6", 42, 2)):
+        runs = plan(read_scenario(CHECKOUT / "scenarios" / "published" / f"{name}.toml"))
+        assert len(runs) <= at_most, name
+        assert sum(run.spec.baseline == "tcp-dns" for run in runs) == long_ones, name
