@@ -28,7 +28,8 @@ die() {
 make_box() {
   local image key arguments credential
   image=$("$HERE/image.sh")
-  if [ "$(cat "$PLACE/box/of" 2>/dev/null)" = "$image" ]; then return; fi
+  # a box of this disk, as this script makes it
+  if [ "$(cat "$PLACE/box/of" 2>/dev/null)" = "$image $(sha256sum <"$HERE/vagrant_test.sh")" ]; then return; fi
   rm -rf "$PLACE/box" "$PLACE/home"
   mkdir -p "$PLACE/box"
   ssh-keygen -q -t ed25519 -N "" -C quicferry-box -f "$PLACE/box/key"
@@ -40,6 +41,9 @@ make_box() {
   arguments="root=/dev/vda rw console=ttyS0 audit=0 mitigations=off no_timer_check ip=dhcp net.ifnames=0"
   arguments+=" systemd.wants=systemd-network-generator.service systemd.wants=systemd-networkd.service"
   arguments+=" systemd.set_credential_binary=ssh.authorized_keys.root:$credential"
+  # Vagrant sets a name that the machine does not answer to already by D-Bus, which is not on the disk
+  credential=$(printf 'f+ /etc/hosts 0644 root root - 127.0.0.1 localhost\\n127.0.1.1 quicferry\\n\n' | base64 -w 0)
+  arguments+=" systemd.set_credential_binary=tmpfiles.extra:$credential"
   cat >"$PLACE/box/Vagrantfile" <<VAGRANTFILE
 # Of the box that provision/vm/vagrant_test.sh made: the disk has no boot loader, and root's key is the box's own.
 Vagrant.configure("2") do |config|
@@ -55,7 +59,7 @@ end
 VAGRANTFILE
   tar --create --file "$PLACE/quicferry.box" --directory "$PLACE/box" \
     metadata.json Vagrantfile key vmlinuz initrd.img box.img
-  printf '%s' "$image" >"$PLACE/box/of"
+  printf '%s' "$image $(sha256sum <"$HERE/vagrant_test.sh")" >"$PLACE/box/of"
 }
 
 # In the private root: what libvirt changes of the machine (bridges, rules, its folders) ends with it.
