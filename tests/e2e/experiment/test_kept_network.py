@@ -90,7 +90,7 @@ def test_a_killed_player_costs_one_run_and_its_network(tmp_path: Path) -> None:
         os.kill(the_player(process.pid), signal.SIGKILL)
         rest = [json.loads(line) for line in process.stdout]
     assert [result["outcome"] for result in rest] == ["failed", "succeeded", "succeeded"]
-    assert "ended early" in rest[0]["error"]
+    assert "was killed by SIGKILL" in rest[0]["error"]
     assert [manifest.network_run for manifest in manifests(store)][-2:] == [1, 2]
     assert not list(store.glob("*.partial"))
 
