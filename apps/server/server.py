@@ -544,7 +544,8 @@ class QuicServer(ServerShell):
             self.table.proceed(peer)
         self.port.start()
         self._due.arm(self.service)
-        self.events.emit("server.aborted", epoch=order.epoch, reason=order.reason)
+        # of the moment before the first packet, by which the captures are judged
+        self.events.emit("server.aborted", t_ns=t_ns, epoch=order.epoch, reason=order.reason)
         return {"t_ns": t_ns}
 
 

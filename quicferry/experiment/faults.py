@@ -140,7 +140,9 @@ ROWS: tuple[FaultRow, ...] = (
     FaultRow(_P.COMMIT, _K.LINK_CUT, _THERE, "the commit takes the detour"),
     FaultRow(_P.PAGES, _K.LINK_CUT, _THERE, "pages without which a server is lost take the detour"),
     *_rows(_K.LINK_LOST, _BEFORE, _HERE, _NO_WAY),
-    FaultRow(_P.RESTORE, _K.LINK_LOST, _THERE, "the source asks by the detour and hears that it serves"),
+    FaultRow(
+        _P.RESTORE, _K.LINK_LOST, _EITHER, "the source asks by the detour: it serves, or it never will",
+    ),
     FaultRow(_P.COMMIT, _K.LINK_LOST, _THERE, "the commit takes the detour"),
     FaultRow(_P.PAGES, _K.LINK_LOST, _THERE, "pages without which a server is lost take the detour"),
     FaultRow(_P.PREPARE, _K.SOURCE_AGENT_KILLED, _EITHER, "the order is repeated, or nothing has happened"),
@@ -149,9 +151,12 @@ ROWS: tuple[FaultRow, ...] = (
         _P.DUMP, _K.SOURCE_AGENT_KILLED, _HERE, "CRIU goes on without it; the next agent waits for that",
     ),
     FaultRow(_P.TRANSFER, _K.SOURCE_AGENT_KILLED, _HERE, _FOUND),
-    *_rows(
-        _K.SOURCE_AGENT_KILLED, (_P.RESTORE, _P.COMMIT), _THERE,
-        "it asks the destination before it does anything",
+    FaultRow(
+        _P.RESTORE, _K.SOURCE_AGENT_KILLED, _EITHER,
+        "it asks the destination before it does anything: that serves, or never will",
+    ),
+    FaultRow(
+        _P.COMMIT, _K.SOURCE_AGENT_KILLED, _THERE, "it asks the destination before it does anything",
     ),
     FaultRow(
         _P.PAGES, _K.SOURCE_AGENT_KILLED, _THERE, "it finds the stopped process and serves its memory on",
@@ -220,6 +225,9 @@ def _at_a_loss(row: FaultRow) -> frozenset[str]:
         return engines_that(lambda entry: entry.as_published)  # no file has a digest
     if row.places == _THERE and row.point in _MEMORY_MISSING and row.kind in _ENDS_PLAIN_PAGES:
         return engines_that(lambda entry: entry.as_published and entry.keeps_source)
+    if row.kind is FaultKind.DISK_FULL and row.point in (FaultPoint.TRANSFER, FaultPoint.RESTORE):
+        # the server has ended by then, and runc can write nothing when it is to bring it back
+        return engines_that(lambda entry: entry.as_published and not entry.keeps_source)
     return frozenset()
 
 
