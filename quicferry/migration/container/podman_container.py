@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from quicferry.emulation.sandbox import cgroups
-from quicferry.errors import MigrationError, Unsupported
+from quicferry.errors import InvalidInput, MigrationError, Unsupported
 from quicferry.migration.container import oci_bundle, oci_image
 from quicferry.migration.container.container import MOUNT_RUN, Surroundings
 from quicferry.migration.container.oci_container import (
@@ -345,7 +345,7 @@ def run_words(
     image: ImageSettings | None = None,
     volumes: Sequence[Volume] = (),
 ) -> list[str]:
-    """The options of ``podman create`` (podman-create(1)) for a server. Raises ``MigrationError``.
+    """The options of ``podman create`` (podman-create(1)) for a server. Raises ``InvalidInput``.
 
     ``/run`` is a directory of the edge host's container. With ``--read-only`` Podman would mount a tmpfs on
     each of several directories, which CRIU would pack.
@@ -375,10 +375,16 @@ def _volume(volume: Volume) -> str:
     return f"type=volume,source={volume.source},target={volume.target}"
 
 
+def check_volumes(volumes: Iterable[Volume]) -> None:
+    """Raise ``InvalidInput`` for a volume that Podman cannot be given."""
+    for volume in volumes:
+        _volume(volume)
+
+
 def _check_separators(*paths: str) -> None:
     for path in paths:
         if any(separator in path for separator in SEPARATORS):
-            raise MigrationError(
+            raise InvalidInput(
                 f"podman cannot be given {path!r}",
                 hint="name a path without commas and quotes, or use runc-cold",
             )
