@@ -197,11 +197,15 @@ def test_a_restore_that_fails_is_told_by_criu_and_leaves_neither_archive_nor_con
     assert box.asked[-1] == ["remove"]
 
 
-def test_what_is_not_ready_does_not_dump_a_container_that_stands_still(tmp_path):
-    podman = Podman(Box(tmp_path), Path("/bin/criu"))
-    assert not podman.is_ready
-    with pytest.raises(MigrationError, match="was not ready to dump"):
-        asyncio.run(podman.dump(7, IMAGES, timeout_s=1.0))
+def test_what_is_not_ready_is_started_in_the_downtime_and_leaves_the_source(tmp_path):
+    box = Box(tmp_path)
+    podman = Podman(box, Path("/bin/criu"))
+    asyncio.run(podman.dump(7, IMAGES, timeout_s=1.0))
+    asyncio.run(podman.pre_dump(7, IMAGES, None, timeout_s=1.0))
+    asyncio.run(podman.dump(7, IMAGES, timeout_s=1.0))
+    plain, _, on_top = (words[words.index("none") + 1 :] for words in box.asked)
+    assert plain == ["--leave-running", "quicferry"]
+    assert on_top == ["--leave-running", "--with-previous", "quicferry"]
     with pytest.raises(MigrationError, match="without its memory"):
         asyncio.run(podman.ready_to_dump(IMAGES, memory=False))
 
