@@ -108,6 +108,7 @@ bench-overhead: setup ## measure what a run costs besides its load, with and wit
 	@$(PYTHON) -m bench.bench_overhead $(BENCH_ARGS)
 
 bench-containers: setup ## measure containers, ours beside the published procedure (as root, 15 minutes)
+	@provision/podman.sh
 	@$(PYTHON) -m bench.bench_containers $(BENCH_ARGS)
 
 soak: setup ## move one connection 200 times to and fro and look for leaks (as root, 10 minutes)

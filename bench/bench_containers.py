@@ -32,6 +32,7 @@ from quicferry.units import NS_PER_MS
 ENGINES = (
     *("published-cold", "published-post-copy"),
     *("runc-cold", "runc-pre-copy", "runc-post-copy", "runc-hybrid"),
+    "podman-cold",
 )
 #: The container's memory in the paper, in MB; what the server holds by itself is about 28.
 SIZES_MIB = (0, 240)

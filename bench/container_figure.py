@@ -11,9 +11,12 @@ from matplotlib.figure import Figure
 
 from quicferry.analysis.figures.phases import PHASE_COLOURS
 from quicferry.analysis.figures.style import DPI, INK, STYLE, WIDTH_IN, axes_beside_names, from_zero
+from session import published
 
 #: What a server of ours holds by itself: with it, sizes are those of the paper.
 OWN_MB = 28
+#: MiB that a server of ours gets -> the container of the paper of that size in MB.
+SIZE_MB = {0: OWN_MB, 240: 280}
 TECHNIQUES = ("cold", "pre-copy", "post-copy", "hybrid")
 PHASES = ("checkpoint", "transfer", "restore")
 
@@ -31,20 +34,6 @@ class Bar(NamedTuple):
     def downtime_ms(self) -> float:
         """The sum of the phases."""
         return self.dump_ms + self.rest_ms + self.restore_ms
-
-
-#: Puliafito et al., Pervasive and Mobile Computing 2022, read from figures 5 and 6; Gigabit Ethernet,
-#: Reactive Explicit. Technique and MB -> dump, transfer, restore, service time of the request that is hit; s.
-PAPER = {
-    ("cold", 28): (0.41, 2.36, 0.46, 8.446),
-    ("pre-copy", 28): (0.45, 1.98, 0.54, 10.26),
-    ("post-copy", 28): (0.31, 0.84, 0.44, 4.15),
-    ("hybrid", 28): (0.36, 0.82, 0.54, 8.064),
-    ("cold", 280): (1.43, 20.23, 0.79, 67.06),
-    ("pre-copy", 280): (0.56, 3.38, 0.88, 62.77),
-    ("post-copy", 280): (0.36, 0.88, 0.42, 4.342),
-    ("hybrid", 280): (0.42, 0.88, 0.83, 52.78),
-}
 
 
 class Measured(Protocol):
@@ -88,10 +77,9 @@ def bars(lines: Iterable[Measured], memory_mib: int, rate_mbps: float) -> list[B
     }
     found: list[Bar] = []
     for technique in TECHNIQUES:
-        paper = PAPER.get((technique, 280 if memory_mib >= 200 else OWN_MB))
-        if paper is not None and memory_mib in (0, 240):
-            found.append(Bar(f"paper, {technique}", *(1000 * seconds for seconds in paper)))
-        for engine in (f"published-{technique}", f"runc-{technique}"):
+        if memory_mib in SIZE_MB:
+            found.append(Bar(f"paper, {technique}", *published.phases(technique, SIZE_MB[memory_mib])))
+        for engine in (f"published-{technique}", f"runc-{technique}", f"podman-{technique}"):
             bar = bar_of(chosen[engine]) if engine in chosen else None
             if bar is not None:
                 found.append(bar)

@@ -11,6 +11,7 @@ from quicferry.errors import InvalidInput
 from quicferry.migration.container import volumes
 from quicferry.migration.container.oci_bundle import lacking, root_files
 from quicferry.migration.container.oci_image import ImageSettings, read_image, users_have_userfaultfd
+from quicferry.migration.container.podman_container import check_volumes
 from quicferry.migration.engines.registry import get
 from quicferry.spec import RunSpec
 
@@ -20,7 +21,9 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def check_container(spec: RunSpec) -> RunSpec:
     """The spec with absolute paths, if a container can be made of it. Raises ``InvalidInput``."""
-    volumes.parse(spec.volumes)
+    given = volumes.parse(spec.volumes)
+    if get(spec.engine).by_podman:
+        check_volumes(given)
     words = _words(spec.command)
     if spec.image is None:
         return spec

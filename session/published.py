@@ -1,7 +1,8 @@
 """Published experiments: which there are, what they found, and that beside what is measured here.
 
 ``scenarios/published/`` has a scenario for each, ``experiments.toml`` with titles, sources and differences,
-and ``values.csv`` with the published values.
+``values.csv`` with the published values, and ``phases.csv`` with phases of a downtime that cannot be measured
+apart here, where dump and transfer overlap.
 """
 
 from __future__ import annotations
@@ -164,6 +165,45 @@ def _label(row: dict[str, str]) -> str:
     units = {"memory_mib": "MiB", "clients": "clients", "loss_percent": "% loss", "rtt_ms": "ms RTT"}
     words = [name, row["engine"], *(f"{row[key]} {unit}" for key, unit in units.items() if row[key])]
     return " · ".join(word for word in words if word)
+
+
+class Phases(NamedTuple):
+    """A published downtime by its phases, and the service time of the request that the move hit, in ms."""
+
+    dump_ms: float
+    transfer_ms: float
+    restore_ms: float
+    request_hit_ms: float
+
+
+#: Size of the container, MB -> the figures with the service time of the request hit, and with the phases.
+_FIGURES_OF = {28: ("fig5a", "fig5b"), 280: ("fig6a", "fig6b")}
+
+
+def phases(technique: str, size_mb: int) -> Phases:
+    """What was published of a technique (``cold`` …) with a container of 28 or 280 MB, Reactive Explicit.
+
+    ``get`` has the sources of the figures. Raises ``InvalidInput`` for another technique or size.
+    """
+    if size_mb not in _FIGURES_OF:
+        raise InvalidInput(
+            f"no phases were published for {size_mb} MB", hint="there are those of 28 and 280 MB"
+        )
+    by_request, by_phase = _FIGURES_OF[size_mb]
+    with (FOLDER / "phases.csv").open(encoding="utf-8", newline="") as file:
+        rows = {(row["experiment"], row["technique"]): row for row in csv.DictReader(file)}
+    row = rows.get((by_phase, technique))
+    if row is None:
+        raise InvalidInput(
+            f"no phases were published for {technique!r}", hint="there are cold, pre-copy, post-copy, hybrid"
+        )
+    engine = {"engine": f"criu-{technique}"}
+    (restore,) = [
+        value for value in values(by_phase) if value.choice == engine and value.measure == "phase_restore_ms"
+    ]
+    reactive = {"contender": "reactive-explicit", **engine}
+    (request,) = [value for value in values(by_request) if value.choice == reactive]
+    return Phases(float(row["dump_ms"]), float(row["transfer_ms"]), restore.published, request.published)
 
 
 def side_by_side(experiment: str, rows: Sequence[Row]) -> list[Pair]:

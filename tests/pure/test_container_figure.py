@@ -19,14 +19,16 @@ def test_rows_are_by_technique_and_phases_add_up_to_the_downtime(tmp_path):
     lines = [
         line("published-cold", downtime_ms=900.0),
         line("runc-cold"),
+        line("podman-cold", downtime_ms=700.0),
         line("runc-hybrid", downtime_ms=None),
         line("runc-post-copy", inter_edge_mbps=1000.0),
     ]
     rows = bars(lines, 0, 100.0)
     assert [row.label for row in rows] == [
-        "paper, cold", "published-cold", "runc-cold", "paper, pre-copy", "paper, post-copy", "paper, hybrid",
+        "paper, cold", "published-cold", "runc-cold", "podman-cold",
+        "paper, pre-copy", "paper, post-copy", "paper, hybrid",
     ]  # fmt: skip
-    assert [round(row.downtime_ms) for row in rows[:3]] == [3230, 900, 500]
+    assert [round(row.downtime_ms) for row in rows[:4]] == [3230, 900, 500, 700]
     cut = (rows[2].rest_ms, rows[2].restore_ms)
     assert cut == (50.0, 350.0), "what follows the server's first word is no downtime"
 

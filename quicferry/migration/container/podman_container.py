@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from quicferry.emulation.sandbox import cgroups
-from quicferry.errors import MigrationError, Unsupported
+from quicferry.errors import InvalidInput, MigrationError, Unsupported
 from quicferry.migration.container import oci_bundle, oci_image
 from quicferry.migration.container.container import MOUNT_RUN, Surroundings
 from quicferry.migration.container.oci_container import (
@@ -39,6 +39,7 @@ from quicferry.migration.container.oci_image import ImageSettings
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.container.volumes import ContainerFiles, Volume
 from quicferry.process import find_program
+from quicferry.slowness import longer
 
 INSTALL_HINT = (
     "run `provision/podman.sh` as root, or `apt-get install podman`; `quicferry doctor` tries it out"
@@ -215,7 +216,7 @@ class PodmanContainer(OciContainer):
         self.inside(LAYOUT).mkdir(mode=0o700)
         if self.image is not None:
             words = ["tar", "--create", f"--file={layer}", f"--directory={self.image.root}", *REPEATABLE, "."]
-            done = await self.run(words, timeout_s=LOAD_S)
+            done = await self.run(words, timeout_s=longer(LOAD_S))
             if done.status != 0:
                 raise MigrationError(
                     f"the image {self.image.root} cannot be packed on {self.edge}: {last_words(done)}",
@@ -223,7 +224,7 @@ class PodmanContainer(OciContainer):
                 )
         _add_links(self.inside(layer), self.files.links)
         made = await asyncio.to_thread(oci_image.write_layout, self.inside(LAYOUT), self.inside(layer))
-        done = await self.run_tool("load", "--quiet", "--input", str(LAYOUT), timeout_s=LOAD_S)
+        done = await self.run_tool("load", "--quiet", "--input", str(LAYOUT), timeout_s=longer(LOAD_S))
         if done.status != 0:
             raise MigrationError(
                 f"podman could not load an image on {self.edge}: {last_words(done)}",
@@ -286,11 +287,11 @@ class PodmanContainer(OciContainer):
         log = f"/run/{self._log_name}"
         image = self.inside(IMAGE).read_text()
         command = ["/bin/sh", "-c", oci_bundle.WITH_STDIO_ON, "sh", log, *argv]
-        done = await self.run_tool("create", *settings, image, *command, timeout_s=START_S)
+        done = await self.run_tool("create", *settings, image, *command, timeout_s=longer(START_S))
         if done.status == 0 and self.given.disk_mib:
             await self._fill_layer()
         if done.status == 0:
-            done = await self.run_tool("start", NAME, timeout_s=START_S)
+            done = await self.run_tool("start", NAME, timeout_s=longer(START_S))
         if done.status != 0:
             raise MigrationError(
                 f"podman could not start the server on {self.edge}: {last_words(done)}",
@@ -301,11 +302,11 @@ class PodmanContainer(OciContainer):
 
     async def _fill_layer(self) -> None:
         """Have files in the layer of a container that has not been started."""
-        mounted = await self.run_tool("mount", NAME, timeout_s=START_S)
+        mounted = await self.run_tool("mount", NAME, timeout_s=longer(START_S))
         if mounted.status != 0:
             raise MigrationError(f"podman could not mount the layer on {self.edge}: {last_words(mounted)}")
         oci_bundle.fill_disk(self.path(mounted.stdout.strip()), self.given.disk_mib)
-        await self.run_tool("umount", NAME, timeout_s=START_S)
+        await self.run_tool("umount", NAME, timeout_s=longer(START_S))
 
     async def forget(self) -> None:
         """Have Podman remove a container that has ended. Raises ``MigrationError`` while it lives."""
@@ -327,11 +328,12 @@ class PodmanContainer(OciContainer):
             self.inside(oci_bundle.PID_FILE).unlink()
         except (OSError, ValueError):  # there is none
             pass
-        done = await self.run_tool("rm", "--force", "--time", "0", "--ignore", NAME, timeout_s=REMOVE_S)
+        words = ["rm", "--force", "--time", "0", "--ignore", NAME]
+        done = await self.run_tool(*words, timeout_s=longer(REMOVE_S))
         names = [volume.source for volume in self.given.volumes if volume.moves]
         if done.status == 0 and names:
             # what is not there is not an error of ours
-            await self.run_tool("volume", "rm", "--force", *names, timeout_s=REMOVE_S)
+            await self.run_tool("volume", "rm", "--force", *names, timeout_s=longer(REMOVE_S))
         if done.status != 0:
             raise MigrationError(f"podman could not remove a container on {self.edge}: {last_words(done)}")
 
@@ -343,7 +345,7 @@ def run_words(
     image: ImageSettings | None = None,
     volumes: Sequence[Volume] = (),
 ) -> list[str]:
-    """The options of ``podman create`` (podman-create(1)) for a server. Raises ``MigrationError``.
+    """The options of ``podman create`` (podman-create(1)) for a server. Raises ``InvalidInput``.
 
     ``/run`` is a directory of the edge host's container. With ``--read-only`` Podman would mount a tmpfs on
     each of several directories, which CRIU would pack.
@@ -373,10 +375,16 @@ def _volume(volume: Volume) -> str:
     return f"type=volume,source={volume.source},target={volume.target}"
 
 
+def check_volumes(volumes: Iterable[Volume]) -> None:
+    """Raise ``InvalidInput`` for a volume that Podman cannot be given."""
+    for volume in volumes:
+        _volume(volume)
+
+
 def _check_separators(*paths: str) -> None:
     for path in paths:
         if any(separator in path for separator in SEPARATORS):
-            raise MigrationError(
+            raise InvalidInput(
                 f"podman cannot be given {path!r}",
                 hint="name a path without commas and quotes, or use runc-cold",
             )

@@ -83,7 +83,10 @@ HINTS: tuple[tuple[str, str], ...] = (
         r"cgroup manager can not access cgroup",
         "this runc restores only what has a cgroup of its own; runc 1.1 (Debian 12 and 13) does without",
     ),
-    (r"soft-dirty|pagemap", "the kernel lacks a feature that CRIU uses here: `quicferry doctor`"),
+    (
+        r"soft-dirty|pagemap|missing features",
+        "the kernel lacks a feature that CRIU uses here: `quicferry doctor`",
+    ),
 )
 
 

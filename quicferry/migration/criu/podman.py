@@ -3,7 +3,7 @@
 ``podman container checkpoint --export`` and ``podman container restore --import``
 (podman-container-checkpoint(1), podman-container-restore(1)). The archive has CRIU's images, the container's
 settings, what it has written, and its volumes. As runc, Podman is started before the downtime and waits with
-CRIU at a ``gate``: it would not dump a container whose control group it finds frozen.
+CRIU at a ``gate``; where it does not get there in time, it is started in the downtime.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Podman(Runc):
         self, container: PodmanContainer, program: Path | None = None, *, keep_tcp: bool = False
     ) -> None:
         super().__init__(container, program, keep_tcp=keep_tcp)
+        self._on_top = False  # of a pre-checkpoint that was made before
 
     def _export_words(self, archive: Path, *more: str) -> list[str]:
         return [
@@ -40,22 +41,19 @@ class Podman(Runc):
             *(*more, self._box.name),
         ]
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether Podman waits for the word to dump."""
-        return self._dumper is not None and self._dumper.waits
+    def _dump_words(self, images: Path) -> list[str]:
+        more = ["--with-previous"] if self._on_top else []
+        return self._export_words(images / ARCHIVE, "--leave-running", *more)
 
-    async def ready_to_dump(self, images: Path, *, memory: bool = True, on_top: bool = False) -> None:
-        """Have Podman ready for ``dump``; ``on_top``: of the pre-checkpoint that was made before.
+    async def ready_to_dump(self, images: Path, *, memory: bool = True) -> None:
+        """Have Podman ready for ``dump``, on top of a pre-checkpoint if one was made before.
 
         Raises ``MigrationError`` when it does not get ready, and without ``memory``: Podman dumps that, too.
         """
         if not memory:
             raise MigrationError("podman dumps no container without its memory")
         await self.close()
-        more = ["--leave-running", *(["--with-previous"] if on_top else [])]
-        words = self._export_words(images / ARCHIVE, *more)
-        self._dumper = HeldRunc(self._box, self.program, "dump", words)
+        self._dumper = HeldRunc(self._box, self.program, "dump", self._dump_words(images))
         await self._dumper.begin()
 
     async def ready_to_restore(self, images: Path, *, lazy: bool) -> None:
@@ -64,14 +62,12 @@ class Podman(Runc):
     async def dump(self, pid: int, images: Path, *, timeout_s: float) -> DumpStats:
         """Write the archive of the server, which goes on afterwards as it was before.
 
-        Raises ``MigrationError``, then too it goes on; also when Podman is not ready.
+        Raises ``MigrationError``; then, too, it goes on.
         """
-        if self._dumper is None or not self._dumper.waits:
-            raise MigrationError(
-                f"podman on {self._box.edge} was not ready to dump", hint="look at the agent's log"
-            )
-        told = statistics_in(await self._ask("checkpoint", self._dumper.words, timeout_s, self._dumper))
-        return _dump_stats(told)
+        held = self._dumper if self._dumper is not None and self._dumper.waits else None
+        return _dump_stats(
+            statistics_in(await self._ask("checkpoint", self._dump_words(images), timeout_s, held))
+        )
 
     async def pre_dump(self, pid: int, images: Path, previous: str | None, *, timeout_s: float) -> DumpStats:
         """Write the memory of the running server to an archive. The server goes on.
@@ -79,7 +75,9 @@ class Podman(Runc):
         Raises ``MigrationError``.
         """
         words = self._export_words(images / PREVIOUS, "--pre-checkpoint")
-        return _dump_stats(statistics_in(await self._ask("checkpoint", words, timeout_s)))
+        stats = _dump_stats(statistics_in(await self._ask("checkpoint", words, timeout_s)))
+        self._on_top = True
+        return stats
 
     async def restore(self, images: Path, *, timeout_s: float, lazy: bool = False) -> RestoreStats:
         """Make a running container of the archive. Raises ``MigrationError``; then none is left.

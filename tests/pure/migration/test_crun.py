@@ -47,6 +47,9 @@ def test_a_crun_without_criu_is_refused_before_it_is_tried(tmp_path, monkeypatch
     monkeypatch.setenv(RUNC_VARIABLE, str(program(tmp_path, "crun version 1.8.1", "+SYSTEMD +CAP")))
     with pytest.raises(Unsupported, match=r"crun 1\.8\.1 is built without CRIU") as caught:
         runc_probes.checkpoint_and_restore()
+    monkeypatch.setattr(runc_probes, "find_podman", lambda: Path("/bin/true"))
+    with pytest.raises(Unsupported, match="is built without CRIU"):
+        runc_probes.by_podman()
     assert "Debian 13" in (caught.value.hint or "")
 
 

@@ -1,18 +1,25 @@
 """What Podman is told of a container, what it is given for runc, and what it prints."""
 
+import asyncio
 import subprocess
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from quicferry.errors import MigrationError, Unsupported
+from quicferry.errors import InvalidInput, MigrationError, Unsupported
 from quicferry.migration.container.oci_image import ImageSettings, read_image, write_layout
-from quicferry.migration.container.podman_container import RUNTIME_SCRIPT, find_podman, run_words
+from quicferry.migration.container.podman_container import (
+    LOGS,
+    RUNTIME_SCRIPT,
+    PodmanContainer,
+    find_podman,
+    run_words,
+)
 from quicferry.migration.container.processes import Completed
 from quicferry.migration.container.volumes import Volume
 from quicferry.migration.criu.command import explain
-from quicferry.migration.criu.podman import statistics_in
+from quicferry.migration.criu.podman import ARCHIVE, PREVIOUS, Podman, statistics_in
 from quicferry.migration.engines.registry import get
 from quicferry.spec import RunSpec
 from session.request import needs, parts_of
@@ -68,7 +75,7 @@ def test_what_a_bundle_says_goes_to_podman_in_its_words():
 
 @pytest.mark.parametrize("path", ["/a,b", '/a"b', "/a\nb"])
 def test_a_path_that_podmans_options_cannot_have_is_refused(path):
-    with pytest.raises(MigrationError, match="podman cannot be given") as caught:
+    with pytest.raises(InvalidInput, match="podman cannot be given") as caught:
         run_words({}, binds=[path])
     assert "runc-cold" in (caught.value.hint or "")
 
@@ -129,6 +136,78 @@ def test_what_podman_prints_is_read_and_what_it_does_not_print_is_nothing():
     printed = '{"container_statistics": [{"criu_statistics": {"pages_written": 7}}]}'
     assert statistics_in(printed) == {"pages_written": 7}
     assert statistics_in("") == statistics_in('{"container_statistics": []}') == statistics_in("[]") == {}
+
+
+class Box(PodmanContainer):
+    """A container whose Podman answers with what is put into ``done``, and whose CRIU says ``said``."""
+
+    def __init__(self, root: Path) -> None:
+        self.edge, self._init_pid, self.root, self.asked = "edge-1", 0, root, []
+        self.done, self.said = Completed([], 0, "", ""), ""
+        for directory in (LOGS, Path("/images")):
+            self.path(str(directory)).mkdir(parents=True)
+
+    def path(self, inside: str) -> Path:
+        return self.root / inside.lstrip("/")
+
+    async def run_tool(self, *words, **_):
+        self.asked.append(list(words))
+        for log in ("dump.log", "restore.log"):
+            (self.path(str(LOGS)) / log).write_text(self.said)
+        return self.done
+
+    async def forget(self) -> None:
+        self.asked.append(["forget"])
+
+    async def remove(self) -> None:
+        self.asked.append(["remove"])
+
+
+IMAGES = Path("/images")
+
+
+def test_a_pre_checkpoint_goes_before_and_is_given_to_the_restore(tmp_path):
+    box = Box(tmp_path)
+    podman = Podman(box, Path("/bin/criu"), keep_tcp=True)
+    asyncio.run(podman.pre_dump(7, IMAGES, None, timeout_s=1.0))
+    (box.path("/images") / PREVIOUS).touch()
+    asyncio.run(podman.restore(IMAGES, timeout_s=1.0))
+    assert box.asked[0] == [
+        *("container", "checkpoint", "--print-stats", "--export", "/images/previous.tar"),
+        *("--compress", "none", "--tcp-established", "--pre-checkpoint", "quicferry"),
+    ]
+    assert box.asked[1:] == [
+        ["forget"],
+        [
+            *("container", "restore", "--print-stats", "--import", "/images/checkpoint.tar"),
+            *("--tcp-established", "--import-previous", "/images/previous.tar"),
+        ],
+    ]
+
+
+def test_a_restore_that_fails_is_told_by_criu_and_leaves_neither_archive_nor_container(tmp_path):
+    box = Box(tmp_path)
+    box.done = Completed([], 125, "", "Error: OCI runtime error\n")
+    box.said = "(00.01) Error (sk-inet.c:1035): inet: Can't bind inet socket: Address already in use\n"
+    for name in (ARCHIVE, PREVIOUS):
+        (box.path("/images") / name).touch()
+    with pytest.raises(MigrationError, match="podman restore failed with status 125: inet: Can't bind"):
+        asyncio.run(Podman(box, Path("/bin/criu")).restore(IMAGES, timeout_s=1.0))
+    assert list(box.path("/images").iterdir()) == []
+    assert box.asked[-1] == ["remove"]
+
+
+def test_what_is_not_ready_is_started_in_the_downtime_and_leaves_the_source(tmp_path):
+    box = Box(tmp_path)
+    podman = Podman(box, Path("/bin/criu"))
+    asyncio.run(podman.dump(7, IMAGES, timeout_s=1.0))
+    asyncio.run(podman.pre_dump(7, IMAGES, None, timeout_s=1.0))
+    asyncio.run(podman.dump(7, IMAGES, timeout_s=1.0))
+    plain, _, on_top = (words[words.index("none") + 1 :] for words in box.asked)
+    assert plain == ["--leave-running", "quicferry"]
+    assert on_top == ["--leave-running", "--with-previous", "quicferry"]
+    with pytest.raises(MigrationError, match="without its memory"):
+        asyncio.run(podman.ready_to_dump(IMAGES, memory=False))
 
 
 def test_without_podman_it_says_what_installs_it(tmp_path, monkeypatch):

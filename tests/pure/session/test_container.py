@@ -4,6 +4,7 @@ import pytest
 
 from quicferry.errors import InvalidInput
 from session.request import to_spec
+from tests.pure.migration.test_oci_image import archive, layout
 
 
 def asked(**values):
@@ -19,6 +20,7 @@ def test_an_image_is_known_by_its_absolute_path(tmp_path, monkeypatch):
     assert asked(image="image", command="sh -c true").command == "sh -c true", "the machine's, which it lacks"
 
 
+@pytest.mark.parametrize("engine", ["runc-cold", "podman-cold", "podman-pre-copy"])
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -31,12 +33,28 @@ def test_an_image_is_known_by_its_absolute_path(tmp_path, monkeypatch):
         ({"image": "nowhere"}, "no directory"),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_hint(tmp_path, values, words):
+def test_what_cannot_be_is_refused_with_a_hint(tmp_path, engine, values, words):
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc" / "x").write_text("")
     with pytest.raises(InvalidInput, match=words) as caught:
-        asked(**{"image": str(tmp_path), **values})
+        asked(**{"engine": engine, "image": str(tmp_path), **values})
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("engine", ["runc-cold", "podman-cold"])
+def test_an_image_for_another_architecture_is_refused(tmp_path, engine):
+    made = layout(tmp_path / "image", [archive({"app/start": ""})], architecture="mips")
+    with pytest.raises(InvalidInput, match="is for linux/mips") as caught:
+        to_spec({"engine": engine, "image": str(made)})
+    assert "--override-arch" in caught.value.hint
+
+
+def test_a_volume_that_podman_cannot_be_given_is_refused(tmp_path):
+    (tmp_path / 'a"b').mkdir()
+    volume = f'{tmp_path}/a"b:/x:ro'
+    assert to_spec({"engine": "runc-cold", "volumes": volume}).volumes == volume
+    with pytest.raises(InvalidInput, match="podman cannot be given"):
+        to_spec({"engine": "podman-cold", "volumes": volume})
 
 
 def test_memory_cannot_follow_a_user_who_may_have_no_userfaultfd(tmp_path, monkeypatch):

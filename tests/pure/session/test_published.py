@@ -18,7 +18,7 @@ from quicferry.record import RunPaths, RunResult, result_of
 from quicferry.spec import RunSpec
 from session import session as performing
 from session import sweep as sweeping
-from session.published import Pair, experiments, get, side_by_side, values
+from session.published import Pair, experiments, get, phases, side_by_side, values
 from session.scenario import read_scenario
 from tests.pure.session.sweep_support import run_directory
 
@@ -149,3 +149,26 @@ def test_the_command_runs_prints_and_draws(
     assert "fig6a" in capsys.readouterr().out
     assert main.call(["reproduce", "fig9"]) == 2
     assert main.call(["reproduce"]) == 2
+
+
+@pytest.mark.parametrize("size_mb", [28, 280])
+@pytest.mark.parametrize("technique", ["cold", "pre-copy", "post-copy", "hybrid"])
+def test_the_phases_of_a_published_downtime_add_up_to_it(technique: str, size_mb: int) -> None:
+    told = phases(technique, size_mb)
+    (downtime,) = [
+        value.published
+        for value in values({28: "fig5b", 280: "fig6b"}[size_mb])
+        if value.measure == "container_downtime_ms" and value.choice["engine"] == f"criu-{technique}"
+    ]
+    # each was read from a figure by itself
+    assert told.dump_ms + told.transfer_ms + told.restore_ms == pytest.approx(downtime, abs=15)
+    assert told.request_hit_ms > downtime
+
+
+def test_phases_that_nobody_published_are_refused() -> None:
+    assert phases("cold", 28) == (410, 2360, 460, 8446)
+    with pytest.raises(InvalidInput, match="100 MB"):
+        phases("cold", 100)
+    with pytest.raises(InvalidInput, match="'warm'") as caught:
+        phases("warm", 28)
+    assert "hybrid" in str(caught.value.hint)

@@ -17,6 +17,7 @@ The archive has the files of the container and its volumes, so they cross in the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,6 @@ class PodmanColdEngine(RuncEngine, CriuColdEngine):
         assert self._podman is not None
         return self._podman
 
-    async def prepare_source(self, order: MoveOrder) -> None:
-        """As in the base; Podman must be ready, as it dumps no container that stands still."""
-        await super().prepare_source(order)
-        podman = self._tool_ready()
-        if not self.dumps_by_rounds and not podman.is_ready:
-            await podman.ready_to_dump(self._images)
-
     def _others(self) -> list[int]:
         """As in the base, without Podman's monitor of each container, which names runc and stays."""
         monitors = {each.pid for each in self._container.processes() if _is_monitor(each.argv)}
@@ -101,7 +95,8 @@ class PodmanPreCopyEngine(PodmanColdEngine):
             detail.update(round=1, pages=stats.pages_written, bytes=size_bytes, stop="Podman has one")
         for chunk in packer.pack(closing_records(order.epoch, pid, self._rounds), flush=True):
             yield chunk
-        await podman.ready_to_dump(self._images, on_top=True)
+        with contextlib.suppress(MigrationError):  # then it starts in the downtime, and says why not
+            await podman.ready_to_dump(self._images)
 
     def _pieces(self) -> Iterator[bytes]:
         """Records of the archive of the pre-checkpoint."""
