@@ -15,6 +15,9 @@ endif
 BENCH_ARGS ?=
 SOAK_ARGS ?=
 FAULTS_ARGS ?=
+FIG5_REPETITIONS ?= 3
+FIG6_REPETITIONS ?= 1
+FIGURES_RUNS ?= runs/figures
 SIGNALS_ARGS ?=
 PROCESS_FAULTS_ARGS ?=
 STEPS ?=
@@ -95,8 +98,9 @@ bench-inspect: setup ## measure `quicferry inspect` against tshark on 100,000 pa
 fidelity: setup ## measure whether links do what they are asked to, and write docs/fidelity.md (as root, 3 minutes)
 	@$(PYTHON) -m bench.fidelity --write docs/fidelity.md $(FIDELITY_ARGS)
 
-figures: setup ## run the paper's Figs. 4, 5a and 6a with their repetitions and write docs/images (as root, hours)
-	@for figure in fig4 fig5a fig6a; do bin/quicferry reproduce $$figure --output docs/images $(FIGURES_ARGS) || exit 1; done
+figures: setup ## run the paper's Fig. 5a three times and 6a once, and write docs/images (as root, 18 minutes; docs/reproduce.md)
+	@bin/quicferry reproduce fig5a --repetitions $(FIG5_REPETITIONS) --runs $(FIGURES_RUNS) --output docs/images $(FIGURES_ARGS)
+	@bin/quicferry reproduce fig6a --repetitions $(FIG6_REPETITIONS) --runs $(FIGURES_RUNS) --output docs/images $(FIGURES_ARGS)
 
 bench-hosts: setup ## measure how long networks of 10, 100, … hosts take to be there (as root)
 	@$(PYTHON) -m bench.bench_hosts $(BENCH_ARGS)

@@ -192,7 +192,7 @@ class SweepStore:
         if differences:
             raise InvalidInput(
                 f"the runs in {self.root} cannot be compared with new ones: " + "; ".join(differences),
-                hint="begin a new sweep with -o, on what is there now",
+                hint="begin a new one elsewhere: with -o, or with --runs for `quicferry reproduce`",
             )
 
     def with_scenario(self, scenario: Scenario) -> SweepStore:

@@ -30,7 +30,21 @@ ALWAYS = "always"
 HOLDS_S = 3600.0
 #: What probes and runs start: a program that is installed, removed or replaced makes them be asked again.
 PROGRAMS = (
-    *("criu", "runc", "dumpcap", "tcpdump", "tshark", "ip", "nft", "ss", "tc", "mnexec", "ethtool", "ping"),
+    *(
+        "criu",
+        "runc",
+        "podman",
+        "dumpcap",
+        "tcpdump",
+        "tshark",
+        "ip",
+        "nft",
+        "ss",
+        "tc",
+        "mnexec",
+        "ethtool",
+        "ping",
+    ),
     *("named", "rsync", "setpriv", "unshare", "nsenter", "mount", "bash", "ifconfig", "which"),
 )
 _VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD")  # and all of this project's own

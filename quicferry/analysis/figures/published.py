@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from quicferry.analysis.figures.style import DPI, INK, STYLE, WIDTH_IN, axes_beside_names
 
+FOR_WORDS = 0.25  # share of the width
 PUBLISHED, MEASURED = "#b8bec6", "#0072b2"
 
 
@@ -40,7 +41,9 @@ def published_figure(pairs: Sequence[Beside], title: str, unit: str) -> Figure:
         axes = axes_beside_names(figure, [pair.label for pair in pairs], bottom_in=0.62, top_in=0.85)
         figure.text(0.018, 1 - 0.27 / height, title, fontsize=13, fontweight="bold", va="center")
         every = [value for pair in pairs for value in (pair.published, pair.measured) if value]
-        low, high = min(every, default=1.0) / 2, max(every, default=1.0) * 3
+        low, longest = min(every, default=1.0) / 2, max(every, default=1.0)
+        # on a logarithmic axis: so that beside the longest bar a quarter is left for what is written there
+        high = low * (longest / low) ** (1 / (1 - FOR_WORDS))
         axes.set_xscale("log")
         axes.set_xlim(low, high)
         for row, pair in enumerate(pairs):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cli import main
 from quicferry.analysis.figures.published import published_figure
@@ -111,6 +112,26 @@ def test_the_figure_shows_both_and_stays_drawn_where_one_is_missing() -> None:
         Pair("b", "ms", "mean", 10.0, None, None, None, 0),
     ]
     assert "<svg" in as_svg(published_figure(pairs, "title", "ms"))
+
+
+@pytest.mark.parametrize("measured", [9.0, 900.0, 90_000.0])
+def test_numbers_of_a_figure_stand_at_their_bars_and_are_not_cut(measured: float) -> None:
+    pairs = [
+        Pair(f"proactive-explicit · criu-{name}", "ms", "mean", 80_000.0, measured, 8.0, 160_000.0, 10)
+        for name in ("cold", "post-copy")
+    ]
+    figure = published_figure(pairs, "title", "ms")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    words = [text for text in axes.texts if "ratio" in text.get_text()]
+    assert len(words) == 2
+    for text in words:
+        assert "10 runs" in text.get_text()
+        box = text.get_window_extent(canvas.get_renderer())
+        end = axes.transData.transform((measured, 0))[0]
+        assert end < box.x0 < end + 20
+        assert box.x1 < figure.bbox.x1
 
 
 def test_the_command_runs_prints_and_draws(
