@@ -73,7 +73,7 @@ class NamedTls(TlsFiles, frozen=True, kw_only=True):
 
 @contextmanager
 def bound_to(
-    *, grpc: Any, files: Any, udp_port: Any, path: Any, event_log: Any, sockets: Any, threading: Any
+    *, grpc: Any, files: Any, udp_port: Any, path: Any, event_log: Any, sockets: Any, thread: Any
 ) -> Iterator[None]:
     """While this lasts, the code stands on simulated RPC, disks, UDP ports and raw sockets."""
     with ExitStack() as patches:
@@ -90,7 +90,7 @@ def bound_to(
             # it warms up caches of a real process, and needs a clock that runs on while it does
             (server_module, "rehearse", lambda *_: None),
             (forwarder_module, "socket", sockets),
-            (forwarder_module, "threading", threading),
+            (forwarder_module, "_thread", thread),
             # the filter of a tap: nothing else than the service's datagrams comes here
             (forwarder_module, "packet_filter", mock.Mock()),
             (waiting_room_module, "socket", sockets),

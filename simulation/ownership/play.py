@@ -12,7 +12,7 @@ from simulation.determinism import determined
 from simulation.history import History
 from simulation.nonces import watching
 from simulation.ownership.adapter import Outcome, bound_to
-from simulation.ownership.raw_sockets import THREADING
+from simulation.ownership.raw_sockets import THREAD
 from simulation.ownership.story import Story
 from simulation.ownership.world import ORCHESTRATOR, OwnershipWorld
 
@@ -49,7 +49,7 @@ def play(story: Story) -> History:
                 path=world.path_of,
                 event_log=world.server_event_log,
                 sockets=world.raw.module(),
-                threading=THREADING,
+                thread=THREAD,
             ):
                 try:
                     loop.run_until_complete(_live(world))

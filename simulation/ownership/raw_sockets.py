@@ -7,7 +7,6 @@ host's own service, with its client's address. A host's IP addresses are those t
 
 from __future__ import annotations
 
-import functools
 import socket
 import struct
 from collections import deque
@@ -175,12 +174,10 @@ class _Module:
         return getattr(socket, name)
 
 
-class _Thread:
+def _run_at_once(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """A thread that has run when it is started."""
-
-    def __init__(self, *, target: Callable[..., None], args: tuple[Any, ...], name: str) -> None:
-        self.start = functools.partial(target, *args)
+    function(*arguments)
 
 
-#: what is to stand for the module ``threading``
-THREADING = SimpleNamespace(Thread=_Thread)
+#: what is to stand for the module ``_thread``
+THREAD = SimpleNamespace(start_new_thread=_run_at_once)

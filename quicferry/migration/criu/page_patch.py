@@ -64,12 +64,21 @@ class Patch:
 
 
 def patches(
-    pages: NDArray[np.int64], data: NDArray[np.uint8], rows: NDArray[np.int64], base: NDArray[np.uint8]
+    pages: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    base: NDArray[np.uint8],
+    chosen: NDArray[np.intp] | None = None,
 ) -> Iterator[bytes]:
-    """The data of records that make ``data`` of ``base``. ``rows``: of each page in ``base``, -1: none."""
-    for start in range(0, len(pages), PATCH_PAGES):
-        end = start + PATCH_PAGES
-        yield _patch(pages[start:end], data[start:end].view(np.uint64), rows[start:end], base.view(np.uint64))
+    """The data of records that make ``data`` of ``base``. ``rows``: of each page in ``base``, -1: none.
+
+    ``chosen``: which of the pages, by their place in ``pages``, in this order; None: all.
+    """
+    count = len(pages) if chosen is None else len(chosen)
+    for start in range(0, count, PATCH_PAGES):
+        # some at a time: a copy of all of them would be memory that is touched for the first time
+        part = slice(start, start + PATCH_PAGES) if chosen is None else chosen[start : start + PATCH_PAGES]
+        yield _patch(pages[part], data[part].view(np.uint64), rows[part], base.view(np.uint64))
 
 
 def _patch(pages: NDArray[np.int64], now: Words, rows: NDArray[np.int64], base: Words) -> bytes:

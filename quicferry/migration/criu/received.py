@@ -21,6 +21,7 @@ from quicferry.errors import MigrationError
 
 BLOCK_BYTES = 1 << 20
 READ_BYTES = 1 << 16
+PARALLEL_BYTES = 2 << 20
 WORKERS = min(4, os.cpu_count() or 1)
 
 
@@ -66,7 +67,8 @@ class ReceivedFiles:
         To be run in a thread; it uses several. Raises ``MigrationError`` for a file that has changed.
         """
         tasks = [task for path in self.paths if paths is None or path in paths for task in self._tasks(path)]
-        if len(tasks) < 2:
+        # for a few small files, threads cost more than they give
+        if sum(size for _, _, size, _ in tasks) < PARALLEL_BYTES:
             return sum(_check_block(*task) for task in tasks)
         with ThreadPoolExecutor(WORKERS) as workers:
             return sum(workers.map(lambda task: _check_block(*task), tasks))

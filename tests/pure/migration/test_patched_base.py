@@ -69,6 +69,22 @@ def test_a_patched_base_is_the_memory_to_the_byte(known, new, words):
         assert (local.page(first) == rows[0]).all()
 
 
+def test_some_pages_are_chosen():
+    base = snapshot(list(range(300)))
+    now = changed(base, words=3, new=[400, 401])
+    chosen = np.arange(0, len(now.pages), 2)
+    rows = rows_of(now.pages, base.pages)
+    here = PatchedBase(BaseImage("digest", base))
+    for data in patches(now.pages, now.data, rows, base.data, chosen):
+        here.apply(data)
+    whole = here.merged()
+    wanted = base.data.copy()
+    wanted[::2] = now.data[:300:2]
+    assert whole.pages.tolist() == [*range(300), 400]
+    assert (whole.data[:300] == wanted).all()
+    assert (whole.data[300] == now.data[300]).all()
+
+
 def test_what_has_not_changed_does_not_cross():
     base = snapshot(list(range(1000)))
     now = changed(base, words=5, new=[])

@@ -369,7 +369,7 @@ class CopySourceOnBase(CopySource):
             rest = np.empty(0, np.intp)
         chosen = np.sort(np.concatenate((known, new)))
         pages, data = reading.changed
-        for patch in patches(pages[chosen], data[chosen], rows[chosen], self._ahead.data):
+        for patch in patches(pages, data, rows, self._ahead.data, chosen):
             yield record(RecordKind.PATCH, "", patch)
         self._patched = pages[chosen]
         if len(rest) and not self.lazily:
