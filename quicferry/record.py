@@ -115,6 +115,13 @@ class TransferRecord(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool  # all bytes there and the hash right
 
 
+class LateRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A moment at which the client wanted to send and could not yet; a stamp is CLOCK_MONOTONIC."""
+
+    due_ns: int
+    late_ns: int
+
+
 class ClientSummary(msgspec.Struct, kw_only=True):
     """What the client says of its load: ``client.json``."""
 
@@ -137,6 +144,7 @@ class ClientSummary(msgspec.Struct, kw_only=True):
     stalled_ms: float = 0.0
     datagrams_sent: int = 0  # of a game
     datagrams_received: int = 0
+    late: list[LateRecord] = []  # by 50 ms or more, at most one in 50 ms; empty: it kept to its schedule
 
 
 class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,7 +173,8 @@ class RunResult(msgspec.Struct, kw_only=True, omit_defaults=False):
     """The result of a run: the JSON object of ``quicferry run --json``. None means not known.
 
     ``outcome`` is one of ``errors.EXIT_CODES``. ``degraded``: the server moved, and requests were lost or
-    executed twice. ``overloaded``: the path carried less than was offered already before the move.
+    executed twice. ``overloaded``: already before the move the path carried less than was offered, or the
+    client's machine was too slow to offer it.
     """
 
     outcome: str

@@ -25,11 +25,12 @@ from apps.workload import (
     header,
 )
 from quicferry.events import EventLog
-from quicferry.record import ClientSummary, RequestRecord, TransferRecord
-from quicferry.units import now_ns, ns_to_ms
+from quicferry.record import ClientSummary, LateRecord, RequestRecord, TransferRecord
+from quicferry.units import NS_PER_MS, NS_PER_S, now_ns, ns_to_ms
 
 #: of a larger answer each part is service already; what fits into a packet comes all at once
 LARGE_ANSWER_BYTES = 2048
+LATE_NOTED_NS = 50 * NS_PER_MS  # less is every machine's, and of more often than that a note is enough
 NextStream = Callable[[], int]
 
 
@@ -83,6 +84,8 @@ class Load:
         self._data_ns = 0
         self.shape = RequestShape()  # of the next get
         self._stalls_ms: list[float] = []
+        self._late: list[LateRecord] = []
+        self._late_noted_ns = 0
         self._datagrams_sent = 0
         self._datagrams_received = 0
         self.answered = asyncio.Event()  # set with each answer, for workloads that wait for one
@@ -126,6 +129,14 @@ class Load:
         """Note that a player had nothing to show for so long."""
         self._stalls_ms.append(length_ms)
         self._events.emit("client.stalled", length_ms=round(length_ms, 3))
+
+    def behind(self, late_s: float) -> None:
+        """Note by how much the client is behind the schedule of its workload, if that is worth a note."""
+        now, late_ns = now_ns(), round(late_s * NS_PER_S)
+        if late_ns < LATE_NOTED_NS or (self._late and now - self._late_noted_ns < LATE_NOTED_NS):
+            return
+        self._late_noted_ns = now
+        self._late.append(LateRecord(due_ns=now - late_ns, late_ns=late_ns))
 
     def next_datagram(self) -> bytes:
         """The next datagram of a game: its number, and padding to ``request_bytes``."""
@@ -323,6 +334,7 @@ class Load:
             closed=self.closed,
             stalls=len(self._stalls_ms),
             stalled_ms=round(sum(self._stalls_ms), 3),
+            late=list(self._late),
             datagrams_sent=self._datagrams_sent,
             datagrams_received=self._datagrams_received,
         )

@@ -104,6 +104,10 @@ class LoadSchedule:
         """Note that a player had nothing to show for so long."""
         self._load.stalled(length_ms)
 
+    def behind(self, late_s: float) -> None:
+        """Note by how much what is sent now is later than the workload wants it."""
+        self._load.behind(late_s)
+
     @property
     def bit_rate_mbps(self) -> float:
         """The bit rate of a video."""

@@ -223,6 +223,7 @@ def sum_up(summaries: list[ClientSummary]) -> ClientSummary:
         stalled_ms=sum(each.stalled_ms for each in summaries),
         datagrams_sent=sum(each.datagrams_sent for each in summaries),
         datagrams_received=sum(each.datagrams_received for each in summaries),
+        late=sorted((each for every in summaries for each in every.late), key=lambda each: each.due_ns),
         closed=next((each.closed for each in summaries if each.closed is not None), None),
     )
 

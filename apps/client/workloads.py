@@ -61,6 +61,9 @@ class LoadDriver(Protocol):
     async def next_answer(self) -> None:
         """Wait until an answer comes."""
 
+    def behind(self, late_s: float) -> None:
+        """Note by how much what is sent now is later than the workload wants it."""
+
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """A way to spread requests over time. ``drive`` runs until it is cancelled."""
@@ -77,21 +80,26 @@ class Ticks:
     """Sleeps from one moment to the next, always ``interval_s`` apart.
 
     The moments are counted from the first: what one sleep was late, the next one is shorter, so that the
-    mean rate is what was asked for on a busy machine, too.
+    mean rate is what was asked for on a busy machine, too. ``behind`` hears after each sleep by how many
+    seconds it was late all the same: of a machine that cannot keep up, by more and more.
     """
 
-    def __init__(self, interval_s: float) -> None:
+    def __init__(self, interval_s: float, behind: Callable[[float], None] | None = None) -> None:
         self._interval_s = interval_s
         self._due = asyncio.get_running_loop().time()
+        self._behind = behind
 
     async def next(self) -> None:
         """Sleep until the next moment; a moment that is past is not waited for."""
+        clock = asyncio.get_running_loop().time
         self._due += self._interval_s
-        await asyncio.sleep(max(0.0, self._due - asyncio.get_running_loop().time()))
+        await asyncio.sleep(max(0.0, self._due - clock()))
+        if self._behind is not None:
+            self._behind(clock() - self._due)
 
 
 async def _requests(load: LoadDriver) -> None:
-    ticks = Ticks(load.interval_s)
+    ticks = Ticks(load.interval_s, load.behind)
     while True:
         load.request()
         if load.interval_s > 0:
@@ -101,7 +109,7 @@ async def _requests(load: LoadDriver) -> None:
 
 
 async def _bursts(load: LoadDriver) -> None:
-    ticks = Ticks(load.interval_s * BURST_REQUESTS)
+    ticks = Ticks(load.interval_s * BURST_REQUESTS, load.behind)
     while True:
         for _ in range(BURST_REQUESTS):
             load.request()
@@ -122,7 +130,7 @@ async def _think(load: LoadDriver) -> None:
 
 
 async def _sporadic(load: LoadDriver) -> None:
-    ticks = Ticks(load.interval_s * SPORADIC_INTERVALS)
+    ticks = Ticks(load.interval_s * SPORADIC_INTERVALS, load.behind)
     while True:
         load.request()
         await ticks.next()
@@ -135,7 +143,7 @@ async def _back_to_back(load: LoadDriver) -> None:
 
 
 async def _telemetry(load: LoadDriver) -> None:
-    ticks = Ticks(load.interval_s)
+    ticks = Ticks(load.interval_s, load.behind)
     while True:
         load.request_of(RequestShape(request_bytes=TELEMETRY_BYTES, answer_bytes=0))
         await ticks.next()
@@ -145,7 +153,7 @@ async def _push(load: LoadDriver) -> None:
     """Polls that the server answers when an event happens: always so many ahead that none is late."""
     interval_s = load.interval_s or 0.01
     ahead = max(2, math.ceil(PUSH_AHEAD_S / interval_s))
-    ticks = Ticks(interval_s)
+    ticks = Ticks(interval_s, load.behind)
     for number in range(1, ahead + 1):
         load.request_of(RequestShape(delay_ms=number * interval_s * 1e3))
     while True:
@@ -174,7 +182,7 @@ async def _video(load: LoadDriver) -> None:
 
 
 async def _game(load: LoadDriver) -> None:
-    ticks = Ticks(1 / GAME_HZ)
+    ticks = Ticks(1 / GAME_HZ, load.behind)
     while True:
         load.datagram()
         await ticks.next()

@@ -17,10 +17,11 @@ from quicferry.analysis.breakdown import TOLERANCE_MS, breakdown_ms, unexplained
 from quicferry.analysis.endpoint_split import NEW, OLD, EndpointSplit
 from quicferry.analysis.fidelity import add_fidelity
 from quicferry.analysis.goodput import direction_of, goodput
+from quicferry.analysis.lateness import lagging, mark_late_moves
 from quicferry.analysis.metrics import Metrics, measure
 from quicferry.analysis.repeated_moves import add_moves, measure_all
 from quicferry.analysis.requests_hit import first_open_ns, requests_hit
-from quicferry.analysis.service import judge_service, nothing_left_to_serve, overload
+from quicferry.analysis.service import TooMuch, judge_service, nothing_left_to_serve, overload
 from quicferry.analysis.statistics import summarise
 from quicferry.analysis.verdict import (
     captured_edges,
@@ -91,7 +92,10 @@ def analyse(run_dir: Path) -> Analysis:
         result.dns_ttl_s = manifest.spec.dns_ttl_s
     _check_captures(paths, result)
     summary = _add_client_summary(paths, result)
-    too_much = overload(summary.requests, events, manifest) if summary is not None else None
+    too_much: TooMuch | None = None
+    if summary is not None:
+        too_much = lagging(summary.late, events, manifest) or overload(summary.requests, events, manifest)
+        mark_late_moves(result, summary.late, events, manifest)
     metrics: Metrics | None = None
     packets = timeline.packets(pl.DataFrame(schema=SCHEMA))
     try:

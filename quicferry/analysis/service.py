@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -35,6 +35,23 @@ class Overload(NamedTuple):
             f"the path carried less than was offered already before the move: {self.late} of {self.due} "
             f"requests had no answer {self.before_ms:.0f} ms after they were sent"
         )
+
+    @property
+    def hint(self) -> str:
+        """What to do about it."""
+        return "offer less (--interval-ms, --response-bytes), or let the path carry more (--rate-mbps)"
+
+
+class TooMuch(Protocol):
+    """More was asked for than could be done already before the move, by whomever."""
+
+    @property
+    def words(self) -> str:
+        """What is wrong, in a sentence."""
+
+    @property
+    def hint(self) -> str:
+        """What to do about it."""
 
 
 def overload(
@@ -92,10 +109,10 @@ def without_migration_time(result: RunResult) -> None:
     ]
 
 
-def judge_service(result: RunResult, summary: ClientSummary | None, too_much: Overload | None) -> None:
+def judge_service(result: RunResult, summary: ClientSummary | None, too_much: TooMuch | None) -> None:
     """Say of a run that succeeded so far what the clients got: nothing wrong, or the outcome that names it.
 
-    Of an overloaded path the times are taken out, whatever the outcome.
+    Of an overloaded path or client the times are taken out, whatever the outcome.
     """
     if too_much is not None:
         without_migration_time(result)
@@ -104,7 +121,7 @@ def judge_service(result: RunResult, summary: ClientSummary | None, too_much: Ov
         return
     if too_much is not None:
         result.outcome, result.error = "overloaded", too_much.words
-        result.hint = "offer less (--interval-ms, --response-bytes), or let the path carry more (--rate-mbps)"
+        result.hint = too_much.hint
         return
     wrong = []
     if result.requests_lost:

@@ -61,6 +61,11 @@ class Driver:
         self.shapes: list[RequestShape] = []
         self.datagrams_s: list[float] = []
         self.stalls_ms: list[float] = []
+        self.behind_s: list[float] = []
+        self.costs_s = 0.0  # of the client's processor, for each request
+
+    def behind(self, late_s: float) -> None:
+        self.behind_s.append(round(late_s, 6))
 
     def request_of(self, shape: RequestShape) -> None:
         self.shapes.append(shape)
@@ -73,6 +78,7 @@ class Driver:
         self.stalls_ms.append(round(length_ms, 3))
 
     def request(self) -> None:
+        self._loop.now_s += self.costs_s
         self.sent_s.append(round(self._loop.time(), 6))
         self.unanswered += 1
         self._free_s = max(self._free_s, self._loop.time()) + self._answer_s
@@ -132,6 +138,32 @@ def test_late_sleeps_do_not_slow_the_load_down(loop: VirtualLoop) -> None:
 
 def config(**changes: object) -> ClientConfig:
     return ClientConfig(server=Endpoint("127.0.0.1", 1), authority="", keys="", summary="", **changes)
+
+
+def test_a_client_that_is_too_slow_says_by_how_much(loop: VirtualLoop) -> None:
+    """At 25 ms of work for a request every 10 ms, each leaves 15 ms later than the one before."""
+    driver = Driver(loop, 0.01)
+    driver.costs_s = 0.025
+
+    async def play() -> None:
+        driving = asyncio.ensure_future(REQUESTS.drive(driver))
+        await asyncio.sleep(0.2)
+        driving.cancel()
+
+    loop.run_until_complete(play())
+    assert driver.behind_s[:5] == [0.015, 0.03, 0.045, 0.06, 0.075]
+
+
+def test_a_client_that_keeps_up_is_not_behind(loop: VirtualLoop) -> None:
+    driver = Driver(loop, 0.01)
+
+    async def play() -> None:
+        driving = asyncio.ensure_future(REQUESTS.drive(driver))
+        await asyncio.sleep(0.095)
+        driving.cancel()
+
+    loop.run_until_complete(play())
+    assert driver.behind_s == [0.0] * 9
 
 
 @pytest.mark.parametrize(("name", "first"), [("requests", 1), ("bursts", BURST_REQUESTS)])
