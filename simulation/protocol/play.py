@@ -100,7 +100,8 @@ async def _all_closed(world: ProtocolWorld) -> bool:
     world.calm()
 
     def settled() -> bool:
-        return world.loop.time() >= world.calm_at and (not world.load.open or is_over(world))
+        is_quiet = not world.load.open and not world.closed_by_service  # a close is still on its way
+        return world.loop.time() >= world.calm_at and (is_quiet or is_over(world))
 
     while not await world.until(settled, world.calm_at + LIVENESS_S, 0.05):
         if world.loop.time() >= world.calm_at + LIVENESS_S:

@@ -396,6 +396,7 @@ class ProtocolWorld:
             self.server.connection.close(error_code=0, reason_phrase="restarting")
             self.server.proceed()
             self.closed_by_service = True
+            self.calm()
 
     def misuse(self, victims: int, every_s: float) -> Callable[[], None]:
         """A malicious server names strangers to its client, again and again, until the returned call."""
