@@ -176,7 +176,7 @@ class ClientMoves(ClientRace):
         self._moved_epoch, self._moved_said = epoch, said
         if self._moved != address:
             self._moved, self._moved_at = address, now
-        if self._validated is not None and self._validated[0].network_address != address:
+        if self._validated is not None and self._validated.candidate.network_address != address:
             self._void_answer()
             self._machine.feed(ClientInput.ELSEWHERE)
             self._prober.running = True
@@ -185,9 +185,10 @@ class ClientMoves(ClientRace):
         here, self._here = self._here, None
         origin = address if here is None else here
         known = here is not None or plain_address(address) in self._visited
-        if origin != self._seam.network_address and frame.epoch == self._latest_epoch and known:
-            # The destination has served, was taken down before the commit, and the source goes on.
-            self._aborted_epoch = frame.epoch
+        if origin != self._seam.network_address and frame.epoch >= self._latest_epoch and known:
+            # The destination has served, was taken down before the commit, and the source goes on. Or the
+            # client has not heard of an earlier move, which has led to that source.
+            self._latest_epoch = self._aborted_epoch = frame.epoch
             self._lead_to(origin, frame.epoch, now, said=True)
             return
         if frame.epoch <= self._done_epoch or frame.epoch < self._latest_epoch:

@@ -15,7 +15,7 @@ from quicferry.quic import events
 from quicferry.quic._aioquic.careful_resume import PathFacts
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import plain_address
-from quicferry.quic.client_state import Announcement, ClientKnowledge
+from quicferry.quic.client_state import Announcement, Answer, ClientKnowledge
 from quicferry.quic.config import Congestion
 from quicferry.quic.probing import Candidate
 from quicferry.quic.tables import ClientInput, ClientState
@@ -189,28 +189,49 @@ class ClientRace(ClientKnowledge):
                 self._seam.lower_rtt(age_s, now)
             return
         found = self._prober.answered(data)
-        if found is None or self._validated is not None:
+        if found is None or not self._counts(*found):
             return
         candidate, sent_at = found
         age_s = now - sent_at
+        if self._validated is not None:
+            self._machine.feed(ClientInput.ELSEWHERE)
         if self._machine.allows(ClientInput.PROBE):
             self._machine.feed(ClientInput.PROBE)
         if not self._machine.allows(ClientInput.RESPONSE):
             return
         self._machine.feed(ClientInput.RESPONSE)
-        self._validated = (candidate, age_s)
+        agrees = self._moved is None or self._agrees(candidate, sent_at)
+        self._validated = Answer(candidate, age_s, agrees)
         candidate.heard = True
-        self._prober.only = candidate.network_address  # an answer may bring the word that is waited for
+        # an answer may bring the word that is waited for; where there is one, the server is where that says
+        self._prober.only = candidate.network_address if agrees else None
         self._seam.emit(events.PathValidated(candidate.address, age_s))
+
+    def _agrees(self, candidate: Candidate, sent_at: float) -> bool:
+        """Whether an answer to a challenge of that time agrees with SM_MIGRATED, or is newer.
+
+        A server that answers what has left after its word had come, from another address that it has named,
+        has moved on or back since.
+        """
+        return candidate.network_address == self._moved or (candidate.named and sent_at > self._moved_at)
+
+    def _counts(self, candidate: Candidate, sent_at: float) -> bool:
+        """Whether an answer may validate a path: a relay of SM_MIGRATED must not be in the server's way."""
+        if self._moved is None or (self._validated is not None and self._validated.agrees):
+            return self._validated is None
+        if self._agrees(candidate, sent_at) or self._is_announced(candidate.address):
+            return True
+        return self._validated is None and not self._moved_said
 
     def _facts(self) -> PathFacts | None:
         """What is known of the path that is left, if congestion control is to be resumed from it."""
         careful = self._config.congestion is Congestion.CAREFUL_RESUME
         return self._seam.path_facts() if careful else None
 
-    def _may_switch_to(self, candidate: Candidate, now: float) -> bool:
+    def _may_switch_to(self, answer: Answer, now: float) -> bool:
         """Whether the server is known to be there, or not to be where it was."""
-        if candidate.network_address == self._moved:
+        candidate = answer.candidate
+        if candidate.network_address == self._moved or (self._moved is not None and answer.agrees):
             return True
         if self._moved is not None and not self._is_announced(candidate.address):
             # Who passed on the word may have been a relay, and have gone. Where the server has said in so
@@ -236,7 +257,7 @@ class ClientRace(ClientKnowledge):
             return None
         if self._moved is not None:
             return None if self._moved_said else self._moved_at + _MISLED_PTOS * self._seam.pto_s
-        if self._checked_at is None or self._validated[0].address not in self._visited:
+        if self._checked_at is None or self._validated.candidate.address not in self._visited:
             return None
         return self._checked_at + self._seam.pto_s
 
@@ -246,8 +267,8 @@ class ClientRace(ClientKnowledge):
         #: RFC 9000 9.6.3: MUST abandon validation of the original address and migrate
         if self._validated is None:
             return
-        candidate, age_s = self._validated
-        if not self._may_switch_to(candidate, now):
+        candidate, age_s, _ = self._validated
+        if not self._may_switch_to(self._validated, now):
             return
         if candidate.cid is None:  # the peer has retired the one it was challenged on
             candidate.cid = self._seam.take_cid()
@@ -274,7 +295,8 @@ class ClientRace(ClientKnowledge):
         announced, is_there = self._announcement, self._is_announced(candidate.address)
         if was_told and is_there:
             was_told = False  # it has gone on from where it said that it is
-        if announced is not None and not was_told:
+        # an address that was not announced is that of an earlier move
+        if announced is not None and not was_told and candidate.address in announced.addresses:
             self._done_epoch = max(self._done_epoch, announced.prepare.epoch)
         self._forget_race(now)
         self._kept.retire_all()  # the way is open; the server gives others

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aioquic.quic.connection import NetworkAddress
 
@@ -54,6 +55,14 @@ class Announcement:
         return self.prepare.downtime_ms / 1000
 
 
+class Answer(NamedTuple):
+    """A candidate has answered: its path is validated."""
+
+    candidate: Candidate
+    age_s: float  # of the challenge
+    agrees: bool  # with where SM_MIGRATED has led, or is newer
+
+
 class ClientKnowledge(Role):
     """The state of the client's end, and what follows from it alone."""
 
@@ -80,7 +89,7 @@ class ClientKnowledge(Role):
         self._moved_at = 0.0
         self._moved_epoch = 0
         self._visited: dict[Address, None] = {}  # where the server has been, the latest last
-        self._validated: tuple[Candidate, float] | None = None  # and the age of the challenge
+        self._validated: Answer | None = None
         self._checked_at: float | None = None  # when the old path was challenged because of a stranger
         self._check: bytes | None = None  # the challenge for it, until it leaves
         self._elsewhere: deque[int] = deque(maxlen=_REMEMBERED)  # numbers that came first from elsewhere
