@@ -9,6 +9,7 @@ timed. The tests perform each signal and each moment once, by the same functions
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 from quicferry.emulation.sandbox import ownership
 from quicferry.emulation.sandbox.ownership import PARTIAL_SUFFIX, TaggedProcess
@@ -41,6 +44,7 @@ class Moment(NamedTuple):
 
     words: tuple[str, ...]
     program: str
+    no_more_memory: bool = False  # from then on, no process of it gets any more address space (RLIMIT_AS)
 
 
 _RUN = ("run", "--strategy", "symmetric", "--before-s", "5", "--json")
@@ -64,6 +68,7 @@ MOMENTS: dict[str, Moment] = {
     "captures run": Moment(_RUN, "dumpcap -q -n -N"),
     "the server starts": Moment(_RUN, "apps.server.server"),
     "the client loads": Moment(_RUN, "apps.client"),
+    "no memory is left": Moment(_RUN, "apps.client", no_more_memory=True),
     "dumping": Moment(_CRIU, "criu dump"),
     "restoring": Moment(_CRIU, "criu restore"),
 }
@@ -113,6 +118,9 @@ def end_at(name: str, number: signal.Signals, folder: Path) -> list[str]:
         if living is None:
             return [f"the moment did not come: {log.read_text(errors='replace').strip()[-200:]}"]
         made, there = namespaces([process.pid for process in living]), all_pids()
+        if moment.no_more_memory:
+            for pid in (tool.pid, *(process.pid for process in living)):
+                _deny_memory(pid)
         tool.send_signal(number)
         try:
             status = tool.wait(ENDS_S)
@@ -122,6 +130,14 @@ def end_at(name: str, number: signal.Signals, folder: Path) -> list[str]:
     finally:
         tool.kill()
         tool.wait()
+
+
+def _deny_memory(pid: int) -> None:
+    """Let a process have no more address space than it has, as under ``ulimit -v``."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        size = process.memory_info().vms
+        process.rlimit(psutil.RLIMIT_AS, (size, size))
 
 
 def _await_moment(tool: Popen[bytes], tag: str, program: str) -> list[TaggedProcess] | None:

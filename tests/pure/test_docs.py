@@ -55,6 +55,19 @@ def test_a_page_made_from_code_is_current(make_docs, page):
     assert (CHECKOUT / "docs" / page).read_text() == make_docs.PAGES[page](), "run tools/make_docs.py"
 
 
+@pytest.mark.parametrize("page", ["docs/adr/0014-one-owner.md", "docs/security.md"])
+def test_a_page_that_says_what_shows_it_names_tests_that_there_are(page):
+    files = list((CHECKOUT / "tests").rglob("*.py"))
+    there = {path.name for path in files}
+    there |= {name for path in files for name in re.findall(r"def (test_\w+)\(", path.read_text())}
+    there |= {path.stem for path in (CHECKOUT / "tests" / "simulation" / "mended").rglob("*.json")}
+    rows = [line for line in (CHECKOUT / page).read_text().splitlines() if line.startswith("| ")]
+    shown = {word for row in rows for word in re.findall(r"`([\w-]+(?:\.py)?)`", row.split(" | ")[-1])}
+    named = {word for word in shown if word.startswith("test_") or "-" in word}
+    assert len(named) > 10
+    assert named - there == set()
+
+
 def test_every_event_is_documented():
     page = (CHECKOUT / "docs" / "events.md").read_text()
     assert [name for name in NAMES if f"| `{name}` | {NAMES[name]} |" not in page] == []

@@ -22,6 +22,7 @@ CASES = (
     ("preflight", "KILL"),
     ("doctor captures", "TERM"),
     ("the client loads", "TERM"),
+    ("no memory is left", "TERM"),
     ("doctor asks", "HUP"),
     ("the server starts", "HUP"),
     ("doctor dumps", "INT"),
