@@ -373,7 +373,7 @@ class Container(ContainerNamespaces):
     async def _gone(self, pid: int, timeout_s: float) -> bool:
         """Wait until a process inside is gone; False when it is not within ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
-        while self.is_alive(pid):
+        while not self.is_over(pid):
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(0.002)

@@ -93,6 +93,15 @@ class ContainerNamespaces:
         """Whether there is such a process inside; a zombie counts, as it holds its PID."""
         return self.state(pid) is not None
 
+    def is_over(self, pid: int) -> bool:
+        """Whether the process is gone, or dead and left to a parent outside, which may be stopped itself.
+
+        ``nsenter`` stops itself when what it has started was stopped, and nobody lets it go on when its agent
+        was killed: a zombie is left, which holds nothing but its PID.
+        """
+        found = self._stat(pid)
+        return found is None or found == ("Z", 0)
+
     def is_stopped(self, pid: int) -> bool:
         """Whether the process is there and stopped by a signal."""
         return self.state(pid) == "T"

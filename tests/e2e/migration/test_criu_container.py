@@ -164,3 +164,27 @@ report(dict(during=during, after=len(sleepers()), init=os.path.exists(f"/proc/{i
     assert got["init"] is False
     if end != "close":
         assert got["during"] == 1
+
+
+def test_what_came_from_outside_ends_although_its_parent_stands_still(tmp_path):
+    """``nsenter`` stops itself with its child, and reaps it no more: so an agent that was killed leaves it."""
+    got = played(
+        """
+async def play():
+    async with await Container.create("edge-1") as box:
+        outside = await box.begin(["sleep", "60"])
+        while not (found := [each.pid for each in box.processes() if each.argv[:1] == ["sleep"]]):
+            await asyncio.sleep(0.01)
+        [pid] = found
+        await box.signal(pid, signal.SIGSTOP)
+        while "T" not in Path(f"/proc/{outside.pid}/stat").read_text().rpartition(")")[2].split()[0]:
+            await asyncio.sleep(0.01)
+        await box.stop(pid, grace_s=0)
+        got = dict(state=box.state(pid), is_over=box.is_over(pid))
+        outside.send_signal(signal.SIGCONT)
+        await outside.wait()
+        return got | dict(left=len(box.processes()))
+""",
+        tmp_path,
+    )
+    assert got == {"state": "Z", "is_over": True, "left": 0}
