@@ -101,11 +101,11 @@ class ClientMoves(ClientRace):
             result = Result.BUSY
         elif needs_address and not addresses:
             result = Result.ADDRESS_FILTERED
+        elif needs_address and not any(map(self._has_cid, addresses)):
+            result = Result.NO_CID  # the race goes on that has taken them
         else:
             followed = self._prober.candidates.get(self._moved) if self._moved is not None else None
             self._forget_race(now)
-            if needs_address and not any(map(self._has_cid, addresses)):
-                result = Result.NO_CID
         self._latest_at = now
         self.send_control(SmReady(epoch=prepare.epoch, result=result))
         if result is not Result.OK:

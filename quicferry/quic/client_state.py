@@ -201,7 +201,10 @@ class ClientKnowledge(Role):
 
     def _has_cid(self, address: Address) -> bool:
         """Whether an address that nothing has come from could be probed: one ID is always held back."""
-        return self._seam.free_cids > 1 or self._kept.has(self._seam.socket_form(address))
+        network_address = self._seam.socket_form(address)
+        candidate = self._prober.candidates.get(network_address)
+        is_raced = candidate is not None and candidate.cid is not None
+        return self._seam.free_cids > 1 or is_raced or self._kept.has(network_address)
 
     def _expected_downtime_s(self) -> float:
         if self._announcement is not None:
