@@ -167,7 +167,7 @@ report(dict(during=during, after=len(sleepers()), init=os.path.exists(f"/proc/{i
 
 
 def test_what_came_from_outside_ends_although_its_parent_stands_still(tmp_path):
-    """``nsenter`` stops itself with its child, and reaps it no more: so an agent that was killed leaves it."""
+    """``nsenter`` stops itself with its child, and reaps it no more: a killed agent leaves it so."""
     got = played(
         """
 async def play():
