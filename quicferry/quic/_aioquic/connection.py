@@ -173,9 +173,12 @@ class HookedConnection(QuicConnection):
 
     def request_key_update(self) -> None:
         """As upstream. One that comes too soon after another waits until the peer has followed that."""
+        if not self._handshake_confirmed:  # upstream defers it; there may be no keys yet
+            super().request_key_update()
+            return
         space = self._spaces[tls.Epoch.ONE_RTT]
         pair = self._cryptos[tls.Epoch.ONE_RTT]
-        if not self._handshake_confirmed or may_update(pair, space.largest_acked_packet):
+        if may_update(pair, space.largest_acked_packet):
             super().request_key_update()
         elif not pair._update_key_requested:
             self._key_update_pending = True
