@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from quicferry.quic.errors import ErrorCode, PeerError
 from quicferry.quic.wire import Address, SmAddress
 
+#: how long an address counts after it was named, in idle timeouts; one that is used is named again after a
+#: third of it, so that a client which still has its connection still has the addresses
+LIFETIME_IDLE_TIMEOUTS = 3
 _TOMBSTONES = 64  # retired addresses that are remembered, to tell a repeated frame from a new one
 
 
@@ -20,8 +23,9 @@ class AddressBook:
         self._most = most
         self.known: dict[int, SmAddress] = {}
         self._retired: dict[int, SmAddress] = {}
+        self._named_at: dict[int, float] = {}  # when each was named last
 
-    def enter(self, frame: SmAddress) -> bool:
+    def enter(self, frame: SmAddress, now: float) -> bool:
         """Take in what the server says; True when it names an address that was not known.
 
         Raises ``PeerError`` for a number that stood for another address before, and for too many.
@@ -35,17 +39,28 @@ class AddressBook:
         ):
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_ADDRESS: one number, two addresses")
         if frame.retire:
-            self.known.pop(frame.sequence, None)
+            self._drop(frame.sequence)
             self._retired[frame.sequence] = frame
             while len(self._retired) > _TOMBSTONES:
                 del self._retired[next(iter(self._retired))]
             return False
         if known is not None:
+            if frame.sequence in self.known:
+                self._named_at[frame.sequence] = now
             return False
         if len(self.known) >= self._most:
             raise PeerError(ErrorCode.SM_LIMIT, "SM_ADDRESS: too many addresses")
         self.known[frame.sequence] = frame
+        self._named_at[frame.sequence] = now
         return True
+
+    def expire(self, before: float, keep: Collection[int]) -> list[SmAddress]:
+        """Forgets what was named last before that time, but for the numbers in ``keep``; returns it."""
+        over = [n for n, named_at in self._named_at.items() if named_at < before and n not in keep]
+        frames = [self.known[sequence] for sequence in over]
+        for sequence in over:
+            self._drop(sequence)
+        return frames
 
     def resolve(self, sequences: Iterable[int], like: Address) -> tuple[Address, ...] | None:
         """The addresses with these numbers, in the connection's family; None if one is unknown yet."""
@@ -69,6 +84,10 @@ class AddressBook:
         for frame in self.known.values():
             if frame.pool and (address := self.of_family(frame, like)) is not None:
                 yield address
+
+    def _drop(self, sequence: int) -> None:
+        self.known.pop(sequence, None)
+        self._named_at.pop(sequence, None)
 
     @staticmethod
     def of_family(frame: SmAddress, like: Address) -> Address | None:

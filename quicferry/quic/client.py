@@ -200,6 +200,7 @@ class ClientRole(ClientMoves):
 
     def _on_silence(self, silent_s: float, now: float) -> None:
         self._seam.emit(events.LossNoticed(self._seam.pto_s, silent_s))
+        self._forget_expired(now)
         if self._first_validation:  # nobody has answered yet, and now somebody must be there
             self._first_validation, self._cause = False, ProbeOn.LOSS
             self._deadline = now + self._patience_s(self._expected_downtime_s())

@@ -39,6 +39,7 @@ class ClientMoves(ClientRace):
     def frame(self, frame: Frame, address: NetworkAddress, now: float) -> None:
         """A frame of the server."""
         self.passive = False
+        self._forget_expired(now)
         if isinstance(frame, SmAddress):
             self._on_address(frame, now)
         elif isinstance(frame, SmPrepare):
@@ -62,7 +63,11 @@ class ClientMoves(ClientRace):
                 self._here = self._seam.socket_form(here)
         if frame.sequence == HERE_ONLY:
             return
-        if self._book.enter(frame) and self._waiting is not None and self._resolve(self._waiting) is not None:
+        if (
+            self._book.enter(frame, now)
+            and self._waiting is not None
+            and self._resolve(self._waiting) is not None
+        ):
             prepare, self._waiting = self._waiting, None
             self._consider(prepare, now)
 
@@ -168,7 +173,7 @@ class ClientMoves(ClientRace):
         elif frame.epoch > self._done_epoch:
             self._latest_epoch = frame.epoch
             if here is not None:
-                self._has_been_at(plain_address(here))
+                self._has_been_at(plain_address(here), now)
             self._lead_to(origin, frame.epoch, now, said=here is not None)
 
     def _lead_to(self, address: NetworkAddress, epoch: int, now: float, *, said: bool) -> None:

@@ -111,6 +111,7 @@ class ClientRace(ClientKnowledge):
         #: RFC 9000 9.3.3: endpoints MUST validate the previously active path
         if not self.admits(address):
             return
+        self._forget_expired(now)
         candidate = self._prober.candidates.get(address)
         if candidate is not None and candidate.heard:
             return
@@ -290,7 +291,7 @@ class ClientRace(ClientKnowledge):
         candidate.cid = None  # it is the connection's now
         self._answerable = dict(candidate.challenges)
         self._answer_interval_s = candidate.interval_s
-        self._has_been_at(old)
+        self._has_been_at(old, now)
         was_told = self._moved is not None
         announced, is_there = self._announcement, self._is_announced(candidate.address)
         if was_told and is_there:
@@ -332,6 +333,7 @@ class ClientRace(ClientKnowledge):
         """Nobody has answered: the server may have gone back to where it was, and not be able to say so."""
         if not self._silence.noticed:
             return
+        self._forget_expired(now)
         places = self._ways_back()
         if self._machine.allows(ClientInput.PROBE):
             self._probe(places, ProbeOn.LOSS, now)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from aioquic.quic.connection import NetworkAddress
 
 from quicferry.quic._aioquic.seam import Seam
-from quicferry.quic.addresses import AddressBook
+from quicferry.quic.addresses import LIFETIME_IDLE_TIMEOUTS, AddressBook
 from quicferry.quic.asking import Asking
 from quicferry.quic.config import ExtensionConfig, Probing
 from quicferry.quic.probing import Allowance, Candidate, KeptIds, Prober, Turns
@@ -88,7 +88,7 @@ class ClientKnowledge(Role):
         self._moved_said = False  # ... in so many words, and not only by the path that it came on
         self._moved_at = 0.0
         self._moved_epoch = 0
-        self._visited: dict[Address, None] = {}  # where the server has been, the latest last
+        self._visited: dict[Address, float] = {}  # where it has been -> when it left, the latest last
         self._validated: Answer | None = None
         self._checked_at: float | None = None  # when the old path was challenged because of a stranger
         self._check: bytes | None = None  # the challenge for it, until it leaves
@@ -165,11 +165,43 @@ class ClientKnowledge(Role):
         kept_s = _KEPT_PTOS * self._seam.pto_s
         return now + (self._config.timings.give_up_s if self._standard.has_named else kept_s)
 
-    def _has_been_at(self, address: Address) -> None:
+    def _has_been_at(self, address: Address, now: float) -> None:
         self._visited.pop(address, None)
-        self._visited[address] = None
+        self._visited[address] = now
         while len(self._visited) > _VISITED:
             del self._visited[next(iter(self._visited))]
+
+    def _forget_expired(self, now: float) -> None:
+        """Forgets the addresses that were named too long ago: they may be somebody else's by now.
+
+        The address in use is none of these, and a race that goes on keeps its candidates.
+        """
+        #: wire-format 6.8: A client MUST forget an address
+        if not self.extended:
+            return
+        before = now - LIFETIME_IDLE_TIMEOUTS * self._seam.idle_timeout_s
+        moves = [self._waiting, None if self._announcement is None else self._announcement.prepare]
+        under_way = {sequence for prepare in moves if prepare is not None for sequence in prepare.sequences}
+        here = self._seam.address
+        forgotten = {self._book.of_family(frame, here) for frame in self._book.expire(before, under_way)}
+        for address, left_at in list(self._visited.items()):
+            if left_at < before:
+                del self._visited[address]
+                forgotten.add(address)
+        if forgotten:
+            announced = () if self._announcement is None else self._announcement.addresses
+            known = {*self._book.all(here), *self._visited, *announced, *self._standard.places(here)}
+            self._give_up_ids({address for address in forgotten - known if address is not None})
+
+    def _give_up_ids(self, addresses: set[Address]) -> None:
+        """Retires the connection IDs of addresses that are forgotten; those of a race that goes on stay."""
+        for address in addresses:
+            network_address = self._seam.socket_form(address)
+            self._kept.retire(network_address)
+            if not self._prober.running:
+                candidate = self._prober.candidates.pop(network_address, None)
+                if candidate is not None and candidate.cid is not None:
+                    self._seam.retire_cid(candidate.cid)
 
     def _places(self) -> tuple[Address, ...]:
         """Where a server may be that is silent: where it said it may be, and wherever it has been.

@@ -83,6 +83,10 @@ class KeptIds:
         for address in over:
             self._ids[address] = (self._ids[address][0], now + pto_s)
 
+    def retire(self, address: NetworkAddress) -> None:
+        """Retire the ID of an address that is nothing to this client any more."""
+        self._retire([address] if address in self._ids else [])
+
     def retire_all(self) -> None:
         """Retire them: a path is open on which the peer hears it."""
         self._retire(self._ids)

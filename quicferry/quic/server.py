@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from aioquic.quic.connection import NetworkAddress
@@ -54,6 +55,8 @@ class ServerRole(Role):
         self._named: dict[int, SmAddress] = {}  # what the client was told, by sequence number
         self._unconfirmed: set[int] = set()  # named, but not acknowledged
         self._next_sequence = 1
+        self._pool_named_at: float | None = None  # when the client was told last; None: it is to be told
+        self._name_again = False  # with the next packet of the client: a connection that is idle stays so
         self._announced = 0  # addresses in the latest SM_PREPARE
         self._answer: Result | None = None
         self._strategy: StrategyName | None = None  # of the latest prepare
@@ -191,6 +194,7 @@ class ServerRole(Role):
         if rules.carries_address:
             self._announced = len(addresses)
             sequences = tuple(self._name(a, pool=False) for a in addresses[: self.max_addresses])
+            self._say_again(sequences)
         self.send_control(
             SmPrepare(
                 epoch=epoch,
@@ -245,6 +249,7 @@ class ServerRole(Role):
         self._machine.feed(ServerInput.RESUME)
         self.held = False
         self._epoch = max(epoch, self._epoch)
+        self._name_again = True  # this host's clock does not know when the client heard it
         self._challenges.clear()
         if self._seam.has_ended:
             return
@@ -291,6 +296,7 @@ class ServerRole(Role):
             raise LocalError(f"abort in the state {self.state}", hint="the move is over already")
         self._epoch = max(epoch, self._epoch)
         if was_held:
+            self._name_again = True
             self._seam.leave_lease(self._frozen_number)
         if was_held and not self._seam.has_ended:
             self._seam.take_newest_cid()
@@ -340,6 +346,7 @@ class ServerRole(Role):
         #: wire-format 4.1: The number MUST NOT be used again
         for sequence, frame in self._named.items():
             if address in (frame.ipv4, frame.ipv6) and (frame.pool or not pool):
+                self._named[sequence] = self._named.pop(sequence)  # the oldest is what was named least lately
                 return sequence
         if len(self._named) >= self._config.max_known_addresses:
             self._retire_oldest()
@@ -350,6 +357,21 @@ class ServerRole(Role):
         self._seam.replenish_cids()
         self.send_control(frame)
         return sequence
+
+    def _say_again(self, sequences: Iterable[int]) -> None:
+        """Names addresses that the client may have forgotten since it was told."""
+        #: wire-format 6.8: It MUST send SM_ADDRESS for each address
+        for sequence in sequences:
+            encoded = self._named[sequence].encode()
+            if encoded not in self._control:
+                self._control.append(encoded)
+
+    def _name_pool_again(self) -> None:
+        """By use alone: what keeps a connection open is its own traffic, never this."""
+        #: wire-format 6.8: A server MUST name its pool again
+        #: wire-format 6.8: It SHOULD NOT do so
+        self._name_again, self._pool_named_at = False, None
+        self._say_again(sequence for sequence, frame in self._named.items() if frame.pool)
 
     def control_delivered(self, encoded: bytes, acknowledged: bool) -> None:
         """Besides repeating: a pool is ready when the client is known to have all of it."""
@@ -453,12 +475,18 @@ class ServerRole(Role):
             self._machine.feed(ServerInput.COMMIT)
             self._seam.emit(events.MigrationCommitted(self._epoch))
         self.passive = self.state is not ServerState.RESTORED and self._probation is None
+        if self._name_again and self._probation is None:
+            self._name_pool_again()
 
     # ------------------------------------------------------------------ sending and time
 
     def timer(self) -> float | None:
-        """When a server that waits for its client speaks all the same."""
-        return self._speaks_at if self._probation is None else self._probation.due_at
+        """When a server that waits for its client speaks, or its pool is to be named again."""
+        speaks_at = self._speaks_at if self._probation is None else self._probation.due_at
+        if self._pool_named_at is None or self._name_again:
+            return speaks_at
+        again_at = self._pool_named_at + self._seam.idle_timeout_s
+        return again_at if speaks_at is None else min(speaks_at, again_at)
 
     def while_mute(self) -> Datagrams:
         """Probes, where the client is to come first (RFC 9000 §9.6.2)."""
@@ -468,6 +496,9 @@ class ServerRole(Role):
 
     def on_timer(self, now: float) -> None:
         """Nobody waits for ever: a client may have nothing to ask, or may not know that it is to ask."""
+        if self._pool_named_at is not None and now >= self._pool_named_at + self._seam.idle_timeout_s:
+            self._name_again, self._pool_named_at = True, None
+            self.passive = False  # the next packet is to be seen
         if self._probation is not None:
             self._probation.on_timer(now)
         if self._speaks_at is not None and now >= self._speaks_at:
@@ -498,6 +529,8 @@ class ServerRole(Role):
             for address in self._offered[: self.max_addresses]:
                 self._name(address, pool=True)
         self._offered = []
+        if self._pool_named_at is None and not self._name_again and any(f.pool for f in self._named.values()):
+            self._pool_named_at = now
         return datagrams + self._control_datagrams(now)
 
     def is_current(self, encoded: bytes) -> bool:
@@ -555,6 +588,7 @@ class ServerRole(Role):
         self._offered = [(str(host), int(port)) for host, port in values["offered"]]
         frames = [decode_frame(encoded) for encoded in values["named"]]
         self._named = {frame.sequence: frame for frame in frames if isinstance(frame, SmAddress)}
+        self._name_again = True
         self._unconfirmed = set(values["unconfirmed"])
         self._next_sequence = values["next_sequence"]
         self._control = list(values["control"])

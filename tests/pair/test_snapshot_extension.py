@@ -162,10 +162,12 @@ ROLE_FIELDS: dict[str, str | None] = {
     "_frozen_number": "frozen_number",
     "_here": None,  # where the connection is resumed is told anew
     "_machine": "state",
+    "_name_again": None,  # always, where the connection is resumed
     "_named": "named",
     "_next_sequence": "next_sequence",
     "_offered": "offered",
     "_path_before": "path_before",
+    "_pool_named_at": None,  # by the clock of one host; the next names the pool again
     "_seam": None,
     "_probation": None,  # the destination has its own
     "_speaks_at": None,  # a new wait begins where the connection is resumed
