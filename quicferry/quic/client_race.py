@@ -204,8 +204,10 @@ class ClientRace(ClientKnowledge):
         agrees = self._moved is None or self._agrees(candidate, sent_at)
         self._validated = Answer(candidate, age_s, agrees)
         candidate.heard = True
-        # an answer may bring the word that is waited for; where there is one, the server is where that says
-        self._prober.only = candidate.network_address if agrees else None
+        # An answer may bring the word that is waited for; where there is one, the server is where that says.
+        # A stranger may be a relay, which goes away without having brought it.
+        is_alone = agrees and not self._is_stranger(candidate)
+        self._prober.only = candidate.network_address if is_alone else None
         self._seam.emit(events.PathValidated(candidate.address, age_s))
 
     def _agrees(self, candidate: Candidate, sent_at: float) -> bool:
@@ -218,11 +220,20 @@ class ClientRace(ClientKnowledge):
 
     def _counts(self, candidate: Candidate, sent_at: float) -> bool:
         """Whether an answer may validate a path: a relay of SM_MIGRATED must not be in the server's way."""
+        if self._moved is None and self._validated is not None:
+            # Without a word of the server, a relay that has come and gone must not keep the client.
+            return self._is_stranger(self._validated.candidate) and not self._is_stranger(candidate)
         if self._moved is None or (self._validated is not None and self._validated.agrees):
             return self._validated is None
         if self._agrees(candidate, sent_at) or self._is_announced(candidate.address):
             return True
         return self._validated is None and not self._moved_said
+
+    def _is_stranger(self, candidate: Candidate) -> bool:
+        """Whether the server has neither named the address nor been there, nor says that it is there now."""
+        if candidate.named or candidate.network_address == self._moved:
+            return False
+        return candidate.address not in self._visited
 
     def _facts(self) -> PathFacts | None:
         """What is known of the path that is left, if congestion control is to be resumed from it."""
