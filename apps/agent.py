@@ -23,7 +23,9 @@ from quicferry.migration.agent.agent import NodeAgent
 from quicferry.migration.agent.config import AgentConfig, LocalMove
 from quicferry.migration.agent.requests import RequestDesk
 
-_M_ARENA_MAX = -8  # malloc.h of glibc
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # malloc.h of glibc
+#: From this size on memory is the kernel's again when it is freed: base images, and memory that was added.
+_LARGE_BYTES = 8 << 20
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what we raise
 
@@ -86,6 +88,8 @@ def use_one_heap() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none, and one heap
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
+        # said once, glibc does not raise it to what was freed last
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ LOG = "run.log"  # of the process that plays
 OnEvent = Callable[[Event], None]
 
 #: Characters of a command line beyond that of the process which plays a run (``fork_server._show_as``).
-ROOM = 120
+ROOM = 512  # the path of a run's directory is among them
 ONCE = "--once"  # the first argument of a process that waits for one order
 KEEP = "--keep"  # of a process that plays run after run; the second is its folder
 OVER = b'{"over":'  # how the line begins that says so

@@ -340,13 +340,34 @@ class CopySourceOnBase(CopySource):
                 memory = self._memory_of(self._image_pid(self._server_pid()))
                 reading = await asyncio.to_thread(memory.differing, base.snapshot)
                 self._differed = reading.changed.pages
+                if self.lazily:
+                    self._differed = np.setdiff1d(self._differed, self._added(self._differed), True)
                 # written, so that the memory is there: a page that is touched first takes as long as its copy
                 self._room = np.ones((len(self._differed) + ROOM_PAGES, PAGE_BYTES), np.uint8)
 
+    async def _forget_source(self) -> None:
+        """Also drop what the last reading was for."""
+        await super()._forget_source()
+        self._differed, self._room = NO_PAGES, Snapshot.empty().data
+
+    def _added(self, pages: Pages) -> Pages:
+        """Those of the pages that the base image has not, beyond the bound: pages of long stretches."""
+        new = pages[rows_of(pages, self._known.pages) < 0]
+        return np.sort(numbers(small_first(new))[MOST_NEW_PAGES:])
+
     def _list(self, *, last: bool = False) -> Listed | None:
-        """The pages that may differ from the base image: as before, or written since."""
+        """The pages that may differ from the base image: as before, or written since.
+
+        The last time without those that follow after the resume whatever is in them: to read added memory
+        would take most of the downtime.
+        """
         listed = super()._list(last=last)
-        return listed and Listed(listed.pages, joined(listed.touched, self._differed))
+        if listed is None:
+            return None
+        pages, touched = listed.pages, joined(listed.touched, self._differed)
+        if last and self.lazily and len(added := self._added(pages)):
+            pages, touched = (np.setdiff1d(each, added, True) for each in (pages, touched))
+        return Listed(pages, touched)
 
     def _last_portions(self, pid: int, dumping: asyncio.Task[None]) -> Iterator[bytes]:
         """Read what differs from the base image from the stopped process: patches, a round of the rest."""
