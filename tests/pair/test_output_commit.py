@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from aioquic import tls
 from aioquic.quic import events as quic_events
 
 from quicferry.quic import PathSwitched
@@ -141,3 +142,29 @@ def test_the_destinations_place_takes_no_number_from_the_source():
     assert pair.client._role._book.known == {1: SmAddress(sequence=1, ipv4=("10.0.3.2", 4433))}
     assert not any(isinstance(e, quic_events.ConnectionTerminated) for _, e in pair.client_events)
     pair.assert_open()
+
+
+@pytest.mark.parametrize("process", [False, True], ids=["hand-off", "process"])
+@pytest.mark.parametrize("goes_on", [False, True], ids=["commit", "fence"])
+def test_a_key_update_of_the_client_is_followed_in_sending_with_the_commit(
+    process: bool, goes_on: bool
+) -> None:
+    pair = ready("symmetric", hand_off=True)
+    prepare(pair, "symmetric", 1)
+    before = pair.server._cryptos[tls.Epoch.ONE_RTT].send.secret
+    source = serve_at_destination(pair, "symmetric", 1, process=process)
+    pair.client.request_key_update()
+    pair.request()
+    pair.drive(limit_s=SERVED_S)
+    keys = pair.server._cryptos[tls.Epoch.ONE_RTT]
+    assert keys.recv.key_phase == 1, "what the client sends is read"
+    assert (keys.send.key_phase, keys.send.secret) == (0, before)
+    if goes_on:
+        go_on(pair, source, 1, process=process)
+    else:
+        pair.server.record_commit()
+        pair.flush()
+    assert pair.drive(pair.answered, limit_s=5.0)
+    keys = pair.server._cryptos[tls.Epoch.ONE_RTT]
+    assert keys.send.key_phase == keys.recv.key_phase == 1
+    assert keys.send.secret == pair.client._cryptos[tls.Epoch.ONE_RTT].recv.secret

@@ -419,6 +419,18 @@ class HookedConnection(QuicConnection):
             return ferry.before_send(now) + super().datagrams_to_send(now)
         return super().datagrams_to_send(now)
 
+    def _send_probing_frames(self, network_path: QuicNetworkPath, now: float) -> Datagrams:
+        """As upstream, in 1200 bytes: a path that is not validated may carry no more (RFC 9000 §8.2.1).
+
+        Nothing that is lost on it is ever acknowledged, so no black hole would be noticed.
+        """
+        size_bytes = self._max_datagram_size
+        self._max_datagram_size = min(size_bytes, BASE_BYTES)
+        try:
+            return super()._send_probing_frames(network_path, now)
+        finally:
+            self._max_datagram_size = size_bytes
+
     def _write_application(
         self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float
     ) -> None:

@@ -15,7 +15,7 @@ phase. Upstream does as it is told.
 from __future__ import annotations
 
 from aioquic._crypto import AEAD_NONCE_LENGTH, CryptoError
-from aioquic.quic.crypto import CryptoContext, CryptoPair
+from aioquic.quic.crypto import CryptoContext, CryptoPair, apply_key_phase, next_key_phase
 from aioquic.quic.packet import decode_packet_number
 from cryptography.exceptions import InvalidTag
 
@@ -60,13 +60,21 @@ class RetainingPair(CryptoPair):
             self._sent_since = packet_number
         return self.send.encrypt_packet(plain_header, plain_payload, packet_number)
 
+    @property
+    def key_phase(self) -> int:
+        """That of the next packet that is sent; what is read may be one ahead (``follow_reading``)."""
+        return int(not self.send.key_phase) if self._update_key_requested else self.send.key_phase
+
     def _update_key(self, trigger: str) -> None:
         self._sent_since = None
+        self._keep_former()
+        super()._update_key(trigger)
+
+    def _keep_former(self) -> None:
         former = CryptoContext(key_phase=self.recv.key_phase)
         former.aead, former.hp, former.secret = self.recv.aead, self.recv.hp, self.recv.secret
         former.cipher_suite, former.version = self.recv.cipher_suite, self.recv.version
         self._former, self._new_since = former, None
-        super()._update_key(trigger)
 
     def decrypt_packet(
         self, packet: bytes, encrypted_offset: int, expected_packet_number: int
@@ -130,6 +138,22 @@ def may_update(pair: CryptoPair, largest_acknowledged: int) -> bool:
     #: RFC 9001 6.1: MUST NOT initiate a subsequent key update unless
     since = pair._sent_since if isinstance(pair, RetainingPair) else -1
     return since is not None and largest_acknowledged >= since and not pair._update_key_requested
+
+
+def follow_reading(pair: CryptoPair) -> None:
+    """Takes the peer's key update for what is read. What is sent follows with ``follow_sending``."""
+    if isinstance(pair, RetainingPair):
+        pair._keep_former()
+    apply_key_phase(pair.recv, next_key_phase(pair.recv), trigger="remote_update")
+    pair._update_key_requested = False
+
+
+def follow_sending(pair: CryptoPair) -> None:
+    """Makes up for what ``follow_reading`` has put off, if anything."""
+    if pair.send.key_phase != pair.recv.key_phase:
+        apply_key_phase(pair.send, next_key_phase(pair.send), trigger="remote_update")
+        if isinstance(pair, RetainingPair):
+            pair._sent_since = None
 
 
 def were_updated_elsewhere(pair: CryptoPair) -> bool:

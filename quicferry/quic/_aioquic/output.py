@@ -21,6 +21,7 @@ from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
 from quicferry.quic._aioquic import state_fields as fields
+from quicferry.quic._aioquic.keys import follow_reading, follow_sending
 
 _METHODS = (
     "_write_ack_frame",
@@ -66,6 +67,7 @@ def withhold_output(connection: QuicConnection) -> None:
     #: wire-format 9: MUST NOT be told anything that a source which goes on
     known = _Known(connection)
     upstream: Any = type(connection)
+    pair = connection._cryptos[tls.Epoch.ONE_RTT]
 
     def _write_ack_frame(builder: QuicPacketBuilder, space: QuicPacketSpace, now: float) -> None:
         known.owes_acknowledgement = True
@@ -124,12 +126,21 @@ def withhold_output(connection: QuicConnection) -> None:
     def request_key_update() -> None:
         known.owes_key_update = True  # the client would read nothing more of the source
 
+    def _update_key(trigger: str) -> None:
+        # A client that has read the new keys would not read a source that goes on with the old ones
+        # (RFC 9001 §6.4). They are due with the first acknowledgement (§6.2), which is held back, too.
+        if trigger == "remote_update":
+            follow_reading(pair)
+        else:
+            type(pair)._update_key(pair, trigger)
+
     def _nothing(**_: Any) -> None:
         """Limits are raised after the commit: the client would use them against the source."""
 
     hiding = locals()
     for name in _METHODS:
         setattr(connection, name, hiding.get(name, _nothing))
+    vars(pair)["_update_key"] = _update_key
     setattr(connection, fields.WITHHELD, known)
 
 
@@ -140,6 +151,9 @@ def release_output(connection: QuicConnection) -> None:
         return
     for name in _METHODS:
         vars(connection).pop(name, None)
+    pair = connection._cryptos[tls.Epoch.ONE_RTT]
+    vars(pair).pop("_update_key", None)
+    follow_sending(pair)
     connection._retire_connection_ids.extend(known.retired)
     space = connection._spaces[tls.Epoch.ONE_RTT]
     if known.owes_acknowledgement and len(space.ack_queue):
