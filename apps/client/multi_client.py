@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -29,12 +30,11 @@ from apps.reporting import print_event
 from quicferry.events import Event, EventLog, Sink
 from quicferry.record import ClientSummary, write_json
 from quicferry.slowness import longer
-from quicferry.strategies import strategies
+from quicferry.strategies import StrategyName
 from quicferry.units import now_s
 
 CONNECTING_AT_ONCE = 10  # handshakes cost both ends some milliseconds each
 CONNECT_S = 25.0
-STRATEGIES = tuple(strategies())
 #: the events that clients after the first print
 TOLD = frozenset(
     {
@@ -42,6 +42,11 @@ TOLD = frozenset(
         *("client.fell-back", "client.reconnecting", "client.move.requested", "client.move.answered"),
     }
 )
+
+
+def one_in_turn(strategies: Sequence[StrategyName], number: int) -> tuple[StrategyName, ...]:
+    """The one strategy to which the client of that number, from 1, agrees where each has another."""
+    return (strategies[number % len(strategies)],)
 
 
 class Member(Client):
@@ -147,7 +152,7 @@ class MultiClient:
                     extension=config.extension and number > config.plain_clients,
                     interval_ms=each_ms,
                     strategies=(
-                        (STRATEGIES[number % len(STRATEGIES)],)
+                        one_in_turn(config.strategies, number)
                         if config.mixed_strategies
                         else config.strategies
                     ),

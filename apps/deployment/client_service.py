@@ -6,7 +6,7 @@ import queue
 
 import msgspec
 
-from apps.client.multi_client import STRATEGIES, TOLD, sum_up
+from apps.client.multi_client import TOLD, one_in_turn, sum_up
 from apps.config import ClientConfig
 from quicferry.errors import MigrationError
 from quicferry.events import Event
@@ -16,7 +16,7 @@ from quicferry.quic import Congestion, Probing
 from quicferry.record import ClientSummary, write_json
 from quicferry.slowness import longer
 from quicferry.spec import RunSpec
-from quicferry.strategies import StrategyName, rules_of, strategies
+from quicferry.strategies import Carrier, StrategyName, rules_of, strategies
 from quicferry.units import BYTES_PER_MIB
 
 ANSWER_S = 20.0  # a request for a move is lost and sent again a few times at most
@@ -59,7 +59,13 @@ def client_config(context: RunContext, authority: str) -> ClientConfig:
 
 
 def strategies_in(spec: RunSpec) -> tuple[StrategyName, ...]:
-    """What client and server of a run can do: all; a standard is run without the extension beside it."""
+    """What client and server of a run can do: all; a standard is run without the extension beside it.
+
+    Clients of which each has one strategy get none that cannot carry all moves of the run: to a preferred
+    address a client goes once.
+    """
+    if spec.mixed_strategies and spec.moves > 1:
+        return tuple(each for each in strategies() if rules_of(each).carrier is not Carrier.PREFERRED_ADDRESS)
     if rules_of(spec.strategy).extended or spec.mixed_strategies:
         return tuple(strategies())
     return (spec.strategy,)
@@ -214,7 +220,7 @@ class ClientsApart:
                     seed=config.seed + number,
                     interval_ms=config.interval_ms if config.own_load else shared_ms,
                     strategies=(
-                        (STRATEGIES[number % len(STRATEGIES)],)
+                        one_in_turn(config.strategies, number)
                         if config.mixed_strategies
                         else config.strategies
                     ),

@@ -165,10 +165,12 @@ def _measured(run: Judged) -> Iterator[str]:
         return
     if run.spec.moves > 1 and len(run.result.moves) != run.spec.moves:
         yield f"{len(run.result.moves)} of {run.spec.moves} moves"
+    if any(map(IDLE.search, run.result.warnings)):
+        return
     missing = [str(move.number) for move in run.result.moves if move.service_migration_time_ms is None]
     if missing:
         yield f"move {', '.join(missing)} of {run.spec.moves} has no service-migration time"
-    elif run.result.service_migration_time_ms is None and not any(map(IDLE.search, run.result.warnings)):
+    elif run.result.service_migration_time_ms is None:
         yield "no service-migration time"
 
 

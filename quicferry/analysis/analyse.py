@@ -24,6 +24,7 @@ from quicferry.analysis.requests_hit import first_open_ns, requests_hit
 from quicferry.analysis.service import TooMuch, judge_service, nothing_left_to_serve, overload
 from quicferry.analysis.statistics import summarise
 from quicferry.analysis.verdict import (
+    ASKED_NOTHING,
     captured_edges,
     check_edges,
     fail,
@@ -127,6 +128,8 @@ def analyse(run_dir: Path) -> Analysis:
             )
         if moves:
             add_moves(result, moves, events)
+            if idle and any(move.service_migration_time_ms is None for move in moves):
+                result.warnings.append(ASKED_NOTHING)
         else:
             _add_breakdown(result, traffic.frame, events, metrics, manifest.destination_endpoint)
         _add_service(result, traffic.frame, events)

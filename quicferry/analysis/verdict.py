@@ -21,6 +21,10 @@ from quicferry.units import NS_PER_MS
 #: what begins a server's serving at its edge
 BEGINNINGS = frozenset({"server.started", "server.resumed", "server.aborted", "server.kept"})
 
+ASKED_NOTHING = (
+    "the client knows the new address, and asked nothing there: there is no service-migration time"
+)
+
 
 def captured_edges(manifest: Manifest) -> dict[str, str]:
     """The edges whose traffic was captured by name: source, destination, and others by their own name."""
@@ -213,9 +217,7 @@ def judge_nothing_useful(result: RunResult, manifest: Manifest, *, idle: bool) -
     if result.outcome != "succeeded":
         return
     if idle:
-        result.warnings.append(
-            "the client knows the new address, and asked nothing there: there is no service-migration time"
-        )
+        result.warnings.append(ASKED_NOTHING)
         return
     fail(
         result,
