@@ -33,6 +33,7 @@ from quicferry.migration.container.readiness import until_readable
 from quicferry.slowness import longer
 
 INIT = Path(init.__file__)
+REAPED_S = 5.0
 STOPPED_S = 1.0  # for a process that is halted to stand still
 STOPPED_POLL_S = 0.0005
 READY_S = 30.0  # an idle machine needs 0.03 s
@@ -369,6 +370,16 @@ class Container(ContainerNamespaces):
         if pid is not None:
             await self.stop(pid, grace_s=grace_s)
             self._service_pid = None
+
+    async def has_died(self, pid: int) -> bool:
+        """Whether a process inside is no more. One that is dead and not yet reaped is waited for.
+
+        Its PID is free then for a process that is restored in its place. Raises ``MigrationError`` when none
+        does so within ``REAPED_S``.
+        """
+        if self.state(pid) == "Z" and not await self._gone(pid, REAPED_S):
+            raise MigrationError(f"process {pid} on {self.edge} is dead, and nobody reaps it")
+        return not self.is_alive(pid)
 
     async def _gone(self, pid: int, timeout_s: float) -> bool:
         """Wait until a process inside is gone; False when it is not within ``timeout_s``."""

@@ -1,5 +1,6 @@
 """The processes that belong to a server: its descendants, which move, and daemons, which cannot."""
 
+import asyncio
 import itertools
 from pathlib import PurePosixPath
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from quicferry.errors import MigrationError
+from quicferry.migration.container import container
 from quicferry.migration.container.container import (
     FIRST_SERVICE_PID,
     HELPER_PIDS_PER_EDGE,
@@ -79,3 +81,24 @@ def test_no_two_edges_give_the_same_pids():
     gaps = [later - earlier for earlier, later in itertools.pairwise(firsts)]
     assert set(gaps) == {HELPER_PIDS_PER_EDGE}
     assert firsts[-1] + HELPER_PIDS_PER_EDGE <= FIRST_SERVICE_PID
+
+
+class Dying(Container):
+    """A container whose process has these states, one each time it is looked at, and then the last again."""
+
+    def __init__(self, *states):
+        self.edge, self.states = "edge-1", list(states)
+
+    def _stat(self, pid):
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return None if state is None else (state, 1)
+
+
+def test_a_process_that_is_dead_and_not_yet_reaped_is_waited_for(monkeypatch):
+    """Its PID is not free before: a server was told to go on, and never answered."""
+    assert asyncio.run(Dying("Z", "Z", "Z", None).has_died(SERVER))
+    assert asyncio.run(Dying(None).has_died(SERVER))
+    assert not asyncio.run(Dying("T").has_died(SERVER))
+    monkeypatch.setattr(container, "REAPED_S", 0.01)
+    with pytest.raises(MigrationError, match="nobody reaps it"):
+        asyncio.run(Dying("Z").has_died(SERVER))

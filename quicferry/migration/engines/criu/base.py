@@ -240,10 +240,10 @@ class CriuEngine:
 
     async def _revive(self, held: Held, order: MoveOrder) -> None:
         """Continue the stopped process, or restore it if it has died."""
-        if self._container.is_alive(held.pid):
+        if await self._container.has_died(held.pid):
+            await self._restore_dead(held, order)
+        else:
             await self._container.unhalt(held.pid)
-            return
-        await self._restore_dead(held, order)
 
     async def _restore_dead(self, held: Held, order: MoveOrder) -> None:
         """Restore a stopped process that has died from its images, if they have all of it."""
