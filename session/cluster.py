@@ -58,7 +58,7 @@ def connected(executor: str) -> Iterator[Any]:
             ) from error
         return
     # a process of its own, as elsewhere; its nanny starts it again when it is lost
-    local = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    local = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     with library.LocalCluster(**local) as cluster, library.Client(cluster) as client:
         yield client
 

@@ -67,10 +67,10 @@ class RetainingPair(CryptoPair):
 
     def _update_key(self, trigger: str) -> None:
         self._sent_since = None
-        self._keep_former()
+        self.keep_former()
         super()._update_key(trigger)
 
-    def _keep_former(self) -> None:
+    def keep_former(self) -> None:
         former = CryptoContext(key_phase=self.recv.key_phase)
         former.aead, former.hp, former.secret = self.recv.aead, self.recv.hp, self.recv.secret
         former.cipher_suite, former.version = self.recv.cipher_suite, self.recv.version
@@ -143,7 +143,7 @@ def may_update(pair: CryptoPair, largest_acknowledged: int) -> bool:
 def follow_reading(pair: CryptoPair) -> None:
     """Takes the peer's key update for what is read. What is sent follows with ``follow_sending``."""
     if isinstance(pair, RetainingPair):
-        pair._keep_former()
+        pair.keep_former()
     apply_key_phase(pair.recv, next_key_phase(pair.recv), trigger="remote_update")
     pair._update_key_requested = False
 

@@ -40,7 +40,9 @@ class Cluster:
     """A scheduler here, and workers in processes of their own, each as if on a machine of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self._scheduler: Any = distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1")
+        self._scheduler: Any = distributed.LocalCluster(
+            n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1"
+        )
         self.client: Any = distributed.Client(self._scheduler)
         self._folder = folder
         self.mark = folder / "mark"
