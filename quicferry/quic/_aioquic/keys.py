@@ -71,6 +71,7 @@ class RetainingPair(CryptoPair):
         super()._update_key(trigger)
 
     def keep_former(self) -> None:
+        """Keep the keys by which the peer's packets were read so far: late ones may still come."""
         former = CryptoContext(key_phase=self.recv.key_phase)
         former.aead, former.hp, former.secret = self.recv.aead, self.recv.hp, self.recv.secret
         former.cipher_suite, former.version = self.recv.cipher_suite, self.recv.version
