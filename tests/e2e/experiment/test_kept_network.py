@@ -18,23 +18,13 @@ from quicferry.errors import StoreError
 from quicferry.paths import CHECKOUT
 from quicferry.process import PIPE, Popen, run, spawn
 from quicferry.record import Manifest, RunPaths, read_manifest
+from tests.e2e.experiment.test_sweep import SCENARIO
 
 pytestmark = pytest.mark.needs("netns", "veth", "shaped-link", "mininet", "tshark")
 
-SCENARIO = """
-repetitions = {repetitions}
-warm_up = 0
-[run]
-engine = "handoff"
-before_s = 0.2
-after_s = 0.2
-[sweep]
-strategy = ["symmetric", "proactive-explicit"]
-"""
-
 
 def words(tmp_path: Path, repetitions: int) -> list[str]:
-    (tmp_path / "two.toml").write_text(SCENARIO.format(repetitions=repetitions))
+    (tmp_path / "two.toml").write_text(f"repetitions = {repetitions}\n{SCENARIO}")
     argv = [sys.executable, "-m", "cli.main", "sweep", str(tmp_path / "two.toml"), "--json"]
     return [*argv, "-o", str(tmp_path / "sweep"), "--network", "keep"]
 
