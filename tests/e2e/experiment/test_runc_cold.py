@@ -12,7 +12,7 @@ import pytest
 from quicferry.experiment.store import ROOT_VARIABLE
 from quicferry.paths import CHECKOUT
 from quicferry.process import run
-from tests.e2e.migration.criu_scripts import SQUAT, check_way_back, played
+from tests.e2e.migration.criu_scripts import SQUAT, check_there_and_back, check_way_back, played
 from tests.pure.migration.test_oci_image import archive, layout
 
 pytestmark = pytest.mark.needs("oci")
@@ -73,12 +73,7 @@ async def play():
         assert name == "server", "a group of its own"
         assert {"first": ".edge-1.", "second": ".edge-2."}[where] in host, "on the host where it runs"
         assert seen["shared"] == ["net", "time"], "the host's network, and its clock also after the move"
-    before, there, back = got["before"], got["there"], got["back"]
-    assert (there["requests"], back["requests"]) == (before["requests"] + 1, before["requests"] + 2)
-    assert there["sha256"] == back["sha256"] == before["sha256"]
-    assert back["orders"] == ["Freeze", "Resume"] * 2
-    assert before["t_ns"] < got["resumed"]["t_ns"] < there["t_ns"] < got["now"], "the clock is the machine's"
-    assert got["silent"] is None and got["stopped"], "until the commit the source's container stands still"
+    check_there_and_back(got)
     assert got["left"] == [[], []]
     assert got["images"] == []
     assert "serving" in got["log"], "the log moved along"

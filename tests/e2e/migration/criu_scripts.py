@@ -74,3 +74,13 @@ def check_called_off(tmp_path: Path, engine: str) -> None:
     got = played(CALLED_OFF, tmp_path, ENGINE=engine)
     assert "cut off" in got["said"]
     check_way_back(got)
+
+
+def check_there_and_back(got):
+    """A server has moved there and back with all it knew; the source stood still until the commit."""
+    before, there, back = got["before"], got["there"], got["back"]
+    assert (there["requests"], back["requests"]) == (before["requests"] + 1, before["requests"] + 2)
+    assert there["sha256"] == back["sha256"] == before["sha256"]
+    assert back["orders"] == ["Freeze", "Resume"] * 2
+    assert before["t_ns"] < got["resumed"]["t_ns"] < there["t_ns"] < got["now"], "the clock is the machine's"
+    assert got["silent"] is None and got["stopped"], "until the commit the source's container stands still"
