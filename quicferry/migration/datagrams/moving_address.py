@@ -150,11 +150,12 @@ class MovingAddress:
                 while waiting:
                     attempt += 1
                     self._answers.come.clear()
-                    for router in waiting:
-                        self._transport.sendto(data, router)
+                    # before it leaves: a stamp taken afterwards may lie anywhere on its way on a busy machine
                     self._events.emit(
                         "route.update.sent", address=update.address, edge=self._edge, attempt=attempt
                     )
+                    for router in waiting:
+                        self._transport.sendto(data, router)
                     with suppress(TimeoutError):
                         async with asyncio.timeout(REPEAT_S):
                             while waiting:
