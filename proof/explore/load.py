@@ -27,7 +27,9 @@ def capacity_mbps(spec: RunSpec) -> float:
     algorithm* (CCR 27(3), 1997): 1.22 segments per round trip over the root of the loss.
     """
     limit = min(MACHINE_MBPS, spec.rate_mbps or MACHINE_MBPS)
-    loss = spec.loss_percent / 100 + (REORDERED if spec.jitter_ms else 0.0)
+    # a damaged datagram is thrown away, one that is overtaken by three is taken for lost
+    damaged = spec.loss_percent + spec.corrupt_percent + spec.reorder_percent
+    loss = damaged / 100 + (REORDERED if spec.jitter_ms else 0.0)
     rtt_s = max(spec.rtt_ms, spec.source_rtt_ms or 0.0, 1.0) / 1000
     if loss:
         limit = min(limit, 1.22 * SEGMENT_BYTES * 8 / (rtt_s * math.sqrt(loss)) / 1e6)
@@ -40,6 +42,8 @@ def too_much(spec: RunSpec) -> str | None:
     shared = min(spec.rate_mbps or MACHINE_MBPS, MACHINE_MBPS)
     largest = max(spec.request_bytes, spec.response_bytes) + ON_THE_WIRE_BYTES
     interval_ms = spec.interval_ms
+    if "video" in spec.workload.split("+") and spec.bit_rate_mbps > FULL * min(rate, shared / spec.clients):
+        return f"a video of {spec.bit_rate_mbps:.2g} Mbit/s for each of {spec.clients} on {rate:.2g} Mbit/s"
     if (
         spec.clients > 1 or spec.plain_clients or spec.mixed_strategies
     ):  # they share the rate, see multi_client

@@ -156,6 +156,10 @@ def test_requests_may_be_lost_where_the_link_carries_less_than_was_offered() -> 
         {"download_mib": 100.0},
         {"loss_percent": 5.0, "rtt_ms": 300.0, "response_bytes": 4000},
         {"baseline": "tcp-dns", "rtt_ms": 600.0},
+        {"workload": "video", "bit_rate_mbps": 16.0, "loss_percent": 5.0, "corrupt_percent": 3.0},
+        {"workload": "requests+video", "clients": 2, "bit_rate_mbps": 8.0, "rate_mbps": 10.0},
+        {"corrupt_percent": 5.0, "rtt_ms": 300.0, "response_bytes": 4000},
+        {"reorder_percent": 5.0, "rtt_ms": 300.0, "response_bytes": 4000},
     ],
 )
 def test_too_much_is_seen(values: dict[str, Any]) -> None:
@@ -163,7 +167,15 @@ def test_too_much_is_seen(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"interval_ms": 0.0}, {"download_mib": 10.0}, {"rtt_ms": 600.0}, {"clients": 8}]
+    "values",
+    [
+        {},
+        {"interval_ms": 0.0},
+        {"download_mib": 10.0},
+        {"rtt_ms": 600.0},
+        {"clients": 8},
+        {"workload": "video", "rate_mbps": 10.0},
+    ],
 )
 def test_what_is_carried_is_not_too_much(values: dict[str, Any]) -> None:
     assert too_much(to_spec(values)) is None
