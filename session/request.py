@@ -72,6 +72,33 @@ def to_spec_of_cell(values: Mapping[str, Any]) -> tuple[RunSpec, dict[str, str]]
     return _checked(spec, parts_of(spec)), left_out
 
 
+def _check_moment(spec: RunSpec) -> None:
+    """Refuse a moment that does not come with such requests. Raises ``InvalidInput``."""
+    workload = workloads.of_client(spec.workload, "")
+    hint = "give another --move-when, --workload or a longer --interval-ms: docs/workload.md"
+    if workload.open == "no":
+        raise InvalidInput(
+            f"the workload {workload.name} sends datagrams, so that no request begins or ends", hint=hint
+        )
+    if spec.move_when != "pause":
+        return
+    if not spec.interval_ms or workload.open == "all":
+        raise InvalidInput(
+            "back to back there is no pause between two requests"
+            if workload.open == "some"
+            else f"with the workload {workload.name} a request is under way at all times: there is no pause",
+            hint=hint,
+        )
+    spacing_ms = workload.spacing_intervals * spec.interval_ms
+    rtt_ms = spec.rtt_ms if spec.source_rtt_ms is None else spec.source_rtt_ms
+    if 0 < spacing_ms <= rtt_ms:
+        raise InvalidInput(
+            f"a request every {spacing_ms:g} ms, each under way for a round trip of {rtt_ms:g} ms at least: "
+            "there is no pause",
+            hint=hint,
+        )
+
+
 def _without_effect(spec: RunSpec) -> dict[str, str]:
     """The axes that have another value than their default, which nobody reads; each with the reason."""
     parts = parts_of(spec)
@@ -216,11 +243,8 @@ def _checked(spec: RunSpec, parts: Parts) -> RunSpec:
             f"with many clients a move cannot begin by move_when {spec.move_when}: each has its own requests",
             hint="leave out --move-when, or --clients",
         )
-    if spec.move_when == "pause" and not spec.interval_ms:
-        raise InvalidInput(
-            "back to back there is no pause between two requests",
-            hint="give --interval-ms, or another --move-when",
-        )
+    if spec.move_when != "any":
+        _check_moment(spec)
     if spec.access == "own" and spec.plain_clients:
         raise InvalidInput(
             "plain clients connect again from the process of many",

@@ -12,7 +12,7 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -74,6 +74,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         "an answer that is complete; its first new byte beside it"  # what service it is to the client
     )
     drive: Callable[[LoadDriver], Awaitable[None]]
+    #: Whether a request is open at some times and at others none is, or it is so at ``all`` or ``no`` times.
+    open: Literal["some", "all", "no"] = "some"
+    #: Intervals from one request or burst of them to the next, whatever becomes of the answers; 0: it waits.
+    spacing_intervals: float = 0
 
 
 class Ticks:
@@ -207,11 +211,13 @@ REQUESTS = Workload(
     name="requests",
     summary="One request every interval_ms, whatever becomes of the answers; back to back with 0.",
     drive=_requests,
+    spacing_intervals=1,
 )
 BURSTS = Workload(
     name="bursts",
     summary=f"{BURST_REQUESTS} requests at once, then a pause; as many in the mean as interval_ms says.",
     drive=_bursts,
+    spacing_intervals=BURST_REQUESTS,
 )
 
 
@@ -228,11 +234,13 @@ OWN = (
         name="sporadic",
         summary=f"A request every {SPORADIC_INTERVALS} interval_ms: every 5 s, as published.",
         drive=_sporadic,
+        spacing_intervals=SPORADIC_INTERVALS,
     ),
     Workload(
         name="back-to-back",
         summary="The next request leaves when the last one is answered, as published.",
         drive=_back_to_back,
+        open="all",
     ),
     Workload(
         name="video",
@@ -246,30 +254,35 @@ OWN = (
         summary="The server sends an event every interval_ms, by answering polls when it happens.",
         useful="an event that is complete; its first new byte beside it",
         drive=_push,
+        open="all",
     ),
     Workload(
         name="telemetry",
         summary=f"The client uploads {TELEMETRY_BYTES} bytes every interval_ms.",
         useful="an upload that the service has acknowledged",
         drive=_telemetry,
+        spacing_intervals=1,
     ),
     Workload(
         name="game",
         summary=f"Unreliable datagrams, {GAME_HZ} per second each way; over TCP requests take their place.",
         useful="a datagram",
         drive=_game,
+        open="no",
     ),
     Workload(
         name="download",
         summary=f"Answers of {BULK_BYTES >> 10} KiB without a pause, {BULK_AT_ONCE} at once.",
         useful="bytes of the download, in order",
         drive=_download,
+        open="all",
     ),
     Workload(
         name="upload",
         summary=f"Requests of {BULK_BYTES >> 10} KiB without a pause, {BULK_AT_ONCE} at once.",
         useful="upload bytes that the service has acknowledged",
         drive=_upload,
+        open="all",
     ),
 )
 

@@ -186,9 +186,9 @@ REFUSED: dict[str, Any] = {"spec": None, "status": 2, "built": False, "result": 
 
 def test_a_transfer_may_leave_no_pause_to_move_in() -> None:
     failed = {"outcome": "failed", "error": "no pause came in 6 s in which the move could begin"}
-    bulk = {"upload_mib": 1.2, "workload": "upload", "move_when": "pause"}
+    bulk = {"upload_mib": 1.2, "interval_ms": 100.0, "move_when": "pause"}
     assert kinds(seen(bulk, result=failed, status=1)) == []
-    assert kinds(seen({"move_when": "pause"}, result=failed, status=1)) != []
+    assert kinds(seen({"interval_ms": 100.0, "move_when": "pause"}, result=failed, status=1)) != []
     assert kinds(seen(bulk, result=failed | {"error": "the server died"}, status=1)) != []
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 import baselines
+from apps.client import workloads
 from cli.run import run as run_command
 from quicferry.errors import InvalidInput
 from quicferry.paths import CHECKOUT
@@ -233,3 +234,31 @@ def test_a_client_asks_for_a_move_by_a_frame_of_the_extension(strategy: str) -> 
 def test_somebody_must_be_able_to_ask() -> None:
     with pytest.raises(InvalidInput, match="plain clients cannot ask"):
         to_spec({"strategy": "symmetric", "trigger": "client", "plain_clients": 1})
+
+
+@pytest.mark.parametrize("workload", workloads.OWN, ids=lambda workload: workload.name)
+def test_a_moment_is_asked_for_only_where_it_comes(workload: workloads.Workload) -> None:
+    """A pause of requests that leave no pause was waited for in vain."""
+    slow = {"workload": workload.name, "interval_ms": 1000.0}
+    for moment, never in (("pause", ("all", "no")), ("request", ("no",))):
+        if workload.open in never:
+            with pytest.raises(InvalidInput, match=f"the workload {workload.name}"):
+                to_spec({**slow, "move_when": moment})
+        else:
+            assert to_spec({**slow, "move_when": moment}).move_when == moment
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},  # every 10 ms, with a round trip of 18 ms
+        {"interval_ms": 100.0, "source_rtt_ms": 122.0},
+        {"workload": "telemetry", "interval_ms": 18.0},
+        {"workload": "sporadic", "interval_ms": 0.1, "rtt_ms": 60.0},
+    ],
+    ids=str,
+)
+def test_requests_closer_than_a_round_trip_leave_no_pause(values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"a request every [\d.]+ ms, each under way for a round trip"):
+        to_spec({**values, "move_when": "pause"})
+    assert to_spec({**values, "move_when": "request"}).move_when == "request"
