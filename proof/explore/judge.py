@@ -16,8 +16,10 @@ from proof.explore import overhead
 from proof.explore.load import too_much
 from quicferry.errors import EXIT_CODES
 from quicferry.experiment import faults
+from quicferry.experiment.itinerary import stops
 from quicferry.record import RunResult
 from quicferry.spec import RunSpec
+from session.request import parts_of
 
 REFUSED_AT_ONCE_S = 2.0  # of the process's own time
 LOG_TOLERANCE_MS = 1.0
@@ -155,9 +157,16 @@ def _nothing_lost(run: Judged) -> Iterator[str]:
 def _one_owner(run: Judged) -> Iterator[str]:
     if run.spec.baseline is not None or not run.to_be_measured:
         return
-    places = faults.allowed_places(run.spec.faults) or ["destination" if run.spec.moves % 2 else "source"]
+    places = faults.allowed_places(run.spec.faults) or [_last_stop(run.spec)]
     if run.result.served_by not in places:
         yield f"the server is at {run.result.served_by}, not at {' or '.join(places)}"
+
+
+def _last_stop(spec: RunSpec) -> str:
+    """Where the server is to be at the end, in the words of ``RunResult.served_by``."""
+    topology = parts_of(spec).topology
+    last = stops(topology, spec)[-1]
+    return next((part for part in ("source", "destination") if topology.parts[part] == last), last)
 
 
 def _measured(run: Judged) -> Iterator[str]:

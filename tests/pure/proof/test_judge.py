@@ -139,6 +139,23 @@ def test_a_client_that_asks_nothing_after_the_move_waits_for_nothing() -> None:
     assert kinds(seen({"interval_ms": 30_000.0}, result=idle)) == ["not measured"]
 
 
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ({"moves": 2, "strategy": "pool", "pool": 4, "route": "round"}, "edge-3"),
+        ({"moves": 2, "topology": "chain", "route": "along"}, "edge-3"),
+        ({"moves": 5, "topology": "chain", "route": "along"}, "destination"),
+        ({"moves": 4, "topology": "ring", "route": "round"}, "source"),
+    ],
+    ids=str,
+)
+def test_the_server_ends_where_its_route_leads(values: dict[str, Any], place: str) -> None:
+    moves = [move(number) for number in range(1, values["moves"] + 1)]
+    ends = {"served_by": place, "moves": moves}
+    assert complaints(seen(values, result=ends)) == []
+    assert "owner" in kinds(seen(values, result=ends | {"served_by": "edge-9"}))
+
+
 def test_requests_may_be_lost_where_the_link_carries_less_than_was_offered() -> None:
     crowded = {"rate_mbps": 1.0, "response_bytes": 60_000, "interval_ms": 20.0}
     assert too_much(to_spec(crowded)) is not None
