@@ -15,6 +15,7 @@ from quicferry.capture.pcap import TCP, Datagram
 from quicferry.capture.quic.keys import KeyLog
 from quicferry.capture.quic.packets import Direction
 from quicferry.capture.quic.table import SCHEMA
+from quicferry.capture.tcp_checksum import is_damaged
 from quicferry.capture.tls import APPLICATION_DATA, TcpTraffic
 
 SPACE = "tcp"
@@ -36,15 +37,18 @@ def tabulate_tcp(datagrams: Iterable[Datagram], keylog: KeyLog, port: int) -> Tc
     for datagram in datagrams:
         if datagram.protocol != TCP:
             continue
-        segment = traffic.feed(datagram.source, datagram.destination, datagram.payload)
+        source, destination = datagram.source, datagram.destination
+        if not datagram.missing_bytes and is_damaged(source, destination, datagram.payload):
+            continue  # its receiver throws it away
+        segment = traffic.feed(source, destination, datagram.payload)
         if segment is None:
             continue
         count += 1
         head = {
             "t_ns": datagram.t_ns,
             "connection": segment.connection,
-            "source": datagram.source,
-            "destination": datagram.destination,
+            "source": source,
+            "destination": destination,
             "direction": (Direction.TO_SERVER if segment.to_server else Direction.TO_CLIENT).value,
             "space": SPACE,
             "packet_number": segment.sequence,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from quicferry.capture.pcap import Datagram
 from quicferry.capture.quic.keys import KeyLog
+from quicferry.capture.tcp_checksum import is_damaged
 from quicferry.capture.tcp_options import MptcpOption, Options, read_options
 from quicferry.capture.tls import ACK, FIN, RST, SYN, RecordItem, StreamReassembly, TlsSecrets, TlsStream
 
@@ -20,6 +21,7 @@ _PSH, _URG = 0x08, 0x20
 _FLAGS = ((SYN, "SYN"), (FIN, "FIN"), (RST, "RST"), (_PSH, "PSH"), (ACK, "ACK"), (_URG, "URG"))
 _HALF = 1 << 31
 _MASK = 0xFFFFFFFF
+DAMAGED = "damaged on its way: its checksum is wrong"
 
 
 class TcpTold(NamedTuple):
@@ -33,7 +35,7 @@ class TcpTold(NamedTuple):
     length: int
     window: int
     options: Options
-    note: str  # "", "retransmission", "out of order", "duplicate ACK", "keep-alive", "seen before"
+    note: str  # "", "retransmission", "out of order", "duplicate ACK", "keep-alive", "seen before", DAMAGED
     records: tuple[RecordItem, ...]  # of TLS that the segment completes
     undecrypted: bool
 
@@ -122,7 +124,11 @@ class TcpInspector:
         records: tuple[RecordItem, ...] = ()
         undecrypted = False
         names = tuple(name for bit, name in _FLAGS if flags & bit)
-        if not datagram.quoted and place == story.home:
+        is_whole = not (datagram.quoted or datagram.missing_bytes)
+        damaged = is_whole and is_damaged(datagram.source, datagram.destination, segment)
+        if damaged:
+            note = DAMAGED
+        elif not datagram.quoted and place == story.home:
             note = self._note(way, flags, sequence, acknowledged, length, window)
             if note == "retransmission":
                 story.retransmissions += 1
@@ -131,10 +137,10 @@ class TcpInspector:
                 story.closed = story.closed or ("RST" if flags & RST else "FIN")
         elif not datagram.quoted:
             note = "seen before"
-        for option in options.mptcp:
-            self._mptcp(story, to_server, option, flags)
-        if flags & SYN and flags & ACK:
-            story.handshake = True
+        if not damaged:
+            for option in options.mptcp:
+                self._mptcp(story, to_server, option, flags)
+            story.handshake |= bool(flags & SYN and flags & ACK)
         return TcpTold(
             story.index,
             to_server,

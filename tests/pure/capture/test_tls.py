@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from scapy.layers.inet import IP, in4_chksum, in4_pseudoheader
+from scapy.utils import checksum
 
 from quicferry.analysis.timeline import arrivals, tcp_round_trip
 from quicferry.capture.pcap import TCP, Datagram
@@ -125,6 +127,36 @@ def test_repeats_count_nothing_and_a_hole_holds_back_what_follows(talk: Talk) ->
     assert useful["t_ns"].to_list() == [late.t_ns, late.t_ns]
     again = talk.table([*talk.segments, first._replace(t_ns=late.t_ns)])
     assert arrivals(again.frame)["new_bytes"].sum() == 300
+
+
+def checksummed(segment: Datagram, *, on_a_wire: bool = True) -> Datagram:
+    """The segment with ports and checksum, by scapy; off a wire with the sum of the pseudo header only."""
+    host, port = segment.source.split(":")
+    to_host, to_port = segment.destination.split(":")
+    ports = int(port).to_bytes(2, "big") + int(to_port).to_bytes(2, "big")
+    begin, end = ports + segment.payload[4:16], segment.payload[18:]
+    ip = IP(src=host, dst=to_host)
+    if on_a_wire:
+        value = in4_chksum(6, ip, begin + bytes(2) + end)
+    else:
+        value = checksum(in4_pseudoheader(6, ip, len(segment.payload))) ^ 0xFFFF
+    return segment._replace(payload=begin + value.to_bytes(2, "big") + end)
+
+
+def test_a_segment_that_was_damaged_is_left_to_its_repetition(talk: Talk) -> None:
+    """Its receiver throws it away; a reader that took its bytes opened no record any more."""
+    talk.say(False, b"a" * 3000)
+    whole = [checksummed(segment) for segment in talk.segments]
+    expected = talk.table(whole).frame
+    for at in (-1, -700, 15, 5):  # payload, its middle, the window, the sequence number
+        data = bytearray(whole[-2].payload)
+        data[at] ^= 0x10
+        damaged = whole[-2]._replace(payload=bytes(data), t_ns=whole[-2].t_ns - 1)
+        again = talk.table([*whole[:-2], damaged, *whole[-2:]])
+        assert again.frame.equals(expected)
+        assert again.undecrypted == 0
+    unfinished = [checksummed(segment, on_a_wire=False) for segment in talk.segments]
+    assert talk.table(unfinished).frame.equals(expected)
 
 
 def test_without_secrets_nothing_opens_and_it_is_counted(talk: Talk) -> None:
