@@ -91,7 +91,7 @@ def _check_moment(spec: RunSpec) -> None:
         )
     spacing_ms = workload.spacing_intervals * spec.interval_ms
     rtt_ms = spec.rtt_ms if spec.source_rtt_ms is None else spec.source_rtt_ms
-    if 0 < spacing_ms <= rtt_ms:
+    if not workload.waits and spacing_ms <= rtt_ms:
         raise InvalidInput(
             f"a request every {spacing_ms:g} ms, each under way for a round trip of {rtt_ms:g} ms at least: "
             "there is no pause",

@@ -26,6 +26,7 @@ SPORADIC_INTERVALS = 500
 TELEMETRY_BYTES = 1000
 PUSH_AHEAD_S = 0.3  # longer than most round trips, so that a poll is there when its event happens
 SEGMENT_INTERVALS = 100
+THOUGHT_INTERVALS = 7  # of exponential ones with a mean of one interval, one in a thousand is longer
 SEGMENTS_AHEAD = 2
 GAME_HZ = 60
 BULK_BYTES = 128 << 10
@@ -76,8 +77,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     drive: Callable[[LoadDriver], Awaitable[None]]
     #: Whether a request is open at some times and at others none is, or it is so at ``all`` or ``no`` times.
     open: Literal["some", "all", "no"] = "some"
-    #: Intervals from one request or burst of them to the next, whatever becomes of the answers; 0: it waits.
+    #: Intervals from one request, or burst of them, to the next: so long it asks for nothing.
     spacing_intervals: float = 0
+    #: Whether the next request waits for the answer to the last one.
+    waits: bool = False
 
 
 class Ticks:
@@ -229,6 +232,8 @@ OWN = (
         name="think",
         summary="A request, its answer, and a pause: interval_ms in the mean, exponentially distributed.",
         drive=_think,
+        spacing_intervals=THOUGHT_INTERVALS,
+        waits=True,
     ),
     Workload(
         name="sporadic",
@@ -240,6 +245,7 @@ OWN = (
         name="back-to-back",
         summary="The next request leaves when the last one is answered, as published.",
         drive=_back_to_back,
+        waits=True,
         open="all",
     ),
     Workload(
@@ -248,12 +254,15 @@ OWN = (
         "stalls are counted.",
         useful="bytes of a segment, in order",
         drive=_video,
+        spacing_intervals=SEGMENT_INTERVALS,
+        waits=True,
     ),
     Workload(
         name="push",
         summary="The server sends an event every interval_ms, by answering polls when it happens.",
         useful="an event that is complete; its first new byte beside it",
         drive=_push,
+        spacing_intervals=1,
         open="all",
     ),
     Workload(
@@ -295,6 +304,14 @@ def of_client(words: str, session: str) -> Workload:
     kinds = [get(name) for name in words.split("+")]
     number = session.rpartition("-")[2]
     return kinds[(int(number) - 1) % len(kinds) if number.isdigit() else 0]
+
+
+def longest_pause_s(words: str, interval_ms: float) -> float:
+    """So long a client with one of these workloads, joined by ``+``, asks for nothing although all is well.
+
+    Raises ``InvalidInput`` for a name that there is not.
+    """
+    return max(get(name).spacing_intervals for name in words.split("+")) * interval_ms / 1e3
 
 
 def table() -> dict[str, Workload]:

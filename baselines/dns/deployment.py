@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from apps.client import workloads
 from apps.config import SERVER_NAME, ClientConfig
 from apps.deployment.client_service import client_config, clients_of
 from apps.deployment.quic import Credentials
@@ -109,7 +110,9 @@ class DnsDeployment:
 
     def _await_service(self, address: str) -> None:
         """Wait until an answer comes from there: a move before that would not be this client's second."""
-        deadline_s = time.monotonic() + patience_s(self._context)
+        spec = self._context.spec
+        asks_within_s = workloads.longest_pause_s(spec.workload, spec.interval_ms)
+        deadline_s = time.monotonic() + patience_s(self._context) + asks_within_s
         while self._served_at != address:
             if time.monotonic() > deadline_s:
                 raise MigrationError(

@@ -17,6 +17,8 @@ ON_THE_WIRE_BYTES = 180  # of an exchange in one direction besides its body: hea
 SEGMENT_BYTES = 1200
 FULL = 0.6  # of what could be carried; more is too much
 BULK_S = 6.0  # a transfer that takes longer is not waited for by every client
+DISK_MIB_S = 40.0  # a container's files: read, packed, sent, written
+DISK_S = 60.0  # of all moves together
 REORDERED = 0.01  # jitter puts packets out of order, which looks like so much loss
 
 
@@ -40,6 +42,8 @@ def too_much(spec: RunSpec) -> str | None:
     """Why the run asks for more than is carried, in words; None when it does not."""
     rate = capacity_mbps(spec)
     shared = min(spec.rate_mbps or MACHINE_MBPS, MACHINE_MBPS)
+    if spec.disk_mib * spec.moves / DISK_MIB_S > DISK_S:
+        return f"{spec.moves} moves of {spec.disk_mib} MiB of files"
     largest = max(spec.request_bytes, spec.response_bytes) + ON_THE_WIRE_BYTES
     interval_ms = spec.interval_ms
     if "video" in spec.workload.split("+") and spec.bit_rate_mbps > FULL * min(rate, shared / spec.clients):

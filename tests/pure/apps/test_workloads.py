@@ -292,3 +292,10 @@ def test_a_mixture_is_shared_out_among_the_clients_in_turn() -> None:
 
 def test_every_workload_says_what_useful_service_is() -> None:
     assert all(workloads.get(name).useful for name in workloads.names())
+
+
+def test_how_long_a_client_may_ask_for_nothing() -> None:
+    assert workloads.longest_pause_s("requests", 10.0) == pytest.approx(0.01)
+    assert workloads.longest_pause_s("requests+video", 500.0) == pytest.approx(50.0)
+    assert workloads.longest_pause_s("sporadic", 10.0) == pytest.approx(5.0)
+    assert workloads.longest_pause_s("download", 500.0) == 0

@@ -175,6 +175,7 @@ def test_requests_may_be_lost_where_the_link_carries_less_than_was_offered() -> 
         {"baseline": "tcp-dns", "rtt_ms": 600.0},
         {"workload": "video", "bit_rate_mbps": 16.0, "loss_percent": 5.0, "corrupt_percent": 3.0},
         {"workload": "requests+video", "clients": 2, "bit_rate_mbps": 8.0, "rate_mbps": 10.0},
+        {"engine": "runc-cold", "disk_mib": 1024, "moves": 3},
         {"corrupt_percent": 5.0, "rtt_ms": 300.0, "response_bytes": 4000},
         {"reorder_percent": 5.0, "rtt_ms": 300.0, "response_bytes": 4000},
     ],
