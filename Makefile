@@ -111,7 +111,7 @@ bench-cost: setup ## write docs/performance.md: what things cost as they grow (a
 bench-overhead: setup ## measure what a run costs besides its load, with and without a kept network (as root, 3 minutes)
 	@$(PYTHON) -m bench.bench_overhead $(BENCH_ARGS)
 
-bench-containers: setup ## measure containers, ours beside the published procedure (as root, 15 minutes)
+bench-containers: setup ## measure containers, ours beside the published procedure (as root, half an hour)
 	@provision/podman.sh
 	@$(PYTHON) -m bench.bench_containers $(BENCH_ARGS)
 

@@ -196,6 +196,10 @@ class DestinationSide:
                     if self._host.address is not None:
                         await self._host.address.take()  # nobody sends to it here before it is announced
                     await self._host.engine(implementation_of(order)).prepare_destination(order)
+            if self._host.forwarder is not None:
+                # before the room opens, which is before the resume is answered: that may take long where
+                # the server lacks memory
+                self._host.forwarder.server_returns()
             if self._host.room is not None:
                 await_client = not speaks_first(order.strategy, order.server_first)
                 self._host.room.prepare(await_client=await_client)

@@ -176,6 +176,7 @@ class Forwarder:
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=LOOK_BACK_DATAGRAMS)
         self._socket: socket.socket | None = None
         self._closing: asyncio.TimerHandle | None = None
+        self._server_returns = False
         self.forwarded = 0
         self.dropped = 0
 
@@ -193,18 +194,27 @@ class Forwarder:
         family = socket.AF_INET6 if waiting_room.is_ipv6 else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.connect(tuple(waiting_room))
+        self._server_returns = False
         since = now_ns() - LOOK_BACK_NS
         for t_ns, datagram in self._recent:
             if t_ns >= since:
                 self._send(datagram)
         self._recent.clear()
 
+    def server_returns(self) -> None:
+        """A server is to come to this host, from where an earlier one may still be sent its datagrams.
+
+        Until the next ``start``, ``hand_on`` forwards nothing: two hosts that forward to each other would
+        send each datagram to and fro until one of them stops.
+        """
+        self._server_returns = True
+
     def hand_on(self, datagram: bytes) -> bool:
         """Forward a datagram that another host has handed on to this one; False while nothing is forwarded.
 
         A server that has moved twice is still asked for where it was at first: what comes from there goes on.
         """
-        if self._socket is None:
+        if self._socket is None or self._server_returns:
             return False
         self._send(datagram)
         return True

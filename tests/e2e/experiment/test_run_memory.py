@@ -44,3 +44,15 @@ def test_the_server_moves_with_its_memory(
         assert names.index("migration.precopy.complete") < names.index("server.frozen")
     if engine != "criu-pre-copy":
         assert names.index("server.resumed") < names.index("migration.pages.complete")
+
+
+@pytest.mark.needs("oci", "criu-page-server")
+def test_a_container_whose_memory_criu_brings_moves_there_and_back(tmp_path: Path) -> None:
+    more = ("--engine", "runc-post-copy", "--memory-by", "criu", "--moves", "2")
+    result = run(tmp_path, "--strategy", "symmetric", *more)
+    assert_sound(result)
+    events = read_events(RunPaths(Path(result["run_dir"])).events)
+    moved = [event.detail["forwarded_datagrams"] for event in events if event.name == "migration.finished"]
+    assert len(moved) == 2
+    # two hosts that forwarded to each other sent 150,000 while the restored server lacked its first pages
+    assert sum(moved) < 10 * result["requests_sent"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 
-from quicferry.migration.datagrams.forwarder import service_filter, service_filter_ipv6
+from quicferry.migration.datagrams.forwarder import Forwarder, service_filter, service_filter_ipv6
 from quicferry.migration.datagrams.waiting_room import LEAST_SHARE, MOST_SHARERS, PerClientBuffer, readdress
 from quicferry.model import Endpoint
 
@@ -166,3 +167,25 @@ def test_what_is_no_datagram_does_no_harm() -> None:
     for each in (b"", b"\x45", b"\x4f" + bytes(30)):
         buffer.add(each, direct=True)
     assert len(buffer.take()) == 3
+
+
+def test_what_is_handed_on_to_a_host_that_the_server_returns_to_stays_there() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        other.setblocking(False)
+        there = Endpoint(*other.getsockname())
+        forwarder = Forwarder([], 4433)
+        assert not forwarder.hand_on(b"before the first move")
+        try:
+            forwarder.start(there)
+            assert forwarder.hand_on(b"the server has left")
+            forwarder.server_returns()
+            assert not forwarder.hand_on(b"it comes back"), "the other host would send it here again"
+            forwarder.close()
+            forwarder.start(there)
+            assert forwarder.hand_on(b"it has left again")
+        finally:
+            forwarder.close()
+        assert [other.recv(100) for _ in range(2)] == [b"the server has left", b"it has left again"]
+        with pytest.raises(BlockingIOError):
+            other.recv(100)
