@@ -14,11 +14,13 @@ import msgspec
 class WantAll(msgspec.Struct, frozen=True, kw_only=True, tag="all"):
     """The first message of a stream for pages: everything that is missing, in the order it is wanted.
 
-    ``runs``: (PID inside the container, first page number, number of pages).
+    ``runs``: (PID inside the container, first page number, number of pages). ``on_demand``: nothing is sent
+    but what is waited for, until the first ``GotPages`` has opened the window.
     """
 
     epoch: int
     runs: list[tuple[int, int, int]]
+    on_demand: bool = False
 
 
 class WantNow(msgspec.Struct, frozen=True, kw_only=True, tag="now"):
@@ -30,7 +32,10 @@ class WantNow(msgspec.Struct, frozen=True, kw_only=True, tag="now"):
 
 
 class GotPages(msgspec.Struct, frozen=True, tag="got"):
-    """This many pages have arrived: the source may send as many more (a credit window)."""
+    """This many pages have arrived: the source may send as many more (a credit window).
+
+    After ``WantAll`` with ``on_demand`` the first of them opens the window.
+    """
 
     count: int
 

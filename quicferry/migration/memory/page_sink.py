@@ -45,8 +45,8 @@ class PageSink:
 
     ``images`` is the image directory, ``missing`` says what the source has, ``local`` what is here
     already and how it is read, ``open_stream`` opens a stream to the source, by a detour if so told;
-    ``adopted``, ``event_log`` and ``found`` are as for ``UserFaults``. It works from its making until
-    ``close``.
+    ``adopted``, ``event_log`` and ``found`` are as for ``UserFaults``. ``ahead_pages``: so many come unasked
+    while the server is brought up. It works from its making until ``close``.
     """
 
     def __init__(
@@ -59,8 +59,11 @@ class PageSink:
         adopted: Callable[[int, int], None],
         event_log: UffdEventLog,
         found: Sequence[Target] | None = None,
+        ahead_pages: int = WORKING_PAGES,
     ) -> None:
         self._epoch = epoch
+        self._ahead_pages = ahead_pages
+        self._on_demand = False  # the source has not been told yet that it may send unasked
         self._open_stream = open_stream
         self._detour = False
         self._missing = {pid: set(pages.tolist()) for pid, pages in missing.items()}
@@ -166,8 +169,10 @@ class PageSink:
     async def _begin(self, wanted: list[tuple[int, int, int]]) -> PageCall:
         """Open a stream and say what is wanted."""
         self._untold = 0
+        self._on_demand = on_demand = not self._ahead_pages and not self._serving.is_set()
         stream = self._stream = self._open_stream(self._detour)
-        await stream.write(WantAll(epoch=self._epoch, runs=wanted))
+        async with self._writing:
+            await stream.write(WantAll(epoch=self._epoch, runs=wanted, on_demand=on_demand))
         return stream
 
     async def _turn(self) -> None:
@@ -183,18 +188,25 @@ class PageSink:
         reading = asyncio.ensure_future(stream.read())
         try:
             while not reading.done():
+                expected = self._may_send
                 await asyncio.wait([reading], timeout=SILENCE_S)
-                if not reading.done() and not self._untold:
+                if not reading.done() and expected and self._may_send:
                     raise MigrationError("the source is silent")
         finally:
             reading.cancel()
         return reading.result()
 
+    @property
+    def _may_send(self) -> bool:
+        """Whether the source has something to send: what is waited for, or what it has room for."""
+        return bool(self._asking) or not (self._untold or self._on_demand)
+
     async def _tell(self) -> None:
         """Tell the source how many pages have come, which lets it send more, unless that can wait."""
-        enough = self._taken >= WORKING_PAGES and self._waits < PATIENCE_PAGES
-        if self._untold and self._stream and (self._serving.is_set() or not enough):
-            told, self._untold = self._untold, 0
+        enough = self._taken >= self._ahead_pages and self._waits < PATIENCE_PAGES
+        news = self._untold or self._on_demand
+        if news and self._stream and (self._serving.is_set() or not enough):
+            told, self._untold, self._on_demand = self._untold, 0, False
             async with self._writing:
                 await self._stream.write(GotPages(told))
 

@@ -94,6 +94,7 @@ class PageSource:
             match request:
                 case GotPages():
                     stream.on_its_way -= request.count
+                    stream.on_demand = False
                 case WantNow():
                     self.waited_for += 1
                     # before what lies around the page that was waited for last
@@ -146,15 +147,17 @@ async def say_farewell(
 
 @dataclass
 class _Stream:
-    """What is still to be sent on one stream, and in what order."""
+    """What is still to be sent on one stream, and in what order. ``on_demand``: nothing else yet."""
 
     wanted: WantAll
     urgent: list[tuple[int, int, int]] = field(default_factory=list)
     on_its_way: int = 0
+    on_demand: bool = False
     over: bool = False  # the destination has said so
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
+        self.on_demand = self.wanted.on_demand
         self._unsent: dict[int, set[int]] = {}
         for pid, first, count in self.wanted.runs:
             self._unsent.setdefault(pid, set()).update(range(first, first + count))
@@ -176,7 +179,7 @@ class _Stream:
         # short runs go together, see BATCH_PAGES
         runs: list[tuple[int, int]] = []
         room = BATCH_PAGES
-        while self.on_its_way < WINDOW_PAGES:
+        while self.on_its_way < WINDOW_PAGES and not self.on_demand:
             following = self._following = self._following or next(self._order, None)
             if following is None or (runs and (following[0] != pid or following[2] > room)):
                 break

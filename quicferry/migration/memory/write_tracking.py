@@ -17,14 +17,14 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quicferry.errors import Unsupported
-from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, joined, spread
+from quicferry.migration.memory.pagemap import MOST_ADDRESS, PAGE_BYTES, Pages, joined, spread
 from quicferry.migration.memory.process_memory import Listed, private_areas, within
 
 # linux/userfaultfd.h
@@ -75,12 +75,13 @@ class WriteTracker:
                 os.close(descriptor)
         self._descriptor = self._pagemap = -1
 
-    def scan(self, *, last: bool = False) -> Listed:
+    def scan(self, *, last: bool = False, aside: Sequence[tuple[int, int]] = ()) -> Listed:
         """The pages written since the last scan; what cannot be known counts as written.
 
         ``last``: no scan follows, so nothing is protected anew and no new area is tracked (its pages count as
-        written): a few calls for the whole process instead of two for each area. Raises ``Unsupported`` when
-        the kernel cannot tell, or the process is gone.
+        written): a few calls for the whole process instead of two for each area. ``aside``: runs of pages
+        (first, count), sorted, which are left out of a last scan where they were not written. Raises
+        ``Unsupported`` when the kernel cannot tell, or the process is gone.
         """
         found = []
         try:
@@ -96,8 +97,11 @@ class WriteTracker:
             raise Unsupported(f"the kernel does not tell what the process has written: {error}") from error
         regions = np.concatenate(found) if found else np.empty(0, REGION)
         known = regions["categories"] & np.uint64(WPALLOWED | WRITTEN) == np.uint64(WPALLOWED)
-        pages, touched = _pages(regions), _pages(regions[~known])
-        return Listed(within(pages, areas), within(touched, areas)) if last else Listed(pages, touched)
+        touched = _pages(regions[~known])
+        if not last:
+            return Listed(_pages(regions), touched)
+        touched = within(touched, areas)
+        return Listed(joined(within(unwritten(regions[known], aside), areas), touched), touched)
 
     def _register(self, first: int, count: int) -> None:
         """Track an area; areas may have come since the last time."""
@@ -136,9 +140,33 @@ class WriteTracker:
             start = SCAN.unpack(request)[4]
 
 
+def unwritten(regions: Regions, aside: Sequence[tuple[int, int]]) -> Pages:
+    """The page numbers of regions without those that lie in ``aside``.
+
+    Added memory is a few regions of thousands of pages: those are left out before they become page numbers.
+    """
+    if not aside:
+        return _pages(regions)
+    first, end = _bounds(regions)
+    left_out = np.array(aside, np.int64)
+    # the gaps between what is left out, and which of them each region touches
+    begins = np.concatenate(([0], left_out.sum(axis=1)))
+    ends = np.concatenate((left_out[:, 0], [MOST_ADDRESS]))
+    gap = np.searchsorted(ends, first, side="right")
+    gaps = np.searchsorted(begins, end, side="left") - gap
+    gap, region = spread(gap, gaps), np.repeat(np.arange(len(first)), gaps)
+    first, end = np.maximum(first[region], begins[gap]), np.minimum(end[region], ends[gap])
+    return joined(spread(first, end - first))
+
+
+def _bounds(regions: Regions) -> tuple[Pages, Pages]:
+    """The first page of each region, and the one after its last."""
+    size = np.uint64(PAGE_BYTES)
+    return (regions["start"] // size).astype(np.int64), (regions["end"] // size).astype(np.int64)
+
+
 def _pages(regions: Regions) -> Pages:
     """The page numbers of regions, sorted, each once."""
-    first = (regions["start"] // np.uint64(PAGE_BYTES)).astype(np.int64)
-    count = ((regions["end"] - regions["start"]) // np.uint64(PAGE_BYTES)).astype(np.int64)
+    first, end = _bounds(regions)
     # the kernel may tell of a page twice where an answer of its own was full
-    return joined(spread(first, count))
+    return joined(spread(first, end - first))

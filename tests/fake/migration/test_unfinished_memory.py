@@ -17,7 +17,14 @@ from quicferry.migration.engines.criu import unfinished
 from quicferry.migration.engines.criu.rounds import round_records
 from quicferry.migration.engines.criu.unfinished import Unfinished
 from quicferry.migration.memory import batches, page_sink, page_source
-from quicferry.migration.memory.page_messages import GotPages, PageRun, PagesDone, ToPageSource, WantAll
+from quicferry.migration.memory.page_messages import (
+    GotPages,
+    PageRun,
+    PagesDone,
+    ToPageSource,
+    WantAll,
+    WantNow,
+)
 from quicferry.migration.memory.page_sink import PageSink
 from quicferry.migration.memory.page_source import PageSource, say_farewell
 from quicferry.migration.memory.pagemap import PAGE_BYTES
@@ -258,6 +265,46 @@ def test_short_runs_share_a_message_and_each_page_comes_once() -> None:
     for run in sent:
         assert run.pages <= batches.BATCH_PAGES
         assert run.data == b"".join(contents(*each) for each in run.runs)
+
+
+def test_on_demand_nothing_is_sent_but_what_is_waited_for_until_the_window_is_opened() -> None:
+    async def play() -> tuple[list[int], list[int]]:
+        sent: list[int] = []
+        more = asyncio.Event()
+        heard: asyncio.Queue[ToPageSource] = asyncio.Queue()
+
+        async def send(run: PageRun) -> None:
+            sent.extend(page for first, count in run.runs for page in range(first, first + count))
+            more.set()
+
+        async def requests() -> AsyncIterator[ToPageSource]:
+            while True:
+                yield await heard.get()
+
+        async def until(pages: int) -> None:
+            while len(sent) < pages:
+                more.clear()
+                await more.wait()
+
+        source = PageSource(lambda pid, first, count: contents(first, count), "none")
+        serving = asyncio.create_task(source.serve(requests(), send))
+        await heard.put(WantAll(epoch=1, runs=[(7, 0, 200)], on_demand=True))
+        await heard.put(WantNow(pid=7, first=130, count=1))
+        await asyncio.wait_for(until(64), 30)  # the page and the block that it lies in
+        await asyncio.sleep(0.02)
+        before = list(sent)
+        await heard.put(GotPages(0))
+        await asyncio.wait_for(until(200), 30)
+        await heard.put(PagesDone())
+        await asyncio.wait_for(source.done(), 30)
+        source.abort()
+        await asyncio.wait_for(serving, 30)
+        return before, sent
+
+    before, sent = asyncio.run(play())
+    assert before[0] == 130
+    assert sorted(before) == list(range(128, 192))
+    assert sorted(sent) == list(range(200))
 
 
 def test_what_shares_a_message_arrives_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

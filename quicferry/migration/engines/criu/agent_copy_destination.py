@@ -24,7 +24,7 @@ from quicferry.migration.engines.criu.base import Held
 from quicferry.migration.engines.criu.lazy_destination import LazyDestination
 from quicferry.migration.engines.criu.unfinished import Unfinished
 from quicferry.migration.memory.base_image import PAGES, PAGES_ID
-from quicferry.migration.memory.page_sink import PageSink
+from quicferry.migration.memory.page_sink import WORKING_PAGES, PageSink
 from quicferry.migration.memory.pagemap import (
     AS_YOU_LIKE,
     NO_PAGES,
@@ -118,7 +118,12 @@ class CopyDestination(LazyDestination):
             self._keep,
             UffdEventLog(self._outside / unfinished.EVENT_LOG),
             found,
+            self._pages_ahead(),
         )
+
+    def _pages_ahead(self) -> int:
+        """How many missing pages may come unasked before the server serves."""
+        return WORKING_PAGES
 
     def _settle(
         self, order: MoveOrder, lacking: Unfinished, sink: PageSink, error: str | None = None
@@ -316,6 +321,10 @@ class CopyDestinationOnBase(CopyDestination):
             return await super()._bring_up(order, manifest)
         finally:
             self._here = None
+
+    def _pages_ahead(self) -> int:
+        """None on a base image: what the server works with is here, and bulk data would delay it."""
+        return super()._pages_ahead() if self._here is None else 0
 
     def _write_base(self, pid: int, here: PatchedBase) -> None:
         """Write what CRIU reads of the base image, as a round of one process."""

@@ -31,6 +31,7 @@ from quicferry.migration.engines.criu.rounds import (
     round_records,
 )
 from quicferry.migration.memory.batches import small_first
+from quicferry.migration.memory.bulk import bulk_of
 from quicferry.migration.memory.page_messages import PageRun, ToPageSource
 from quicferry.migration.memory.page_source import PageSource, say_farewell
 from quicferry.migration.memory.pagemap import (
@@ -44,6 +45,7 @@ from quicferry.migration.memory.pagemap import (
     entries_of,
     joined,
     numbers,
+    runs_of,
 )
 from quicferry.migration.memory.patched_base import MOST_NEW_PAGES
 from quicferry.migration.memory.process_memory import (
@@ -82,6 +84,7 @@ class CopySource(CriuEngine):
         self._patched = NO_PAGES  # of the base image, or new beside it
         self._same = NO_PAGES  # pages that are as the rounds before the freeze sent them
         self._stopped = asyncio.Event()
+        self._aside: list[tuple[int, int]] = []  # runs of pages that follow later unless they are written
         self._memory: dict[int, ProcessMemory] = {}  # of the stopped processes, by PID in the images
         self._tracker: WriteTracker | None = None
         self._source: PageSource | None = None
@@ -173,7 +176,7 @@ class CopySource(CriuEngine):
         if self._tracker is None:
             return None
         try:
-            return self._tracker.scan(last=last)
+            return self._tracker.scan(last=last, aside=self._aside)
         except Unsupported:
             self._tracker.close()
             self._tracker = None
@@ -320,7 +323,8 @@ class CopySourceOnBase(CopySource):
     What differs from it is found out before the freeze as far as the kernel tells what is written since.
     Pages cross as changes of the base image (``page_patch``): most have changed in a few words. New pages do,
     too, up to a bound: they are what the server works with. Added memory is new as well: what is beyond the
-    bound is a round of files, or follows after the resume.
+    bound is a round of files. Where memory may follow after the resume, bulk data does that (``bulk_of``),
+    unless it was written since the preparation, and is not even looked at in the downtime.
     """
 
     def __init__(self, context: Any) -> None:
@@ -341,7 +345,8 @@ class CopySourceOnBase(CopySource):
                 reading = await asyncio.to_thread(memory.differing, base.snapshot)
                 self._differed = reading.changed.pages
                 if self.lazily:
-                    self._differed = np.setdiff1d(self._differed, self._added(self._differed), True)
+                    self._aside = runs_of(bulk_of(reading.changed, base.snapshot.pages))
+                    self._differed = np.setdiff1d(self._differed, numbers(self._aside), True)
                 # written, so that the memory is there: a page that is touched first takes as long as its copy
                 self._room = np.ones((len(self._differed) + ROOM_PAGES, PAGE_BYTES), np.uint8)
 
@@ -349,25 +354,14 @@ class CopySourceOnBase(CopySource):
         """Also drop what the last reading was for."""
         await super()._forget_source()
         self._differed, self._room = NO_PAGES, Snapshot.empty().data
-
-    def _added(self, pages: Pages) -> Pages:
-        """Those of the pages that the base image has not, beyond the bound: pages of long stretches."""
-        new = pages[rows_of(pages, self._known.pages) < 0]
-        return np.sort(numbers(small_first(new))[MOST_NEW_PAGES:])
+        self._aside = []
 
     def _list(self, *, last: bool = False) -> Listed | None:
-        """The pages that may differ from the base image: as before, or written since.
-
-        The last time without those that follow after the resume whatever is in them: to read added memory
-        would take most of the downtime.
-        """
+        """The pages that may differ from the base image: as before, or written since."""
         listed = super()._list(last=last)
         if listed is None:
             return None
-        pages, touched = listed.pages, joined(listed.touched, self._differed)
-        if last and self.lazily and len(added := self._added(pages)):
-            pages, touched = (np.setdiff1d(each, added, True) for each in (pages, touched))
-        return Listed(pages, touched)
+        return Listed(listed.pages, joined(listed.touched, self._differed))
 
     def _last_portions(self, pid: int, dumping: asyncio.Task[None]) -> Iterator[bytes]:
         """Read what differs from the base image from the stopped process: patches, a round of the rest."""
