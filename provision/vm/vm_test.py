@@ -88,6 +88,13 @@ STEPS = (
         "handoff over netem and over the cable, CRIU cold, pre-copy and hybrid by its own write tracking",
     ),
     Step(
+        "hybrid",
+        f"{RUN} --engine criu-hybrid --memory-by criu --link-backend netem"
+        " --interval-ms 200 --before-s 2 --after-s 4",
+        30,
+        "CRIU hybrid alone: an emulated processor keeps its lease only with --accelerator icount",
+    ),
+    Step(
         "published",
         _each("published-cold published-pre-copy", f"{RUN} --engine $it"),
         60,
