@@ -179,12 +179,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backend", default="auto", help="auto, netem or cable")
     parser.add_argument("--quick", action="store_true", help="fewer pings, shorter transfers")
-    parser.add_argument(
-        "--sample", action="store_true", help="round trips and 10 Mbit/s only: for an emulated processor"
-    )
     arguments = parser.parse_args()
     backend = choose_backend(arguments.backend)
-    pings, seconds = (100, 2) if arguments.quick or arguments.sample else (400, 5)
+    pings, seconds = (100, 2) if arguments.quick else (400, 5)
 
     def measure() -> None:
         print(f"backend {backend}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
@@ -193,9 +190,6 @@ def main() -> None:
         print("|" + "|".join("-" * n for n in (24, 16, 20, 19, 20)) + "|")
         for delay_ms in (0.5, 2, 10, 50, 100):
             rtt(delay_ms, backend, pings)
-        if arguments.sample:
-            rate(10, backend)
-            return
         hops(6, backend)
         for rate_mbps in (10, 100, 1000):
             rate(rate_mbps, backend)

@@ -20,12 +20,9 @@ PULLED=docker.io/library/debian:trixie-slim
 MADE=localhost/quicferry-base
 MIRROR=${QUICFERRY_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 
-say() { printf 'container-test: %s\n' "$*" >&2; }
-die() {
-  printf 'container-test: %s\n' "$1" >&2
-  [ $# -lt 2 ] || printf '  hint: %s\n' "$2" >&2
-  exit "${3:-1}"
-}
+WHO=container-test
+# shellcheck source=provision/vm/messages.sh
+. "$ROOT/provision/vm/messages.sh"
 
 host_files=no
 only_build=no

@@ -23,17 +23,15 @@ PACKAGES+=,openssh-server,sudo,rsync,openvswitch-switch,python3-venv,debian-arch
 # what the machine needs of the initial file system: its disk, and the folders of the host
 MODULES=(virtio_pci virtio_blk virtio_net ext4 9p 9pnet_virtio)
 
-say() { printf 'image: %s\n' "$*" >&2; }
-die() {
-  printf 'image: %s\n' "$1" >&2
-  [ $# -lt 2 ] || printf '  hint: %s\n' "$2" >&2
-  exit "${3:-1}"
-}
+WHO=image
+# shellcheck source=provision/vm/messages.sh
+. "$HERE/messages.sh"
 
 key() {
   {
     echo "$SUITE $PACKAGES ${MODULES[*]} $DISK_SIZE"
-    cat "$ROOT/requirements.lock" "$ROOT"/provision/*.* "$HERE/image.sh" "$HERE/guest.sh" "$HERE/guest.service"
+    cat "$ROOT/requirements.lock" "$ROOT"/provision/{criu_check.py,criu.sh,setup.sh} \
+      "$HERE/image.sh" "$HERE/guest.sh" "$HERE/guest.service"
   } | sha256sum | cut -c -16
 }
 

@@ -18,12 +18,9 @@ NAME=quicferry/local
 #: how many times longer than on a real processor a step may take
 SLOWER=${QUICFERRY_VAGRANT_SLOWER:-30}
 
-say() { printf 'vagrant-test: %s\n' "$*" >&2; }
-die() {
-  printf 'vagrant-test: %s\n' "$1" >&2
-  [ $# -lt 2 ] || printf '  hint: %s\n' "$2" >&2
-  exit "${3:-1}"
-}
+WHO=vagrant-test
+# shellcheck source=provision/vm/messages.sh
+. "$HERE/messages.sh"
 
 make_box() {
   local image key arguments credential

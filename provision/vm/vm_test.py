@@ -88,6 +88,13 @@ STEPS = (
         "handoff over netem and over the cable, CRIU cold, pre-copy and hybrid by its own write tracking",
     ),
     Step(
+        "hybrid",
+        f"{RUN} --engine criu-hybrid --memory-by criu --link-backend netem"
+        " --interval-ms 200 --before-s 2 --after-s 4",
+        30,
+        "CRIU hybrid alone: an emulated processor keeps its lease only with --accelerator icount",
+    ),
+    Step(
         "published",
         _each("published-cold published-pre-copy", f"{RUN} --engine $it"),
         60,
@@ -117,9 +124,9 @@ STEPS = (
     ),
     Step(
         "calibration",
-        _each("netem cable", ".venv/bin/python -m bench.bench_links --sample --backend $it"),
+        ".venv/bin/python -m bench.side_by_side",
         120,
-        "what netem and the cable really do, side by side",
+        "netem and the cable by turns on the same links: they agree within the calibration's error",
     ),
     Step(
         "tests",

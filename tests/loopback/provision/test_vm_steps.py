@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -81,3 +82,37 @@ def test_processor_time_leaves_out_what_others_do(guest_steps):
     time.sleep(0.2)
     assert guest_steps.cpu_s() - before < 0.1
     assert guest_steps.speed_s(guest_steps.cpu_s) > 0.005
+
+
+@pytest.mark.parametrize(
+    ("script", "who"),
+    [
+        ("vm/image.sh", "image"),
+        ("vm/vagrant_test.sh", "vagrant-test"),
+        ("container/container_test.sh", "container-test"),
+    ],
+)
+def test_what_the_scripts_say_of_an_unknown_argument(script, who):
+    path = CHECKOUT / "provision" / script
+    done = subprocess.run([path, "--nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"{who}: unknown argument --nothing\n  hint: provision/{script} --help\n"
+
+
+def test_the_name_of_the_disk_stands_for_what_is_on_it(tmp_path):
+    provision = tmp_path / "provision"
+    shutil.copytree(CHECKOUT / "provision", provision)
+    shutil.copy(CHECKOUT / "requirements.lock", tmp_path)
+
+    def key():
+        done = subprocess.run([provision / "vm" / "image.sh", "--key"], capture_output=True, check=True)
+        return done.stdout
+
+    before = key()
+    (provision / "podman.sh").write_text("exit 1\n")
+    assert key() == before
+    for name in ("setup.sh", "criu.sh", "vm/guest.sh"):
+        (provision / name).write_text("exit 1\n")
+        after = key()
+        assert after != before, name
+        before = after
