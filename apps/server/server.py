@@ -28,6 +28,7 @@ from aioquic.quic.events import (
 
 from apps.config import ALPN, MAX_DATAGRAM_FRAME_BYTES, MOVED_ERROR, ServerConfig
 from apps.server.connections import ConnectionTable, Peer
+from apps.server.copies import Copied, CopiesIn, CopiesOut, Unchanged
 from apps.server.due_answers import DueAnswers
 from apps.server.notice_window import NoticeWindow
 from apps.server.service import ApplicationService
@@ -85,6 +86,8 @@ class HandedOver(msgspec.Struct, kw_only=True):
     service: bytes
     keys: list[str]
     strategies: list[StrategyName | None] = []  # of each: how its client follows this move
+    unchanged: list[Unchanged] = []  # those that are as they were copied ahead; they have no snapshot
+    unchanged_strategies: list[StrategyName | None] = []
     tickets: list[PlainTicket] = []  # whoever takes over must know the sessions that may be resumed
 
 
@@ -122,6 +125,8 @@ class QuicServer(ServerShell):
         self._asking: set[asyncio.Task[None]] = set()  # requests of clients that the agent decides about
         self._due = DueAnswers(lambda: self.frozen_epoch is None and self.lease.may_send(), self._answer_due)
         self._blanks: list[QuicConnection] = []  # for connections that are to be taken over
+        self._copies_out: CopiesOut | None = None
+        self._copies_in: CopiesIn | None = None
 
     @property
     def connections(self) -> int:
@@ -401,16 +406,40 @@ class QuicServer(ServerShell):
                     self.table.proceed(peer)
                     self.table.remove(peer)
                     self.service.forget(peer.key)
+        out, self._copies_out = self._copies_out, None
+        unchanged = out.unchanged(now_s()) if out is not None and out.epoch == order.epoch else {}
         for peer in self.table.peers.values():
             if not self._cannot_follow(peer):
                 peer.connection.hold()
         self.table.hold_back()
-        return {} if order.state_path is None else self._write_state(order.epoch, order.state_path)
+        if order.state_path is None:
+            return {}
+        return self._write_state(order.epoch, order.state_path, unchanged)
 
-    def _write_state(self, epoch: int, path: str) -> dict[str, Any]:
+    async def _copy_ahead(self, order: control.CopyAhead) -> dict[str, Any]:
+        if self._copies_out is None or self._copies_out.epoch != order.epoch:
+            self._copies_out = CopiesOut(self.table, order.epoch)
+        out = self._copies_out
+        copied = await out.copy_some(order.round)
+        if self._copies_out is not out:
+            raise MigrationError("the move was called off while connections were copied")
+        if not copied:
+            return {"connections": 0}
+        return {**write_state(order.state_path, msgspec.msgpack.encode(copied)), "connections": len(copied)}
+
+    async def _take_ahead(self, order: control.TakeAhead) -> dict[str, Any]:
+        if not self.standby:
+            raise MigrationError("only a standby takes in what was copied ahead")
+        if self._copies_in is None or self._copies_in.epoch != order.epoch:
+            self._copies_in = CopiesIn(self.table, self._build, self._blanks, order.epoch)
+        await self._copies_in.take_in(msgspec.msgpack.decode(read_state(order), type=list[Copied]))
+        return {}
+
+    def _write_state(self, epoch: int, path: str, unchanged: dict[str, Unchanged]) -> dict[str, Any]:
         now = now_s()
         self.fence.close(epoch)
         peers: list[Peer] = []
+        as_copied: list[Peer] = []
         for peer in self.table.peers.values():
             if self._cannot_follow(peer):
                 continue
@@ -418,47 +447,59 @@ class QuicServer(ServerShell):
                 freeze(peer.connection, now)
             except MigrationError:
                 continue  # in the middle of its handshake, or closing: it stays, the others go
-            peers.append(peer)
+            (as_copied if peer.key in unchanged else peers).append(peer)
         snapshots = [take_snapshot(peer.connection, now, epoch=epoch) for peer in peers]
         handed = HandedOver(
             service=self.service.dump(),
             keys=[peer.key for peer in peers],
             strategies=[peer.strategy for peer in peers],
+            unchanged=[unchanged[peer.key] for peer in as_copied],
+            unchanged_strategies=[peer.strategy for peer in as_copied],
         )
         if self.table.tickets:
             handed.tickets = [to_plain(ticket) for ticket in self.table.tickets.values()]
         bundle = pack_bundle(epoch, snapshots, msgspec.msgpack.encode(handed))
         return {
             **write_state(path, bundle),
-            "connections": len(snapshots),
-            "left": len(self.table.peers) - len(snapshots),
+            "connections": len(snapshots) + len(as_copied),
+            "unchanged": len(as_copied),
+            "left": len(self.table.peers) - len(snapshots) - len(as_copied),
         }
 
     def _import(self, order: control.Import) -> dict[str, Any]:
         content = unpack_bundle(read_state(order))
         self.fence.take_over(order.epoch)
         handed = msgspec.msgpack.decode(content.service, type=HandedOver)
-        connections = [
-            restore_snapshot(
-                data,
-                configuration=self.table.configuration,
-                build=self._build,
-                now=now_s(),
-                epoch=order.epoch,
-                into=self._blanks.pop() if self._blanks else None,
-            )
-            for data in content.snapshots
+        ahead = self._copies_in
+        if ahead is None or ahead.epoch != order.epoch:
+            ahead = CopiesIn(self.table, self._build, self._blanks, order.epoch)
+        taken = [(each.key, ahead.taken(each)) for each in handed.unchanged]
+        restored = [
+            (key, self._restored(ahead, key, data, order.epoch))
+            for key, data in zip(handed.keys, content.snapshots, strict=True)
         ]
+        self._copies_in = None
         self._blanks.clear()
         self.service = ApplicationService.load(handed.service, order.edge, self.config.response_bytes)
         self.table.remove_all()
         if self.table.tickets is not None:
             self.table.tickets |= {ticket.ticket: from_plain(ticket) for ticket in handed.tickets}
-        for key, strategy, connection in zip(handed.keys, handed.strategies, connections, strict=True):
+        strategies = handed.unchanged_strategies + handed.strategies
+        for (key, connection), strategy in zip(taken + restored, strategies, strict=True):
             assert isinstance(connection, MigratableConnection)
             self.table.adopt(connection, set(connection_ids(connection)), key).strategy = strategy
         self.standby = False
         return self._go_on(order)
+
+    def _restored(self, ahead: CopiesIn, key: str, data: bytes, epoch: int) -> QuicConnection:
+        return ahead.restored(key, data) or restore_snapshot(
+            data,
+            configuration=self.table.configuration,
+            build=self._build,
+            now=now_s(),
+            epoch=epoch,
+            into=self._blanks.pop() if self._blanks else None,
+        )
 
     def _serve_again(self, order: control.Resume) -> dict[str, Any]:
         return self._go_on(order)
@@ -531,6 +572,7 @@ class QuicServer(ServerShell):
         if self.fence.closed:
             self.fence.lift(order.epoch)
         t_ns = now_ns()
+        self._copies_out = None
         was_frozen, self.frozen_epoch = self.frozen_epoch is not None, None
         for peer in list(self.table.peers.values()):
             if was_frozen and not is_frozen(peer.connection):

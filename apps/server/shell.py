@@ -148,7 +148,7 @@ def write_state(path: str, state: bytes) -> dict[str, Any]:
     return {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
 
 
-def read_state(order: control.Import) -> bytes:
+def read_state(order: control.Import | control.TakeAhead) -> bytes:
     """What ``write_state`` wrote elsewhere. Raises ``MigrationError`` when it is not the same."""
     state = Path(order.state_path).read_bytes()
     if hashlib.sha256(state).hexdigest() != order.sha256:

@@ -58,6 +58,26 @@ class Prepare(msgspec.Struct, frozen=True, kw_only=True, tag="prepare"):
     service: Endpoint | None = None  # where clients reach the server afterwards, for those told to reconnect
 
 
+class CopyAhead(msgspec.Struct, frozen=True, kw_only=True, tag="copy-ahead"):
+    """Write to ``state_path`` (mode 0600) copies of some connections as they are now, and go on serving.
+
+    Each connection once in a ``round``, but for those that are as an earlier round has copied them; to be
+    given again until none is left. Answer: connections, and bytes and sha256 if that is not 0.
+    """
+
+    epoch: int
+    round: int
+    state_path: str
+
+
+class TakeAhead(msgspec.Struct, frozen=True, kw_only=True, tag="take-ahead"):
+    """At the standby: make ready what CopyAhead wrote elsewhere. Answer: nothing. Import is to follow."""
+
+    epoch: int
+    state_path: str
+    sha256: str
+
+
 class Freeze(msgspec.Struct, frozen=True, kw_only=True, tag="freeze"):
     """Stop serving: nothing is read or sent until Resume or Abort. Answer: t_ns.
 
@@ -138,7 +158,10 @@ class ClientRequest(msgspec.Struct, frozen=True, kw_only=True, tag="client-reque
     edge: str
 
 
-Order = Status | Track | Prepare | Freeze | Resume | Import | Dismiss | Commit | Abort | Stop | ClientRequest
+Order = (
+    Status | Track | Prepare | CopyAhead | TakeAhead | Freeze | Resume | Import | Dismiss | Commit | Abort
+    | Stop | ClientRequest
+)  # fmt: skip
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -178,6 +201,10 @@ class ControlHandler(ABC):
                 return {**self._status(), "lease": self.lease.described()}
             case Prepare():
                 return await self._prepare(order)
+            case CopyAhead():
+                return await self._copy_ahead(order)
+            case TakeAhead():
+                return await self._take_ahead(order)
             case Freeze():
                 self.lease.check_kept()
                 return self._freeze(order)
@@ -221,6 +248,14 @@ class ControlHandler(ABC):
     @abstractmethod
     async def _prepare(self, order: Prepare) -> dict[str, Any]:
         """Carry out ``Prepare``."""
+
+    async def _copy_ahead(self, order: CopyAhead) -> dict[str, Any]:
+        """Carry out ``CopyAhead``; a server without connections that can move has nothing to copy."""
+        return {"connections": 0}
+
+    async def _take_ahead(self, order: TakeAhead) -> dict[str, Any]:
+        """Carry out ``TakeAhead``."""
+        raise MigrationError("this server takes nothing in before the freeze")
 
     @abstractmethod
     def _freeze(self, order: Freeze) -> dict[str, Any]:

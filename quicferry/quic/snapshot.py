@@ -123,7 +123,7 @@ def take_snapshot(connection: QuicConnection, now: float, *, epoch: int) -> byte
     """
     if not state.is_sealed(connection):
         raise MigrationError("only a frozen connection can be moved", hint="call freeze first")
-    return _seal_up(_SNAPSHOT_MAGIC, _Snapshot(epoch=epoch, connection=capture(connection, now)))
+    return seal_snapshot(capture(connection, now), epoch)
 
 
 def restore_snapshot(
@@ -143,14 +143,30 @@ def restore_snapshot(
     move is refused. Raises ``MigrationError`` when the data are damaged, of an unknown
     version, or do not fit the configuration.
     """
+    moved = open_snapshot(data, epoch)
+    empty = blank(configuration=configuration, build=build) if into is None else into
+    connection = reconstruct(moved, configuration=configuration, connection=empty, now=now)
+    bind_share(connection, moved.packet_number)
+    return connection
+
+
+def seal_snapshot(moved: image.ConnectionImage, epoch: int) -> bytes:
+    """An image as bytes, for the move number ``epoch``."""
+    return _seal_up(_SNAPSHOT_MAGIC, _Snapshot(epoch=epoch, connection=moved))
+
+
+def open_snapshot(data: bytes, epoch: int | None) -> image.ConnectionImage:
+    """The image of a snapshot. Raises ``MigrationError`` when it is damaged, or another move's."""
     snapshot = _open_up(_SNAPSHOT_MAGIC, data, _snapshot_decoder)
     if epoch is not None and snapshot.epoch != epoch:
         raise MigrationError(f"the snapshot belongs to move {snapshot.epoch}, not to move {epoch}")
-    empty = blank(configuration=configuration, build=build) if into is None else into
-    connection = reconstruct(snapshot.connection, configuration=configuration, connection=empty, now=now)
+    return snapshot.connection
+
+
+def bind_share(connection: QuicConnection, frozen_at: int) -> None:
+    """At the destination: the packet numbers of the lease behind the number at the freeze, and no others."""
     lease.skip_packet_numbers(connection, PACKET_NUMBER_LEASE)
-    lease.bind_lease(connection, snapshot.connection.packet_number + ABORT_GAP)
-    return connection
+    lease.bind_lease(connection, frozen_at + ABORT_GAP)
 
 
 def record_commit(connection: QuicConnection) -> None:

@@ -18,7 +18,7 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
 from quicferry.migration.agent.context import Host, describe, note_step
 from quicferry.migration.agent.transfer import Tally, pieces
-from quicferry.migration.engines.base import CopiesAhead, Engine, KeepsSource
+from quicferry.migration.engines.base import CopiesAfterNotice, CopiesAhead, Engine, KeepsSource
 from quicferry.migration.engines.registry import implementation_of
 from quicferry.migration.order import MoveOrder, fence_ns
 from quicferry.migration.rpc.channel import DuplexCall, RpcClient
@@ -111,8 +111,12 @@ class SourceMove:
         try:
             waiting_room = await self._prepare()
             self._take(Signal.PREPARED)
-            await self._copy_ahead()
+            late = isinstance(self._engine, CopiesAfterNotice)
+            if not late:
+                await self._copy_ahead()
             await self._give_notice()
+            if late:
+                await self._copy_ahead()
             await self._send(waiting_room)
         except Exception as error:  # whatever it was: the server must end up at one of the two places
             failure = error

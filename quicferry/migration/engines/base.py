@@ -181,6 +181,13 @@ class CopiesAhead(Protocol):
 
 
 @runtime_checkable
+class CopiesAfterNotice(CopiesAhead, Protocol):
+    """An engine that copies ahead what the notice to the clients changes: it comes after that."""
+
+    copies_after_notice: bool
+
+
+@runtime_checkable
 class KeepsSource(Protocol):
     """An engine whose source is needed for some time after the server runs at the destination."""
 

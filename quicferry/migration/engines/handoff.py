@@ -1,14 +1,16 @@
 """Hand-off: a warm server at the destination takes over connections and service state.
 
-Nothing of the process moves. The frozen server writes its live connections and its state to a file
-in its container's ``/run`` (mode 0600: it holds traffic secrets); the agents carry the bytes; the
-warm server reads them there. The files live as short as they can.
+Nothing of the process moves. Copies of the connections cross while the server serves. Then the frozen
+server writes what has changed of its live connections, and its state, to a file in its container's ``/run``
+(mode 0600: it holds traffic secrets); the agents carry the bytes; the warm server reads them there. The
+files live as short as they can.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import PurePosixPath
@@ -24,6 +26,9 @@ from quicferry.slowness import longer
 #: The state of a thousand connections with full buffers is far less; of one that was made to be too long, no
 #: more is taken into memory and file.
 MAX_STATE_BYTES = 1 << 30
+LENGTH = struct.Struct("!Q")  # before each file of copies
+ROUNDS = 2
+FEW = 8  # connections: what these change meanwhile is soon copied once more after the freeze
 
 
 class HandoffEngine:
@@ -31,6 +36,7 @@ class HandoffEngine:
 
     name = "handoff"
     needs_standby = True
+    copies_after_notice = True
 
     def __init__(self, context: EngineContext) -> None:
         self._context = context
@@ -41,7 +47,8 @@ class HandoffEngine:
 
     def _remove_state(self, order: MoveOrder) -> None:
         """Remove the state file, if there is one. A link that something has put there is not followed."""
-        remove_beneath(self._context.container.path("/"), self._state(order))
+        for inside in (self._state(order), self._ahead(order)):
+            remove_beneath(self._context.container.path("/"), inside)
 
     async def prepare_source(self, order: MoveOrder) -> None:
         """Check that the server serves, and is no standby itself."""
@@ -52,6 +59,68 @@ class HandoffEngine:
     async def prepare_destination(self, order: MoveOrder) -> None:
         """Start the standby server."""
         await self._context.standby.start_standby(order.deadlines.prepare_s)
+
+    def _ahead(self, order: MoveOrder) -> PurePosixPath:
+        """The file of copies: its path inside the container."""
+        return PurePosixPath(self._context.state_dir) / f"handoff-{order.epoch}-ahead"
+
+    async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
+        """Have the server write copies of its connections, a few at a time, and yield each file.
+
+        Its length goes before it. What many clients change while they are copied goes in a second round.
+        """
+        inside, root = self._ahead(order), self._context.container.path("/")
+        limit_s = order.deadlines.precopy_s
+        for round_ in range(1, ROUNDS + 1):
+            copied = 0
+            while True:
+                remove_beneath(root, inside)
+                answer = await self._context.control.ask(
+                    control.CopyAhead(epoch=order.epoch, round=round_, state_path=str(inside)), limit_s
+                )
+                count = answer.get("connections", 0)
+                if not count:
+                    break
+                copied += count
+                state = read_beneath(root, inside, MAX_STATE_BYTES)
+                remove_beneath(root, inside)
+                if hashlib.sha256(state).hexdigest() != answer.get("sha256"):
+                    raise MigrationError("a copy of the connections is not what the server says it wrote")
+                framed = LENGTH.pack(len(state)) + state
+                for start in range(0, len(framed), CHUNK_BYTES):
+                    yield framed[start : start + CHUNK_BYTES]
+            if copied <= FEW:
+                return
+
+    async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
+        """Have the standby server make the connections of each file, while the next is on its way."""
+        waiting = bytearray()
+        async for chunk in chunks:
+            waiting += chunk
+            while len(waiting) >= LENGTH.size:
+                (size_bytes,) = LENGTH.unpack_from(waiting)
+                if size_bytes > MAX_STATE_BYTES:
+                    raise MigrationError(f"the copies are longer than {MAX_STATE_BYTES} bytes")
+                end = LENGTH.size + size_bytes
+                if len(waiting) < end:
+                    break
+                state = bytes(waiting[LENGTH.size : end])
+                del waiting[:end]
+                await self._take_ahead(order, state)
+
+    async def _take_ahead(self, order: MoveOrder, state: bytes) -> None:
+        inside, root = self._ahead(order), self._context.container.path("/")
+        remove_beneath(root, inside)
+        try:
+            with os.fdopen(open_beneath(root, inside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                file.write(state)
+            sha256 = hashlib.sha256(state).hexdigest()
+            await self._context.control.ask(
+                control.TakeAhead(epoch=order.epoch, state_path=str(inside), sha256=sha256),
+                order.deadlines.precopy_s,
+            )
+        finally:
+            remove_beneath(root, inside)
 
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
         """Have the server freeze and write its state, and yield that."""

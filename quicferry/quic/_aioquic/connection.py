@@ -26,6 +26,7 @@ from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_ack_frame, p
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 
+from quicferry.quic._aioquic.counted import CountedConnection
 from quicferry.quic._aioquic.keys import may_update, retain_former_keys
 from quicferry.quic._aioquic.path_size import (
     BASE_BYTES,
@@ -151,7 +152,7 @@ class Hooks(Protocol):
         """Whether the loss detection timer is off."""
 
 
-class HookedConnection(QuicConnection):
+class HookedConnection(CountedConnection):
     """A connection that tells its hooks what happens."""
 
     _ferry: Hooks | None = None
@@ -173,6 +174,7 @@ class HookedConnection(QuicConnection):
 
     def request_key_update(self) -> None:
         """As upstream. One that comes too soon after another waits until the peer has followed that."""
+        self._changes += 1
         if not self._handshake_confirmed:  # upstream defers it; there may be no keys yet
             super().request_key_update()
             return
@@ -311,6 +313,7 @@ class HookedConnection(QuicConnection):
         self, data: bytes, addr: NetworkAddress, now: float, local: str | None = None
     ) -> None:
         """As upstream. ``local``: the address of this host that it came to, where that is known."""
+        self._changes += 1
         known, ferry = self._quiet, self._ferry
         if known is not None and (ferry is None or ferry.passive):
             self._came_to, path = local, self._network_paths[0]
@@ -402,6 +405,7 @@ class HookedConnection(QuicConnection):
                 self._network_paths.remove(provisional)
 
     def datagrams_to_send(self, now: float) -> Datagrams:
+        self._changes += 1
         ferry = self._ferry
         if ferry is None:
             return super().datagrams_to_send(now)
@@ -467,6 +471,7 @@ class HookedConnection(QuicConnection):
         return own
 
     def handle_timer(self, now: float) -> None:
+        self._changes += 1
         if self._ferry is not None:
             if self._ferry.held:
                 return

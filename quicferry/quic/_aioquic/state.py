@@ -76,9 +76,7 @@ def stop_flight(connection: QuicConnection, now: float) -> None:
     loss = connection._loss
     space = connection._spaces[_ONE_RTT]
     flight = list(space.sent_packets.values())
-    recently = now - loss.get_probe_timeout()
-    fresh_ack = any(_carries_ack(packet) and (packet.sent_time or 0.0) > recently for packet in flight)
-    if fresh_ack and space.ack_at is None:
+    if has_fresh_ack(connection, now) and space.ack_at is None:
         # The acknowledgement may be lost with its packet, and aioquic sends the next one only when it
         # is asked to by the next packet: without this, the peer finds out by a probe timeout.
         space.ack_at = now
@@ -96,6 +94,15 @@ def call_back_flight(connection: QuicConnection, now: float) -> None:
     if isinstance(connection, HookedConnection) and connection._doubt is not None:
         connection._doubt.give_up(now)
         connection._doubt = None
+
+
+def has_fresh_ack(connection: QuicConnection, now: float) -> bool:
+    """Whether an acknowledgement may still be on its way: it left less than a PTO ago."""
+    sent = connection._spaces[_ONE_RTT].sent_packets
+    if not sent:
+        return False
+    recently = now - connection._loss.get_probe_timeout()
+    return any(_carries_ack(packet) and (packet.sent_time or 0.0) > recently for packet in sent.values())
 
 
 def _carries_ack(packet: QuicSentPacket) -> bool:

@@ -34,9 +34,9 @@ _ONE_RTT = tls.Epoch.ONE_RTT
 _Image = TypeVar("_Image", bound=image.Image)
 
 
-def capture(connection: QuicConnection, now: float) -> image.ConnectionImage:
-    """The image of a connection whose flight was stopped."""
-    assert not connection._spaces[_ONE_RTT].sent_packets
+def capture(connection: QuicConnection, now: float, *, frozen: bool = True) -> image.ConnectionImage:
+    """The image of a connection whose flight was stopped; if not ``frozen``, without what is in flight."""
+    assert not frozen or not connection._spaces[_ONE_RTT].sent_packets
     close_at = connection._close_at
     assert close_at is not None
     extended = extended_or_none(connection)

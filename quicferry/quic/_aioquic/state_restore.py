@@ -59,10 +59,16 @@ def blank(*, configuration: QuicConfiguration, build: Build) -> QuicConnection:
 
 
 def reconstruct(
-    moved: image.ConnectionImage, *, configuration: QuicConfiguration, connection: QuicConnection, now: float
+    moved: image.ConnectionImage,
+    *,
+    configuration: QuicConfiguration,
+    connection: QuicConnection,
+    now: float,
+    known_keys: image.KeysImage | None = None,
 ) -> QuicConnection:
     """Puts an image into the ``blank`` connection; it goes on at the image's packet number.
 
+    Or into one that an older image of the same connection was put into: ``known_keys`` are those of it.
     Raises ``MigrationError`` when the configuration differs in what the peer relies on.
     """
     _check_agreement(moved, configuration)
@@ -72,7 +78,8 @@ def reconstruct(
     connection._peer_cid_available = [_make_connection_id(item) for item in moved.peer_cid_available]
     connection._peer_cid_sequence_numbers = _numbers(moved.peer_cid_sequence_numbers)
     _put_tls(connection, moved)
-    _put_keys(connection, moved.keys)
+    if moved.keys != known_keys:  # to make the ciphers is the largest part of it
+        _put_keys(connection, moved.keys)
     connection._state = QuicConnectionState.CONNECTED
     connection._handshake_complete = True
     connection._handshake_confirmed = True
@@ -195,6 +202,8 @@ def _put_streams(connection: QuicConnection, moved: image.ConnectionImage) -> No
 
 
 def _put_doubt(connection: QuicConnection, moved: image.ConnectionImage, now: float) -> None:
+    if isinstance(connection, HookedConnection):
+        connection._doubt = None
     if not moved.in_doubt:
         return
     space = connection._spaces[_ONE_RTT]

@@ -1,0 +1,132 @@
+"""Connections that cross before the freeze: what the source has copied, and what is made of it.
+
+A copy of every connection goes ahead while the server serves. Of those that are as they were copied when
+it is frozen, no more crosses then than that they are; the others are copied once more, into objects that are
+made (``quicferry.quic.copies``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+
+import msgspec
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+
+from apps.server.connections import ConnectionTable, Peer
+from quicferry.errors import MigrationError
+from quicferry.quic.connection import MigratableConnection
+from quicferry.quic.copies import Copy, changes, copy_connection, is_at_rest, may_be_taken, next_number
+from quicferry.units import now_s
+
+AT_ONCE = 8  # connections copied between two turns of the loop: a millisecond, for which clients wait
+AT_MOST = 64  # in one answer: the destination works on these while the next are copied
+
+
+class Copied(msgspec.Struct, frozen=True, array_like=True):
+    """A connection on its way ahead."""
+
+    key: str
+    data: bytes
+
+
+class Unchanged(msgspec.Struct, frozen=True, array_like=True):
+    """A connection that was frozen as it was copied, so long before."""
+
+    key: str
+    age_s: float
+    number: int  # its next packet number
+
+
+class CopiesOut:
+    """At the source: which connections of this move were copied, and in which state."""
+
+    def __init__(self, table: ConnectionTable, epoch: int) -> None:
+        self._table = table
+        self.epoch = epoch
+        #: key -> in which round, changes (None: it was not at rest), and when
+        self._copied: dict[str, tuple[int, int | None, float]] = {}
+
+    async def copy_some(self, round_: int) -> list[Copied]:
+        """Copy some that this round has not copied and that are not there as they are. Empty: it is over."""
+        made: list[Copied] = []
+        for peer in list(self._table.peers.values()):
+            known = self._copied.get(peer.key)
+            if (known is not None and known[0] == round_) or self._is_there(peer):
+                continue
+            if peer.key not in self._table.peers:
+                continue  # gone, while others were copied
+            now = now_s()
+            at_rest = is_at_rest(peer.connection)
+            data = copy_connection(peer.connection, now, epoch=self.epoch)
+            # after the copy: to look at a connection counts as well
+            self._copied[peer.key] = round_, changes(peer.connection) if at_rest else None, now
+            if data is not None:
+                made.append(Copied(peer.key, data))
+            if len(made) >= AT_MOST:
+                break
+            if len(made) % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return made
+
+    def _is_there(self, peer: Peer) -> bool:
+        known = self._copied.get(peer.key)
+        return known is not None and known[1] is not None and known[1] == changes(peer.connection)
+
+    def unchanged(self, now: float) -> dict[str, Unchanged]:
+        """The connections that are as they were copied. To be asked before they are held."""
+        return {
+            peer.key: Unchanged(peer.key, now - self._copied[peer.key][2], next_number(peer.connection))
+            for peer in self._table.peers.values()
+            if self._is_there(peer) and may_be_taken(peer.connection, now)
+        }
+
+
+class CopiesIn:
+    """At the destination: connections that lie ready. None of them can send or hear anything."""
+
+    def __init__(
+        self,
+        table: ConnectionTable,
+        build: functools.partial[MigratableConnection],
+        blanks: list[QuicConnection],
+        epoch: int,
+    ) -> None:
+        self._table, self._build, self._blanks = table, build, blanks
+        self.epoch = epoch
+        self._copies: dict[str, Copy] = {}
+
+    @property
+    def _configuration(self) -> QuicConfiguration:
+        return self._table.configuration
+
+    async def take_in(self, copied: list[Copied]) -> None:
+        """Make the connections, or bring those that are made up to date. Raises ``MigrationError``."""
+        for count, each in enumerate(copied, 1):
+            known = self._copies.get(each.key)
+            if known is not None:
+                known.update(each.data, now_s())
+            else:
+                self._copies[each.key] = Copy(
+                    each.data,
+                    configuration=self._configuration,
+                    build=self._build,
+                    now=now_s(),
+                    epoch=self.epoch,
+                    into=self._blanks.pop() if self._blanks else None,
+                )
+            if count % AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def restored(self, key: str, snapshot: bytes) -> QuicConnection | None:
+        """The connection of a snapshot, made of its copy; None where there is none."""
+        copy = self._copies.pop(key, None)
+        return None if copy is None else copy.refresh(snapshot, now_s())
+
+    def taken(self, unchanged: Unchanged) -> QuicConnection:
+        """The connection as it was copied. Raises ``MigrationError`` when there is no such copy."""
+        copy = self._copies.pop(unchanged.key, None)
+        if copy is None:
+            raise MigrationError("a connection is to be as it was copied ahead, and no copy of it is here")
+        return copy.take(now_s(), age_s=unchanged.age_s, number=unchanged.number)

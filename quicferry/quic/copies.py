@@ -1,0 +1,95 @@
+"""Copies of connections that cross while their server still serves: pre-copy, for connections.
+
+    data = copy_connection(connection, now, epoch=7)     at the source, any number of times
+    copy = Copy(data, ...)                               at the destination: it is made, and lies still
+    connection = copy.take(...)                          after the freeze, where nothing has changed since
+    connection = copy.refresh(snapshot, ...)             after the freeze, where something has
+
+``changes`` and ``may_be_taken`` tell the two apart: the source compares the count when it copied with the
+count when it freezes. A copy holds the same secrets as a snapshot, and is bound by the same rules
+(``snapshot``): its packet numbers are those of the lease behind the number at the freeze, and it can send
+nothing until it was taken and resumed. Whoever takes it names that number, and another one than the copy has
+is refused.
+"""
+
+from __future__ import annotations
+
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+
+from quicferry.errors import MigrationError
+from quicferry.quic._aioquic import rest
+from quicferry.quic._aioquic.rest import changes, is_at_rest, may_be_taken, next_number
+from quicferry.quic._aioquic.state import Build, why_not_movable
+from quicferry.quic._aioquic.state_capture import capture
+from quicferry.quic._aioquic.state_restore import blank, reconstruct
+from quicferry.quic.connection import MigratableConnection
+from quicferry.quic.image import KeysImage
+from quicferry.quic.snapshot import bind_share, open_snapshot, seal_snapshot
+
+__all__ = ["Copy", "changes", "copy_connection", "is_at_rest", "may_be_taken", "next_number"]
+
+
+def copy_connection(connection: QuicConnection, now: float, *, epoch: int) -> bytes | None:
+    """The connection as it is now, for the move number ``epoch``; it goes on. None when it cannot move now.
+
+    Exact only of one that ``is_at_rest``; of another it is what the destination can prepare.
+    """
+    if why_not_movable(connection) is not None:
+        return None
+    try:
+        return seal_snapshot(capture(connection, now, frozen=False), epoch)
+    except MigrationError:  # the service has not taken an event yet
+        return None
+
+
+class Copy:
+    """A connection that was copied ahead: all is made, nothing is sent. Raises ``MigrationError``."""
+
+    def __init__(
+        self,
+        data: bytes,
+        *,
+        configuration: QuicConfiguration,
+        build: Build,
+        now: float,
+        epoch: int,
+        into: QuicConnection | None = None,
+    ) -> None:
+        self._configuration, self._epoch = configuration, epoch
+        self._connection = blank(configuration=configuration, build=build) if into is None else into
+        self._known: KeysImage | None = None
+        self._put(data, now)
+
+    def _put(self, data: bytes, now: float) -> None:
+        moved = open_snapshot(data, self._epoch)
+        reconstruct(
+            moved,
+            configuration=self._configuration,
+            connection=self._connection,
+            now=now,
+            known_keys=self._known,
+        )
+        self._known, self._number, self._made_at = moved.keys, moved.packet_number, now
+
+    def update(self, data: bytes, now: float) -> None:
+        """Take in a newer copy of the same connection, before the freeze."""
+        self._put(data, now)
+
+    def refresh(self, data: bytes, now: float) -> QuicConnection:
+        """The connection as its snapshot after the freeze has it; ``restore_snapshot`` with the work done."""
+        self._put(data, now)
+        bind_share(self._connection, self._number)
+        return self._connection
+
+    def take(self, now: float, *, age_s: float, number: int) -> QuicConnection:
+        """The connection as it was copied, ``age_s`` before the freeze. ``number``: the next one there."""
+        if number != self._number:
+            raise MigrationError(
+                f"a connection was frozen at the packet number {number}, and its copy is at {self._number}"
+            )
+        rest.pass_time(self._connection, now - self._made_at - age_s, now)
+        if isinstance(self._connection, MigratableConnection):
+            self._connection.hold()
+        bind_share(self._connection, self._number)
+        return self._connection
