@@ -61,6 +61,7 @@ OTHERS: dict[str, Any] = {
     "plain_clients": 1,
     "rate_trace": str(CHECKOUT / "docs" / "examples" / "cell.trace"),
     "flap": "up@0.1+0.1",
+    "move_when": "request",
 }
 
 
