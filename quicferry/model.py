@@ -11,7 +11,7 @@ import functools
 import ipaddress
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -23,6 +23,15 @@ class Endpoint(NamedTuple):
 
     host: str
     port: int
+
+    @classmethod
+    def parse(cls, words: str) -> Self:
+        """The endpoint of such words as ``str`` makes: ``10.0.1.2:4433``, ``[fd00::2]:4433``.
+
+        Raises ``ValueError``.
+        """
+        host, _, port = words.rpartition(":")
+        return cls(host.removeprefix("[").removesuffix("]"), int(port))
 
     @property
     def is_ipv6(self) -> bool:

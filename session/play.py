@@ -17,7 +17,9 @@ from pathlib import Path
 import msgspec
 
 import baselines
+from apps.client import workloads
 from apps.deployment.quic import QuicDeployment
+from quicferry.emulation.emulator import Emulator
 from quicferry.emulation.mininet.emulator import MininetEmulator
 from quicferry.emulation.mininet.kept import KeptEmulator
 from quicferry.emulation.sandbox.ownership import RUN_TAG
@@ -26,7 +28,7 @@ from quicferry.experiment.run import MakeDeployment, perform
 from quicferry.experiment.stage import KEEP, LOG, ONCE, RunOrder, RunOver
 from quicferry.fork_server import ForkServer
 from quicferry.process import run
-from quicferry.record import RunPaths, read_manifest
+from quicferry.record import Manifest, RunPaths, read_manifest
 
 LINKS = "links"  # in a run's directory: the files of its cable
 PRIORITY = -10  # niceness of all that plays in a run: what else the machine does should not be measured
@@ -71,7 +73,13 @@ def main() -> None:
     emulator = MininetEmulator(
         paths.root / LINKS, seed=spec.seed, backend=_backend(spec.link_backend), forks=forks
     )
-    perform(manifest, paths, emulator, _deployment(spec.baseline), show)
+    _perform(manifest, paths, emulator)
+
+
+def _perform(manifest: Manifest, paths: RunPaths, emulator: Emulator) -> None:
+    spec = manifest.spec
+    every_ms = workloads.longest_pause_s(spec.workload, spec.interval_ms) * 1e3
+    perform(manifest, paths, emulator, _deployment(spec.baseline), show, asks_every_ms=every_ms)
 
 
 def _orders() -> Iterator[RunOrder]:
@@ -107,7 +115,7 @@ def play_orders(folder: Path, forks: ForkServer) -> None:
             backend=_backend(spec.link_backend),
             may_stay=not spec.faults,
         )
-        perform(manifest, paths, emulator, _deployment(spec.baseline), show)
+        _perform(manifest, paths, emulator)
         sys.stdout.buffer.write(msgspec.json.encode(RunOver(over=order.run_id)) + b"\n")
         sys.stdout.buffer.flush()
         emulator.tidy_up()  # beside the analysis

@@ -28,6 +28,7 @@ from apps.client.load_schedule import first
 from apps.config import LEAST_INTERVAL_MS, MOVED_ERROR, ClientConfig, read_config
 from apps.reporting import print_event
 from quicferry.events import Event, EventLog, Sink
+from quicferry.model import Endpoint
 from quicferry.record import ClientSummary, write_json
 from quicferry.slowness import longer
 from quicferry.strategies import StrategyName
@@ -120,13 +121,12 @@ class Member(Client):
                 self._repeat()
 
     def _connect_again(self, address: str) -> None:
-        host, _, port = address.rpartition(":")
         self.reconnected += 1
         self.connected.clear()
         self._streams.clear()
         self.events.emit("client.reconnecting", address=address, open=len(self._open))
         self.connection = self.make_connection()
-        self.connection.connect((host, int(port)), now_s())
+        self.connection.connect(Endpoint.parse(address), now_s())
         self._proceed()
 
     def _repeat(self) -> None:

@@ -155,7 +155,7 @@ def _nothing_lost(run: Judged) -> Iterator[str]:
 
 
 def _one_owner(run: Judged) -> Iterator[str]:
-    if run.spec.baseline is not None or not run.to_be_measured:
+    if run.spec.baseline is not None or run.spec.mobility == "alone" or not run.to_be_measured:
         return
     places = faults.allowed_places(run.spec.faults) or [_last_stop(run.spec)]
     if run.result.served_by not in places:

@@ -37,24 +37,24 @@ class RequestWatch:
                 self._answered_s = time.monotonic()
             self._changed.notify_all()
 
-    def wait_for(self, moment: str, interval_ms: float) -> None:
+    def wait_for(self, moment: str, every_ms: float) -> None:
         """Return at the moment that ``RunSpec.move_when`` names; at once for ``any``.
 
         ``pause``: no request is open, and of the pause ``BEGUN_SHARE`` at most is over: nearly all of it is
         still to come. ``request``: the next request has been sent. Raises ``MigrationError`` when it does not
-        come.
+        come. ``every_ms`` is from one request to the next, at most.
         """
         if moment == "any":
             return
         with self._changed:
             sent = self._sent
-            patience_s = PATIENCE_S + 2 * interval_ms / 1e3
+            patience_s = PATIENCE_S + 2 * every_ms / 1e3
 
             def has_come() -> bool:
                 if moment == "request":
                     return self._sent > sent
                 since_s = time.monotonic() - self._answered_s
-                return not self._open and since_s <= BEGUN_SHARE * interval_ms / 1e3
+                return not self._open and since_s <= BEGUN_SHARE * every_ms / 1e3
 
             if not self._changed.wait_for(has_come, patience_s):
                 raise MigrationError(

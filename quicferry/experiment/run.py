@@ -54,10 +54,13 @@ def perform(
     emulator: Emulator,
     make_deployment: MakeDeployment,
     on_event: Callable[[Event], None] | None = None,
+    *,
+    asks_every_ms: float | None = None,
 ) -> Manifest:
     """Play one run and write all raw data; returns the manifest with the outcome.
 
-    ``on_event`` hears of every event as it comes. Never raises ``FerryError``: a failed run is data too.
+    ``on_event`` hears of every event as it comes. ``asks_every_ms`` is from one request of the workload to
+    the next, where that is not ``interval_ms``. Never raises ``FerryError``: a failed run is data too.
     Raises ``OSError`` when not even its end can be written down.
     """
     context = RunContext(manifest.spec, manifest.topology, paths, emulator, on_event)
@@ -76,7 +79,8 @@ def perform(
     try:
         manifest.versions |= versions_of(registry.get(manifest.spec.engine).programs)
         with emulator:
-            _play(manifest, context, make_deployment)
+            every_ms = manifest.spec.interval_ms if asks_every_ms is None else asks_every_ms
+            _play(manifest, context, make_deployment, every_ms)
         manifest.outcome = "succeeded"
     except FerryError as error:
         manifest.outcome = error.outcome if error.outcome != "invalid" else "failed"
@@ -127,7 +131,9 @@ def _write_down(manifest: Manifest, paths: RunPaths, events: list[Event]) -> Non
     write_json(paths.manifest, manifest)
 
 
-def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployment) -> None:
+def _play(
+    manifest: Manifest, context: RunContext, make_deployment: MakeDeployment, asks_every_ms: float
+) -> None:
     events, emulator, spec = context.events, context.emulator, context.spec
     with events.phase("run.deploy"):
         emulator.deploy(manifest.topology)
@@ -165,7 +171,7 @@ def _play(manifest: Manifest, context: RunContext, make_deployment: MakeDeployme
             for number in range(1, spec.moves + 1):
                 if number > 1:
                     time.sleep(BETWEEN_MOVES_S)
-                requests.wait_for(spec.move_when, spec.interval_ms)
+                requests.wait_for(spec.move_when, asks_every_ms)
                 with events.phase("run.migrate", number=number) as outcome, context.moving():
                     outcome |= deployment.move()
                 if spec.moves > 1:

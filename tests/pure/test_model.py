@@ -1,3 +1,4 @@
+import ipaddress
 import math
 
 import pytest
@@ -110,3 +111,12 @@ def test_a_topology_answers_questions_about_itself() -> None:
 def test_an_endpoint_is_written_as_in_urls() -> None:
     assert str(Endpoint("10.0.0.1", 4433)) == "10.0.0.1:4433"
     assert str(Endpoint("fd00::1", 4433)) == "[fd00::1]:4433"
+
+
+@pytest.mark.parametrize("words", ["10.0.1.2:4433", "[fd00:a:0:2::2]:4433", "[::1]:1"])
+def test_an_endpoint_is_read_as_it_is_written(words: str) -> None:
+    endpoint = Endpoint.parse(words)
+    assert str(endpoint) == words
+    assert ipaddress.ip_address(endpoint.host)
+    with pytest.raises(ValueError, match="invalid literal"):
+        Endpoint.parse("edge")

@@ -50,8 +50,9 @@ def test_those_who_cannot_follow_connect_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("mininet", "tcpdump", "tshark")
-def test_only_plain_clients(tmp_path: Path) -> None:
-    result, events = run(tmp_path, "--clients", "2", "--plain-clients", "2")
+@pytest.mark.parametrize("ip", ["4", "6", "dual"])
+def test_only_plain_clients(tmp_path: Path, ip: str) -> None:
+    result, events = run(tmp_path, "--clients", "2", "--plain-clients", "2", "--ip", ip)
     assert (result["outcome"], result["reconnected"]) == ("succeeded", 2)
     assert (result["requests_lost"], result["state_ok"]) == (0, True)
     assert notice(events)["unable"] == 2

@@ -156,6 +156,11 @@ def test_the_server_ends_where_its_route_leads(values: dict[str, Any], place: st
     assert "owner" in kinds(seen(values, result=ends | {"served_by": "edge-9"}))
 
 
+def test_nobody_asks_where_a_server_is_that_stays() -> None:
+    alone = {"topology": "chain", "mobility": "alone"}
+    assert complaints(seen(alone, result={"served_by": None})) == []
+
+
 def test_requests_may_be_lost_where_the_link_carries_less_than_was_offered() -> None:
     crowded = {"rate_mbps": 1.0, "response_bytes": 60_000, "interval_ms": 20.0}
     assert too_much(to_spec(crowded)) is not None
