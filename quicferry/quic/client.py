@@ -88,6 +88,7 @@ class ClientRole(ClientMoves):
         """News from the server."""
         if address == self._seam.network_address:
             self._silence.broken(now)
+            self._look_at_rtt()
             after = self._moved_for_good_after
             if after is not None and self._seam.largest_acknowledged >= after:
                 # acknowledgements wait for the commit: there is no way back any more
@@ -200,6 +201,8 @@ class ClientRole(ClientMoves):
 
     def _on_silence(self, silent_s: float, now: float) -> None:
         self._seam.emit(events.LossNoticed(self._seam.pto_s, silent_s))
+        if self._rtt_counts_from is None:
+            self._rtt_before = self._seam.rtt_estimate()
         self._forget_expired(now)
         if self._first_validation:  # nobody has answered yet, and now somebody must be there
             self._first_validation, self._cause = False, ProbeOn.LOSS

@@ -169,6 +169,7 @@ class ClientMoves(ClientRace):
             return
         if origin == self._seam.network_address:  # it is where we think it is
             if self.state is ClientState.SWITCHED or frame.epoch > self._done_epoch:
+                self._stood_still()
                 self._settle(frame.epoch, now)
         elif frame.epoch > self._done_epoch:
             self._latest_epoch = frame.epoch
@@ -201,6 +202,8 @@ class ClientMoves(ClientRace):
         self._done_epoch = self._latest_epoch = self._aborted_epoch = frame.epoch
         self._latest_at = None  # a second attempt may follow at once
         self._waiting = None
+        #: wire-format 6.2: The client MUST go back to the estimate
+        self._stood_still()
         if self._machine.allows(ClientInput.ABORT):
             self._machine.feed(ClientInput.ABORT)
             self._forget_race(now)

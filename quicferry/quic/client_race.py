@@ -137,6 +137,7 @@ class ClientRace(ClientKnowledge):
     def _on_old_path_alive(self, now: float) -> None:
         if self._moved is not None or self._cause is ProbeOn.NOTICE:
             return
+        self._give_up_strangers()
         if self._announcement is not None and self._machine.allows(ClientInput.STAND_BY):
             self._machine.feed(ClientInput.STAND_BY)
             self._prober.running = False
@@ -145,6 +146,21 @@ class ClientRace(ClientKnowledge):
         elif self._machine.allows(ClientInput.FALSE_ALARM):
             self._machine.feed(ClientInput.FALSE_ALARM)
             self._forget_race(now)
+
+    def _give_up_strangers(self) -> None:
+        """The server speaks where it was: who has only relayed needs no connection ID any more.
+
+        That may have been the last one, and the server may be about to speak from a place that nobody has
+        named. What leads back to a source that may go on is kept.
+        """
+        #: wire-format 6.3: That of a stranger MUST be retired
+        if self._moved_for_good_after is not None:
+            return
+        for network_address, candidate in list(self._prober.candidates.items()):
+            if self._is_stranger(candidate):
+                del self._prober.candidates[network_address]
+                if candidate.cid is not None:
+                    self._seam.retire_cid(candidate.cid)
 
     def challenge(self, address: NetworkAddress, data: bytes, *, on_active_path: bool) -> bool:
         """The server validates our address from a new one of its own: answered on the path it came on."""
@@ -315,6 +331,7 @@ class ClientRace(ClientKnowledge):
         self._kept.put(old_network_address, old_cid, math.inf)
         self._moved_for_good_after = self._seam.packet_number
         self._announcement = None
+        self._rtt_before = self._rtt_counts_from = None
         self._former = {old_network_address: drain_until}
         self._silence.broken(now)
         self._seam.emit(events.PathSwitched(old, candidate.address))

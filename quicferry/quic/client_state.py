@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from aioquic.quic.connection import NetworkAddress
 
-from quicferry.quic._aioquic.seam import Seam
+from quicferry.quic._aioquic.seam import RttEstimate, Seam
 from quicferry.quic.addresses import LIFETIME_IDLE_TIMEOUTS, AddressBook
 from quicferry.quic.asking import Asking
 from quicferry.quic.config import ExtensionConfig, Probing
@@ -103,6 +103,10 @@ class ClientKnowledge(Role):
         self._way_back_at: float | None = None  # when the places are tried where the server has been
         self._answerable: dict[bytes, float] = {}  # challenges of the path that was switched to
         self._answer_interval_s = 0.0  # between them
+        self._rtt_before: RttEstimate | None = None  # when the path fell silent
+        self._rtt_counts_from: int | None = (
+            None  # samples of packets before this number have the downtime in them
+        )
         self._standard = ClientAddresses(config)
         self.asking = Asking()
         self._first_validation = False  # of a preferred address; the server need not be there yet
@@ -130,8 +134,24 @@ class ClientKnowledge(Role):
             and not self._responses
             and not self._answerable
             and self._moved_for_good_after is None
+            and self._rtt_counts_from is None
             and now >= self._next_stranger_at
         )
+
+    def _stood_still(self) -> None:
+        """The server is where it was, and has been away: acknowledgements since are no samples of the RTT."""
+        if self._rtt_before is not None:
+            self._rtt_counts_from = self._seam.packet_number
+            self._seam.take_back_rtt(self._rtt_before)
+
+    def _look_at_rtt(self) -> None:
+        """A packet has come: a sample with the downtime in it is taken back, up to the first without."""
+        if self._rtt_counts_from is None or self._rtt_before is None:
+            return
+        if self._seam.largest_acknowledged >= self._rtt_counts_from:
+            self._rtt_before = self._rtt_counts_from = None
+        else:
+            self._seam.take_back_rtt(self._rtt_before)
 
     def _forget_race(self, now: float) -> None:
         """Ends probing. A connection ID stays with its address for a while, and with no other."""

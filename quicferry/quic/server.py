@@ -255,6 +255,7 @@ class ServerRole(Role):
             return
         self._seam.keep_to_lease(self._frozen_number)
         patience_s = self._seam.pto_s
+        self._seam.validate_again(now if speak_first else now + patience_s)
         self._seam.forget_locals()
         #: wire-format 9.2: idle timer MUST begin anew when it resumes
         self._seam.restart_idle_timer(now)
@@ -299,6 +300,7 @@ class ServerRole(Role):
             self._name_again = True
             self._seam.leave_lease(self._frozen_number)
         if was_held and not self._seam.has_ended:
+            self._seam.validate_again(now)
             self._seam.take_newest_cid()
             self._seam.restart_idle_timer(now)
             self._seam.expire_in_flight(now)

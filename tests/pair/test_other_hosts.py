@@ -80,6 +80,34 @@ def test_a_relay_does_not_get_a_client_whose_server_says_where_it_is(strategy):
     assert pair.all(PathSwitched) == [PathSwitched(EDGE_1, EDGE_2)]
 
 
+def test_a_relay_gives_the_last_connection_id_back_as_soon_as_the_old_path_speaks():
+    """All others are with the pool, of which the client keeps them for three PTOs."""
+    #: wire-format 6.3: That of a stranger MUST be retired
+    pair = Pair()
+    pair.drive(limit_s=0.1)
+    pair.server.offer_addresses([edge(number) for number in range(2, 9)], pair.now)
+    pair.drive(limit_s=1.2)
+    seam, cut = pair.client._role._seam, [True]
+    assert seam.free_cids == 8
+    relay = Relay(pair)
+    relay.running = False
+    pair.network.drop = lambda _data, _address, direction: cut[0] and direction == "down"
+    pair.load(0.010, until=pair.now + 2.0)
+    assert pair.drive(lambda: seam.free_cids == 1, limit_s=1.0), "the pool is raced"
+    relay.running = True
+    assert pair.drive(lambda: seam.free_cids == 0, limit_s=1.0), "the relay is probed, too"
+    relay.running = False
+    pair.drive(limit_s=0.2)
+    cut[0] = False
+    pair.drive(lambda: pair.client.migration_state == "idle", limit_s=0.1)
+    pair.drive(limit_s=2 * RTT_S)
+    assert seam.free_cids >= 1, "one is held back for a server that moves to a place that nobody has named"
+    assert seam.free_cids < 8, "the pool's are still kept"
+    pair.drive(limit_s=1.0)
+    assert seam.free_cids == 8
+    assert pair.all(PathSwitched) == [] and pair.drive(pair.answered, limit_s=5.0)
+
+
 @pytest.mark.parametrize("forwarding", [False, True])
 @pytest.mark.parametrize(("gap_s", "lost"), [(0.005, 0), (0.02, 1)])
 def test_sm_migrated_counts_for_the_path_it_came_on(gap_s, lost, forwarding):

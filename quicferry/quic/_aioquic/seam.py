@@ -6,6 +6,7 @@ import ipaddress
 import math
 import os
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from aioquic import tls
 from aioquic.buffer import Buffer, size_uint_var  # type: ignore[attr-defined]  # re-exported without saying so
@@ -34,7 +35,9 @@ from quicferry.quic._aioquic.lease import ABORT_GAP, bind_lease, lease_until, re
 from quicferry.quic._aioquic.output import withhold_output
 from quicferry.quic.wire import Address, FrameType
 
+_RTT_FIELDS = ("initial", "initialized", "first_sample_time", "latest", "min", "smoothed", "variance")
 PROBE_DATAGRAM_BYTES = 1200  # RFC 9000 §8.2.1: a challenge also shows that the path carries this much
+_VALIDATION_PTOS = 3  # RFC 9000 §8.2.4
 _CHALLENGE_BYTES = 8
 
 
@@ -54,6 +57,13 @@ def unsent_bytes(connection: QuicConnection, stream_id: int) -> int:
     if stream is None:
         return 0
     return sum(r.stop - r.start for r in stream.sender._pending)
+
+
+class RttEstimate(NamedTuple):
+    """A PTO in seconds, and aioquic's fields that it follows from."""
+
+    pto_s: float
+    values: tuple[Any, ...]
 
 
 class Seam:
@@ -319,6 +329,22 @@ class Seam:
         if rtt_s < self._quic._loss._rtt_min:
             self._set_rtt(rtt_s, now)
 
+    def rtt_estimate(self) -> RttEstimate:
+        """What is known of the RTT, for ``take_back_rtt``."""
+        loss = self._quic._loss
+        return RttEstimate(self.pto_s, tuple(getattr(loss, f"_rtt_{name}") for name in _RTT_FIELDS))
+
+    def take_back_rtt(self, before: RttEstimate) -> None:
+        """Forgets the samples since then: the peer stood still. Never makes the PTO longer."""
+        if before.pto_s < self.pto_s:
+            loss = self._quic._loss
+            for name, value in zip(_RTT_FIELDS, before.values, strict=True):
+                setattr(loss, f"_rtt_{name}", value)
+            if loss._rtt_initialized:
+                loss._pacer.update_rate(
+                    congestion_window=loss.congestion_window, smoothed_rtt=loss._rtt_smoothed
+                )
+
     def _set_rtt(self, rtt_s: float, now: float) -> None:
         """As the first sample of a path (RFC 9002 §5.3); not below aioquic's least RTT."""
         loss = self._quic._loss
@@ -328,6 +354,21 @@ class Seam:
         loss._rtt_latest = loss._rtt_min = loss._rtt_smoothed = rtt_s
         loss._rtt_variance = rtt_s / 2
         loss._pacer.update_rate(congestion_window=loss.congestion_window, smoothed_rtt=rtt_s)
+
+    def validate_again(self, since: float) -> None:
+        """Begins anew to validate the client's new address, where that has not ended; time runs from then.
+
+        What has answered the challenge came while nobody was there, and the time has run out meanwhile. The
+        time is not left to aioquic, which sets it with the challenge: where the address is a forged one, the
+        anti-amplification limit may leave no room for that, and the address before it must come back.
+        """
+        #: wire-format 7.2: MUST begin that validation anew
+        #: RFC 9000 8.2.4: SHOULD abandon path validation based on a timer
+        path = self._quic._network_paths[0]
+        if not path.is_validated:
+            path.local_challenge_sent = False
+            wait_s = _VALIDATION_PTOS * max(self.pto_s, 2 * self._quic.configuration.initial_rtt)
+            path.validation_deadline = since + wait_s
 
     def forget_locals(self) -> None:
         """The addresses of this host are others than before."""
