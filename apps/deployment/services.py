@@ -24,6 +24,7 @@ from quicferry.experiment.itinerary import onward, stops
 from quicferry.migration.agent.config import CONFIG_INSIDE, AgentConfig, LocalMove, ServerCommand
 from quicferry.migration.agent.failpoints import Failpoints
 from quicferry.migration.container import volumes
+from quicferry.migration.container.oci_container import can_leave_memory_out
 from quicferry.migration.container.volumes import ContainerFiles
 from quicferry.migration.datagrams.moving_address import MovingAddressConfig
 from quicferry.migration.engines.registry import (
@@ -52,6 +53,8 @@ SERVER_LOGS = "/run/service-*.log"  # what a server wrote to stderr
 SERVER_FENCE = "/run/server.fence"
 MOVE_S = 480.0  # longer than all deadlines of a move together
 ASK_S = 40.0
+#: Directory of the credentials of the server whose memory is the base image.
+TWIN = "base-image"
 #: For a server's environment: one heap for all its threads, as agents have (docs/orchestration.md).
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 
@@ -181,7 +184,7 @@ class AgentService:
             journal=str(state / f"{self.edge}.journal"),
             container_record=str(state / f"{self.edge}.container"),
             oci_readable=(
-                [str(context.configs), str(Path(self._server_tls.key).parent)]
+                [str(context.configs), str(Path(self._server_tls.key).parent), *self._keys_of_twin()]
                 if runs_in_oci(context.spec.engine)
                 else None
             ),
@@ -207,11 +210,19 @@ class AgentService:
     def _uses_base_image(self) -> bool:
         """Whether servers are started alike, and what equals the base image does not cross."""
         spec = self._context.spec
-        return spec.base_image and takes_base_image(spec.engine) and is_possible()
+        # what an image or a command starts is no twin, and may forbid what makes servers alike
+        if not spec.base_image or spec.image is not None or spec.command is not None:
+            return False
+        dumps_without_memory = not runs_in_oci(spec.engine) or can_leave_memory_out()
+        return takes_base_image(spec.engine) and dumps_without_memory and is_possible()
+
+    def _keys_of_twin(self) -> list[str]:
+        """The directory with the key of the twin, if there is one."""
+        return [str(self._context.credentials / TWIN)] if self._uses_base_image else []
 
     def _idle_twin(self) -> ServerCommand:
         """The server whose memory is the base image. Its key is nobody's: the image stays on the disk."""
-        tls = Authority().issue(SERVER_NAME).save(self._context.credentials / "base-image", SERVER_NAME)
+        tls = Authority().issue(SERVER_NAME).save(self._context.credentials / TWIN, SERVER_NAME)
         config = msgspec.structs.replace(
             self._server_config(standby=False),
             listen=Endpoint(every_address(self._context), SERVICE_PORT),  # a moving address is elsewhere

@@ -252,12 +252,20 @@ class NodeAgent:
     async def _base_image(self) -> BaseImage:
         """The base image of this version's servers. Raises ``MigrationError``."""
         # not at the top, see ``start``
-        from quicferry.migration.memory.twin import base_of
+        from quicferry.migration.container.oci_container import OciContainer
+        from quicferry.migration.memory.twin import NAME, OWN_NETWORK, base_of, in_a_container
 
         command = self.config.base_image
         assert command is not None
         files = _files_of(command)
-        return await base_of(command.argv, command.env or {}, files, self.config.server_ready)
+        readable = self.config.oci_readable
+
+        def in_oci() -> Awaitable[OciContainer]:
+            return OciContainer.make(NAME, readable or (), enter=OWN_NETWORK)
+
+        make, kind = (in_a_container, "") if readable is None else (in_oci, "oci")
+        ready = self.config.server_ready
+        return await base_of(command.argv, command.env or {}, files, ready, make, kind)
 
     def _open_pages(self, edge: str, timeout_s: float, detour: bool) -> DuplexCall[ToPageSource, PageRun]:
         """Open a stream for pages to that edge's engine, over the detour if told so."""
@@ -369,7 +377,8 @@ class NodeAgent:
         async with self._starting:
             if self.container.service_pid is not None:
                 raise MigrationError(f"a server already runs at {self.config.edge}")
-            write_beneath(self.container.path("/"), _files_of(command))
+            files = {self.container.place_of(name): data for name, data in _files_of(command).items()}
+            write_beneath(self.container.path("/"), files)
             await self.container.start(command.argv, env=command.env)
             asking = asyncio.ensure_future(
                 self.control.ask(control.Status(), timeout_s, repeat_s=START_REPEAT_S)

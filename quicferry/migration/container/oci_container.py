@@ -98,6 +98,14 @@ def is_crun(program: Path) -> bool:
     return run([program, "--version"], check=False).stdout.startswith("crun ")
 
 
+def can_leave_memory_out() -> bool:
+    """Whether the runtime can dump without the memory: crun has no ``--lazy-pages``."""
+    try:
+        return not is_crun(find_runc())
+    except Unsupported:
+        return False
+
+
 class OciContainer(Container):
     """An edge host's container whose server runs in an OCI container of its own.
 

@@ -82,9 +82,13 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
     return {name: inherited[name] for name in PASSED_ON if name in inherited} | ALIKE_ENV
 
 
-def version_of(argv: Sequence[str], env: Mapping[str, str]) -> str:
-    """What a base image is for: the program with all it imports, its arguments and its environment."""
-    digest = hashlib.sha256(repr((list(argv), sorted(env.items()), sys.version, os.uname().release)).encode())
+def version_of(argv: Sequence[str], env: Mapping[str, str], kind: str = "") -> str:
+    """What a base image is for: the program with all it imports, its arguments and its environment.
+
+    ``kind``: what else decides, such as the kind of container.
+    """
+    known = (list(argv), sorted(env.items()), sys.version, os.uname().release, kind)
+    digest = hashlib.sha256(repr(known).encode())
     for path in sorted(_sources()):
         status = path.stat()
         digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())

@@ -59,7 +59,7 @@ def test_a_process_is_carried_to_and_fro(tmp_path: Path) -> None:
 
 @pytest.mark.needs("mininet", "tcpdump", "tshark", "oci")
 def test_an_oci_container_is_carried_to_and_fro(tmp_path: Path) -> None:
-    result = moves(tmp_path, 2, "--engine", "runc-cold")
+    result = moves(tmp_path, 2, "--engine", "runc-cold", "--no-base-image")
     assert_sound(result, 2)
     assert result["memory_path"] == "dumped by runc with CRIU"
     assert {"runc", "criu"} <= read_manifest(Path(result["run_dir"])).versions.keys()

@@ -48,7 +48,7 @@ def test_the_server_moves_with_its_memory(
 
 @pytest.mark.needs("oci", "criu-page-server")
 def test_a_container_whose_memory_criu_brings_moves_there_and_back(tmp_path: Path) -> None:
-    more = ("--engine", "runc-post-copy", "--memory-by", "criu", "--moves", "2")
+    more = ("--engine", "runc-post-copy", "--memory-by", "criu", "--moves", "2", "--before-s", "0.5")
     result = run(tmp_path, "--strategy", "symmetric", *more)
     assert_sound(result)
     events = read_events(RunPaths(Path(result["run_dir"])).events)

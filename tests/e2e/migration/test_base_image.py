@@ -4,6 +4,10 @@ import pytest
 
 from tests.e2e.migration.criu_scripts import check_hops, played
 
+OF_RUNC = [
+    pytest.param(engine, marks=pytest.mark.needs("oci", "oci-lazy-pages"))
+    for engine in ("runc-cold", "runc-post-copy")
+]
 ENGINES = ["criu-cold", "criu-post-copy"]
 
 pytestmark = pytest.mark.needs("criu", "criu-lazy-pages")
@@ -13,7 +17,7 @@ ON_BASE = """
 import dataclasses
 from quicferry.migration.engines.registry import create
 from quicferry.migration.memory.base_image import ALIKE, environment
-from quicferry.migration.memory.twin import base_of
+from quicferry.migration.memory.twin import base_of, in_a_container
 
 os.environ["QUICFERRY_BASE_IMAGES"] = "STORE"
 ENV = environment(os.environ)
@@ -21,8 +25,11 @@ ENV = environment(os.environ)
 def like(mib):
     return [*ALIKE, "sh", "-c", 'echo >/run/ready && exec "$@"', "sh", sys.executable, str(SERVER), mib]
 
-async def image():
-    return await base_of(like("1"), ENV, {"/run/seen.json": b"{}"}, "/run/ready")
+def in_oci():
+    return OciContainer.make("base-image", enter=OWN_NETWORK)
+
+async def image(make=in_a_container):
+    return await base_of(like("1"), ENV, {"/run/seen.json": b"{}"}, "/run/ready", make)
 
 def put_on_base(edge, make=image):
     edge.engine = create(edge.engine.name, dataclasses.replace(edge.engine._context, base_image=make))
@@ -74,6 +81,28 @@ async def play():
     if engine == "criu-cold":
         # 5 MiB are random and not in the image; of the rest little is not
         assert 5 << 20 < got["with_it"] < got["without"] - (1 << 20)
+
+
+@pytest.mark.parametrize("engine", OF_RUNC)
+def test_a_container_moves_on_the_base_image_of_a_container_there_and_back(tmp_path, engine):
+    got = played(
+        ON_BASE
+        + """
+async def play():
+    async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
+        await start(a)
+        for edge in (a, b):
+            put_on_base(edge, lambda: image(in_oci))
+        return await hops(a, b, 2)
+""",
+        tmp_path,
+        ENGINE=engine,
+        STORE=str(tmp_path / "store"),
+    )
+    check_hops(got, 2)
+    assert len({answer["sha256"] for answer in got["seen"]}) == 1
+    assert all(detail["base_image"] for detail in got["taken"])
+    assert [detail["rounds"] >= 1 for detail in got["restored"]] == [True, True]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

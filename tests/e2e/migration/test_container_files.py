@@ -73,7 +73,7 @@ def image(directory: Path) -> Path:
     return made
 
 
-@pytest.mark.parametrize("engine", ["runc-cold", "runc-hybrid"])
+@pytest.mark.parametrize("engine", ["runc-cold", "runc-pre-copy", "runc-post-copy", "runc-hybrid"])
 def test_no_line_is_lost_or_doubled_and_files_are_as_they_were(tmp_path, engine):
     got = played(HOPS, tmp_path, arguments=str(image(tmp_path)), ENGINE=engine)
     assert got["log"] == list(range(1, len(got["log"]) + 1))

@@ -17,7 +17,7 @@ from quicferry.migration.engines.criu.native_copy import (
     NativePostCopyEngine,
     NativePreCopyEngine,
 )
-from quicferry.migration.engines.criu.runc import OwnFilesEngine, RuncEngine
+from quicferry.migration.engines.criu.runc import FilesAheadEngine, OwnFilesEngine, RuncEngine
 from quicferry.migration.order import MoveOrder
 
 
@@ -61,7 +61,7 @@ class RuncNativePreCopyEngine(OwnFilesEngine, RuncMemoryEngine, NativePreCopyEng
     dumps_by_rounds = True
 
 
-class RuncNativePostCopyEngine(OwnFilesEngine, RuncMemoryEngine, NativePostCopyEngine):
+class RuncNativePostCopyEngine(FilesAheadEngine, RuncMemoryEngine, NativePostCopyEngine):
     """The engine ``runc-post-copy`` by CRIU's own machinery."""
 
     name = "runc-post-copy"

@@ -25,9 +25,11 @@ from quicferry.migration.criu.packing import Packer, unpack
 from quicferry.migration.criu.runc import Runc
 from quicferry.migration.engines.base import EngineContext
 from quicferry.migration.engines.criu.agent_copy import (
+    CriuColdOnBaseEngine,
     CriuCopyEngine,
     CriuHybridEngine,
     CriuPostCopyEngine,
+    CriuPostCopyOnBaseEngine,
     CriuPreCopyEngine,
 )
 from quicferry.migration.engines.criu.base import AHEAD, LAST, CriuEngine, Held
@@ -199,15 +201,11 @@ class OwnFilesEngine(RuncEngine):
         await super()._make_process(order, manifest, detail)
 
 
-class RuncColdEngine(OwnFilesEngine, CriuColdEngine):
-    """The engine ``runc-cold``: as ``criu-cold``, with runc for CRIU."""
-
-    name = "runc-cold"
-    method = "dumped by runc with CRIU"
-    dumps_stopped = True
+class FilesAheadEngine(OwnFilesEngine):
+    """Sends the container's files while it runs, and nothing else: its memory crosses later."""
 
     async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
-        """Send the files that the container has written; its memory crosses in the downtime."""
+        """Send the files that the container has written."""
         packer = Packer(order.compression)
         async for chunk in packer.pack_all(await self._files_ahead()):
             yield chunk
@@ -222,6 +220,14 @@ class RuncColdEngine(OwnFilesEngine, CriuColdEngine):
         if unpacker.manifest().epoch != order.epoch:
             raise MigrationError(f"files of another epoch than {order.epoch}")
         await self._files_have_come(AHEAD)
+
+
+class RuncColdEngine(FilesAheadEngine, CriuColdEngine):
+    """The engine ``runc-cold``: as ``criu-cold``, with runc for CRIU."""
+
+    name = "runc-cold"
+    method = "dumped by runc with CRIU"
+    dumps_stopped = True
 
 
 class RuncCopyEngine(OwnFilesEngine, CriuCopyEngine):
@@ -239,7 +245,19 @@ class RuncPreCopyEngine(RuncCopyEngine, CriuPreCopyEngine):
     name = "runc-pre-copy"
 
 
-class RuncPostCopyEngine(RuncCopyEngine, CriuPostCopyEngine):
+class RuncColdOnBaseEngine(RuncCopyEngine, FilesAheadEngine, CriuColdOnBaseEngine):
+    """The engine ``runc-cold`` with a base image: as ``criu-cold``, with runc for CRIU."""
+
+    name = "runc-cold"
+
+
+class RuncPostCopyOnBaseEngine(RuncCopyEngine, FilesAheadEngine, CriuPostCopyOnBaseEngine):
+    """The engine ``runc-post-copy`` with a base image: as ``criu-post-copy``, with runc for CRIU."""
+
+    name = "runc-post-copy"
+
+
+class RuncPostCopyEngine(RuncCopyEngine, FilesAheadEngine, CriuPostCopyEngine):
     """The engine ``runc-post-copy``: as ``criu-post-copy``, with runc for CRIU."""
 
     name = "runc-post-copy"
