@@ -66,7 +66,8 @@ class ReceivedFiles:
 
         To be run in a thread; it uses several. Raises ``MigrationError`` for a file that has changed.
         """
-        tasks = [task for path in self.paths if paths is None or path in paths for task in self._tasks(path)]
+        chosen = self.paths if paths is None else [path for path in paths if path in self._files]
+        tasks = [task for path in chosen for task in self._tasks(path)]
         # for a few small files, threads cost more than they give
         if sum(size for _, _, size, _ in tasks) < PARALLEL_BYTES:
             return sum(_check_block(*task) for task in tasks)

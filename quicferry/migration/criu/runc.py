@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from quicferry.errors import MigrationError
@@ -133,8 +134,10 @@ class Runc(Criu):
         await self._run("checkpoint", images, words, timeout_s, self._dumper)
         return read_dump_stats((self._outside(images) / "stats-dump").read_bytes())
 
-    async def dump_without_memory(self, pid: int, images: Path, *, timeout_s: float) -> None:
-        """As ``Criu.dump_without_memory``. The server goes on afterwards as it was before.
+    async def dump_without_memory(
+        self, pid: int, images: Path, *, timeout_s: float, written: Callable[[], None] | None = None
+    ) -> None:
+        """As ``Criu.dump_without_memory``; ``written`` is not called. The server goes on as it was before.
 
         runc has an option for the address of a page server, and none for a socket: CRIU takes that from its
         configuration, then, and does not use the address. It inherits the socket by way of runc.

@@ -22,7 +22,8 @@ import zstandard
 from quicferry.errors import MigrationError
 from quicferry.migration.memory.batches import small_first
 from quicferry.migration.memory.page_messages import GotPages, PageCall, PageRun, PagesDone, WantAll, WantNow
-from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages
+from quicferry.migration.memory.page_set import PageSet
+from quicferry.migration.memory.pagemap import NO_PAGES, PAGE_BYTES, Pages, joined
 from quicferry.migration.memory.round_pages import LocalPages
 from quicferry.migration.memory.uffd_events import Target, UffdEventLog
 from quicferry.migration.memory.userfault import UserFaults
@@ -66,14 +67,15 @@ class PageSink:
         self._on_demand = False  # the source has not been told yet that it may send unasked
         self._open_stream = open_stream
         self._detour = False
-        self._missing = {pid: set(pages.tolist()) for pid, pages in missing.items()}
+        self._missing = {pid: PageSet(pages) for pid, pages in missing.items()}
         self._order = [
             (pid, first, count) for pid, pages in missing.items() for first, count in small_first(pages)
         ]
         self._local = local
-        unplaced = {pid: set(pages) for pid, pages in self._missing.items()}
-        for pid, pages in local.items():
-            unplaced.setdefault(pid, set()).update(pages.pages.tolist())
+        unplaced = {
+            pid: PageSet(joined(missing.get(pid, NO_PAGES), local[pid].pages if pid in local else NO_PAGES))
+            for pid in {**missing, **local}
+        }
         self._faults = UserFaults(images, unplaced, self._want, adopted, event_log, found)
         self._stream: PageCall | None = None
         self._asking: set[asyncio.Task[None]] = set()
@@ -157,7 +159,7 @@ class PageSink:
                     start = 0
                     for first, count in run.runs:
                         self._faults.arrived(run.pid, first, data[start : start + count * PAGE_BYTES])
-                        self._missing[run.pid].difference_update(range(first, first + count))
+                        self._missing[run.pid].remove_run(first, count)
                         start += count * PAGE_BYTES
                     self._taken += run.pages
                     self._untold += run.pages
@@ -215,7 +217,7 @@ class PageSink:
         return [
             (pid, first, count)
             for pid, first, count in self._order
-            if not self._missing[pid].isdisjoint(range(first, first + count))
+            if self._missing[pid].has_any(first, count)
         ]
 
     def _unpack(self, run: PageRun) -> bytes:

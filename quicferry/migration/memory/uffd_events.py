@@ -10,10 +10,11 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 from quicferry.errors import MigrationError
+from quicferry.migration.memory.page_set import PageSet
 from quicferry.migration.memory.pagemap import PAGE_BYTES
 
 # linux/userfaultfd.h
@@ -90,11 +91,11 @@ class Target:
     """One process with missing pages. Page numbers are those of the images, wherever mremap moved them."""
 
     def __init__(
-        self, descriptor: int, pid: int, unplaced: set[int], moves: Iterable[tuple[int, int, int]] = ()
+        self, descriptor: int, pid: int, unplaced: Set[int], moves: Iterable[tuple[int, int, int]] = ()
     ) -> None:
         self.descriptor = descriptor
         self.pid = pid
-        self.unplaced = unplaced
+        self.unplaced = unplaced if isinstance(unplaced, PageSet) else PageSet.of(unplaced)
         self._moves = list(moves)  # from, to, how many, in the order of the events
 
     def where(self, page: int) -> int:
@@ -117,6 +118,9 @@ class Target:
 
     def dropped(self, first: int, count: int) -> None:
         """Note that a range was unmapped or discarded: its pages must not be put in place any more."""
+        if not self._moves:
+            self.unplaced.remove_run(first, count)
+            return
         if count > len(self.unplaced):
             gone = {page for page in self.unplaced if first <= self.where(page) < first + count}
         else:
@@ -138,11 +142,11 @@ class Target:
 
     def child(self, descriptor: int) -> Target:
         """A target for a fork of the process, which lacks the same pages."""
-        return Target(descriptor, self.pid, set(self.unplaced), self._moves)
+        return Target(descriptor, self.pid, self.unplaced.copy(), self._moves)
 
     def runs(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
         """Yield unplaced neighbours of a range as (image page, page in the process, how many)."""
-        if not self._moves and self.unplaced.issuperset(range(first, first + count)):
+        if not self._moves and self.unplaced.has_all(first, count):
             yield first, first, count  # as nearly always
             return
         start = first

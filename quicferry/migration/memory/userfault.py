@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
 from quicferry.migration.container.readiness import until_readable
+from quicferry.migration.memory.page_set import PageSet
 from quicferry.migration.memory.pagemap import PAGE_BYTES
 from quicferry.migration.memory.uffd_events import FORK, MESSAGE, PAGEFAULT, Target, UffdEventLog
 
@@ -62,7 +63,7 @@ class UserFaults:
     def __init__(
         self,
         images: Path,
-        missing: dict[int, set[int]],
+        missing: dict[int, PageSet],
         wanted: Callable[[int, int], None],
         adopted: Callable[[int, int], None],
         event_log: UffdEventLog,
@@ -112,7 +113,7 @@ class UserFaults:
                     return
                 if number > 0:  # a negative one is that of a zombie
                     # also of a child all of whose memory is in the images: CRIU hands over every process
-                    lacking = self._missing.setdefault(number, set())
+                    lacking = self._missing.setdefault(number, PageSet.of(()))
                     self._adopt(Target(await _descriptor(connection), number, lacking))
 
     def _adopt(self, target: Target) -> None:
@@ -161,7 +162,7 @@ class UserFaults:
                         done = 1
                     else:
                         continue
-                target.unplaced.difference_update(range(page, page + done))
+                target.unplaced.remove_run(page, done)
                 page, place, count = page + done, place + done, count - done
                 source += done * PAGE_BYTES
 

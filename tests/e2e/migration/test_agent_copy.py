@@ -172,3 +172,29 @@ async def play():
     assert 0 < got["touched"] < got["pages"] / 2
     assert got["again"] == 0, "a process that stands writes nothing"
     assert got["after"] > got["first"]
+
+
+def test_all_images_are_there_when_criu_has_closed_its_page_server(tmp_path):
+    got = played(
+        """
+from quicferry.migration.criu.command import Criu
+
+async def play():
+    async with edges("edge-1", engine="criu-post-copy") as (a,):
+        await a.start_server("20")
+        pid, images = a.container.service_pid, a.engine._images
+        criu, outside = Criu(a.container), a.container.path(str(images))
+        await criu.warm_up(images)
+        await a.container.halt(pid)
+
+        def content():
+            return {path.name: path.read_bytes().hex() for path in outside.glob("*.img")}
+
+        seen = []
+        await criu.dump_without_memory(pid, images, timeout_s=20, written=lambda: seen.append(content()))
+        return dict(seen=seen, after=content())
+""",
+        tmp_path,
+    )
+    assert got["seen"] == [got["after"]]
+    assert {"inventory.img", "pstree.img"} <= set(got["after"])

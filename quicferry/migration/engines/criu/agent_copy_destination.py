@@ -27,7 +27,6 @@ from quicferry.migration.memory.base_image import PAGES, PAGES_ID
 from quicferry.migration.memory.page_sink import WORKING_PAGES, PageSink
 from quicferry.migration.memory.pagemap import (
     AS_YOU_LIKE,
-    NO_PAGES,
     Flag,
     PageMap,
     Pages,
@@ -80,9 +79,9 @@ class CopyDestination(LazyDestination):
         """The record of what the process will lack, for this agent and for a successor."""
         missing = {}
         for owner in manifest.lazy:
-            absent = decode((self._outside / f"pagemap-{owner}.img").read_bytes()).absent
-            here = local[owner].pages if owner in local else NO_PAGES
-            missing[owner] = np.setdiff1d(absent, here, assume_unique=True)
+            missing[owner] = decode((self._outside / f"pagemap-{owner}.img").read_bytes()).absent
+            if owner in local:  # to CRIU all that it is not to restore is one
+                missing[owner] = np.setdiff1d(missing[owner], local[owner].pages, assume_unique=True)
         return Unfinished(
             epoch=order.epoch,
             pid=manifest.pid,

@@ -67,6 +67,13 @@ ROOM_PAGES = 1024  # that a server writes between the preparation and the freeze
 LEAST_PAGES = 512
 
 
+async def _until(event: asyncio.Event, dumping: asyncio.Task[None]) -> None:
+    """Wait for what happens during a dump, or for the dump's end."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait([dumping, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
 class CopySource(CriuEngine):
     """Leaves the memory in the stopped process, and reads it there."""
 
@@ -84,6 +91,7 @@ class CopySource(CriuEngine):
         self._patched = NO_PAGES  # of the base image, or new beside it
         self._same = NO_PAGES  # pages that are as the rounds before the freeze sent them
         self._stopped = asyncio.Event()
+        self._written = asyncio.Event()  # CRIU has written all its images
         self._aside: list[tuple[int, int]] = []  # runs of pages that follow later unless they are written
         self._memory: dict[int, ProcessMemory] = {}  # of the stopped processes, by PID in the images
         self._tracker: WriteTracker | None = None
@@ -97,6 +105,7 @@ class CopySource(CriuEngine):
         self._patched = NO_PAGES
         self._sent.clear()
         self._stopped.clear()
+        self._written.clear()
         if self._source is not None:
             self._source.abort()
             self._source = None
@@ -131,19 +140,25 @@ class CopySource(CriuEngine):
         self._held = Held(order.epoch, pid)
         dumping = self._dumping = asyncio.create_task(self._take(order, pid))
         packer = Packer(order.compression)
-        stopping = asyncio.create_task(self._stopped.wait())
+        owner = self._image_pid(pid)
+        lazy: dict[int, int] = {}
         try:
-            await asyncio.wait([dumping, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await _until(self._stopped, dumping)
             if self._stopped.is_set():
-                async for chunk in packer.pack_all(self._last_portions(self._image_pid(pid), dumping)):
+                async for chunk in packer.pack_all(self._last_portions(owner, dumping)):
                     yield chunk
-            await asyncio.shield(dumping)
+            await _until(self._written, dumping)
+            if dumping.done():
+                dumping.result()  # a failed dump ends the stream here
             if self.lazily:
                 self._source = PageSource(self._read_pages, order.compression)
-            async for chunk in packer.pack_all(self._records(order, self._image_pid(pid)), flush=True):
+            async for chunk in packer.pack_all(self._records(owner, lazy)):
+                yield chunk
+            # images that are there are not yet a dump that has succeeded, and a process that CRIU has let go
+            await asyncio.shield(dumping)
+            async for chunk in packer.pack_all(self._closing_records(order, owner, lazy), flush=True):
                 yield chunk
         finally:
-            stopping.cancel()
             await self._dump_is_over()
 
     async def _take(self, order: MoveOrder, pid: int) -> None:
@@ -153,7 +168,9 @@ class CopySource(CriuEngine):
             await self._container.halt(pid)
             self._stopped.set()
             collecting = asyncio.create_task(self._collect_files())
-            await self._ready().dump_without_memory(pid, self._images, timeout_s=order.deadlines.checkpoint_s)
+            await self._ready().dump_without_memory(
+                pid, self._images, timeout_s=order.deadlines.checkpoint_s, written=self._written.set
+            )
             await collecting
             detail["method"] = self.method
             detail["memory_by"] = "agents"
@@ -196,7 +213,8 @@ class CopySource(CriuEngine):
         changed = memory.without_files(reading.changed.pages)
         for portion in portions_of(changed) if self.lazily else [changed]:
             ahead = sum(map(len, self._sent))
-            if ahead >= self.most_pages or (dumping.done() and ahead >= self.least_pages):
+            over = dumping.done() or self._written.is_set()
+            if ahead >= self.most_pages or (over and ahead >= self.least_pages):
                 return
             # read from the stopped process already
             read = Snapshot(portion, reading.changed.data[np.searchsorted(reading.changed.pages, portion)])
@@ -205,15 +223,17 @@ class CopySource(CriuEngine):
             number = self._rounds + len(self._sent) - 1
             yield from round_records(number, pid, Reading(np.union1d(rest, read.pages), read), self._ahead)
 
-    def _records(self, order: MoveOrder, pid: int) -> Iterator[bytes]:
-        """The last image: CRIU's own files, with the list of pages as this engine wants it."""
+    def _records(self, pid: int, lazy: dict[int, int]) -> Iterator[bytes]:
+        """The last image: CRIU's own files, with the list of pages as this engine wants it.
+
+        ``lazy`` gets how many pages of each process stay here.
+        """
         # CRIU itself looks into rounds only if all memory is restored at once
         leading = self._rounds + (0 if self.lazily else len(self._sent))
         if leading:
             yield record(RecordKind.PARENT, f".=round-{leading - 1}", b"")
         sent = joined(self._patched, *self._sent)
         replaced = set()
-        lazy: dict[int, int] = {}
         for path in sorted(self._outside.glob("pagemap-[0-9]*.img")):
             owner = int(path.stem.removeprefix("pagemap-"))
             pagemap = decode(path.read_bytes())
@@ -232,10 +252,13 @@ class CopySource(CriuEngine):
             yield record(RecordKind.IMAGE, path.name, encode(PageMap(pagemap.pages_id, entries)))
             yield record(RecordKind.IMAGE, pages_name, b"")
             yield from of_pages(pages_name, data, self._ahead)
-        yield from self._last_files()
         for path in sorted(self._outside.iterdir()):
             if path.suffix == ".img" and path.name not in LEFT_BEHIND and path.name not in replaced:
                 yield from in_chunks(path.name, memoryview(path.read_bytes()))
+
+    def _closing_records(self, order: MoveOrder, pid: int, lazy: dict[int, int]) -> Iterator[bytes]:
+        """What follows the images when the dump has succeeded: files, the manifest, the end."""
+        yield from self._last_files()
         self._left_behind = bool(lazy)
         manifest = CheckpointManifest(
             epoch=order.epoch,
