@@ -62,6 +62,8 @@ VAGRANTFILE
 # In the private root: what libvirt changes of the machine (bridges, rules, its folders) ends with it.
 inside() {
   local failed=no name
+  # libvirt would still know the machine of a test that was interrupted, and make no other of its name
+  rm -rf "$PLACE/libvirt" "$PLACE/libvirt-etc"
   mkdir -p "$PLACE/libvirt" "$PLACE/libvirt-etc/qemu/networks"
   mount --bind "$PLACE/libvirt" /var/lib/libvirt
   mount --bind "$PLACE/libvirt-etc" /etc/libvirt
