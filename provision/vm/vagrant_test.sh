@@ -114,7 +114,7 @@ inside() {
   in_it kernel 20 "bin/quicferry doctor --only netem --only criu --only criu-tracking --json"
   in_it handoff 30 "bin/quicferry run --strategy symmetric --json"
   in_it mininet 20 ".venv/bin/mn --custom topologies/two_edges.py --topo two_edges \
-    --controller none --switch lxbr --test pingall 2>&1 | tee /dev/stderr | grep -q 'Results: 0% dropped'"
+    --controller none --switch lxbr --test pingall 2>&1 | tee -a /dev/stderr | grep -q 'Results: 0% dropped'"
   name=$failed
   failed=no
   try destroy 20 vagrant destroy --force
