@@ -63,7 +63,8 @@ def do(command: str, output: Path, budget_s: float) -> tuple[int, float, bool]:
     When it is, the processes of its group are ended; those of a run end with the tool that made them.
     """
     begun = time.monotonic()
-    with output.open("wb") as log:
+    output.unlink(missing_ok=True)
+    with output.open("ab") as log:  # a command that opens /dev/stderr itself would else be written over
         process = subprocess.Popen(
             ["bash", "-c", command],
             stdin=subprocess.DEVNULL,

@@ -44,8 +44,9 @@ RUN = "bin/quicferry run --strategy symmetric --json"
 #: What stock Mininet does must not be done to the machine's own network.
 PRIVATE_ROOT = ".venv/bin/python -m quicferry.emulation.sandbox.private_root"
 
-#: Mininet's own exit status says nothing of packets that were lost.
-ALL_ARRIVED = "2>&1 | tee /dev/stderr | grep -q 'Results: 0% dropped'"
+#: Mininet's own exit status says nothing of packets that were lost. Without -a, tee would empty the step's
+#: output, which is a file, before each topology.
+ALL_ARRIVED = "2>&1 | tee -a /dev/stderr | grep -q 'Results: 0% dropped'"
 
 
 class Step(NamedTuple):

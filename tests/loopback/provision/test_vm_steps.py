@@ -116,3 +116,12 @@ def test_the_name_of_the_disk_stands_for_what_is_on_it(tmp_path):
         after = key()
         assert after != before, name
         before = after
+
+
+def test_what_mininet_says_of_every_topology_stays(vm_test, guest_steps, tmp_path):
+    said = "printf '*** Results: %s dropped\\n' $it" + f" {vm_test.ALL_ARRIVED}"
+    output = tmp_path / "mininet.txt"
+    status, _, _ = guest_steps.do(vm_test._each("0% 0%", said), output, 60)
+    assert (status, output.read_text().count("Results: 0% dropped")) == (0, 2)
+    status, _, _ = guest_steps.do(vm_test._each("0% 5% 0%", said), output, 60)
+    assert (status, output.read_text().count("dropped")) == (1, 3)
