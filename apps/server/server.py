@@ -50,12 +50,10 @@ from quicferry.quic import (
 from quicferry.quic.fence import Fence
 from quicferry.quic.snapshot import (
     blank,
-    connection_ids,
     freeze,
     is_frozen,
     pack_bundle,
     record_commit,
-    restore_snapshot,
     take_snapshot,
     thaw,
     unpack_bundle,
@@ -409,7 +407,7 @@ class QuicServer(ServerShell):
         out, self._copies_out = self._copies_out, None
         unchanged = out.unchanged(now_s()) if out is not None and out.epoch == order.epoch else {}
         for peer in self.table.peers.values():
-            if not self._cannot_follow(peer):
+            if peer.key not in unchanged and not self._cannot_follow(peer):
                 peer.connection.hold()
         self.table.hold_back()
         if order.state_path is None:
@@ -443,11 +441,18 @@ class QuicServer(ServerShell):
         for peer in self.table.peers.values():
             if self._cannot_follow(peer):
                 continue
+            if peer.key in unchanged:
+                peer.stopped = True
+                as_copied.append(peer)
+                continue
             try:
                 freeze(peer.connection, now)
             except MigrationError:
                 continue  # in the middle of its handshake, or closing: it stays, the others go
-            (as_copied if peer.key in unchanged else peers).append(peer)
+            peers.append(peer)
+        # Directly after the answer: the keys of those that lie still are sealed while the state crosses.
+        # Until then nobody touches them: port and timers are off, and orders come later in the loop's turn.
+        asyncio.get_running_loop().call_soon(self._seal, as_copied, now)
         snapshots = [take_snapshot(peer.connection, now, epoch=epoch) for peer in peers]
         handed = HandedOver(
             service=self.service.dump(),
@@ -466,6 +471,12 @@ class QuicServer(ServerShell):
             "left": len(self.table.peers) - len(snapshots) - len(as_copied),
         }
 
+    def _seal(self, peers: list[Peer], now: float) -> None:
+        for peer in peers:
+            peer.connection.hold()
+            freeze(peer.connection, now)
+            peer.stopped = False
+
     def _import(self, order: control.Import) -> dict[str, Any]:
         content = unpack_bundle(read_state(order))
         self.fence.take_over(order.epoch)
@@ -473,33 +484,19 @@ class QuicServer(ServerShell):
         ahead = self._copies_in
         if ahead is None or ahead.epoch != order.epoch:
             ahead = CopiesIn(self.table, self._build, self._blanks, order.epoch)
-        taken = [(each.key, ahead.taken(each)) for each in handed.unchanged]
-        restored = [
-            (key, self._restored(ahead, key, data, order.epoch))
-            for key, data in zip(handed.keys, content.snapshots, strict=True)
-        ]
+        peers = [ahead.taken(each) for each in handed.unchanged]
+        peers += [ahead.restored(key, data) for key, data in zip(handed.keys, content.snapshots, strict=True)]
+        for peer, strategy in zip(peers, handed.unchanged_strategies + handed.strategies, strict=True):
+            peer.strategy = strategy
         self._copies_in = None
         self._blanks.clear()
         self.service = ApplicationService.load(handed.service, order.edge, self.config.response_bytes)
         self.table.remove_all()
         if self.table.tickets is not None:
             self.table.tickets |= {ticket.ticket: from_plain(ticket) for ticket in handed.tickets}
-        strategies = handed.unchanged_strategies + handed.strategies
-        for (key, connection), strategy in zip(taken + restored, strategies, strict=True):
-            assert isinstance(connection, MigratableConnection)
-            self.table.adopt(connection, set(connection_ids(connection)), key).strategy = strategy
+        self.table.admit(peers)
         self.standby = False
         return self._go_on(order)
-
-    def _restored(self, ahead: CopiesIn, key: str, data: bytes, epoch: int) -> QuicConnection:
-        return ahead.restored(key, data) or restore_snapshot(
-            data,
-            configuration=self.table.configuration,
-            build=self._build,
-            now=now_s(),
-            epoch=epoch,
-            into=self._blanks.pop() if self._blanks else None,
-        )
 
     def _serve_again(self, order: control.Resume) -> dict[str, Any]:
         return self._go_on(order)

@@ -72,6 +72,7 @@ class SourceMove:
         self._machine = machine
         self._order = order
         self._engine: Engine = host.engine(implementation_of(order))
+        self._copies_late = isinstance(self._engine, CopiesAfterNotice)
         self._peer: RpcClient = host.peer(order.destination)
         self._stream: DuplexCall[ToDestination, ToSource] | None = None
         self._tally = Tally()
@@ -111,11 +112,10 @@ class SourceMove:
         try:
             waiting_room = await self._prepare()
             self._take(Signal.PREPARED)
-            late = isinstance(self._engine, CopiesAfterNotice)
-            if not late:
+            if not self._copies_late:
                 await self._copy_ahead()
             await self._give_notice()
-            if late:
+            if self._copies_late:
                 await self._copy_ahead()
             await self._send(waiting_room)
         except Exception as error:  # whatever it was: the server must end up at one of the two places
@@ -196,10 +196,18 @@ class SourceMove:
         order = self._order
         chunks = self._engine.copy_ahead(order)
         self._touched = True
+        first = b""
+        if self._copies_late:  # there may be nothing to copy, and nothing to tell
+            async with asyncio.timeout(order.deadlines.precopy_s):
+                first = await anext(aiter(chunks), b"")
+            if not first:
+                return
         try:
             with self._host.events.phase("migration.precopy", epoch=order.epoch) as detail:
                 async with asyncio.timeout(order.deadlines.precopy_s):
                     await self._stream.write(Ahead(order=order))
+                    if first:
+                        await self._write(first, self._ahead)
                     async for chunk in chunks:
                         await self._write(chunk, self._ahead)
                     size_bytes, sha256 = self._ahead.size_bytes, self._ahead.sha256
