@@ -16,7 +16,14 @@ from aioquic.quic.connection import QuicConnection
 from apps.server.connections import ConnectionTable, Peer
 from quicferry.errors import MigrationError
 from quicferry.quic.connection import MigratableConnection
-from quicferry.quic.copies import Copy, changes, copy_connection, is_at_rest, may_be_taken, next_number
+from quicferry.quic.copies import (
+    Copy,
+    changes,
+    copy_connection,
+    is_at_rest,
+    next_number,
+    owes_acknowledgement,
+)
 from quicferry.quic.snapshot import connection_ids, restore_snapshot
 from quicferry.units import now_s
 
@@ -37,6 +44,10 @@ class Unchanged(msgspec.Struct, frozen=True, array_like=True):
     key: str
     age_s: float
     number: int  # its next packet number
+    owes_ack: bool
+
+
+read_copied = msgspec.msgpack.Decoder(list[Copied]).decode
 
 
 class CopiesOut:
@@ -77,9 +88,14 @@ class CopiesOut:
     def unchanged(self, now: float) -> dict[str, Unchanged]:
         """The connections that are as they were copied. To be asked before they are held."""
         return {
-            peer.key: Unchanged(peer.key, now - self._copied[peer.key][2], next_number(peer.connection))
+            peer.key: Unchanged(
+                peer.key,
+                now - self._copied[peer.key][2],
+                next_number(peer.connection),
+                owes_acknowledgement(peer.connection, now),
+            )
             for peer in self._table.peers.values()
-            if self._is_there(peer) and may_be_taken(peer.connection, now)
+            if self._is_there(peer)
         }
 
 
@@ -143,5 +159,5 @@ class CopiesIn:
         known = self._copies.pop(unchanged.key, None)
         if known is None:
             raise MigrationError("a connection is to be as it was copied ahead, and no copy of it is here")
-        known[0].take(now_s(), age_s=unchanged.age_s, number=unchanged.number)
+        known[0].take(now_s(), age_s=unchanged.age_s, number=unchanged.number, owes_ack=unchanged.owes_ack)
         return known[1]

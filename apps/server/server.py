@@ -28,7 +28,7 @@ from aioquic.quic.events import (
 
 from apps.config import ALPN, MAX_DATAGRAM_FRAME_BYTES, MOVED_ERROR, ServerConfig
 from apps.server.connections import ConnectionTable, Peer
-from apps.server.copies import Copied, CopiesIn, CopiesOut, Unchanged
+from apps.server.copies import CopiesIn, CopiesOut, Unchanged, read_copied
 from apps.server.due_answers import DueAnswers
 from apps.server.notice_window import NoticeWindow
 from apps.server.service import ApplicationService
@@ -87,6 +87,10 @@ class HandedOver(msgspec.Struct, kw_only=True):
     unchanged: list[Unchanged] = []  # those that are as they were copied ahead; they have no snapshot
     unchanged_strategies: list[StrategyName | None] = []
     tickets: list[PlainTicket] = []  # whoever takes over must know the sessions that may be resumed
+
+
+#: made when the process starts: to read the annotations of a type takes milliseconds, which would be downtime
+_handed_over = msgspec.msgpack.Decoder(HandedOver)
 
 
 class QuicServer(ServerShell):
@@ -430,7 +434,7 @@ class QuicServer(ServerShell):
             raise MigrationError("only a standby takes in what was copied ahead")
         if self._copies_in is None or self._copies_in.epoch != order.epoch:
             self._copies_in = CopiesIn(self.table, self._build, self._blanks, order.epoch)
-        await self._copies_in.take_in(msgspec.msgpack.decode(read_state(order), type=list[Copied]))
+        await self._copies_in.take_in(read_copied(read_state(order)))
         return {}
 
     def _write_state(self, epoch: int, path: str, unchanged: dict[str, Unchanged]) -> dict[str, Any]:
@@ -480,7 +484,7 @@ class QuicServer(ServerShell):
     def _import(self, order: control.Import) -> dict[str, Any]:
         content = unpack_bundle(read_state(order))
         self.fence.take_over(order.epoch)
-        handed = msgspec.msgpack.decode(content.service, type=HandedOver)
+        handed = _handed_over.decode(content.service)
         ahead = self._copies_in
         if ahead is None or ahead.epoch != order.epoch:
             ahead = CopiesIn(self.table, self._build, self._blanks, order.epoch)

@@ -5,8 +5,8 @@
     connection = copy.take(...)                          after the freeze, where nothing has changed since
     connection = copy.refresh(snapshot, ...)             after the freeze, where something has
 
-``changes`` and ``may_be_taken`` tell the two apart: the source compares the count when it copied with the
-count when it freezes. A copy holds the same secrets as a snapshot, and is bound by the same rules
+``changes`` tells the two apart: the source compares the count when it copied with the count when it freezes.
+A copy holds the same secrets as a snapshot, and is bound by the same rules
 (``snapshot``): its packet numbers are those of the lease behind the number at the freeze, and it can send
 nothing until it was taken and resumed. Whoever takes it names that number, and another one than the copy has
 is refused.
@@ -19,7 +19,7 @@ from aioquic.quic.connection import QuicConnection
 
 from quicferry.errors import MigrationError
 from quicferry.quic._aioquic import rest
-from quicferry.quic._aioquic.rest import changes, may_be_taken, next_number
+from quicferry.quic._aioquic.rest import changes, next_number, owes_acknowledgement
 from quicferry.quic._aioquic.state import Build, why_not_movable
 from quicferry.quic._aioquic.state_capture import capture
 from quicferry.quic._aioquic.state_restore import blank, reconstruct
@@ -27,7 +27,7 @@ from quicferry.quic.connection import MigratableConnection
 from quicferry.quic.image import KeysImage
 from quicferry.quic.snapshot import bind_share, open_snapshot, release_share, seal_snapshot, why_not_frozen
 
-__all__ = ["Copy", "changes", "copy_connection", "is_at_rest", "may_be_taken", "next_number"]
+__all__ = ["Copy", "changes", "copy_connection", "is_at_rest", "next_number", "owes_acknowledgement"]
 
 
 def is_at_rest(connection: QuicConnection) -> bool:
@@ -95,11 +95,14 @@ class Copy:
         self._put(data, now)
         return self._connection
 
-    def take(self, now: float, *, age_s: float, number: int) -> QuicConnection:
-        """The connection as it was copied, ``age_s`` before the freeze. ``number``: the next one there."""
+    def take(self, now: float, *, age_s: float, number: int, owes_ack: bool = False) -> QuicConnection:
+        """The connection as it was copied, ``age_s`` before the freeze. ``number``: the next one there.
+
+        ``owes_ack``: what ``owes_acknowledgement`` said at the freeze.
+        """
         if number != self._number:
             raise MigrationError(
                 f"a connection was frozen at the packet number {number}, and its copy is at {self._number}"
             )
-        rest.pass_time(self._connection, now - self._made_at - age_s, now)
+        rest.pass_time(self._connection, now - self._made_at - age_s, now, owes_ack=owes_ack)
         return self._connection

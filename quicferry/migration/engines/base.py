@@ -188,6 +188,13 @@ class CopiesAfterNotice(CopiesAhead, Protocol):
 
 
 @runtime_checkable
+class GivesAtOnce(Protocol):
+    """An engine whose whole checkpoint is there when its first chunk is."""
+
+    gives_at_once: bool
+
+
+@runtime_checkable
 class KeepsSource(Protocol):
     """An engine whose source is needed for some time after the server runs at the destination."""
 

@@ -37,6 +37,7 @@ class HandoffEngine:
     name = "handoff"
     needs_standby = True
     copies_after_notice = True
+    gives_at_once = True
 
     def __init__(self, context: EngineContext) -> None:
         self._context = context
