@@ -416,7 +416,7 @@ class QuicServer(ServerShell):
         self.table.hold_back()
         if order.state_path is None:
             return {}
-        return self._write_state(order.epoch, order.state_path, unchanged)
+        return self._write_state(order, order.state_path, unchanged)
 
     async def _copy_ahead(self, order: control.CopyAhead) -> dict[str, Any]:
         if self._copies_out is None or self._copies_out.epoch != order.epoch:
@@ -437,8 +437,10 @@ class QuicServer(ServerShell):
         await self._copies_in.take_in(read_copied(read_state(order)))
         return {}
 
-    def _write_state(self, epoch: int, path: str, unchanged: dict[str, Unchanged]) -> dict[str, Any]:
-        now = now_s()
+    def _write_state(
+        self, order: control.Freeze, path: str, unchanged: dict[str, Unchanged]
+    ) -> dict[str, Any]:
+        now, epoch = now_s(), order.epoch
         self.fence.close(epoch)
         peers: list[Peer] = []
         as_copied: list[Peer] = []
@@ -469,7 +471,7 @@ class QuicServer(ServerShell):
             handed.tickets = [to_plain(ticket) for ticket in self.table.tickets.values()]
         bundle = pack_bundle(epoch, snapshots, msgspec.msgpack.encode(handed))
         return {
-            **write_state(path, bundle),
+            **write_state(path, bundle, order.inline_bytes),
             "connections": len(snapshots) + len(as_copied),
             "unchanged": len(as_copied),
             "left": len(self.table.peers) - len(snapshots) - len(as_copied),
