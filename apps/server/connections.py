@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported without saying so
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
@@ -38,6 +38,7 @@ class Peer:
         self.key = key
         self.connection = connection
         self.connection_ids: set[bytes] = set()
+        self.stopped = False  # frozen, and not sealed yet: nothing leaves
         self.shaking = False  # in the middle of its handshake
         self.strategy: StrategyName | None = None  # how this client follows the present move
         #: by the client's address, to which of our own its last datagrams came: answers leave from there
@@ -136,12 +137,21 @@ class ConnectionTable:
             key = str(next(self._keys))
             while key in self.peers:
                 key = str(next(self._keys))
-        peer = Peer(key, connection, self._timer_due)
-        self.peers[key] = peer
-        for connection_id in connection_ids:
-            peer.connection_ids.add(connection_id)
-            self._by_id[connection_id] = peer
+        peer = self.make_peer(connection, connection_ids, key)
+        self.admit([peer])
         return peer
+
+    def make_peer(self, connection: MigratableConnection, connection_ids: set[bytes], key: str) -> Peer:
+        """What ``admit`` takes in."""
+        peer = Peer(key, connection, self._timer_due)
+        peer.connection_ids = connection_ids
+        return peer
+
+    def admit(self, peers: Iterable[Peer]) -> None:
+        """Take in peers that were made ahead."""
+        for peer in peers:
+            self.peers[peer.key] = peer
+            self._by_id.update(dict.fromkeys(peer.connection_ids, peer))
 
     def _events(self, peer: Peer) -> None:
         while (event := peer.connection.next_event()) is not None:
@@ -170,6 +180,8 @@ class ConnectionTable:
 
     def proceed(self, peer: Peer) -> bool:
         """Handle events, send what wants to leave, and set the timer; returns whether anything left."""
+        if peer.stopped:
+            return False
         self._events(peer)
         self._on_idle(peer)
         datagrams = peer.connection.datagrams_to_send(now_s())

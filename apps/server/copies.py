@@ -11,13 +11,20 @@ import asyncio
 import functools
 
 import msgspec
-from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 from apps.server.connections import ConnectionTable, Peer
 from quicferry.errors import MigrationError
 from quicferry.quic.connection import MigratableConnection
-from quicferry.quic.copies import Copy, changes, copy_connection, is_at_rest, may_be_taken, next_number
+from quicferry.quic.copies import (
+    Copy,
+    changes,
+    copy_connection,
+    is_at_rest,
+    next_number,
+    owes_acknowledgement,
+)
+from quicferry.quic.snapshot import connection_ids, restore_snapshot
 from quicferry.units import now_s
 
 AT_ONCE = 8  # connections copied between two turns of the loop: a millisecond, for which clients wait
@@ -37,6 +44,10 @@ class Unchanged(msgspec.Struct, frozen=True, array_like=True):
     key: str
     age_s: float
     number: int  # its next packet number
+    owes_ack: bool
+
+
+read_copied = msgspec.msgpack.Decoder(list[Copied]).decode
 
 
 class CopiesOut:
@@ -77,9 +88,14 @@ class CopiesOut:
     def unchanged(self, now: float) -> dict[str, Unchanged]:
         """The connections that are as they were copied. To be asked before they are held."""
         return {
-            peer.key: Unchanged(peer.key, now - self._copied[peer.key][2], next_number(peer.connection))
+            peer.key: Unchanged(
+                peer.key,
+                now - self._copied[peer.key][2],
+                next_number(peer.connection),
+                owes_acknowledgement(peer.connection, now),
+            )
             for peer in self._table.peers.values()
-            if self._is_there(peer) and may_be_taken(peer.connection, now)
+            if self._is_there(peer)
         }
 
 
@@ -95,38 +111,53 @@ class CopiesIn:
     ) -> None:
         self._table, self._build, self._blanks = table, build, blanks
         self.epoch = epoch
-        self._copies: dict[str, Copy] = {}
-
-    @property
-    def _configuration(self) -> QuicConfiguration:
-        return self._table.configuration
+        self._copies: dict[str, tuple[Copy, Peer]] = {}
 
     async def take_in(self, copied: list[Copied]) -> None:
         """Make the connections, or bring those that are made up to date. Raises ``MigrationError``."""
         for count, each in enumerate(copied, 1):
             known = self._copies.get(each.key)
             if known is not None:
-                known.update(each.data, now_s())
+                known[0].update(each.data, now_s())
+                known[1].connection_ids = set(connection_ids(known[0].connection))
             else:
-                self._copies[each.key] = Copy(
+                copy = Copy(
                     each.data,
-                    configuration=self._configuration,
+                    configuration=self._table.configuration,
                     build=self._build,
                     now=now_s(),
                     epoch=self.epoch,
                     into=self._blanks.pop() if self._blanks else None,
                 )
+                self._copies[each.key] = copy, self._peer(each.key, copy.connection)
             if count % AT_ONCE == 0:
                 await asyncio.sleep(0)
 
-    def restored(self, key: str, snapshot: bytes) -> QuicConnection | None:
-        """The connection of a snapshot, made of its copy; None where there is none."""
-        copy = self._copies.pop(key, None)
-        return None if copy is None else copy.refresh(snapshot, now_s())
+    def _peer(self, key: str, connection: QuicConnection) -> Peer:
+        assert isinstance(connection, MigratableConnection)
+        return self._table.make_peer(connection, set(connection_ids(connection)), key)
 
-    def taken(self, unchanged: Unchanged) -> QuicConnection:
-        """The connection as it was copied. Raises ``MigrationError`` when there is no such copy."""
-        copy = self._copies.pop(unchanged.key, None)
-        if copy is None:
+    def restored(self, key: str, snapshot: bytes) -> Peer:
+        """The peer of a snapshot, made of its copy if there is one. Raises ``MigrationError``."""
+        known = self._copies.pop(key, None)
+        if known is not None:
+            known[0].refresh(snapshot, now_s())
+            known[1].connection_ids = set(connection_ids(known[0].connection))
+            return known[1]
+        made = restore_snapshot(
+            snapshot,
+            configuration=self._table.configuration,
+            build=self._build,
+            now=now_s(),
+            epoch=self.epoch,
+            into=self._blanks.pop() if self._blanks else None,
+        )
+        return self._peer(key, made)
+
+    def taken(self, unchanged: Unchanged) -> Peer:
+        """The peer as it was copied. Raises ``MigrationError`` when there is no such copy."""
+        known = self._copies.pop(unchanged.key, None)
+        if known is None:
             raise MigrationError("a connection is to be as it was copied ahead, and no copy of it is here")
-        return copy.take(now_s(), age_s=unchanged.age_s, number=unchanged.number)
+        known[0].take(now_s(), age_s=unchanged.age_s, number=unchanged.number, owes_ack=unchanged.owes_ack)
+        return known[1]

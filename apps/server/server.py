@@ -28,7 +28,7 @@ from aioquic.quic.events import (
 
 from apps.config import ALPN, MAX_DATAGRAM_FRAME_BYTES, MOVED_ERROR, ServerConfig
 from apps.server.connections import ConnectionTable, Peer
-from apps.server.copies import Copied, CopiesIn, CopiesOut, Unchanged
+from apps.server.copies import CopiesIn, CopiesOut, Unchanged, read_copied
 from apps.server.due_answers import DueAnswers
 from apps.server.notice_window import NoticeWindow
 from apps.server.service import ApplicationService
@@ -50,12 +50,10 @@ from quicferry.quic import (
 from quicferry.quic.fence import Fence
 from quicferry.quic.snapshot import (
     blank,
-    connection_ids,
     freeze,
     is_frozen,
     pack_bundle,
     record_commit,
-    restore_snapshot,
     take_snapshot,
     thaw,
     unpack_bundle,
@@ -89,6 +87,10 @@ class HandedOver(msgspec.Struct, kw_only=True):
     unchanged: list[Unchanged] = []  # those that are as they were copied ahead; they have no snapshot
     unchanged_strategies: list[StrategyName | None] = []
     tickets: list[PlainTicket] = []  # whoever takes over must know the sessions that may be resumed
+
+
+#: made when the process starts: to read the annotations of a type takes milliseconds, which would be downtime
+_handed_over = msgspec.msgpack.Decoder(HandedOver)
 
 
 class QuicServer(ServerShell):
@@ -409,12 +411,12 @@ class QuicServer(ServerShell):
         out, self._copies_out = self._copies_out, None
         unchanged = out.unchanged(now_s()) if out is not None and out.epoch == order.epoch else {}
         for peer in self.table.peers.values():
-            if not self._cannot_follow(peer):
+            if peer.key not in unchanged and not self._cannot_follow(peer):
                 peer.connection.hold()
         self.table.hold_back()
         if order.state_path is None:
             return {}
-        return self._write_state(order.epoch, order.state_path, unchanged)
+        return self._write_state(order, order.state_path, unchanged)
 
     async def _copy_ahead(self, order: control.CopyAhead) -> dict[str, Any]:
         if self._copies_out is None or self._copies_out.epoch != order.epoch:
@@ -432,22 +434,31 @@ class QuicServer(ServerShell):
             raise MigrationError("only a standby takes in what was copied ahead")
         if self._copies_in is None or self._copies_in.epoch != order.epoch:
             self._copies_in = CopiesIn(self.table, self._build, self._blanks, order.epoch)
-        await self._copies_in.take_in(msgspec.msgpack.decode(read_state(order), type=list[Copied]))
+        await self._copies_in.take_in(read_copied(read_state(order)))
         return {}
 
-    def _write_state(self, epoch: int, path: str, unchanged: dict[str, Unchanged]) -> dict[str, Any]:
-        now = now_s()
+    def _write_state(
+        self, order: control.Freeze, path: str, unchanged: dict[str, Unchanged]
+    ) -> dict[str, Any]:
+        now, epoch = now_s(), order.epoch
         self.fence.close(epoch)
         peers: list[Peer] = []
         as_copied: list[Peer] = []
         for peer in self.table.peers.values():
             if self._cannot_follow(peer):
                 continue
+            if peer.key in unchanged:
+                peer.stopped = True
+                as_copied.append(peer)
+                continue
             try:
                 freeze(peer.connection, now)
             except MigrationError:
                 continue  # in the middle of its handshake, or closing: it stays, the others go
-            (as_copied if peer.key in unchanged else peers).append(peer)
+            peers.append(peer)
+        # Directly after the answer: the keys of those that lie still are sealed while the state crosses.
+        # Until then nobody touches them: port and timers are off, and orders come later in the loop's turn.
+        asyncio.get_running_loop().call_soon(self._seal, as_copied, now)
         snapshots = [take_snapshot(peer.connection, now, epoch=epoch) for peer in peers]
         handed = HandedOver(
             service=self.service.dump(),
@@ -460,46 +471,38 @@ class QuicServer(ServerShell):
             handed.tickets = [to_plain(ticket) for ticket in self.table.tickets.values()]
         bundle = pack_bundle(epoch, snapshots, msgspec.msgpack.encode(handed))
         return {
-            **write_state(path, bundle),
+            **write_state(path, bundle, order.inline_bytes),
             "connections": len(snapshots) + len(as_copied),
             "unchanged": len(as_copied),
             "left": len(self.table.peers) - len(snapshots) - len(as_copied),
         }
 
+    def _seal(self, peers: list[Peer], now: float) -> None:
+        for peer in peers:
+            peer.connection.hold()
+            freeze(peer.connection, now)
+            peer.stopped = False
+
     def _import(self, order: control.Import) -> dict[str, Any]:
         content = unpack_bundle(read_state(order))
         self.fence.take_over(order.epoch)
-        handed = msgspec.msgpack.decode(content.service, type=HandedOver)
+        handed = _handed_over.decode(content.service)
         ahead = self._copies_in
         if ahead is None or ahead.epoch != order.epoch:
             ahead = CopiesIn(self.table, self._build, self._blanks, order.epoch)
-        taken = [(each.key, ahead.taken(each)) for each in handed.unchanged]
-        restored = [
-            (key, self._restored(ahead, key, data, order.epoch))
-            for key, data in zip(handed.keys, content.snapshots, strict=True)
-        ]
+        peers = [ahead.taken(each) for each in handed.unchanged]
+        peers += [ahead.restored(key, data) for key, data in zip(handed.keys, content.snapshots, strict=True)]
+        for peer, strategy in zip(peers, handed.unchanged_strategies + handed.strategies, strict=True):
+            peer.strategy = strategy
         self._copies_in = None
         self._blanks.clear()
         self.service = ApplicationService.load(handed.service, order.edge, self.config.response_bytes)
         self.table.remove_all()
         if self.table.tickets is not None:
             self.table.tickets |= {ticket.ticket: from_plain(ticket) for ticket in handed.tickets}
-        strategies = handed.unchanged_strategies + handed.strategies
-        for (key, connection), strategy in zip(taken + restored, strategies, strict=True):
-            assert isinstance(connection, MigratableConnection)
-            self.table.adopt(connection, set(connection_ids(connection)), key).strategy = strategy
+        self.table.admit(peers)
         self.standby = False
         return self._go_on(order)
-
-    def _restored(self, ahead: CopiesIn, key: str, data: bytes, epoch: int) -> QuicConnection:
-        return ahead.restored(key, data) or restore_snapshot(
-            data,
-            configuration=self.table.configuration,
-            build=self._build,
-            now=now_s(),
-            epoch=epoch,
-            into=self._blanks.pop() if self._blanks else None,
-        )
 
     def _serve_again(self, order: control.Resume) -> dict[str, Any]:
         return self._go_on(order)

@@ -73,6 +73,9 @@ class ServiceState(msgspec.Struct, kw_only=True):
     connections: dict[str, dict[int, Exchange]] = {}
 
 
+_state = msgspec.msgpack.Decoder(ServiceState)  # made before there is a hurry
+
+
 class ApplicationService:
     """Answers exchanges. ``edge`` is the name of the host that serves now, told to the client."""
 
@@ -89,7 +92,7 @@ class ApplicationService:
     @classmethod
     def load(cls, data: bytes, edge: str, response_bytes: int) -> ApplicationService:
         """A service that goes on where ``dump`` was called. Raises ``msgspec.DecodeError``."""
-        return cls(edge, response_bytes, msgspec.msgpack.decode(data, type=ServiceState))
+        return cls(edge, response_bytes, _state.decode(data))
 
     def received(self, key: str, stream: int, data: bytes, end: bool, send: Send) -> None:
         """Take in bytes of a stream and answer what is complete.

@@ -137,15 +137,19 @@ class ServerShell(control.ControlHandler):
         return self._serve_again(order)
 
 
-def write_state(path: str, state: bytes) -> dict[str, Any]:
+def write_state(path: str, state: bytes, inline_bytes: int = 0) -> dict[str, Any]:
     """Write the state for a hand-off to a new file of mode 0600; returns its size and hash for the answer.
 
+    What is no longer than ``inline_bytes`` is in the answer instead of the file.
     Raises ``FileExistsError``: the state of one move must not be taken for that of another.
     """
+    answer: dict[str, Any] = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    if len(state) <= inline_bytes:
+        return {**answer, "state": state}
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(state)
-    return {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    return answer
 
 
 def read_state(order: control.Import | control.TakeAhead) -> bytes:

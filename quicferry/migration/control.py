@@ -82,13 +82,15 @@ class Freeze(msgspec.Struct, frozen=True, kw_only=True, tag="freeze"):
     """Stop serving: nothing is read or sent until Resume or Abort. Answer: t_ns.
 
     With ``state_path`` the live connections and the service's state are written there (mode 0600)
-    after the fence, and the answer has bytes and sha256 besides.
+    after the fence, and the answer has bytes and sha256 besides. What is no longer than ``inline_bytes`` is
+    not written: it is in the answer, as state (base64).
     """
 
     epoch: int
     strategy: StrategyName
     server_first: bool
     state_path: str | None = None
+    inline_bytes: int = 0
 
 
 class Resume(msgspec.Struct, frozen=True, kw_only=True, tag="resume"):

@@ -5,8 +5,8 @@
     connection = copy.take(...)                          after the freeze, where nothing has changed since
     connection = copy.refresh(snapshot, ...)             after the freeze, where something has
 
-``changes`` and ``may_be_taken`` tell the two apart: the source compares the count when it copied with the
-count when it freezes. A copy holds the same secrets as a snapshot, and is bound by the same rules
+``changes`` tells the two apart: the source compares the count when it copied with the count when it freezes.
+A copy holds the same secrets as a snapshot, and is bound by the same rules
 (``snapshot``): its packet numbers are those of the lease behind the number at the freeze, and it can send
 nothing until it was taken and resumed. Whoever takes it names that number, and another one than the copy has
 is refused.
@@ -19,15 +19,20 @@ from aioquic.quic.connection import QuicConnection
 
 from quicferry.errors import MigrationError
 from quicferry.quic._aioquic import rest
-from quicferry.quic._aioquic.rest import changes, is_at_rest, may_be_taken, next_number
+from quicferry.quic._aioquic.rest import changes, next_number, owes_acknowledgement
 from quicferry.quic._aioquic.state import Build, why_not_movable
 from quicferry.quic._aioquic.state_capture import capture
 from quicferry.quic._aioquic.state_restore import blank, reconstruct
 from quicferry.quic.connection import MigratableConnection
 from quicferry.quic.image import KeysImage
-from quicferry.quic.snapshot import bind_share, open_snapshot, seal_snapshot
+from quicferry.quic.snapshot import bind_share, open_snapshot, release_share, seal_snapshot, why_not_frozen
 
-__all__ = ["Copy", "changes", "copy_connection", "is_at_rest", "may_be_taken", "next_number"]
+__all__ = ["Copy", "changes", "copy_connection", "is_at_rest", "next_number", "owes_acknowledgement"]
+
+
+def is_at_rest(connection: QuicConnection) -> bool:
+    """Whether a copy of it stays exact until the next call that changes it; a freeze would not refuse it."""
+    return rest.is_at_rest(connection) and why_not_frozen(connection) is None
 
 
 def copy_connection(connection: QuicConnection, now: float, *, epoch: int) -> bytes | None:
@@ -63,6 +68,7 @@ class Copy:
 
     def _put(self, data: bytes, now: float) -> None:
         moved = open_snapshot(data, self._epoch)
+        release_share(self._connection)
         reconstruct(
             moved,
             configuration=self._configuration,
@@ -70,7 +76,15 @@ class Copy:
             now=now,
             known_keys=self._known,
         )
+        if isinstance(self._connection, MigratableConnection):
+            self._connection.hold()  # as the freeze holds it at the source; until it resumes it is silent
+        bind_share(self._connection, moved.packet_number)
         self._known, self._number, self._made_at = moved.keys, moved.packet_number, now
+
+    @property
+    def connection(self) -> QuicConnection:
+        """The connection, which is not to be used before it was taken or refreshed."""
+        return self._connection
 
     def update(self, data: bytes, now: float) -> None:
         """Take in a newer copy of the same connection, before the freeze."""
@@ -79,17 +93,16 @@ class Copy:
     def refresh(self, data: bytes, now: float) -> QuicConnection:
         """The connection as its snapshot after the freeze has it; ``restore_snapshot`` with the work done."""
         self._put(data, now)
-        bind_share(self._connection, self._number)
         return self._connection
 
-    def take(self, now: float, *, age_s: float, number: int) -> QuicConnection:
-        """The connection as it was copied, ``age_s`` before the freeze. ``number``: the next one there."""
+    def take(self, now: float, *, age_s: float, number: int, owes_ack: bool = False) -> QuicConnection:
+        """The connection as it was copied, ``age_s`` before the freeze. ``number``: the next one there.
+
+        ``owes_ack``: what ``owes_acknowledgement`` said at the freeze.
+        """
         if number != self._number:
             raise MigrationError(
                 f"a connection was frozen at the packet number {number}, and its copy is at {self._number}"
             )
-        rest.pass_time(self._connection, now - self._made_at - age_s, now)
-        if isinstance(self._connection, MigratableConnection):
-            self._connection.hold()
-        bind_share(self._connection, self._number)
+        rest.pass_time(self._connection, now - self._made_at - age_s, now, owes_ack=owes_ack)
         return self._connection

@@ -99,16 +99,29 @@ def freeze(connection: QuicConnection, now: float) -> None:
     reason = state.why_not_movable(connection)
     if reason is not None:
         raise MigrationError(f"cannot freeze: {reason}")
-    skipped = lease.unacknowledged_skips(connection)
-    if skipped + ABORT_GAP + PACKET_NUMBER_LEASE + _FLIGHT_MARGIN >= _MAX_AHEAD:
+    reason = _why_too_far_ahead(connection)
+    if reason is not None:
         raise MigrationError(
-            f"cannot freeze: {skipped} packet numbers were left out since the peer last acknowledged one, "
-            "so that it could not decode those of the destination",
-            hint="let the peer acknowledge something between two moves",
+            f"cannot freeze: {reason}", hint="let the peer acknowledge something between two moves"
         )
     lease.release_lease(connection)
     state.stop_flight(connection, now)
     state.seal(connection, now)
+
+
+def why_not_frozen(connection: QuicConnection) -> str | None:
+    """The reason why ``freeze`` would refuse the connection, or None."""
+    return state.why_not_movable(connection) or _why_too_far_ahead(connection)
+
+
+def _why_too_far_ahead(connection: QuicConnection) -> str | None:
+    skipped = lease.unacknowledged_skips(connection)
+    if skipped + ABORT_GAP + PACKET_NUMBER_LEASE + _FLIGHT_MARGIN < _MAX_AHEAD:
+        return None
+    return (
+        f"{skipped} packet numbers were left out since the peer last acknowledged one, "
+        "so that it could not decode those of the destination"
+    )
 
 
 def is_frozen(connection: QuicConnection) -> bool:
@@ -161,6 +174,11 @@ def open_snapshot(data: bytes, epoch: int | None) -> image.ConnectionImage:
     if epoch is not None and snapshot.epoch != epoch:
         raise MigrationError(f"the snapshot belongs to move {snapshot.epoch}, not to move {epoch}")
     return snapshot.connection
+
+
+def release_share(connection: QuicConnection) -> None:
+    """Undo ``bind_share``, before a newer image is put into the same object."""
+    lease.release_lease(connection)
 
 
 def bind_share(connection: QuicConnection, frozen_at: int) -> None:

@@ -14,7 +14,14 @@ from aioquic.quic.connection import QuicConnection
 from quicferry.errors import MigrationError
 from quicferry.quic import ExtensionConfig, MigratableConnection
 from quicferry.quic._aioquic.state_capture import capture
-from quicferry.quic.copies import Copy, changes, copy_connection, is_at_rest, may_be_taken, next_number
+from quicferry.quic.copies import (
+    Copy,
+    changes,
+    copy_connection,
+    is_at_rest,
+    next_number,
+    owes_acknowledgement,
+)
 from quicferry.quic.snapshot import freeze, restore_snapshot, take_snapshot, thaw
 from tests.snapshot_support import World, pattern, watched_nonces
 
@@ -193,11 +200,12 @@ def test_a_random_life_with_copies(seed: int) -> None:
                     known = changes(source) if is_at_rest(source) else None, now, next_number(source)
             elif what == "look" and copy is not None:
                 now = world.server_now
-                unchanged = known[0] is not None and known[0] == changes(source) and may_be_taken(source, now)
+                unchanged = known[0] is not None and known[0] == changes(source)
+                owes_ack = owes_acknowledgement(source, now)
                 snapshot = frozen(world, now)
                 reference = seen(restored(world, snapshot), TAKEN_S)
                 if unchanged:
-                    taken = copy.take(TAKEN_S, age_s=now - known[1], number=known[2])
+                    taken = copy.take(TAKEN_S, age_s=now - known[1], number=known[2], owes_ack=owes_ack)
                 else:
                     taken = copy.refresh(snapshot, TAKEN_S)
                 assert seen(taken, TAKEN_S) == reference

@@ -352,9 +352,9 @@ class DestinationSide:
     ) -> End:
         """Put pieces into the inbox until End, which is returned. Raises when the engine has failed."""
         async for message in requests:
-            if isinstance(message, End):
+            if isinstance(message, End) and not message.data:
                 return message
-            if not isinstance(message, Piece):
+            if not isinstance(message, Piece | End):
                 raise MigrationError(f"{type(message).__name__} in the middle of a transfer")
             if not inbox.has_room:
                 # an engine that has failed does not read on: do not wait for it
@@ -366,6 +366,8 @@ class DestinationSide:
                 await inbox.put(message)
             if working.done():
                 await self._outcome_of(working)
+            if isinstance(message, End):
+                return message
         raise Unreachable("the transfer broke off before its end")
 
     async def _outcome_of(self, restoring: asyncio.Task[R]) -> R:

@@ -18,13 +18,14 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
 from quicferry.migration.agent.context import Host, describe, note_step
 from quicferry.migration.agent.transfer import Tally, pieces
-from quicferry.migration.engines.base import CopiesAfterNotice, CopiesAhead, Engine, KeepsSource
+from quicferry.migration.engines.base import CopiesAfterNotice, CopiesAhead, Engine, GivesAtOnce, KeepsSource
 from quicferry.migration.engines.registry import implementation_of
 from quicferry.migration.order import MoveOrder, fence_ns
 from quicferry.migration.rpc.channel import DuplexCall, RpcClient
 from quicferry.migration.rpc.messages import (
     ABORT,
     COMMIT,
+    PIECE_BYTES,
     PREPARE_DESTINATION,
     RECEIVE,
     AbortMove,
@@ -72,6 +73,7 @@ class SourceMove:
         self._machine = machine
         self._order = order
         self._engine: Engine = host.engine(implementation_of(order))
+        self._copies_late = isinstance(self._engine, CopiesAfterNotice)
         self._peer: RpcClient = host.peer(order.destination)
         self._stream: DuplexCall[ToDestination, ToSource] | None = None
         self._tally = Tally()
@@ -111,11 +113,10 @@ class SourceMove:
         try:
             waiting_room = await self._prepare()
             self._take(Signal.PREPARED)
-            late = isinstance(self._engine, CopiesAfterNotice)
-            if not late:
+            if not self._copies_late:
                 await self._copy_ahead()
             await self._give_notice()
-            if late:
+            if self._copies_late:
                 await self._copy_ahead()
             await self._send(waiting_room)
         except Exception as error:  # whatever it was: the server must end up at one of the two places
@@ -196,10 +197,18 @@ class SourceMove:
         order = self._order
         chunks = self._engine.copy_ahead(order)
         self._touched = True
+        first = b""
+        if self._copies_late:  # there may be nothing to copy, and nothing to tell
+            async with asyncio.timeout(order.deadlines.precopy_s):
+                first = await anext(aiter(chunks), b"")
+            if not first:
+                return
         try:
             with self._host.events.phase("migration.precopy", epoch=order.epoch) as detail:
                 async with asyncio.timeout(order.deadlines.precopy_s):
                     await self._stream.write(Ahead(order=order))
+                    if first:
+                        await self._write(first, self._ahead)
                     async for chunk in chunks:
                         await self._write(chunk, self._ahead)
                     size_bytes, sha256 = self._ahead.size_bytes, self._ahead.sha256
@@ -261,9 +270,7 @@ class SourceMove:
             self._take(Signal.TAKEN)
             with self._host.events.phase("migration.transfer", epoch=order.epoch) as detail:
                 async with self._freeze_limit(order.resume_before_ns, limits.transfer_s):
-                    await self._write(first, self._tally)
-                    async for chunk in chunks:
-                        await self._write(chunk, self._tally)
+                    last = await self._write_all(first, chunks)
                 # the restore is all that is left to do: a shorter lease, so that a failure is over sooner
                 self._lease_ns = self._next_lease(order.resume_before_ns)
                 # Before End leaves, not after: once it is on its way, the destination may resume, and this
@@ -274,6 +281,7 @@ class SourceMove:
                         size_bytes=self._tally.size_bytes,
                         sha256=self._tally.sha256,
                         resume_before_ns=self._lease_ns,
+                        data=last,
                     )
                 )
                 await self._answer(Received, limits.restore_s)
@@ -335,6 +343,24 @@ class SourceMove:
                 # before it leaves: what the destination may have is what counts here
                 self._lease_ns = max(self._lease_ns, self._next_lease(until_ns))
                 await self._stream.write(Renew(resume_before_ns=self._lease_ns))
+
+    async def _write_all(self, chunk: bytes, following: AsyncIterator[bytes]) -> bytes:
+        """Send the checkpoint; what goes with End is returned and counted, not sent."""
+        if not isinstance(
+            self._engine, GivesAtOnce
+        ):  # the next may take its time: this one does not wait for it
+            await self._write(chunk, self._tally)
+            async for chunk in following:
+                await self._write(chunk, self._tally)
+            return b""
+        async for following_chunk in following:
+            await self._write(chunk, self._tally)
+            chunk = following_chunk
+        if len(chunk) > PIECE_BYTES:
+            await self._write(chunk, self._tally)
+            return b""
+        self._tally.add(chunk)
+        return chunk
 
     async def _write(self, chunk: bytes, tally: Tally) -> None:
         """Send one chunk of the engine in pieces."""

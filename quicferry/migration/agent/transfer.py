@@ -62,7 +62,7 @@ class Inbox:
         """Whether ``put`` will not wait."""
         return not self._queue.full()
 
-    async def put(self, piece: Piece) -> None:
+    async def put(self, piece: Piece | End) -> None:
         """Take in one piece; waits while the engine is behind."""
         self._tally.add(piece.data)
         await self._queue.put(piece.data)

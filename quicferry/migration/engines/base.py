@@ -99,7 +99,7 @@ class EngineContext:
     events: EventLog
     state_dir: Path
     standby: StandbyHooks
-    #: called by ``restore`` directly before Resume or Import, when the server's socket exists: the
+    #: called by ``restore`` directly before Resume or Import, or as that leaves, when the socket exists: the
     #: datagrams that wait for it then lie in the socket, and its first flight can answer them.
     #: All of the state is there and was checked by then: the agent asks for the commit, which crosses then
     before_resume: Callable[[], None] = lambda: None
@@ -185,6 +185,13 @@ class CopiesAfterNotice(CopiesAhead, Protocol):
     """An engine that copies ahead what the notice to the clients changes: it comes after that."""
 
     copies_after_notice: bool
+
+
+@runtime_checkable
+class GivesAtOnce(Protocol):
+    """An engine whose whole checkpoint is there when its first chunk is."""
+
+    gives_at_once: bool
 
 
 @runtime_checkable

@@ -8,6 +8,8 @@ files live as short as they can.
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import hashlib
 import os
 import struct
@@ -28,6 +30,7 @@ from quicferry.slowness import longer
 MAX_STATE_BYTES = 1 << 30
 LENGTH = struct.Struct("!Q")  # before each file of copies
 ROUNDS = 2
+INLINE_BYTES = 16 << 10  # of state that needs no file: it fits in a datagram on the loopback device
 FEW = 8  # connections: what these change meanwhile is soon copied once more after the freeze
 
 
@@ -37,6 +40,7 @@ class HandoffEngine:
     name = "handoff"
     needs_standby = True
     copies_after_notice = True
+    gives_at_once = True
 
     def __init__(self, context: EngineContext) -> None:
         self._context = context
@@ -132,13 +136,16 @@ class HandoffEngine:
                     strategy=order.strategy,
                     server_first=order.server_first,
                     state_path=str(inside),
+                    inline_bytes=INLINE_BYTES,
                 ),
                 order.deadlines.checkpoint_s,
             )
             await self._context.after_freeze()
-            # removed before the first byte leaves: it holds traffic secrets
-            state = read_beneath(root, inside, MAX_STATE_BYTES)
-            self._remove_state(order)
+            if "state" in answer:
+                state = base64.b64decode(answer["state"])
+            else:
+                state = read_beneath(root, inside, MAX_STATE_BYTES)
+                remove_beneath(root, inside)  # before the first byte leaves: it holds traffic secrets
             if hashlib.sha256(state).hexdigest() != answer.get("sha256"):
                 raise MigrationError("the state is not what the server says it wrote")
             detail["bytes"] = len(state)
@@ -165,22 +172,29 @@ class HandoffEngine:
                     digest.update(chunk)
             with self._context.events.phase("migration.restore", epoch=order.epoch):
                 check_lease(self._context.lease_of(order), order.destination)
-                self._context.before_resume()
-                return await self._context.control.ask(
-                    control.Import(
-                        epoch=order.epoch,
-                        edge=order.destination,
-                        strategy=order.strategy,
-                        server_first=order.server_first,
-                        state_path=str(inside),
-                        sha256=digest.hexdigest(),
-                        service=order.service,
-                        lease=self._context.lease_of(order),
-                    ),
-                    order.deadlines.restore_s,
+                taking_over = control.Import(
+                    epoch=order.epoch,
+                    edge=order.destination,
+                    strategy=order.strategy,
+                    server_first=order.server_first,
+                    state_path=str(inside),
+                    sha256=digest.hexdigest(),
+                    service=order.service,
+                    lease=self._context.lease_of(order),
                 )
+                return await self._import(taking_over, order.deadlines.restore_s)
         finally:
             self._remove_state(order)
+
+    async def _import(self, order: control.Import, timeout_s: float) -> dict[str, Any]:
+        """Give the order, and let in what waits while the server reads its state: its socket is there."""
+        asking = asyncio.ensure_future(self._context.control.ask(order, timeout_s))
+        try:
+            await asyncio.sleep(0)  # the order leaves
+            self._context.before_resume()
+            return await asking
+        finally:
+            asking.cancel()
 
     async def give_up_source(self, order: MoveOrder) -> None:
         """Have the server dismiss connections that did not move, and kill it."""

@@ -134,12 +134,14 @@ class Piece(msgspec.Struct, frozen=True, tag="piece"):
 class End(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """Ends a transfer with its length and digest. From here on the destination may resume.
 
-    ``resume_before_ns`` is the lease that counts: at most the order's, as now less is left to do.
+    ``resume_before_ns`` is the lease that counts: at most the order's, as now less is left to do. ``data`` is
+    the last piece, where it is there already: one message less to wait for.
     """
 
     size_bytes: int
     sha256: str
     resume_before_ns: int
+    data: bytes = b""
 
 
 class Renew(msgspec.Struct, frozen=True, kw_only=True, tag="renew"):

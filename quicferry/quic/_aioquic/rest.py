@@ -32,7 +32,7 @@ def is_at_rest(connection: QuicConnection) -> bool:
     """Whether a copy of it stays exact until the next call that changes it, but for acknowledgements.
 
     Not while packets are on their way or in doubt, events wait, or it is bound to what an earlier move left.
-    What carried nothing but an acknowledgement is never acknowledged itself: see ``may_be_taken``.
+    What carried nothing but an acknowledgement is never acknowledged itself: see ``owes_acknowledgement``.
     """
     if not isinstance(connection, HookedConnection) or why_not_movable(connection) is not None:
         return False
@@ -47,15 +47,16 @@ def is_at_rest(connection: QuicConnection) -> bool:
     )
 
 
-def may_be_taken(connection: QuicConnection, now: float) -> bool:
-    """Whether a freeze would add nothing to a connection at rest: no acknowledgement is to be given again."""
-    return not has_fresh_ack(connection, now)
+def owes_acknowledgement(connection: QuicConnection, now: float) -> bool:
+    """Whether a freeze would have an acknowledgement given again that may be lost with its packet."""
+    return has_fresh_ack(connection, now)
 
 
-def pass_time(connection: QuicConnection, by_s: float, now: float) -> None:
+def pass_time(connection: QuicConnection, by_s: float, now: float, *, owes_ack: bool) -> None:
     """Moves all times of a connection at rest, as if it had been restored that much later.
 
-    ``by_s`` may be negative: then the copy has become older since than this process has waited.
+    ``owes_ack``: what ``owes_acknowledgement`` said at the freeze. ``by_s`` may be negative: the copy has
+    become older since than this process has waited.
     """
     assert connection._close_at is not None
     connection._close_at += by_s
@@ -65,6 +66,8 @@ def pass_time(connection: QuicConnection, by_s: float, now: float) -> None:
     space = connection._spaces[_ONE_RTT]
     if space.ack_at is not None:
         space.ack_at += by_s
+    elif owes_ack:
+        space.ack_at = now
     if space.largest_received_time is not None:
         space.largest_received_time += by_s
     loss = connection._loss
