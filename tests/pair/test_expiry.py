@@ -62,7 +62,7 @@ def probed(pair: Pair, since: float) -> set[Address]:
 
 def say_no_more(pair: Pair) -> None:
     """The server as one that does not name its pool again."""
-    pair.server._role._say_again = lambda sequences: None
+    pair.server._role._naming.say_again = lambda sequences: None
 
 
 def namings(pair: Pair, since: float) -> list[float]:
@@ -109,7 +109,7 @@ def test_a_pool_in_use_is_named_again_in_time_and_no_more_often():
     between = [later - at for at, later in itertools.pairwise(times)]
     assert len(times) >= 9
     assert min(between) >= IDLE_S and max(between) <= 2 * IDLE_S
-    assert pair.server._role._next_sequence == 3, "by the numbers that they have"
+    assert pair.server._role._naming._next_sequence == 3, "by the numbers that they have"
 
 
 def test_a_lost_naming_is_sent_again():
@@ -199,7 +199,7 @@ def test_what_was_announced_is_forgotten_and_announced_anew(strategy):
     for epoch, to in enumerate((EDGE_2, EDGE_3, EDGE_2, EDGE_3), start=1):
         move(pair, epoch, to, strategy)
         assert to in known(pair)
-        numbers.append(pair.server._role._next_sequence)
+        numbers.append(pair.server._role._naming._next_sequence)
         use(pair, LIFETIME_S + 5.0)
         assert known(pair) == set(), "neither what was named nor where it has been"
         assert pair.client._network_paths[0].addr == to, "the address in use does not expire"

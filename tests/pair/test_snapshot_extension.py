@@ -162,18 +162,13 @@ ROLE_FIELDS: dict[str, str | None] = {
     "_frozen_number": "frozen_number",
     "_here": None,  # where the connection is resumed is told anew
     "_machine": "state",
-    "_name_again": None,  # always, where the connection is resumed
-    "_named": "named",
-    "_next_sequence": "next_sequence",
-    "_offered": "offered",
+    "_naming": None,  # NAMING_FIELDS
     "_path_before": "path_before",
-    "_pool_named_at": None,  # by the clock of one host; the next names the pool again
     "_seam": None,
     "_probation": None,  # the destination has its own
     "_speaks_at": None,  # a new wait begins where the connection is resumed
     "_standard": "standard",
     "_strategy": "strategy",
-    "_unconfirmed": "unconfirmed",
     "_word": "word",
     "_word_again_at": None,  # a new wait begins where the connection is resumed
     "asked": "asked",
@@ -182,6 +177,19 @@ ROLE_FIELDS: dict[str, str | None] = {
     "mute": "mute",
     "negotiated": "negotiated",
     "passive": None,  # made anew from the state with each receipt
+}
+
+NAMING_FIELDS: dict[str, str | None] = {
+    "_most_known": None,  # of the configuration
+    "_named": "named",
+    "_next_sequence": "next_sequence",
+    "_pool_named_at": None,  # by the clock of one host; the next names the pool again
+    "_seam": None,
+    "_send": None,
+    "_send_once": None,
+    "_unconfirmed": "unconfirmed",
+    "is_due": None,  # always, where the connection is resumed
+    "offered": "offered",
 }
 
 
@@ -196,7 +204,9 @@ def test_every_field_of_the_extension_has_a_fate() -> None:
     known = {"_role", "_ferry", "_ferry_receipt", "_came_to", "_quiet", "_changes"}
     assert set(vars(server)) - set(state_fields.FATES["QuicConnection"]) <= known
     assert set(vars(server._role)) == set(ROLE_FIELDS)
-    assert {name for name in ROLE_FIELDS.values() if name} | {"version"} == set(server.extension_state())
+    assert set(vars(server._role._naming)) == set(NAMING_FIELDS)
+    moved = {name for fields in (ROLE_FIELDS, NAMING_FIELDS) for name in fields.values() if name}
+    assert moved | {"version"} == set(server.extension_state())
 
 
 def test_a_connection_made_without_the_extension_moves_as_well() -> None:
