@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 from pathlib import Path
 
 import msgspec
@@ -15,6 +17,13 @@ from quicferry.migration.container.podman_container import check_volumes
 from quicferry.migration.engines.registry import get
 from quicferry.spec import RunSpec
 
+SHELL = "/bin/sh"
+MOST_LINKS = 40  # as the kernel follows, path_resolution(7)
+ELF_HEAD_BYTES = 20
+BIG_ENDIAN = 2  # ELFDATA2MSB, elf(5)
+CANNOT_HINT = (
+    "chmod +x for a script; an image for this machine: `skopeo copy --override-arch`, or build it anew"
+)
 #: Where a container looks for a program without a path, unless its image says otherwise (execvp(3)).
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -33,8 +42,9 @@ def check_container(spec: RunSpec) -> RunSpec:
             f"{spec.image} runs as user {image.uid}, and {spec.engine} needs userfaultfd in a user namespace",
             hint="choose runc-cold or runc-pre-copy, or have vm.unprivileged_userfaultfd=1 set by sysctl",
         )
-    if words and words[0] != "{server}":
-        _check_program(spec.image, image, words[0], spec.volumes)
+    # the shell opens the server's log inside the container, before it becomes the server
+    for program in dict.fromkeys([SHELL, *(word for word in words[:1] if word != "{server}")]):
+        _check_program(spec.image, image, program, spec.volumes)
     return msgspec.structs.replace(spec, image=str(Path(spec.image).resolve()))
 
 
@@ -57,16 +67,72 @@ def _check_program(name: str, image: ImageSettings, program: str, mounted: str |
     folders = image.env.get("PATH", DEFAULT_PATH).split(":")
     candidates = [program] if "/" in program else [f"{folder}/{program}" for folder in folders]
     targets = [volume.target for volume in volumes.parse(mounted)]
+    cannot: str | None = None
     for candidate in candidates:
         inside = candidate if candidate.startswith("/") else f"{image.cwd.rstrip('/')}/{candidate}"
         if any(inside.startswith(f"{target}/") for target in targets):
             return  # a volume may have it
-        here = [root / inside.lstrip("/")]
+        inside = _unlinked(root, inside)
+        here = [_followed(root, inside)]
         if any(inside.startswith(f"{bind}/") for bind in (*binds.binds, *binds.links)):
             here.append(Path(inside))
-        if any(path.is_file() or path.is_symlink() for path in here):
-            return
+        for path in here:
+            if path is None:
+                return  # a link to what only the container has
+            if path.is_file():
+                cannot = _why_not(path)
+                if cannot is None:
+                    return
+    if cannot is not None:
+        raise InvalidInput(f"{program!r} of the image {name} {cannot}", hint=CANNOT_HINT)
+    if program == SHELL:
+        raise InvalidInput(
+            f"the image {name} has no {SHELL}, with which every container here is started",
+            hint="take an image with a shell (no distroless one)",
+        )
     raise InvalidInput(
         f"the image {name} has no program {program!r}",
         hint="give --command a program of the image; the word {server} stands for the packaged server",
     )
+
+
+def _unlinked(root: Path, inside: str) -> str:
+    """The same path where its first directory is a link in the image, as ``/bin`` to ``usr/bin``."""
+    first, _, rest = inside.lstrip("/").partition("/")
+    link = root / first
+    return f"/{str(link.readlink()).strip('/')}/{rest}" if rest and link.is_symlink() else inside
+
+
+def _followed(root: Path, inside: str) -> Path | None:
+    """The file at a path of the image, links followed within it; None for one that leads to nothing there."""
+    path = root / inside.lstrip("/")
+    for _ in range(MOST_LINKS):
+        if not path.is_symlink():
+            return path
+        target = str(path.readlink())
+        path = root / target.lstrip("/") if target.startswith("/") else path.parent / target
+        if not os.path.lexists(path):
+            return None
+    return None
+
+
+def _why_not(program: Path) -> str | None:
+    """Why a file cannot be executed here; None when nothing speaks against it."""
+    if not program.stat().st_mode & 0o111:
+        return "is not executable"
+    ours, its = elf_machine(Path(sys.executable)), elf_machine(program)
+    if its is not None and its != ours:
+        return f"is built for another machine (ELF machine {its}, this one is {ours})"
+    return None
+
+
+def elf_machine(program: Path) -> int | None:
+    """For which machine an ELF file is built (``e_machine``, elf(5)); None for another file."""
+    try:
+        with program.open("rb") as file:
+            head = file.read(ELF_HEAD_BYTES)
+    except OSError:
+        return None
+    if len(head) < ELF_HEAD_BYTES or head[:4] != b"\x7fELF":
+        return None
+    return int.from_bytes(head[18:20], "big" if head[5] == BIG_ENDIAN else "little")

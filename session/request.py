@@ -306,6 +306,10 @@ def _unread_by_server(spec: RunSpec, entry: registry.EngineEntry) -> dict[str, s
         reasons["compression"] = f"compression packs images of memory: the engine {spec.engine} sends none"
     if entry.on_base_image is None:
         reasons["base_image"] = f"the engine {spec.engine} makes no use of a base_image"
+    elif spec.image is not None or spec.command is not None:
+        reasons["base_image"] = (
+            "there is a base_image of the packaged server only, not of an image or a command"
+        )
     if not entry.is_long:
         reasons["memory_by"] = f"with the engine {spec.engine} no memory moves before or after the downtime"
     elif entry.by_criu is None:

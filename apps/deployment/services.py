@@ -59,6 +59,15 @@ TWIN = "base-image"
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 
 
+def uses_base_image(spec: RunSpec) -> bool:
+    """Whether servers are started alike, and what equals the base image does not cross."""
+    # what an image or a command starts is no twin, and may forbid what makes servers alike
+    if not spec.base_image or spec.image is not None or spec.command is not None:
+        return False
+    dumps_without_memory = not runs_in_oci(spec.engine) or can_leave_memory_out()
+    return takes_base_image(spec.engine) and dumps_without_memory and is_possible()
+
+
 class AgentService:
     """The node agent of one edge, with the commands for a server and a standby there.
 
@@ -208,13 +217,7 @@ class AgentService:
 
     @property
     def _uses_base_image(self) -> bool:
-        """Whether servers are started alike, and what equals the base image does not cross."""
-        spec = self._context.spec
-        # what an image or a command starts is no twin, and may forbid what makes servers alike
-        if not spec.base_image or spec.image is not None or spec.command is not None:
-            return False
-        dumps_without_memory = not runs_in_oci(spec.engine) or can_leave_memory_out()
-        return takes_base_image(spec.engine) and dumps_without_memory and is_possible()
+        return uses_base_image(self._context.spec)
 
     def _keys_of_twin(self) -> list[str]:
         """The directory with the key of the twin, if there is one."""

@@ -113,8 +113,11 @@ class Layer:
     async def pack(self, directory: PurePosixPath, number: int, *, quiet: bool) -> list[str]:
         """Write what differs from what was sent before into files of that directory; their names.
 
-        ``quiet``: nobody writes meanwhile. Raises ``MigrationError``.
+        ``quiet``: nobody writes meanwhile. Else a move begins, and all of it is written: its destination has
+        an empty layer, whatever an earlier move, which was called off, had sent. Raises ``MigrationError``.
         """
+        if not quiet:
+            self._sent.clear()
         names = []
         for part in self.parts:
             seen = dict(self._seen(part))

@@ -409,7 +409,10 @@ class OciContainer(Container):
         if done.status != 0:
             raise MigrationError(
                 f"runc could not start the server on {self.edge}: {last_words(done)}",
-                hint="`quicferry doctor` tries runc out",
+                hint="`quicferry doctor` tries runc out"
+                + (
+                    ": if it says yes, it is what the image or its config.json asks for" if self.image else ""
+                ),
             )
         self.adopt(self.pid_made())
         return self.pid_made()

@@ -25,7 +25,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import zstandard
@@ -72,8 +72,10 @@ def read_image(directory: Path, cache: Path = CACHE) -> ImageSettings:
     directory = directory.resolve()
     if (directory / "index.json").is_file() and (directory / "oci-layout").is_file():
         return _from_layout(directory, cache)
-    if (directory / "config.json").is_file() and (directory / "rootfs").is_dir():
-        return _from_bundle(directory)
+    if (directory / "config.json").is_file():
+        bundle = _from_bundle(directory)
+        if bundle is not None:
+            return bundle
     if not any(directory.iterdir()):
         raise InvalidInput(f"the image {directory} is empty", hint=HINT)
     return ImageSettings(root=str(directory))
@@ -87,25 +89,74 @@ def users_have_userfaultfd() -> bool:
         return False
 
 
-def _from_bundle(directory: Path) -> ImageSettings:
-    config = _json(directory / "config.json")
-    process, linux = config.get("process", {}), config.get("linux", {})
-    root = config.get("root", {})
-    user = process.get("user", {})
-    uid, gid = _checked_ids(directory, user.get("uid", 0), user.get("gid", 0))
+class _User(msgspec.Struct, frozen=True):
+    uid: int = 0
+    gid: int = 0
+
+
+class _Process(msgspec.Struct, frozen=True):
+    args: list[str] = []
+    env: list[str] = []
+    cwd: str = "/"
+    user: _User = _User()
+    capabilities: dict[str, list[str]] | None = None
+    rlimits: list[dict[str, Any]] | None = None
+
+
+class _Root(msgspec.Struct, frozen=True):
+    path: str = "rootfs"
+    readonly: bool = False
+
+
+class _Linux(msgspec.Struct, frozen=True):
+    seccomp: dict[str, Any] | None = None
+    maskedPaths: list[str] | None = None  # noqa: N815 - the specification's names
+    readonlyPaths: list[str] | None = None  # noqa: N815
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """What is taken from ``config.json`` of a bundle."""
+
+    ociVersion: str | None = None  # noqa: N815
+    process: _Process = _Process()
+    root: _Root = _Root()
+    linux: _Linux = _Linux()
+
+
+def _from_bundle(directory: Path) -> ImageSettings | None:
+    """A bundle's settings; None for a root directory with a ``config.json`` of some program's own."""
+    path = directory / "config.json"
+    has_root = (directory / "rootfs").is_dir()
+    try:
+        known = _json(path)
+    except InvalidInput:
+        if has_root:
+            raise
+        return None
+    if not has_root and "ociVersion" not in known:
+        return None
+    config = _converted(known, _Config, path)
+    root = (directory / config.root.path).resolve()
+    if not root.is_dir():
+        raise InvalidInput(
+            f"the bundle {directory} has no root file system: {config.root.path} is no directory",
+            hint="unpack it there (`umoci unpack` does), or name a directory that has it",
+        )
+    process, linux = config.process, config.linux
+    uid, gid = _checked_ids(directory, process.user.uid, process.user.gid)
     return ImageSettings(
         uid=uid,
         gid=gid,
-        root=str((directory / root.get("path", "rootfs")).resolve()),
-        argv=list(process.get("args", [])),
-        env=_environment(process.get("env", [])),
-        cwd=process.get("cwd", "/"),
-        readonly=bool(root.get("readonly", False)),
-        capabilities=process.get("capabilities"),
-        rlimits=list(process.get("rlimits", [])),
-        seccomp=linux.get("seccomp"),
-        masked_paths=list(linux.get("maskedPaths", [])),
-        readonly_paths=list(linux.get("readonlyPaths", [])),
+        root=str(root),
+        argv=process.args,
+        env=_environment(process.env),
+        cwd=process.cwd,
+        readonly=config.root.readonly,
+        capabilities=process.capabilities,
+        rlimits=process.rlimits or [],
+        seccomp=linux.seccomp,
+        masked_paths=linux.maskedPaths or [],
+        readonly_paths=linux.readonlyPaths or [],
     )
 
 
@@ -141,53 +192,89 @@ def _named(root: Path, table: str, name: str) -> tuple[int | None, int | None]:
     return (int(name), 0) if name.isdecimal() else (None, 0)
 
 
+class _Wanted(msgspec.Struct, frozen=True):
+    """``config`` of an image: how it wants to be run. Tools write null for what is not said."""
+
+    User: str | None = None
+    Entrypoint: list[str] | None = None
+    Cmd: list[str] | None = None
+    Env: list[str] | None = None
+    WorkingDir: str | None = None
+
+
+class _ImageConfig(msgspec.Struct, frozen=True):
+    os: str | None = None
+    architecture: str | None = None
+    config: _Wanted | None = None
+
+
+class _Descriptor(msgspec.Struct, frozen=True):
+    digest: str
+    platform: dict[str, Any] | None = None
+
+    @property
+    def architecture(self) -> str | None:
+        """What it is for; None where that is not said."""
+        return (self.platform or {}).get("architecture")
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    config: _Descriptor
+    layers: list[_Descriptor]
+
+
+class _Index(msgspec.Struct, frozen=True):
+    manifests: list[_Descriptor] = []
+
+
 def _from_layout(directory: Path, cache: Path) -> ImageSettings:
     manifest = _manifest(directory)
-    config_blob = _blob(directory, manifest["config"])
-    config = _decoded(config_blob.read_bytes(), config_blob)
+    config_blob = _blob(directory, manifest.config)
+    config = _converted(_decoded(config_blob.read_bytes(), config_blob), _ImageConfig, config_blob)
     here = ARCHITECTURES.get(platform.machine(), platform.machine())
-    made_for = f"{config.get('os', 'linux')}/{config.get('architecture', here)}"
+    made_for = f"{config.os or 'linux'}/{config.architecture or here}"
     if made_for != f"linux/{here}":
         raise InvalidInput(
             f"the image {directory} is for {made_for}, this machine is linux/{here}",
             hint=f"fetch the one for linux/{here}: `skopeo copy --override-arch {here} …`",
         )
-    wanted = config.get("config", {}) or {}
+    wanted = config.config or _Wanted()
     root = _unpacked(directory, manifest, cache)
-    user = str(wanted.get("User") or "0")
+    user = wanted.User or "0"
     uid, gid = (0, 0) if user == "root" else _user(directory, user, root)
     return ImageSettings(
         uid=uid,
         gid=gid,
         root=str(root),
-        argv=[*(wanted.get("Entrypoint") or []), *(wanted.get("Cmd") or [])],
-        env=_environment(wanted.get("Env") or []),
-        cwd=wanted.get("WorkingDir") or "/",
+        argv=[*(wanted.Entrypoint or []), *(wanted.Cmd or [])],
+        env=_environment(wanted.Env or []),
+        cwd=wanted.WorkingDir or "/",
     )
 
 
-def _manifest(directory: Path) -> dict[str, Any]:
+def _manifest(directory: Path) -> _Manifest:
     """The manifest of the one image of a layout; of an index within it, that for this machine."""
     here = ARCHITECTURES.get(platform.machine(), platform.machine())
-    found = _json(directory / "index.json")
+    path = directory / "index.json"
+    found = _json(path)
     for _ in range(3):  # an index may lead to an index
         if "layers" in found:
-            return found
-        offered = found.get("manifests", [])
-        fitting = [each for each in offered if each.get("platform", {}).get("architecture", here) == here]
+            return _converted(found, _Manifest, path)
+        offered = _converted(found, _Index, path).manifests
+        fitting = [each for each in offered if (each.architecture or here) == here]
         if not fitting:
-            there = ", ".join(sorted({str(each.get("platform", {}).get("architecture")) for each in offered}))
+            there = ", ".join(sorted({str(each.architecture) for each in offered}))
             raise InvalidInput(
                 f"the image {directory} is for {there or 'no machine'}, this machine is {here}", hint=HINT
             )
-        blob = _blob(directory, fitting[0])
-        found = _decoded(blob.read_bytes(), blob)
+        path = _blob(directory, fitting[0])
+        found = _decoded(path.read_bytes(), path)
     raise InvalidInput(f"the image {directory} has no manifest", hint=HINT)
 
 
-def _blob(directory: Path, descriptor: dict[str, Any]) -> Path:
+def _blob(directory: Path, descriptor: _Descriptor) -> Path:
     """The file of a blob, checked against its digest. Raises ``InvalidInput``."""
-    kind, _, digest = str(descriptor.get("digest", "")).partition(":")
+    kind, _, digest = descriptor.digest.partition(":")
     path = directory / "blobs" / kind / digest
     if kind != "sha256" or not digest.isalnum() or not path.is_file():
         raise InvalidInput(f"the image {directory} lacks the blob {kind}:{digest}", hint=HINT)
@@ -197,9 +284,9 @@ def _blob(directory: Path, descriptor: dict[str, Any]) -> Path:
     return path
 
 
-def _unpacked(directory: Path, manifest: dict[str, Any], cache: Path) -> Path:
+def _unpacked(directory: Path, manifest: _Manifest, cache: Path) -> Path:
     """The directory with the files of all layers, one over the other; made when it is not there yet."""
-    names = [str(layer.get("digest")) for layer in manifest["layers"]]
+    names = [layer.digest for layer in manifest.layers]
     target = cache / hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
     if target.is_dir():
         return target
@@ -207,7 +294,7 @@ def _unpacked(directory: Path, manifest: dict[str, Any], cache: Path) -> Path:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        for layer in manifest["layers"]:
+        for layer in manifest.layers:
             with _opened(_blob(directory, layer)) as archive:
                 _lay(archive, draft)
     except (tarfile.TarError, OSError, EOFError, zstandard.ZstdError) as error:
@@ -340,6 +427,17 @@ def _json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise InvalidInput(f"{path} is too large to be read", hint=HINT)
     return _decoded(path.read_bytes(), path)
+
+
+T = TypeVar("T")
+
+
+def _converted(document: dict[str, Any], kind: type[T], path: Path) -> T:
+    """A decoded document as values. Raises ``InvalidInput`` for what the specification does not allow."""
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"{path} is not understood: {error}", hint=HINT) from error
 
 
 def _decoded(data: bytes, path: Path) -> dict[str, Any]:

@@ -1,16 +1,24 @@
 """crun in the place of runc: how it is recognised, what it is told, and what it is refused for."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 
+from apps.deployment import services
 from quicferry.errors import Unsupported
-from quicferry.migration.container.oci_container import RUNC_VARIABLE, OciContainer, is_crun
+from quicferry.migration.container.oci_container import (
+    RUNC_VARIABLE,
+    OciContainer,
+    can_leave_memory_out,
+    is_crun,
+)
 from quicferry.migration.container.podman_container import PodmanContainer
 from quicferry.migration.criu import runc_probes
 from quicferry.migration.criu.runc import Runc
 from quicferry.migration.criu.versions import name_and_version, versions_of
-from quicferry.migration.engines.registry import engines_that
+from quicferry.migration.engines.registry import engines, engines_that
+from quicferry.spec import RunSpec
 
 WITH_CRIU = "+SYSTEMD +CAP +SECCOMP +EBPF +CRIU +YAJL"
 
@@ -77,3 +85,33 @@ def test_crun_is_told_to_keep_criu_from_groups_on_each_step(by_crun, times):
     ):
         assert words.count("--manage-cgroups-mode") == times
         assert words[-1] == "quicferry-edge-1"
+
+
+@pytest.mark.parametrize(("version", "it_can"), [("runc version 1.4.3", True), ("crun version 1.28", False)])
+def test_there_is_a_base_image_where_memory_can_be_left_out_of_a_dump(tmp_path, monkeypatch, version, it_can):
+    monkeypatch.setenv(RUNC_VARIABLE, str(program(tmp_path, version, WITH_CRIU)))
+    monkeypatch.setattr(services, "is_possible", lambda: True)
+    assert can_leave_memory_out() == it_can
+    assert services.uses_base_image(RunSpec(engine="runc-cold")) == it_can
+    assert services.uses_base_image(RunSpec(engine="criu-cold"))
+    monkeypatch.setenv(RUNC_VARIABLE, str(tmp_path / "none"))
+    assert not can_leave_memory_out()
+
+
+def test_a_container_of_ones_own_has_no_base_image(tmp_path, monkeypatch):
+    monkeypatch.setenv(RUNC_VARIABLE, str(program(tmp_path, "runc version 1.4.3")))
+    monkeypatch.setattr(services, "is_possible", lambda: True)
+    for more in ({"image": "/somewhere"}, {"command": "/app/start"}, {"base_image": False}):
+        assert not services.uses_base_image(RunSpec(engine="runc-post-copy", **more))
+    assert services.uses_base_image(RunSpec(engine="runc-post-copy", disk_mib=3, volumes="data:/data"))
+
+
+def test_what_a_container_has_written_goes_ahead_with_every_engine_of_runcs():
+    entries = [entry for entry in engines().values() if entry.name.startswith("runc-")]
+    assert len(entries) == 4
+    for entry in entries:
+        places = {entry.implementation, entry.on_base_image, entry.by_criu and entry.by_criu.implementation}
+        for place in filter(None, places):
+            module, _, name = place.partition(":")
+            made = getattr(importlib.import_module(module), name)
+            assert callable(made.copy_ahead) and callable(made.accept_ahead), place

@@ -142,6 +142,61 @@ def test_a_damaged_blob_and_what_is_no_image_are_refused(tmp_path):
     assert not any((tmp_path / "cache").iterdir()), "no half image is left"
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("{", "no JSON object"),
+        ("[]", "no JSON object"),
+        ('{"process": {"capabilities": 7}}', r"capabilities"),
+        ('{"process": {"args": "/x"}}', r"args"),
+        ('{"process": {"user": {"uid": "web"}}}', r"uid"),
+        ('{"linux": []}', r"linux"),
+        ('{"root": {"path": "elsewhere"}}', "elsewhere is no directory"),
+    ],
+)
+def test_a_bundle_that_is_not_one_is_refused_with_the_place(tmp_path, config, words):
+    (tmp_path / "rootfs").mkdir()
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(InvalidInput, match=words) as caught:
+        read_image(tmp_path)
+    assert caught.value.hint
+
+
+def test_a_bundle_is_known_by_its_config_wherever_its_root_is(tmp_path):
+    (tmp_path / "files").mkdir()
+    config = tmp_path / "config.json"
+    config.write_text('{"ociVersion": "1.0.2", "root": {"path": "files", "readonly": true}, "linux": {}}')
+    assert (read_image(tmp_path).root, read_image(tmp_path).readonly) == (str(tmp_path / "files"), True)
+    config.write_text('{"ociVersion": "1.0.2"}')
+    with pytest.raises(InvalidInput, match="has no root file system"):
+        read_image(tmp_path)
+    for own in ('{"color": "blue"}', "[1, 2]"):
+        config.write_text(own)
+        assert read_image(tmp_path).root == str(tmp_path), "a file of some program in a root directory"
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"manifests": None}, {"manifests": [{}]}, {"manifests": ["x"]}, {"layers": 3}, {"layers": []},
+        {"manifests": [{"digest": 5}]},
+    ],
+)  # fmt: skip
+def test_a_layout_that_is_not_one_is_refused(tmp_path, index):
+    made = layout(tmp_path / "image", [archive({"x": "1"})])
+    (made / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InvalidInput, match="is not understood") as caught:
+        read_image(made, tmp_path / "cache")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("config", [[], "x", {"Env": "A=1"}, {"Cmd": "/x"}])
+def test_an_image_config_that_is_not_one_is_refused(tmp_path, config):
+    made = layout(tmp_path / "image", [archive({"x": "1"})], config=config)
+    with pytest.raises(InvalidInput, match="is not understood"):
+        read_image(made, tmp_path / "cache")
+
+
 def test_a_layer_cannot_write_or_remove_outside(tmp_path):
     (tmp_path / "precious").write_text("kept")
     for name in ("../../../precious", "../../../.wh.precious"):

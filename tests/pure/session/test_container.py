@@ -1,8 +1,13 @@
 """What is asked of a container is checked before anything starts."""
 
+import shutil
+import sys
+from pathlib import Path
+
 import pytest
 
 from quicferry.errors import InvalidInput
+from session.container import elf_machine
 from session.request import to_spec
 from tests.pure.migration.test_oci_image import archive, layout
 
@@ -14,6 +19,7 @@ def asked(**values):
 def test_an_image_is_known_by_its_absolute_path(tmp_path, monkeypatch):
     (tmp_path / "image" / "app").mkdir(parents=True)
     (tmp_path / "image" / "app" / "start").write_text("")
+    (tmp_path / "image" / "app" / "start").chmod(0o755)
     monkeypatch.chdir(tmp_path)
     spec = asked(image="image", command="/app/start {server}")
     assert spec.image == str(tmp_path / "image")
@@ -47,6 +53,46 @@ def test_an_image_for_another_architecture_is_refused(tmp_path, engine):
     with pytest.raises(InvalidInput, match="is for linux/mips") as caught:
         to_spec({"engine": engine, "image": str(made)})
     assert "--override-arch" in caught.value.hint
+
+
+def elf(machine):
+    return b"\x7fELF\x02\x01" + bytes(12) + machine.to_bytes(2, "little") + bytes(44)
+
+
+def program(path, content=b"#!/bin/sh\n", mode=0o755):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(mode)
+
+
+@pytest.mark.parametrize("engine", ["runc-post-copy", "podman-cold"])
+def test_a_program_that_cannot_be_executed_here_is_refused(tmp_path, engine):
+    program(tmp_path / "app/start", mode=0o644)
+    with pytest.raises(InvalidInput, match=r"'/app/start' of the image .* is not executable") as caught:
+        to_spec({"engine": engine, "image": str(tmp_path), "command": "/app/start"})
+    assert "chmod" in caught.value.hint
+    ours = elf_machine(Path(sys.executable))
+    assert ours is not None
+    program(tmp_path / "app/start", elf(ours + 1))
+    with pytest.raises(InvalidInput, match="is built for another machine"):
+        to_spec({"engine": engine, "image": str(tmp_path), "command": "/app/start"})
+    program(tmp_path / "app/start", elf(ours))
+    assert to_spec({"engine": engine, "image": str(tmp_path), "command": "/app/start"}).command
+
+
+def test_an_image_needs_a_shell_of_its_own_or_the_machines(tmp_path):
+    program(tmp_path / "usr/bin/busybox")
+    (tmp_path / "bin").symlink_to("usr/bin")
+    with pytest.raises(InvalidInput, match="has no /bin/sh, with which every container") as caught:
+        asked(image=str(tmp_path))
+    assert "distroless" in caught.value.hint
+    (tmp_path / "usr/bin/sh").symlink_to("/bin/busybox")  # absolute, as Alpine's are: within the image
+    assert asked(image=str(tmp_path)).image
+    program(tmp_path / "usr/bin/busybox", elf(elf_machine(Path(sys.executable)) + 1))
+    with pytest.raises(InvalidInput, match=r"'/bin/sh' of the image .* is built for another machine"):
+        asked(image=str(tmp_path))
+    shutil.rmtree(tmp_path / "usr")
+    assert asked(image=str(tmp_path)).image, "/usr comes from the machine, and the link leads there"
 
 
 def test_a_volume_that_podman_cannot_be_given_is_refused(tmp_path):
