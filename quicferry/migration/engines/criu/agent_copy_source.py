@@ -222,7 +222,7 @@ class CopySource(CriuEngine):
             self._sent.append(read.pages)
             rest = self._same if not self.lazily else NO_PAGES
             number = self._rounds + len(self._sent) - 1
-            yield from round_records(number, pid, Reading(np.union1d(rest, read.pages), read), self._ahead)
+            yield from round_records(number, pid, Reading(joined(rest, read.pages), read), self._ahead)
 
     def _records(self, pid: int, lazy: dict[int, int]) -> Iterator[bytes]:
         """The last image: CRIU's own files, with the list of pages as this engine wants it.
@@ -414,4 +414,4 @@ class CopySourceOnBase(CopySource):
         if len(rest) and not self.lazily:
             read = Snapshot(pages[rest], data[rest])
             self._sent.append(read.pages)
-            yield from round_records(self._rounds, pid, Reading(np.union1d(self._same, read.pages), read))
+            yield from round_records(self._rounds, pid, Reading(joined(self._same, read.pages), read))
