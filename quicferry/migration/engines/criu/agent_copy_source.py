@@ -156,6 +156,8 @@ class CopySource(CriuEngine):
                 self._source = PageSource(self._read_pages, order.compression)
             async for chunk in packer.pack_all(self._records(owner, lazy)):
                 yield chunk
+            if dumping.done():
+                dumping.result()  # it may have failed since then: better to hear of it before the end is sent
             async for chunk in packer.pack_all(self._closing_records(order, owner, lazy), flush=True):
                 yield chunk
         except BaseException:
