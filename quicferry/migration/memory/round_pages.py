@@ -87,8 +87,8 @@ class LocalPages:
         left = self.pages
         oldest_file = max((number for number, image in enumerate(self._images) if not image.held), default=-1)
         for number, (pages, data, held) in enumerate(self._images):
-            here = np.intersect1d(left, pages, assume_unique=True)
-            left = np.setdiff1d(left, here, assume_unique=True)
+            there = np.isin(left, pages, assume_unique=True)
+            here, left = left[there], left[~there]
             cut = small_first if number == oldest_file else batches_of
             found = from_memory if held else from_files
             for first, count in cut(here, PLACED_PAGES):

@@ -33,6 +33,7 @@ from quicferry.migration.memory.pagemap import (
     decode,
     encode,
     entries_of,
+    joined,
 )
 from quicferry.migration.memory.patched_base import PatchedBase
 from quicferry.migration.memory.process_memory import ProcessMemory, private_areas
@@ -335,7 +336,7 @@ class CopyDestinationOnBase(CopyDestination):
             inherited = decode((self._outside / f"pagemap-{pid}.img").read_bytes()).inherited
             if not np.isin(inherited, laid_out.pages, assume_unique=True).all():
                 # a library lies where the twin had none
-                laid_out = here.of(np.union1d(inherited, laid_out.pages))
+                laid_out = here.of(joined(inherited, laid_out.pages))
                 self._lay_out(PAGES, laid_out.data.reshape(-1).data)
         entries = entries_of(present=laid_out.pages)
         self._lay_out(f"pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))

@@ -215,6 +215,7 @@ class CriuEngine:
         held = self._held_in(order)
         if held is None:
             return
+        await self._dump_is_over()  # all images were there, but CRIU may still be letting go of the process
         await self._container.stop(held.pid, grace_s=0)
         self._clear_images()
         self._held = None

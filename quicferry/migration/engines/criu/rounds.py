@@ -63,12 +63,14 @@ def plan_of(pagemap: PageMap, same: Pages, sent: Pages, *, lazily: bool) -> Plan
     CRIU dumped.
     """
     present, absent = pagemap.present, pagemap.absent
-    there = np.intersect1d(absent, joined(same, sent), assume_unique=True)
-    missing = np.setdiff1d(absent, there, assume_unique=True)
+    # masks: to make sets of all pages once more would take longer
+    here = np.isin(absent, joined(same, sent), assume_unique=True)
+    missing = absent[~here]
+    as_before = np.isin(present, same, assume_unique=True)
     return Plan(
-        parent=np.intersect1d(present, same, assume_unique=True),
-        parent_lazy=there,
-        dumped=np.setdiff1d(present, same, assume_unique=True),
+        parent=present[as_before],
+        parent_lazy=absent[here],
+        dumped=present[~as_before],
         fetched=NO_PAGES if lazily else missing,
         lazy=missing if lazily else NO_PAGES,
     )
