@@ -20,7 +20,7 @@ _NEVER = 0.0  # aioquic writes so for a moment that has not come
 
 def changes(connection: QuicConnection) -> int | None:
     """How many calls may have changed the connection; None where nobody counts them."""
-    return connection._changes if isinstance(connection, HookedConnection) else None
+    return connection.change_count if isinstance(connection, HookedConnection) else None
 
 
 def next_number(connection: QuicConnection) -> int:
