@@ -20,6 +20,7 @@ from jinja2 import Environment, StrictUndefined
 
 from bench.bench_hosts import measured as deploy
 from bench.bench_inspect import inspect_cpu_s
+from bench.connection_cost import MEMORY, measured_apart
 from cli.common.progress import perform_shown
 from quicferry.analysis.statistics import Summary, summarise
 from quicferry.experiment.machine import machine
@@ -239,6 +240,17 @@ def packets(repetitions: int) -> list[Row]:
     return _own("Inspection over packets", "packets", "CPU time, s", "requests of 1 kB", seen)
 
 
+def connections(repetitions: int) -> list[Row]:
+    """What each step of a hand-off costs a connection, and the memory of one, over their number."""
+    seen = [(count, [measured_apart(count) for _ in range(min(3, repetitions))]) for count in (50, 500)]
+    rows: list[Row] = []
+    for step in seen[0][1][0]:
+        values = [(count, [cost[step] for cost in costs]) for count, costs in seen]
+        quantity = "KiB" if step == MEMORY else "processor time, µs"
+        rows += _own("What a connection costs a hand-off", "connections", quantity, step, values)
+    return rows
+
+
 def _own(
     title: str, grows: str, quantity: str, series: str, seen: Sequence[tuple[int, list[float]]]
 ) -> list[Row]:
@@ -294,7 +306,7 @@ def page(rows: Sequence[Row], repetitions: int) -> str:
 def main() -> int:
     """Measure, print, and write the page and its data if asked to."""
     parser = argparse.ArgumentParser(prog="bench.bench_cost", description=__doc__.split("\n")[0])
-    every = [*CURVES, "hosts", "packets"]
+    every = [*CURVES, "hosts", "packets", "connections"]
     parser.add_argument("--repetitions", type=int, default=6)
     parser.add_argument("--curves", default=",".join(every), help=f"some of {', '.join(every)}")
     parser.add_argument("--runs", type=Path, default=None)
@@ -307,6 +319,7 @@ def main() -> int:
     rows = measure(curves, arguments.repetitions, arguments.runs) if curves else []
     rows += hosts(arguments.repetitions) if "hosts" in wanted else []
     rows += packets(arguments.repetitions) if "packets" in wanted else []
+    rows += connections(arguments.repetitions) if "connections" in wanted else []
     text = page(rows, arguments.repetitions)
     print(text)
     if arguments.write is not None:

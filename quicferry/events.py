@@ -81,7 +81,7 @@ NAMES: dict[str, str] = {
     "migration.ordered": "the decision to move; detail: epoch, strategy, engine, source, destination",
     "migration.prepare": "phase: the destination gets ready, a standby starts if the engine needs one",
     "migration.notice": "phase: the client is told and answers",
-    "migration.precopy": "phase: memory is copied while the server serves; detail: bytes",
+    "migration.precopy": "phase: memory, or copies of connections, cross while it serves; detail: bytes",
     "migration.precopy.round": "phase: the memory is read once; detail: round, pages, of_pages, bytes, stop",
     "migration.checkpoint": "phase: the server's state is taken; detail: bytes",
     "migration.transfer": "phase: the state crosses the network; detail: bytes",

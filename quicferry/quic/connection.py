@@ -198,5 +198,5 @@ class MigratableConnection(HookedConnection):
                 "this connection cannot move",
                 hint="only a server's connection that was made with an ExtensionConfig can",
             )
-        self._changes += 1  # whatever is ordered
+        self.change_count += 1  # whatever is ordered
         return self._role

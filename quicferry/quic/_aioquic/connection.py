@@ -174,7 +174,7 @@ class HookedConnection(CountedConnection):
 
     def request_key_update(self) -> None:
         """As upstream. One that comes too soon after another waits until the peer has followed that."""
-        self._changes += 1
+        self.change_count += 1
         if not self._handshake_confirmed:  # upstream defers it; there may be no keys yet
             super().request_key_update()
             return
@@ -313,7 +313,7 @@ class HookedConnection(CountedConnection):
         self, data: bytes, addr: NetworkAddress, now: float, local: str | None = None
     ) -> None:
         """As upstream. ``local``: the address of this host that it came to, where that is known."""
-        self._changes += 1
+        self.change_count += 1
         known, ferry = self._quiet, self._ferry
         if known is not None and (ferry is None or ferry.passive):
             self._came_to, path = local, self._network_paths[0]
@@ -405,7 +405,7 @@ class HookedConnection(CountedConnection):
                 self._network_paths.remove(provisional)
 
     def datagrams_to_send(self, now: float) -> Datagrams:
-        self._changes += 1
+        self.change_count += 1
         ferry = self._ferry
         if ferry is None:
             return super().datagrams_to_send(now)
@@ -471,7 +471,7 @@ class HookedConnection(CountedConnection):
         return own
 
     def handle_timer(self, now: float) -> None:
-        self._changes += 1
+        self.change_count += 1
         if self._ferry is not None:
             if self._ferry.held:
                 return

@@ -20,7 +20,7 @@ _NEVER = 0.0  # aioquic writes so for a moment that has not come
 
 def changes(connection: QuicConnection) -> int | None:
     """How many calls may have changed the connection; None where nobody counts them."""
-    return connection._changes if isinstance(connection, HookedConnection) else None
+    return connection.change_count if isinstance(connection, HookedConnection) else None
 
 
 def next_number(connection: QuicConnection) -> int:
@@ -31,14 +31,16 @@ def next_number(connection: QuicConnection) -> int:
 def is_at_rest(connection: QuicConnection) -> bool:
     """Whether a copy of it stays exact until the next call that changes it, but for acknowledgements.
 
-    Not while packets are on their way or in doubt, events wait, or it is bound to what an earlier move left.
-    What carried nothing but an acknowledgement is never acknowledged itself: see ``owes_acknowledgement``.
+    Not while packets are on their way or in doubt, an acknowledgement or events wait, or it is bound to what
+    an earlier move left. What carried nothing but an acknowledgement is never acknowledged itself: see
+    ``owes_acknowledgement``.
     """
     if not isinstance(connection, HookedConnection) or why_not_movable(connection) is not None:
         return False
-    ferry, own = connection._ferry, vars(connection)
+    ferry, own, space = connection._ferry, vars(connection), connection._spaces[_ONE_RTT]
     return (
-        not any(packet.is_ack_eliciting for packet in connection._spaces[_ONE_RTT].sent_packets.values())
+        not any(packet.is_ack_eliciting for packet in space.sent_packets.values())
+        and space.ack_at is None
         and connection._doubt is None
         and not connection._events
         and fields.LEASE not in own
@@ -64,9 +66,7 @@ def pass_time(connection: QuicConnection, by_s: float, now: float, *, owes_ack: 
         if path.validation_deadline is not None:
             path.validation_deadline += by_s
     space = connection._spaces[_ONE_RTT]
-    if space.ack_at is not None:
-        space.ack_at += by_s
-    elif owes_ack:
+    if owes_ack:
         space.ack_at = now
     if space.largest_received_time is not None:
         space.largest_received_time += by_s

@@ -123,7 +123,25 @@ class LoopbackRun:
         raw = (self.folder / "client-summary.json").read_bytes()
         return msgspec.json.decode(raw, type=ClientSummary)
 
-    async def hand_off(self, strategy: Strategy, server_first: bool, epoch: int = 1) -> None:
+    async def copy_ahead(self, epoch: int = 1, round_: int = 1) -> int:
+        """Have the source's connections made at the destination; returns how many."""
+        source, destination = self.controls
+        copied, file = 0, self.folder / f"ahead-{epoch}"
+        while True:
+            answer = await source.ask(
+                control.CopyAhead(epoch=epoch, round=round_, state_path=str(file)), DEADLINE_S
+            )
+            if not answer["connections"]:
+                return copied
+            copied += answer["connections"]
+            assert file.stat().st_mode & 0o777 == 0o600
+            order = control.TakeAhead(epoch=epoch, state_path=str(file), sha256=answer["sha256"])
+            await destination.ask(order, DEADLINE_S)
+            file.unlink()
+
+    async def hand_off(
+        self, strategy: Strategy, server_first: bool, epoch: int = 1, *, ahead: bool = False
+    ) -> None:
         common = {"epoch": epoch, "strategy": strategy, "server_first": server_first}
         source, destination = self.controls
         answer = await source.ask(
@@ -131,6 +149,8 @@ class LoopbackRun:
             DEADLINE_S,
         )
         assert (answer["refused"], answer["silent"]) == (0, 0)
+        if ahead:
+            assert await self.copy_ahead(epoch) == 1
         state = self.folder / f"state-{epoch}"
         frozen = await source.ask(control.Freeze(state_path=str(state), **common), DEADLINE_S)
         assert frozen["connections"] == 1
@@ -188,6 +208,59 @@ def test_hand_off_between_two_processes(tmp_path: Path, strategy: Strategy, serv
                     ),
                     DEADLINE_S,
                 )
+
+    asyncio.run(play())
+
+
+def test_a_connection_that_was_copied_ahead_and_goes_on_meanwhile(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with loopback_run(tmp_path) as it:
+            await it.server(1)
+            await it.server(2)
+            client = await it.client(download_bytes=1 << 20, upload_bytes=1 << 20, seed=4)
+            await it.until(client, "client.response.received")
+            await it.hand_off(Strategy.PROACTIVE_EXPLICIT, False, ahead=True)
+            await it.until(client, "client.switched")
+            summary = await it.finish(client)
+            assert (summary.requests_lost, summary.requests_duplicated) == (0, 0)
+            assert summary.state_ok, summary.state_detail
+            assert [transfer.verified for transfer in summary.transfers] == [True, True]
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("abort", [False, True])
+def test_a_connection_at_rest_crosses_ahead_and_is_taken_or_goes_on(tmp_path: Path, abort: bool) -> None:
+    async def play() -> None:
+        async with loopback_run(tmp_path) as it:
+            await it.server(1)
+            await it.server(2)
+            client = await it.client(interval_ms=60_000.0)
+            await it.until(client, "client.response.received")
+            source, destination = it.controls
+            common = {"epoch": 1, "strategy": Strategy.SYMMETRIC, "server_first": True}
+            prepare = control.Prepare(destination=it.addresses[1], downtime_ms=20, deadline_s=10, **common)
+            await source.ask(prepare, DEADLINE_S)
+            rounds = 1
+            async with asyncio.timeout(DEADLINE_S):
+                while await it.copy_ahead(1, rounds):  # until the last acknowledgement has come
+                    rounds += 1
+                    await asyncio.sleep(0.02)
+            state = str(tmp_path / "state")
+            frozen = await source.ask(control.Freeze(state_path=state, **common), DEADLINE_S)
+            assert (frozen["connections"], frozen["unchanged"]) == (1, 1)
+            if abort:
+                await source.ask(control.Abort(epoch=1, reason="timeout"), DEADLINE_S)
+                assert not (await source.ask(control.Status(), DEADLINE_S))["frozen"]
+            else:
+                order = control.Import(edge="edge-2", state_path=state, sha256=frozen["sha256"], **common)
+                await destination.ask(order, DEADLINE_S)
+                switched = await it.until(client, "client.switched")
+                assert switched.detail["new"] == str(it.addresses[1])
+            summary = await it.finish(client)
+            assert summary.closed is None
+            assert summary.requests_sent == summary.responses == 1
+            assert summary.requests_lost == 0
 
     asyncio.run(play())
 
