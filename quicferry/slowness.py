@@ -19,6 +19,9 @@ USUAL_S = 0.012
 #: Of less than this nothing is made: all bounds have that much to spare, and equal runs stay equal.
 LEAST = 3.0
 MOST = 100.0
+
+#: That of a processor which QEMU emulates on an idle host: probes' limits are chosen for it.
+EMULATED = 20.0
 _TRIALS = 3
 
 
@@ -63,3 +66,11 @@ def slowness() -> float:
 def longer(seconds: float) -> float:
     """How long to wait here for what is waited for ``seconds`` on a usual machine."""
     return seconds * slowness()
+
+
+def longer_than_emulated(seconds: float) -> float:
+    """How long to wait here for what is waited for ``seconds`` on an emulated processor of an idle host.
+
+    Measures: probes are asked before a run has. Only who has waited that long needs to know.
+    """
+    return seconds * max(1.0, measure() / EMULATED)

@@ -29,6 +29,7 @@ from quicferry.migration.criu import runc_probes
 from quicferry.paths import CHECKOUT
 from quicferry.probe import Probe, ProbeResult, require
 from quicferry.process import DEVNULL, PIPE
+from quicferry.slowness import longer_than_emulated
 
 _SOURCES = (
     emulation_probes.PROBES,
@@ -73,9 +74,9 @@ def select(names: Iterable[str]) -> list[Probe]:
 def ask(chosen: Sequence[Probe], *, together: bool = False) -> Iterator[ProbeResult]:
     """Ask probes one after another, or all at once, in a private root; each answer as soon as it is there.
 
-    A probe that gives none within ``LIMIT_S`` seconds is ended with its private root, and the next are
-    asked in another. Who may not make one, and a probe that is not of this machine's list, is answered here:
-    without root there is nothing that could stay.
+    A probe that gives none within ``LIMIT_S`` seconds (longer where the processor is slower than an emulated
+    one) is ended with its private root, and the next are asked in another. Who may not make one, and a probe
+    that is not of this machine's list, is answered here: without root there is nothing that could stay.
     """
     ours = {id(probe) for source in _SOURCES for probe in source}
     if os.geteuid() != 0 or any(id(probe) not in ours for probe in chosen):
@@ -99,11 +100,11 @@ def _ask_in_one_root(unanswered: list[Probe], *, together: bool) -> Iterator[Pro
                 for result in _answers(stream):
                     unanswered.pop(0)
                     yield result
-            except TimeoutError:
+            except TimeoutError as error:
                 root.kill()
                 yield _no_answer(
                     unanswered.pop(0),
-                    f"gave no answer within {LIMIT_S:g} s and was ended",
+                    f"gave no answer within {error} s and was ended",
                     "a machine as slow as an emulated one, or one with a heavy load; ask again with --only",
                 )
                 return
@@ -119,13 +120,20 @@ def _ask_in_one_root(unanswered: list[Probe], *, together: bool) -> Iterator[Pro
 
 
 def _answers(stream: IO[bytes]) -> Iterator[ProbeResult]:
-    """What is answered, up to the end of the stream. Raises ``TimeoutError`` when one takes too long."""
+    """What is answered, up to the end of the stream.
+
+    Raises ``TimeoutError`` with the limit, in seconds, when one takes too long.
+    """
     buffer = b""
-    deadline = time.monotonic() + LIMIT_S
+    limit_s = LIMIT_S
+    deadline = time.monotonic() + limit_s
     while True:
         readable, _, _ = ready.select([stream], [], [], max(0.0, deadline - time.monotonic()))
+        if not readable and limit_s == LIMIT_S and (limit_s := longer_than_emulated(LIMIT_S)) > LIMIT_S:
+            deadline += limit_s - LIMIT_S
+            continue
         if not readable:
-            raise TimeoutError
+            raise TimeoutError(f"{limit_s:g}")
         data = os.read(stream.fileno(), 65536)
         *lines, buffer = (buffer + data).split(b"\n")
         for line in lines:
@@ -134,7 +142,7 @@ def _answers(stream: IO[bytes]) -> Iterator[ProbeResult]:
             except msgspec.DecodeError:
                 continue  # not an answer: a library's print
             yield result
-            deadline = time.monotonic() + LIMIT_S
+            deadline = time.monotonic() + limit_s
         if not data:
             return
 

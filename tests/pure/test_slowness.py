@@ -33,6 +33,12 @@ def test_bounds_are_longer_in_a_run_on_a_slow_processor(monkeypatch):
     assert slowness.VARIABLE not in slowness.os.environ
 
 
+@pytest.mark.parametrize(("slower", "limit_s"), [(1.0, 90.0), (20.0, 90.0), (36.0, 162.0), (100.0, 450.0)])
+def test_a_probe_has_longer_where_the_processor_is_slower_than_an_emulated_one(monkeypatch, slower, limit_s):
+    monkeypatch.setattr(slowness, "measure", lambda: slower)
+    assert slowness.longer_than_emulated(90.0) == limit_s
+
+
 @pytest.mark.parametrize(("word", "slower"), [("0.1", 1.0), ("many", 1.0), ("", 1.0), ("1e9", 100.0)])
 def test_a_word_that_is_none_of_ours_changes_nothing(monkeypatch, word, slower):
     monkeypatch.setenv(slowness.VARIABLE, word)
