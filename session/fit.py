@@ -1,4 +1,4 @@
-"""Refuses a move that cannot fit into its deadlines, with the estimate, before anything is built.
+"""Refuses a move that cannot fit into its deadlines, or a run into memory, before anything is built.
 
 An estimate on the safe side: what is refused could not have been done, what is near the limit is tried. What
 a run meets besides (loss, a busy machine) the deadlines of ``migration.order`` bound.
@@ -6,7 +6,9 @@ a run meets besides (loss, a busy machine) the deadlines of ``migration.order`` 
 
 from __future__ import annotations
 
-from quicferry.errors import InvalidInput
+import psutil
+
+from quicferry.errors import InvalidInput, Unsupported
 from quicferry.migration.engines.registry import EngineEntry
 from quicferry.migration.order import Deadlines
 from quicferry.model import Topology
@@ -15,6 +17,10 @@ from quicferry.units import BYTES_PER_MIB
 
 #: A Python server's image as it crosses, packed and not (docs/adr/0004); less than was ever measured.
 IMAGE_BYTES, PLAIN_IMAGE_BYTES = 4_000_000, 15_000_000
+#: Memory and files of a server are in this machine's memory so many times: at both edges, and as an image.
+COPIES = 3
+#: MiB that all else of a run needs.
+BESIDES_MIB = 512
 
 
 def check(spec: RunSpec, engine: EngineEntry, topology: Topology) -> None:
@@ -41,6 +47,22 @@ def check(spec: RunSpec, engine: EngineEntry, topology: Topology) -> None:
         f"the move cannot fit: {size_bytes / 1e6:.0f} MB cross the link between the edges at {rate_mbps:g} "
         f"Mbit/s in about {seconds:.0f} s, and {when} there are {limit_s:g} s at most",
         hint=_hint(engine, size_bytes, limit_s, seconds <= limits.precopy_s),
+    )
+
+
+def check_memory(spec: RunSpec, available_bytes: int | None = None) -> None:
+    """Raise ``Unsupported`` when this machine has too little memory for what the run keeps in it.
+
+    ``available_bytes``: what the kernel says that it has without swapping, if it is not to be asked.
+    """
+    needed_mib = COPIES * (spec.memory_mib + spec.disk_mib) + BESIDES_MIB
+    available_mib = (available_bytes or psutil.virtual_memory().available) // BYTES_PER_MIB
+    if spec.memory_mib + spec.disk_mib == 0 or needed_mib <= available_mib:
+        return
+    raise Unsupported(
+        f"a run with {spec.memory_mib} MiB of memory and {spec.disk_mib} MiB of files keeps about "
+        f"{needed_mib} MiB in this machine's memory, and {available_mib} MiB are available",
+        hint="give less --memory-mib or --disk-mib, or end what else needs memory",
     )
 
 

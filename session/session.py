@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
-from quicferry.errors import FerryError
+from quicferry.errors import FerryError, Unsupported
 from quicferry.events import Event
 from quicferry.experiment.known_answers import check_unless_known as ask_machine
 from quicferry.experiment.known_answers import forget
@@ -17,6 +17,7 @@ from quicferry.experiment.stage import FreshStage, KeptStage, Stage
 from quicferry.experiment.store import RunStore
 from quicferry.record import RunResult, result_of
 from quicferry.spec import RunSpec
+from session import fit
 from session.downtimes import Downtimes
 from session.request import needs, parts_of, refusal
 
@@ -90,6 +91,7 @@ class Session:
         return {
             spec: next((refusals[probe] for probe in needed[spec] if probe in refusals), None)
             or refusal(spec, parts)
+            or _no_room(spec)
             for spec, parts in self._parts.items()
         }
 
@@ -154,6 +156,14 @@ def perform_all(
             if on_result is not None:
                 on_result(result)
     return session.results
+
+
+def _no_room(spec: RunSpec) -> FerryError | None:
+    try:
+        fit.check_memory(spec)
+    except Unsupported as error:
+        return error
+    return None
 
 
 def _refusals(names: list[str]) -> dict[str, FerryError]:

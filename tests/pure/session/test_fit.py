@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from apps.config import ClientConfig, ServerConfig
-from quicferry.errors import InvalidInput
+from quicferry.errors import InvalidInput, Unsupported
 from quicferry.migration.order import Deadlines
+from session import fit
 from session.request import to_spec
 
 SLOW = {"memory_mib": 100, "inter_edge_mbps": 1.0}
@@ -68,3 +69,12 @@ def test_a_freeze_is_bounded_well_below_the_clients_idle_timeout() -> None:
     limits = Deadlines()
     # the source serves again at the latest when lease, commit and its margin are over
     assert limits.freeze_s + limits.commit_s + 1.0 < 0.7 * idle_s
+
+
+def test_a_run_that_memory_cannot_hold_is_refused_with_the_estimate() -> None:
+    """The kernel killed others for the files of three containers, each of 4 GiB."""
+    large = to_spec({"engine": "runc-cold", "disk_mib": 4096})
+    with pytest.raises(Unsupported, match=r"keeps about 12800 MiB .* and 8192 MiB are available"):
+        fit.check_memory(large, 8 << 30)
+    fit.check_memory(large, 16 << 30)
+    fit.check_memory(to_spec({}), 1 << 20)  # nothing is added: that it starts at all is not asked here
