@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,26 +20,11 @@ from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.model import Endpoint
 from quicferry.record import ClientSummary
 from quicferry.strategies import Strategy
+from tests.ports import free_port
 
 DEADLINE_S = 30.0
 EDGES = ("127.0.0.1", "127.0.0.2")
 COMMON = {"epoch": 1, "strategy": Strategy.SYMMETRIC, "server_first": False}
-
-
-def free_port() -> int:
-    """A port that is free for UDP and TCP on both loopback addresses."""
-    while True:
-        with contextlib.ExitStack() as stack:
-            port = 0
-            try:
-                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                    for host in EDGES:
-                        probe = stack.enter_context(socket.socket(socket.AF_INET, kind))
-                        probe.bind((host, port))
-                        port = int(probe.getsockname()[1])
-            except OSError:
-                continue
-            return port
 
 
 class SteeredNames(asyncio.DatagramProtocol):

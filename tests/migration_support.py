@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,15 +23,10 @@ from quicferry.migration.serving_lease import ServingLease
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
 from quicferry.units import now_ns
+from tests.ports import free_port
 
 EDGES = ("edge-1", "edge-2")
 QUICK = Deadlines(prepare_s=1.0, notice_s=0.2, checkpoint_s=0.4, transfer_s=0.6, restore_s=0.4, commit_s=0.4)
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class FakeContainer:
@@ -180,7 +174,7 @@ class World:
         self._transports: list[asyncio.BaseTransport] = []
 
     async def start_agent(self, edge: str, **changes: Any) -> NodeAgent:
-        control_port = free_port(socket.SOCK_DGRAM)
+        control_port = free_port()
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
             lambda: control.ControlServer(functools.partial(self._obey, edge)),
             local_addr=("127.0.0.1", control_port),

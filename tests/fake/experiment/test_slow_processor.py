@@ -24,7 +24,7 @@ def test_what_a_run_waits_for_is_waited_for_as_much_longer(
 ) -> None:
     seen: list[float] = []
 
-    def play(manifest: Manifest, context: RunContext, make_deployment: object) -> None:
+    def play(manifest: Manifest, context: RunContext, make_deployment: object, asks_every_ms: float) -> None:
         seen.append(context.patience_s(40.0))
 
     monkeypatch.setenv(slowness.VARIABLE, "1")  # what the run announces is taken back at the end

@@ -21,7 +21,8 @@ from quicferry.migration.rpc.peer import PeerClient
 from quicferry.migration.states import Step
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
-from tests.migration_support import EDGES, QUICK, World, free_port, go
+from tests.migration_support import EDGES, QUICK, World, go
+from tests.ports import free_port
 from tests.waiting import eventually
 
 

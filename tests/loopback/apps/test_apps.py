@@ -28,20 +28,9 @@ from quicferry.quic import ExtensionConfig, MigratableConnection
 from quicferry.record import ClientSummary
 from quicferry.strategies import Strategy
 from quicferry.units import now_s
+from tests.ports import free_port
 
 DEADLINE_S = 30.0
-
-
-def free_port() -> int:
-    """A port that is free on both loopback addresses."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as first:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            second = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            with second, contextlib.suppress(OSError):
-                second.bind(("127.0.0.2", port))
-                return port
 
 
 class LoopbackRun:

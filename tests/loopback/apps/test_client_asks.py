@@ -15,7 +15,8 @@ from quicferry.migration.agent.requests import RequestDesk
 from quicferry.migration.rpc.credentials import TlsFiles
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
-from tests.loopback.apps.test_apps import DEADLINE_S, LoopbackRun, free_port, loopback_run
+from tests.loopback.apps.test_apps import DEADLINE_S, LoopbackRun, loopback_run
+from tests.ports import free_port
 
 
 def desk(

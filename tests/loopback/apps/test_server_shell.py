@@ -21,7 +21,8 @@ from quicferry.migration import control
 from quicferry.migration.rpc.credentials import Authority
 from quicferry.model import Endpoint
 from quicferry.units import BYTES_PER_MIB
-from tests.baseline_support import DEADLINE_S, free_port
+from tests.baseline_support import DEADLINE_S
+from tests.ports import free_port
 
 SERVERS = (QuicServer, TcpServer, MovingTcpServer, MptcpServer)
 MEMORY_MIB = 32

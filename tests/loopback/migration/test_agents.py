@@ -24,7 +24,8 @@ from quicferry.migration.rpc.messages import COLLECT_FILES, STATUS, CollectFiles
 from quicferry.model import Endpoint
 from quicferry.paths import CHECKOUT
 from quicferry.strategies import Strategy
-from tests.migration_support import EDGES, free_port
+from tests.migration_support import EDGES
+from tests.ports import free_port
 
 pytestmark = pytest.mark.needs("root")
 
