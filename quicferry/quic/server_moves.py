@@ -281,6 +281,8 @@ class ServerMoves(Role):
         was_held, self.held = self.held, False
         if self._machine.allows(ServerInput.ABORT):
             self._machine.feed(ServerInput.ABORT)
+        elif epoch > self._epoch and self.state is not ServerState.IDLE:
+            return  # this client could not be told of the move: it has no part in that, nor in its end
         elif self.state is not ServerState.IDLE:
             raise LocalError(f"abort in the state {self.state}", hint="the move is over already")
         self._epoch = max(epoch, self._epoch)

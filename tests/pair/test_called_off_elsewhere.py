@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quicferry.quic import PathSwitched
+from quicferry.quic.errors import LocalError
 from quicferry.quic.snapshot import thaw
 from quicferry.strategies import RULES, Strategy
 
@@ -50,6 +51,23 @@ def test_a_client_that_has_not_heard_of_the_move_before_follows_that(strategy, f
     assert [event.new for event in pair.all(PathSwitched)] == [EDGE_2]
     pair.drive(limit_s=1.0)
     assert pair.client.migration_state == "idle"
+    pair.assert_open()
+
+
+@pytest.mark.parametrize("client", ["stock", "default"])
+def test_a_move_of_which_the_client_could_not_be_told_is_called_off(client):
+    """The connection has moved before: a server with many clients calls the move off for all of them."""
+    pair = Pair(client=client)
+    pair.handshake(settle_s=1.2)
+    pair.server.hold()
+    pair.server.resume(1, Strategy.SYMMETRIC, True, pair.now)
+    request = pair.request()
+    assert pair.drive(lambda: request.answered_at is not None, limit_s=2.0)
+    call_off(pair, Strategy.POOL, 2, frozen_s=None)  # not negotiated, or without a pool
+    again = pair.request()
+    assert pair.drive(lambda: again.answered_at is not None, limit_s=2.0)
+    with pytest.raises(LocalError, match="abort in the state"):
+        pair.server.abort_migration(1, "operator", pair.now)
     pair.assert_open()
 
 
