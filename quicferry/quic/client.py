@@ -108,7 +108,7 @@ class ClientRole(ClientMoves):
         if self._moved is not None and self._moved != address:
             self._on_packet_from_elsewhere(self._moved, now)
         self._owed.clear()
-        self._here = None  # it is said in the same packet as SM_MIGRATED, or not at all
+        self._here = self._led = None  # it is said in the same packet as SM_MIGRATED, or not at all
         self._take_responses(now)
         self._settle_down(now)
 

@@ -175,6 +175,7 @@ class ClientMoves(ClientRace):
             self._latest_epoch = frame.epoch
             if here is not None:
                 self._has_been_at(plain_address(here), now)
+            self._led = origin
             self._lead_to(origin, frame.epoch, now, said=here is not None)
 
     def _lead_to(self, address: NetworkAddress, epoch: int, now: float, *, said: bool) -> None:
@@ -190,12 +191,15 @@ class ClientMoves(ClientRace):
     def _on_abort(self, frame: SmAbort, address: NetworkAddress, now: float) -> None:
         here, self._here = self._here, None
         origin = address if here is None else here
-        known = here is not None or plain_address(address) in self._visited
+        said = here is not None or plain_address(address) in self._visited
+        again = frame.epoch == self._aborted_epoch and origin == self._moved
+        # the source has come there by a move of which this client has not heard; or this is said once more
+        known = said or address == self._led or again
         if origin != self._seam.network_address and frame.epoch >= self._latest_epoch and known:
             # The destination has served, was taken down before the commit, and the source goes on. Or the
             # client has not heard of an earlier move, which has led to that source.
             self._latest_epoch = self._aborted_epoch = frame.epoch
-            self._lead_to(origin, frame.epoch, now, said=True)
+            self._lead_to(origin, frame.epoch, now, said=said or (again and self._moved_said))
             return
         if frame.epoch <= self._done_epoch or frame.epoch < self._latest_epoch:
             return

@@ -84,6 +84,9 @@ class ClientKnowledge(Role):
         self._aborted_epoch = 0  # SM_ABORT has the last word: the destination was gone when it was sent
         self._cause: ProbeOn | None = None  # why it probes
         self._here: NetworkAddress | None = None  # where the server says that it is, before SM_MIGRATED
+        self._led: NetworkAddress | None = (
+            None  # where SM_MIGRATED leads that stands before it in this packet
+        )
         self._moved: NetworkAddress | None = None  # where SM_MIGRATED says that it is; not the active path
         self._moved_said = False  # ... in so many words, and not only by the path that it came on
         self._moved_at = 0.0

@@ -281,6 +281,8 @@ class ServerMoves(Role):
         was_held, self.held = self.held, False
         if self._machine.allows(ServerInput.ABORT):
             self._machine.feed(ServerInput.ABORT)
+        elif epoch > self._epoch and self.state is not ServerState.IDLE:
+            return  # this client could not be told of the move: it has no part in that, nor in its end
         elif self.state is not ServerState.IDLE:
             raise LocalError(f"abort in the state {self.state}", hint="the move is over already")
         self._epoch = max(epoch, self._epoch)
@@ -298,7 +300,19 @@ class ServerMoves(Role):
         elif self.extended and self._seam.handshake_confirmed:
             if self._here is not None:  # the client may have gone to the destination without passing by
                 self.send_control(self._here)
-            self._say(SmAbort(epoch=self._epoch, reason=AbortReason.named(reason)), now + self._seam.pto_s)
+            again_at = now + self._seam.pto_s
+            stays = SmAbort(epoch=self._epoch, reason=AbortReason.named(reason))
+            if self._here is None and self._is_unheard():
+                #: wire-format 7.1: it MUST send SM_MIGRATED of the epoch
+                self._say(SmMigrated(epoch=self._epoch), again_at)
+                self.send_control(stays)
+                self._word.append(stays.encode())
+            else:
+                self._say(stays, again_at)
+
+    def _is_unheard(self) -> bool:
+        """Whether the client may not have heard that the server came here by an earlier move."""
+        return any(isinstance(decode_frame(encoded), SmMigrated) for encoded in self._word)
 
     def _say(self, frame: SmMigrated | SmAbort, again_at: float) -> None:
         """Where the server is now. From ``again_at`` on, a client that probes it is told with each answer.
