@@ -201,7 +201,7 @@ def test_every_field_of_the_extension_has_a_fate() -> None:
     # links to the role, which is made anew, what lives only while a datagram is handled, and what the short
     # way of a packet has looked up, which the next datagram looks up again
     # and how often it was touched here, which the next host counts anew
-    known = {"_role", "_ferry", "_ferry_receipt", "_came_to", "_quiet", "_changes"}
+    known = {"_role", "_ferry", "_ferry_receipt", "_came_to", "_quiet", "change_count"}
     assert set(vars(server)) - set(state_fields.FATES["QuicConnection"]) <= known
     assert set(vars(server._role)) == set(ROLE_FIELDS)
     assert set(vars(server._role._naming)) == set(NAMING_FIELDS)
