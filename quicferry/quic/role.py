@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from aioquic.quic.connection import NetworkAddress
 
 from quicferry.quic._aioquic.connection import Datagrams
@@ -9,6 +11,17 @@ from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.wire import EXTENSION_TYPES, Address, Frame, FrameType
 from quicferry.strategies import Strategy, StrategyName, rules_of
+
+
+@functools.lru_cache(maxsize=64)  # all clients of a server have agreed to much the same
+def _extended(negotiated: frozenset[StrategyName]) -> frozenset[StrategyName]:
+    return frozenset(name for name in negotiated if rules_of(name).extended)
+
+
+@functools.lru_cache(maxsize=64)
+def _frame_types(negotiated: frozenset[StrategyName]) -> frozenset[FrameType]:
+    drafts = {FrameType.ALTERNATIVE_ADDRESS} if Strategy.ALTERNATIVE_ADDRESS in negotiated else set()
+    return frozenset((EXTENSION_TYPES if _extended(negotiated) else set()) | drafts)
 
 
 class Role:
@@ -27,13 +40,12 @@ class Role:
     @property
     def extended(self) -> frozenset[StrategyName]:
         """What was negotiated by ``server_migration``; empty where only a standard is used."""
-        return frozenset(name for name in self.negotiated if rules_of(name).extended)
+        return _extended(self.negotiated)
 
     @property
     def frame_types(self) -> frozenset[FrameType]:
         """The frames that may come, or that are an error of their own when they come."""
-        drafts = {FrameType.ALTERNATIVE_ADDRESS} if Strategy.ALTERNATIVE_ADDRESS in self.negotiated else set()
-        return frozenset((EXTENSION_TYPES if self.extended else set()) | drafts)
+        return _frame_types(self.negotiated)
 
     def preferred_address(self, addresses: tuple[Address, ...]) -> bool:
         """A server has none of its client's."""

@@ -7,6 +7,7 @@ come at all is decided in ``client.py`` and ``server.py``.
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
@@ -369,6 +370,7 @@ def pull_frame(frame_type: int, buf: Buffer) -> Frame:
         raise _bad_frame("a frame is cut off") from error
 
 
+@functools.lru_cache(maxsize=256)  # hundreds of clients are told the same, and it is looked at several times
 def decode_frame(data: bytes) -> Frame:
     """Reads one whole frame, as ``encode`` wrote it. Raises ``PeerError``."""
     buf = Buffer(data=data)

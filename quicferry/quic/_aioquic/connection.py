@@ -42,6 +42,7 @@ from quicferry.quic.wire import Address, Frame, FrameType, find_parameter, pull_
 from quicferry.strategies import StrategyName
 
 LOCAL = "_ferry_local"  # of a path: the address of this host that its first datagram came to
+_ONE_RTT_ONLY = EPOCHS("1")
 _CHALLENGE_BYTES = 8  # RFC 9000 §19.17
 RESET_TOKEN_BYTES = 16  # RFC 9000 §19.15
 
@@ -218,7 +219,7 @@ class HookedConnection(CountedConnection):
         handlers = self._QuicConnection__frame_handlers  # type: ignore[attr-defined]  # name mangling
         if self._ferry is not None:
             for frame_type in self._ferry.frame_types:
-                handlers[int(frame_type)] = (self._handle_sm_frame, EPOCHS("1"))
+                handlers[int(frame_type)] = (self._handle_sm_frame, _ONE_RTT_ONLY)
 
     def _probe_preferred_address(self) -> None:
         preferred = self._remote_preferred_address

@@ -6,7 +6,7 @@ keeps each part of a connection. No clock: ``now`` is what the connection runs o
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, cast, runtime_checkable
 
 from aioquic import tls
 from aioquic.quic.configuration import QuicConfiguration
@@ -44,11 +44,17 @@ class Extended(Protocol):
         ...
 
 
+_kinds: dict[type, bool] = {}  # class of connections -> whether they are ``Extended``
+
+
 def extended_or_none(connection: QuicConnection) -> Extended | None:
     """The connection as one with the extension; None when it was made without."""
     if isinstance(connection, HookedConnection) and connection._ferry is None:
         return None
-    return connection if isinstance(connection, Extended) else None
+    kind = type(connection)
+    if kind not in _kinds:  # to look the methods of a protocol up takes as long as to take a stream apart
+        _kinds[kind] = isinstance(connection, Extended)
+    return cast(Extended, connection) if _kinds[kind] else None
 
 
 def why_not_movable(connection: QuicConnection) -> str | None:

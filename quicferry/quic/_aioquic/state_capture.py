@@ -6,7 +6,8 @@ lists against the objects, so that a field that a new aioquic adds cannot be for
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,6 +33,9 @@ from quicferry.quic._aioquic.state import extended_or_none
 
 _ONE_RTT = tls.Epoch.ONE_RTT
 _Image = TypeVar("_Image", bound=image.Image)
+
+
+_readers: dict[type, Callable[[object], tuple[Any, ...]]] = {}  # image -> all that is copied as it is
 
 
 def capture(connection: QuicConnection, now: float, *, frozen: bool = True) -> image.ConnectionImage:
@@ -81,8 +85,10 @@ def capture(connection: QuicConnection, now: float, *, frozen: bool = True) -> i
 
 def _plain_image(kind: type[_Image], source: object, names: dict[str, str], **other: Any) -> _Image:
     """An image whose fields are copied from ``source`` by the table ``names``, but for the ``other`` ones."""
-    values = {field: getattr(source, attribute) for field, attribute in names.items()}
-    return kind(**values, **other)
+    read = _readers.get(kind)
+    if read is None:  # one kind of image has one table
+        read = _readers[kind] = attrgetter(*names.values())
+    return kind(**dict(zip(names, read(source), strict=True)), **other)
 
 
 def agreement(configuration: QuicConfiguration) -> image.AgreementImage:

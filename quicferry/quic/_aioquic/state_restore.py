@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -38,6 +40,9 @@ from quicferry.quic.errors import LocalError
 _ONE_RTT = tls.Epoch.ONE_RTT
 #: of packets or connection IDs that an image may list one by one; what a connection keeps is far below
 MOST_NUMBERS = 1 << 20
+
+
+_readers: dict[type, Callable[[object], tuple[Any, ...]]] = {}  # image -> all that is put as it is
 
 
 def blank(*, configuration: QuicConfiguration, build: Build) -> QuicConnection:
@@ -118,8 +123,11 @@ def _check_agreement(moved: image.ConnectionImage, configuration: QuicConfigurat
 
 
 def _put_plain(target: object, moved: image.Image, names: dict[str, str]) -> None:
-    for field, attribute in names.items():
-        setattr(target, attribute, getattr(moved, field))
+    read = _readers.get(type(moved))
+    if read is None:  # one kind of image has one table
+        read = _readers[type(moved)] = attrgetter(*names)
+    for attribute, value in zip(names.values(), read(moved), strict=True):
+        setattr(target, attribute, value)
 
 
 def _put_tls(connection: QuicConnection, moved: image.ConnectionImage) -> None:
