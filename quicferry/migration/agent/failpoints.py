@@ -19,7 +19,7 @@ import msgspec
 from quicferry.events import Event, Sink
 from quicferry.migration.memory.page_messages import PageRun
 from quicferry.migration.rpc.channel import Duplex, DuplexCall
-from quicferry.migration.rpc.messages import Begin, Piece, ToDestination, ToSource
+from quicferry.migration.rpc.messages import Begin, End, Piece, ToDestination, ToSource
 from quicferry.migration.rpc.peer import PeerClient
 
 
@@ -66,12 +66,12 @@ class _DamagingCall:
         return getattr(self._call, name)
 
     async def write(self, message: ToDestination) -> None:
-        """Send one message, the first piece at a configured place with a byte changed."""
+        """Send one message, the first piece at a configured place with a byte changed; End may carry one."""
         if isinstance(message, Begin):
             self._at = "transfer"
-        if isinstance(message, Piece) and message.data and self._at in self._client.damage:
+        if isinstance(message, Piece | End) and message.data and self._at in self._client.damage:
             self._client.damage -= {self._at}
-            message = Piece(changed(message.data))
+            message = msgspec.structs.replace(message, data=changed(message.data))
         await self._call.write(message)
 
 
