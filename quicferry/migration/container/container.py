@@ -372,12 +372,12 @@ class Container(ContainerNamespaces):
             self._service_pid = None
 
     async def has_died(self, pid: int) -> bool:
-        """Whether a process inside is no more. One that is dead and not yet reaped is waited for.
+        """Whether a process inside is no more. One that is dying is waited for until it is reaped.
 
         Its PID is free then for a process that is restored in its place. Raises ``MigrationError`` when none
         does so within ``REAPED_S``.
         """
-        if self.state(pid) == "Z" and not await self._gone(pid, REAPED_S):
+        if self.is_dying(pid) and not await self._gone(pid, REAPED_S):
             raise MigrationError(f"process {pid} on {self.edge} is dead, and nobody reaps it")
         return not self.is_alive(pid)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import signal
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,9 @@ class ContainedProcess(NamedTuple):
     state: str
     argv: list[str]
 
+
+_EXITING = 0x4  # PF_EXITING, include/linux/sched.h
+_KILLED = 1 << (signal.SIGKILL - 1)  # in a mask of pending signals
 
 #: Waits for a line on stdin, then becomes the program; without one it ends.
 GATE = ("sh", "-c", 'read -r word && exec "$@" </dev/null', "sh")
@@ -88,6 +92,22 @@ class ContainerNamespaces:
         """The state letter of a process inside; None when it is gone."""
         found = self._stat(pid)
         return found[0] if found is not None else None
+
+    def is_dying(self, pid: int) -> bool:
+        """Whether a process inside will soon be gone, whatever it is told: it is over, or will be.
+
+        It is dead and nobody has reaped it yet, is on its way out of the kernel, or has SIGKILL before it, on
+        which it acts when it next has a processor (proc_pid_stat(5), proc_pid_status(5)).
+        """
+        proc = self.path(f"/proc/{pid}")
+        try:
+            fields, status = stat_fields(proc), (proc / "status").read_text(errors="replace")
+        except OSError:
+            return False
+        if fields[0] in ("Z", "X") or int(fields[6]) & _EXITING:
+            return True
+        pending = [line.split()[1] for line in status.splitlines() if line.startswith(("SigPnd:", "ShdPnd:"))]
+        return any(int(mask, 16) & _KILLED for mask in pending)
 
     def is_alive(self, pid: int) -> bool:
         """Whether there is such a process inside; a zombie counts, as it holds its PID."""

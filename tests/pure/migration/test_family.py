@@ -93,6 +93,9 @@ class Dying(Container):
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         return None if state is None else (state, 1)
 
+    def is_dying(self, pid):
+        return self.states[0] == "Z"
+
 
 def test_a_process_that_is_dead_and_not_yet_reaped_is_waited_for(monkeypatch):
     """Its PID is not free before: a server was told to go on, and never answered."""
@@ -102,3 +105,37 @@ def test_a_process_that_is_dead_and_not_yet_reaped_is_waited_for(monkeypatch):
     monkeypatch.setattr(container, "REAPED_S", 0.01)
     with pytest.raises(MigrationError, match="nobody reaps it"):
         asyncio.run(Dying("Z").has_died(SERVER))
+
+
+class Recorded(Container):
+    """A container whose ``/proc`` is a folder."""
+
+    def __init__(self, folder):
+        self.edge, self.folder = "edge-1", folder
+
+    def path(self, inside):
+        return self.folder / inside.lstrip("/")
+
+
+NOTHING = "0" * 16
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "own", "shared", "dying"),
+    [
+        ("T", 0x400140, NOTHING, NOTHING, False),
+        ("t", 0x400140, NOTHING, f"{1 << 17:016x}", False),  # SIGCONT
+        ("T", 0x400140, NOTHING, f"{1 << 8:016x}", True),  # SIGKILL, for all of its threads
+        ("R", 0x400140, f"{1 << 8:016x}", NOTHING, True),  # for this one
+        ("R", 0x400144, NOTHING, NOTHING, True),  # on its way out
+        ("Z", 0x400144, NOTHING, NOTHING, True),
+    ],
+)
+def test_a_process_that_sigkill_awaits_is_dying(tmp_path, state, flags, own, shared, dying):
+    """It still stands there, stopped as before: on a busy machine one was told to go on, not restored."""
+    proc = tmp_path / "proc" / str(SERVER)
+    proc.mkdir(parents=True)
+    (proc / "stat").write_text(f"{SERVER} (python3 -m x) {state} 1 5 5 0 -1 {flags} 0 0\n")
+    (proc / "status").write_text(f"Name:\tpython3\nSigPnd:\t{own}\nShdPnd:\t{shared}\nSigBlk:\t{'f' * 16}\n")
+    assert Recorded(tmp_path).is_dying(SERVER) == dying
+    assert not Recorded(tmp_path).is_dying(SERVER + 1)
