@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 import textwrap
 import time
@@ -19,7 +20,7 @@ from tests.explored import GOOD
 SCRIPT = """
     import os, subprocess, sys, time
     from pathlib import Path
-    root = Path(sys.argv[sys.argv.index("--runs") + 1]) / "the-run"
+    root = Path(sys.argv[sys.argv.index("--runs") + 1]) / {name!r}
     for name in ("manifest.json", "events.jsonl", "client.json", "derived/result.json",
                  "derived/timeline.svg", "logs/client.log", "secrets/keys.log", "captures/client.pcapng"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -29,15 +30,23 @@ SCRIPT = """
 
 
 @pytest.fixture
-def command(tmp_path):
+def name() -> str:
+    """The run's, by which its processes are known: other tests may have some at the same time."""
+    return f"run-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def command(tmp_path, name: str):
     """Makes a program of a script."""
 
     def make(more: str = "", *, script: str = SCRIPT) -> Path:
-        result = msgspec.json.encode(
-            msgspec.structs.replace(GOOD, run_dir=str(tmp_path / "runs" / "the-run"))
-        )
+        result = msgspec.json.encode(msgspec.structs.replace(GOOD, run_dir=str(tmp_path / "runs" / name)))
         path = tmp_path / "quicferry"
-        text = textwrap.dedent(script).replace("{result!r}", repr(result.decode()))
+        text = (
+            textwrap.dedent(script)
+            .replace("{result!r}", repr(result.decode()))
+            .replace("{name!r}", repr(name))
+        )
         path.write_text(f"#!{sys.executable}\n{text}{textwrap.dedent(more)}")
         path.chmod(0o755)
         return path
@@ -79,9 +88,9 @@ def test_each_thing_that_may_not_be_is_seen(tmp_path, command, kind: str, more: 
     assert kinds(tmp_path, command(more)) == [kind]
 
 
-def test_a_process_that_lives_on_is_seen(tmp_path, command) -> None:
+def test_a_process_that_lives_on_is_seen(tmp_path, command, name: str) -> None:
     more = f"""
-        subprocess.Popen(["sleep", "6"], env={{"{RUN_TAG}": "the-run"}}, start_new_session=True,
+        subprocess.Popen(["sleep", "6"], env={{"{RUN_TAG}": "{name}"}}, start_new_session=True,
                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(0.2)
     """
