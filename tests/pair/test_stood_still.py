@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from quicferry.quic import MigrationAborted
 from quicferry.quic.snapshot import thaw
 from quicferry.strategies import Strategy
 
-from .harness import EDGE_1, EDGE_2, RTT_S, Address, Pair
+from .harness import EDGE_1, EDGE_2, RTT_S, Address, Pair, edge
 
 REBOUND: Address = ("10.0.0.2", 50_000)
 
@@ -49,6 +50,29 @@ def test_the_downtime_of_a_source_that_goes_on_is_no_rtt(downtime_s):
     assert pair.client.pto_s < 1.5 * before_s
     assert pair.drive(pair.answered, limit_s=10.0)
     assert pair.client.pto_s < 1.5 * before_s
+
+
+def test_a_path_without_a_sample_does_not_make_a_later_challenge_one():
+    """Nothing of the client arrives on the first new path; a challenge to the second waits for the server."""
+    #: wire-format 6.4: A path that was left without a sample MUST hand on
+    pair, strategy = Pair(hand_off=True), Strategy.PROACTIVE_EXPLICIT
+    pair.handshake(settle_s=1.2)
+    pair.network.drop = lambda _data, address, direction: (
+        (address, direction, pair.server_at) == (EDGE_2, "up", EDGE_2)  # but for what has waited there
+    )
+    many = 1000  # clients: each probes once a second
+    for epoch, to, resumed_after_s in ((1, EDGE_2, 1.5), (2, edge(3), 1.1)):
+        pair.server.prepare_migration(epoch, strategy, [to], 1900, False, pair.now, many)
+        pair.after(resumed_after_s, functools.partial(pair.resume, epoch, strategy, to, speak_first=False))
+        pair.drive(limit_s=0.06)
+        pair.freeze(to, waiting_room=True)
+        assert pair.drive(functools.partial(pair.switched_to, to), limit_s=5.0)
+        assert not pair.client._loss._rtt_initialized
+        assert pair.client.pto_s < 5 * RTT_S
+        pair.drive(limit_s=0.5)
+    pair.request()
+    assert pair.drive(pair.answered, limit_s=1.0)
+    assert pair.client._loss._rtt_smoothed < 1.5 * RTT_S
 
 
 def test_the_rtt_of_a_path_that_has_become_longer_is_believed():

@@ -142,10 +142,14 @@ class Seam:
 
     @property
     def rtt_without_sample_s(self) -> float:
-        """What a new path's RTT is taken for until there is a sample: RFC 9002 §6.2.2."""
+        """What a new path's RTT is taken for until there is a sample: RFC 9002 §6.2.2.
+
+        A path that had no sample either hands on what it was taken for itself.
+        """
+        #: wire-format 6.4: A path that was left without a sample MUST hand on
         loss = self._quic._loss
         initial_s: float = self._quic.configuration.initial_rtt
-        return min(initial_s, loss._rtt_smoothed) if loss._rtt_initialized else initial_s
+        return min(initial_s, loss._rtt_smoothed if loss._rtt_initialized else loss._rtt_initial)
 
     def oldest_unacknowledged_at(self) -> float | None:
         """When the oldest ack-eliciting packet in flight was sent; None if there is none."""
@@ -300,24 +304,22 @@ class Seam:
     ) -> None:
         """Congestion control and RTT as on a new path (RFC 9000 §9.4, RFC 9002 §7 and §6.2.2).
 
-        Without a sample the RTT is unknown; the initial estimate is the configured one or the old path's
-        smoothed RTT, whichever is less, but no less than ``least_rtt_s``. Nothing must be in flight. The
-        window may be resumed with care from what is known of another path.
+        Without a sample the RTT is unknown; the initial estimate is ``rtt_without_sample_s``, but no less
+        than ``least_rtt_s``. Nothing must be in flight. The window may be resumed with care from what is
+        known of another path.
         """
         #: RFC 9000 9.4: MUST immediately reset the congestion controller
         loss = self._quic._loss
-        configuration = self._quic.configuration
+        known_s = self.rtt_without_sample_s
         # The size belongs to the path, and the challenge has shown no more than this (RFC 9000 §14.3).
         size = self._quic._max_datagram_size = min(self._quic._max_datagram_size, PROBE_DATAGRAM_BYTES)
         loss._cc = create_congestion_control(
-            configuration.congestion_control_algorithm, max_datagram_size=size
+            self._quic.configuration.congestion_control_algorithm, max_datagram_size=size
         )
         loss._pacer = QuicPacketPacer(max_datagram_size=size)
         resume_carefully(self._quic, resume_from)
         if rtt_s is None:
-            if loss._rtt_initialized:
-                known_s = min(configuration.initial_rtt, loss._rtt_smoothed)
-                loss._rtt_initial = max(known_s, least_rtt_s)
+            loss._rtt_initial = max(known_s, least_rtt_s)
             loss._rtt_initialized = False
             loss._rtt_latest = loss._rtt_smoothed = loss._rtt_variance = 0.0
             loss._rtt_min = math.inf
