@@ -17,6 +17,8 @@ from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.config import Timings
 from quicferry.quic.wire import Address
 
+_CHALLENGED_MOST = 8  # as many paths as upstream keeps
+
 
 @dataclass
 class Candidate:
@@ -126,6 +128,38 @@ class Allowance:
     def postpone(self, candidate: Candidate, now: float) -> None:
         """The candidate waits for the next one."""
         candidate.next_at = now + max((1.0 - self._left) / self._per_second, 0.001)
+
+
+class Rechallenges:
+    """When a server challenges an address of its client again that has not answered.
+
+    A client whose address has changed sends nothing but probes before it has heard where its server is, and
+    is told that only where it has answered. The first challenge leaves with the answer to its first probe;
+    one of the two may be lost. Intervals begin with a PTO and double: no more often than Initial packets.
+    """
+
+    def __init__(self, seam: Seam, longest_s: float) -> None:
+        self._seam = seam
+        self._longest_s = longest_s
+        self._next: dict[NetworkAddress, tuple[float, float]] = {}  # when, and the interval after that
+
+    def forget(self) -> None:
+        """Challenge at once: the answers to what was sent before came when nobody was there."""
+        self._next.clear()
+
+    def probed(self, address: NetworkAddress, now: float) -> None:
+        """A packet has come from there, and its answer can take a challenge along."""
+        #: wire-format 7.2: a server MUST repeat its own PATH_CHALLENGE
+        #: RFC 9000 8.2.1: SHOULD NOT probe a new path with packets
+        if not self._seam.is_unvalidated(address):
+            self._next.pop(address, None)
+            return
+        due_at, interval_s = self._next.get(address, (now, self._seam.pto_s))
+        if now >= due_at:
+            self._next[address] = (now + interval_s, min(2 * interval_s, self._longest_s))
+            self._seam.challenge_again(address)
+            while len(self._next) > _CHALLENGED_MOST:
+                del self._next[next(iter(self._next))]
 
 
 @dataclass

@@ -129,6 +129,8 @@ class ServerRole(ServerMoves):
         self.passive = self.state is not ServerState.RESTORED and self._probation is None
         if self._naming.is_due and self._probation is None:
             self._naming.name_pool_again()
+        if self._word:
+            self._rechallenges.probed(address, now)
 
     # ------------------------------------------------------------------ sending and time
 

@@ -17,6 +17,7 @@ from quicferry.quic.asking import Asked
 from quicferry.quic.config import Congestion, ExtensionConfig
 from quicferry.quic.errors import LocalError
 from quicferry.quic.naming import Naming
+from quicferry.quic.probing import Rechallenges
 from quicferry.quic.role import Role
 from quicferry.quic.standards import Probation, ServerAddresses
 from quicferry.quic.tables import SERVER, Machine, ServerInput, ServerState
@@ -54,6 +55,7 @@ class ServerMoves(Role):
         self._here: SmAddress | None = None  # says at which address it is, where it knows that
         self._word: list[bytes] = []  # where the server is, until the client is known to have heard it
         self._word_again_at = 0.0
+        self._rechallenges = Rechallenges(seam, config.timings.gentle_interval_max_s)
         self._path_before: PathFacts | None = None  # what was known of the path at the freeze
         self._frozen_number = 0  # the next packet number at the freeze
         self.asked = Asked(config.timings)
@@ -238,6 +240,7 @@ class ServerMoves(Role):
         self.held = False
         self._epoch = max(epoch, self._epoch)
         self._naming.is_due = True  # this host's clock does not know when the client heard it
+        self._rechallenges.forget()  # what the source's challenges have brought came to nobody
         self._challenges.clear()
         if self._seam.has_ended:
             return
@@ -288,6 +291,7 @@ class ServerMoves(Role):
         self._epoch = max(epoch, self._epoch)
         if was_held:
             self._naming.is_due = True
+            self._rechallenges.forget()
             self._seam.leave_lease(self._frozen_number)
         if was_held and not self._seam.has_ended:
             self._seam.validate_again(now)

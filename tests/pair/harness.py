@@ -136,6 +136,7 @@ class Pair:
         self.named = False  # the server knows its address, and says it with SM_MIGRATED
         self._snapshot = b""
         self.client_seen_as: dict[Address, Address] = {}  # a NAT: by server address
+        self.sent_to: Address = CLIENT  # where the server sends the datagram that is being carried
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self.datagrams = 0
@@ -201,7 +202,8 @@ class Pair:
             self.up.append((self.now, address, data))
             self._carry(data, address, "up")
         if self.server is not None:
-            for data, _ in self.server.datagrams_to_send(self.now):
+            for data, address in self.server.datagrams_to_send(self.now):
+                self.sent_to = address
                 assert self.server_at is not None, "a server that is nowhere has sent something"
                 self.down.append((self.now, self.server_at, data))
                 self._carry(data, self.server_at, "down")

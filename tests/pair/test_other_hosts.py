@@ -192,6 +192,52 @@ def test_a_challenge_of_the_server_is_answered_on_its_path(strategy):
     assert len(pair.received[stream_id]) == 400
 
 
+@pytest.mark.parametrize("lost", ["challenges", "responses"])
+@pytest.mark.parametrize("hand_off", [False, True])
+@pytest.mark.parametrize("strategy", SYMMETRIC)
+def test_a_challenge_to_an_address_that_has_changed_is_repeated(strategy, hand_off, lost):
+    """The client hears of the new place by data, and not the word; then its NAT rebinds.
+
+    From its new address it only probes, and is told where its server is once it has answered a challenge.
+    """
+    #: wire-format 7.2: a server MUST repeat its own PATH_CHALLENGE
+    rebound = ("10.0.0.99", 5555)
+    pair = Pair(hand_off=hand_off, idle_timeout_s=30.0)
+    pair.handshake(settle_s=1.2)
+    state = {"from the new place": 0, "lost": 0, "challenges": 0}
+    frame, direction_lost = (0x1A, "down") if lost == "challenges" else (0x1B, "up")
+
+    def drop(data: bytes, address: Address, direction: str) -> bool:
+        if address != EDGE_2 or pair.server is None:
+            return False
+        if direction == "down" and not pair.client_seen_as:
+            state["from the new place"] += 1
+            return state["from the new place"] == 1  # SM_MIGRATED is in it
+        if direction == "down" and pair.sent_to != rebound:
+            return True
+        types = pair.frames(data, pair.server if direction == "down" else pair.client)
+        state["challenges"] += direction == "down" and 0x1A in types
+        is_lost = direction == direction_lost and frame in types and state["lost"] < 2
+        state["lost"] += is_lost
+        return is_lost
+
+    pair.network.drop = drop
+    pair.move(strategy, downtime_s=0.1, forwarding=False)
+    assert pair.drive(lambda: pair.server_at == EDGE_2, limit_s=2.0)
+    stream_id = pair.server.get_next_available_stream_id(is_unidirectional=True)
+    pair.server.send_stream_data(stream_id, b"push" * 100)
+    assert pair.drive(lambda: state["from the new place"] >= 2, limit_s=1.0)
+    pair.client_seen_as = {EDGE_1: rebound, EDGE_2: rebound}
+    assert pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=3.0)
+    assert state["lost"] == 2
+    assert 3 <= state["challenges"] <= 6, "no more often than Initial packets"
+    request = pair.request()
+    assert pair.drive(lambda: request.answered_at is not None, limit_s=2.0)
+    assert pair.server.get_peer_address() == rebound
+    assert len(pair.received[stream_id]) == 400
+    pair.assert_open()
+
+
 @pytest.mark.parametrize("waiting_room", [False, True])
 def test_a_challenge_that_waited_for_the_server_is_no_sample_of_the_rtt(waiting_room):
     pair = Pair(hand_off=True)

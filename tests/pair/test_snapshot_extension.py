@@ -166,6 +166,7 @@ ROLE_FIELDS: dict[str, str | None] = {
     "_path_before": "path_before",
     "_seam": None,
     "_probation": None,  # the destination has its own
+    "_rechallenges": None,  # where the connection is resumed, it challenges at once
     "_speaks_at": None,  # a new wait begins where the connection is resumed
     "_standard": "standard",
     "_strategy": "strategy",

@@ -421,6 +421,20 @@ class Seam:
         others = [path for path in self._quic._network_paths[1:] if path.is_validated]
         return next((path.peer_cid for path in others if path.addr == address), None)
 
+    def is_unvalidated(self, address: NetworkAddress) -> bool:
+        """Whether that is an address of the peer's, not the active one, that has not answered a challenge."""
+        others = self._quic._network_paths[1:]
+        return any(path.addr == address and not path.is_validated for path in others)
+
+    def challenge_again(self, address: NetworkAddress) -> None:
+        """The next datagram to an address that probes has a new challenge, too, until one is answered.
+
+        Upstream repeats a challenge that is lost on the active path only.
+        """
+        for path in self._quic._network_paths[1:]:
+            if path.addr == address and not path.is_validated:
+                path.local_challenge_sent = False
+
     # ------------------------------------------------------------------ packets
 
     def probe(
