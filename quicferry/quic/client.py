@@ -125,6 +125,8 @@ class ClientRole(ClientMoves):
         elif address in self._prober.candidates:
             for data in responses:
                 self.response(data, address)
+        elif self._on_word_alone and self.admits(address):
+            self._doubled_from = address
         self._take_responses(now)
         self._settle_down(now)
 

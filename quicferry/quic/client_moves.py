@@ -61,6 +61,8 @@ class ClientMoves(ClientRace):
             here = self._book.of_family(frame, self._seam.address)
             if here is not None and self._policy.denies(here, self._seam.address) is None:
                 self._here = self._seam.socket_form(here)
+                if self._here == self._seam.network_address:
+                    self._on_word_alone = False
         if frame.sequence == HERE_ONLY:
             return
         if (

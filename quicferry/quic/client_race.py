@@ -15,7 +15,7 @@ from quicferry.quic import events
 from quicferry.quic._aioquic.careful_resume import PathFacts
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import plain_address
-from quicferry.quic.client_state import Announcement, Answer, ClientKnowledge
+from quicferry.quic.client_state import MISLED_PTOS, Announcement, Answer, ClientKnowledge
 from quicferry.quic.config import Congestion
 from quicferry.quic.probing import Candidate
 from quicferry.quic.tables import ClientInput, ClientState
@@ -23,7 +23,6 @@ from quicferry.quic.wire import Address
 from quicferry.strategies import ProbeOn
 
 _FORMER_PATH_PTOS = 3  # how long stragglers of the old path are read after the switch
-_MISLED_PTOS = 2  # how long the path that SM_MIGRATED came on is waited for, when another answers
 
 
 class ClientRace(ClientKnowledge):
@@ -218,7 +217,7 @@ class ClientRace(ClientKnowledge):
             return
         self._machine.feed(ClientInput.RESPONSE)
         agrees = self._moved is None or self._agrees(candidate, sent_at)
-        self._validated = Answer(candidate, age_s, agrees)
+        self._validated = Answer(candidate, age_s, agrees, now)
         candidate.heard = True
         # An answer may bring the word that is waited for; where there is one, the server is where that says.
         # A stranger may be a relay, which goes away without having brought it.
@@ -264,13 +263,12 @@ class ClientRace(ClientKnowledge):
         if self._moved is not None and not self._is_announced(candidate.address):
             # Who passed on the word may have been a relay, and have gone. Where the server has said in so
             # many words where it is, there is no other path.
-            misled = not self._moved_said and now - self._moved_at >= _MISLED_PTOS * self._seam.pto_s
+            misled = not self._moved_said and now - self._moved_at >= MISLED_PTOS * self._seam.pto_s
             return misled and self._silence.noticed
         if candidate.named:
             return True
-        if not self._silence.noticed or candidate.address not in self._visited:
-            return False  # SM_MIGRATED is repeated until it is acknowledged: who never says it only relays
-        return self._checked_at is None or now - self._checked_at >= self._seam.pto_s
+        # SM_MIGRATED is repeated until it is acknowledged: who never says it only relays
+        return self._silence.noticed and now >= self._believed_at(answer)
 
     def _is_announced(self, address: Address) -> bool:
         """Whether the server has announced that it goes there from where it is by its own word."""
@@ -284,10 +282,9 @@ class ClientRace(ClientKnowledge):
         if self._validated is None or not self._silence.noticed:
             return None
         if self._moved is not None:
-            return None if self._moved_said else self._moved_at + _MISLED_PTOS * self._seam.pto_s
-        if self._checked_at is None or self._validated.candidate.address not in self._visited:
-            return None
-        return self._checked_at + self._seam.pto_s
+            return None if self._moved_said else self._moved_at + MISLED_PTOS * self._seam.pto_s
+        believed_at = self._believed_at(self._validated)
+        return believed_at if math.isfinite(believed_at) else None
 
     def _switch_if_allowed(self, now: float) -> None:
         #: RFC 9000 9.6.1: SHOULD begin sending all future packets to the new server address
@@ -295,7 +292,7 @@ class ClientRace(ClientKnowledge):
         #: RFC 9000 9.6.3: MUST abandon validation of the original address and migrate
         if self._validated is None:
             return
-        candidate, age_s, _ = self._validated
+        candidate, age_s = self._validated.candidate, self._validated.age_s
         if not self._may_switch_to(self._validated, now):
             return
         if candidate.cid is None:  # the peer has retired the one it was challenged on
@@ -318,7 +315,11 @@ class ClientRace(ClientKnowledge):
         candidate.cid = None  # it is the connection's now
         self._answerable = dict(candidate.challenges)
         self._answer_interval_s = candidate.interval_s
-        self._has_been_at(old, now)
+        if self._moved is not None or not self._is_stranger(candidate):
+            self._has_been_at(old, now)  # else that was a relay's
+        is_said = self._moved_said and candidate.network_address == self._moved
+        is_known = candidate.named or candidate.address in self._visited
+        self._on_word_alone, self._doubled_from = not (is_said or is_known), None
         was_told = self._moved is not None
         announced, is_there = self._announcement, self._is_announced(candidate.address)
         if was_told and is_there:
@@ -369,6 +370,14 @@ class ClientRace(ClientKnowledge):
             for place in places:
                 if self._seam.socket_form(place) not in self._prober.candidates:
                     self._add_candidate(place, now, named=True, downtime_s=0.0)
+        doubled = self._doubled_from
+        if (
+            doubled is not None
+            and self.state is ClientState.PROBING
+            and doubled not in self._prober.candidates
+        ):
+            self._check, self._checked_at = os.urandom(8), now
+            self._add_candidate(plain_address(doubled), now, named=False, downtime_s=0.0)
 
     def admits(self, address: NetworkAddress) -> bool:
         """Whether a packet from there may be looked at. Nothing is believed before it decrypts."""

@@ -26,6 +26,7 @@ from quicferry.quic.tables import CLIENT, ClientInput, ClientState, Machine
 from quicferry.quic.wire import Address, SmPrepare
 from quicferry.strategies import ProbeOn, rules_of
 
+MISLED_PTOS = 2  # how long the path that SM_MIGRATED came on is waited for, when another answers
 _PLAUSIBLE = 2.0  # times what an RTT is taken for without a sample: it is believed at once
 _KEPT_PTOS = 3  # how long a connection ID stays with its address after a race
 _REMEMBERED = 256
@@ -61,6 +62,7 @@ class Answer(NamedTuple):
     candidate: Candidate
     age_s: float  # of the challenge
     agrees: bool  # with where SM_MIGRATED has led, or is newer
+    at: float  # when it came
 
 
 class ClientKnowledge(Role):
@@ -91,6 +93,8 @@ class ClientKnowledge(Role):
         self._moved_said = False  # ... in so many words, and not only by the path that it came on
         self._moved_at = 0.0
         self._moved_epoch = 0
+        self._on_word_alone = False  # the active path is right only because SM_MIGRATED came on it
+        self._doubled_from: NetworkAddress | None = None  # where packets came from again, meanwhile
         self._visited: dict[Address, float] = {}  # where it has been -> when it left, the latest last
         self._validated: Answer | None = None
         self._checked_at: float | None = None  # when the old path was challenged because of a stranger
@@ -253,6 +257,21 @@ class ClientKnowledge(Role):
         places = dict.fromkeys([*reversed(self._visited), *self._book.all(here)])
         usable = [a for a in places if a != here and self._policy.denies(a, here) is None]
         return tuple(usable[: self.max_addresses])
+
+    def _believed_at(self, answer: Answer) -> float:
+        """When an address that was not named is believed without a word, while the old path is silent.
+
+        One that the server has never been at is not, as a rule. But where the present path is right only
+        because the word came on it, that may have been a relay's, and the word is not said again.
+        """
+        #: wire-format 6.4: the client MUST take another
+        pto_s = self._seam.pto_s
+        unanswered_at = -math.inf if self._checked_at is None else self._checked_at + pto_s
+        if answer.candidate.address in self._visited:
+            return unanswered_at
+        if not self._on_word_alone or self._announcement is not None or self._checked_at is None:
+            return math.inf
+        return max(unanswered_at, answer.at + MISLED_PTOS * pto_s)
 
     def _has_cid(self, address: Address) -> bool:
         """Whether an address that nothing has come from could be probed: one ID is always held back."""

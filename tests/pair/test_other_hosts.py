@@ -80,6 +80,36 @@ def test_a_relay_does_not_get_a_client_whose_server_says_where_it_is(strategy):
     assert pair.all(PathSwitched) == [PathSwitched(EDGE_1, EDGE_2)]
 
 
+@pytest.mark.parametrize("idle", [False, True])
+@pytest.mark.parametrize("strategy", SYMMETRIC)
+def test_a_client_that_a_relay_has_drawn_finds_its_server_when_the_relay_goes_away(strategy, idle):
+    """The server does not know its address, and its SM_MIGRATED has been acknowledged through the relay."""
+    #: wire-format 6.4: the client MUST take another
+    pair = Pair(hand_off=True)
+    pair.handshake(settle_s=1.2)
+    relay = Relay(pair)
+    pair.load(0.010, until=pair.now + (1.0 if idle else 2.0))
+    pair.drive(limit_s=0.3)
+    pair.move(strategy, downtime_s=0.05, forwarding=False)
+    assert pair.drive(lambda: pair.switched_to(RELAY), limit_s=2.0)
+    pair.server.record_commit()
+    pair.drive(limit_s=1.5 if idle else 0.5)
+    relay.running = False
+    if idle:  # the server has nothing to say, and only the client's next request is lost
+        assert not pair.server._loss.bytes_in_flight
+        pair.request()
+    assert pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=5.0)
+    pair.drive(limit_s=1.0)
+    assert pair.drive(pair.answered, limit_s=5.0)
+    assert [event.new for event in pair.all(PathSwitched)] == [RELAY, EDGE_2]
+    assert RELAY not in pair.client._role._visited
+    pair.drive(limit_s=1.2)
+    pair.server_events.clear()
+    pair.move(strategy, to=edge(3), downtime_s=0.05, epoch=2)
+    assert pair.drive(lambda: pair.switched_to(edge(3)), limit_s=5.0)
+    pair.assert_open()
+
+
 def test_a_relay_gives_the_last_connection_id_back_as_soon_as_the_old_path_speaks():
     """All others are with the pool, of which the client keeps them for three PTOs."""
     #: wire-format 6.3: That of a stranger MUST be retired
