@@ -318,8 +318,8 @@ class ClientRace(ClientKnowledge):
         if self._moved is not None or not self._is_stranger(candidate):
             self._has_been_at(old, now)  # else that was a relay's
         is_said = self._moved_said and candidate.network_address == self._moved
-        is_known = candidate.named or candidate.address in self._visited
-        self._on_word_alone, self._doubled_from = not (is_said or is_known), None
+        is_named = self._book.names(candidate.address, old) or self._is_standard(candidate.address)
+        self._on_word_alone, self._doubled_from = not (is_said or is_named), None
         was_told = self._moved is not None
         announced, is_there = self._announcement, self._is_announced(candidate.address)
         if was_told and is_there:
@@ -371,13 +371,11 @@ class ClientRace(ClientKnowledge):
                 if self._seam.socket_form(place) not in self._prober.candidates:
                     self._add_candidate(place, now, named=True, downtime_s=0.0)
         doubled = self._doubled_from
-        if (
-            doubled is not None
-            and self.state is ClientState.PROBING
-            and doubled not in self._prober.candidates
-        ):
-            self._check, self._checked_at = os.urandom(8), now
-            self._add_candidate(plain_address(doubled), now, named=False, downtime_s=0.0)
+        if doubled is not None and self.state is ClientState.PROBING:
+            if doubled not in self._prober.candidates:
+                self._check, self._checked_at = os.urandom(8), now
+                self._add_candidate(plain_address(doubled), now, named=False, downtime_s=0.0)
+            self._prober.candidates[doubled].heard = True  # the last connection ID is for this one
 
     def admits(self, address: NetworkAddress) -> bool:
         """Whether a packet from there may be looked at. Nothing is believed before it decrypts."""

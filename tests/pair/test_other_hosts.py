@@ -110,6 +110,30 @@ def test_a_client_that_a_relay_has_drawn_finds_its_server_when_the_relay_goes_aw
     pair.assert_open()
 
 
+def test_a_relay_that_has_drawn_a_client_before_is_no_place_of_the_server():
+    """It has left the relay by the server's word, so that counts as a place where the server has been."""
+    #: wire-format 6.4: the client MUST take another
+    pair = Pair(hand_off=True)
+    pair.handshake(settle_s=1.2)
+    relay = Relay(pair)
+    for epoch, relayed in ((1, True), (2, False), (3, True)):
+        relay.running = relayed
+        to = edge(1 + epoch)
+        pair.load(0.010, until=pair.now + 1.0)
+        pair.drive(limit_s=0.2)
+        pair.server_events.clear()
+        pair.client_events.clear()
+        pair.move(Strategy.SYMMETRIC, to=to, downtime_s=0.05, epoch=epoch, forwarding=False)
+        assert pair.drive(lambda at=RELAY if relayed else to: pair.switched_to(at), limit_s=2.0)
+        pair.server.record_commit()
+        pair.drive(limit_s=1.2)
+    relay.running = False
+    pair.request()
+    assert pair.drive(lambda: pair.switched_to(edge(4)), limit_s=5.0)
+    assert pair.drive(pair.answered, limit_s=5.0)
+    pair.assert_open()
+
+
 def test_a_relay_gives_the_last_connection_id_back_as_soon_as_the_old_path_speaks():
     """All others are with the pool, of which the client keeps them for three PTOs."""
     #: wire-format 6.3: That of a stranger MUST be retired
