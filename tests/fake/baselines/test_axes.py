@@ -97,6 +97,9 @@ class Capture:
     def start(self, hosts: list[str]) -> dict[str, str]:
         return {}
 
+    def ended(self) -> None:
+        """Asked while a run lasts, if it lasts for long enough."""
+
     def stop(self, linger_s: float = 0.0) -> None:
         pass
 
