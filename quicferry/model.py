@@ -18,6 +18,11 @@ import msgspec
 from quicferry.errors import InvalidInput
 
 
+def host_of(endpoint: str) -> str:
+    """The address in the words of an endpoint: ``10.0.1.2:4433`` -> ``10.0.1.2``; empty without a port."""
+    return endpoint.rpartition(":")[0].strip("[]")
+
+
 class Endpoint(NamedTuple):
     """A transport address: IPv4 or IPv6 text and a UDP or TCP port."""
 
@@ -30,8 +35,7 @@ class Endpoint(NamedTuple):
 
         Raises ``ValueError``.
         """
-        host, _, port = words.rpartition(":")
-        return cls(host.removeprefix("[").removesuffix("]"), int(port))
+        return cls(host_of(words), int(words.rpartition(":")[2]))
 
     @property
     def is_ipv6(self) -> bool:

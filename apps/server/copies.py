@@ -119,7 +119,7 @@ class CopiesIn:
             known = self._copies.get(each.key)
             if known is not None:
                 known[0].update(each.data, now_s())
-                known[1].connection_ids = set(connection_ids(known[0].connection))
+                self._name(*known)
             else:
                 copy = Copy(
                     each.data,
@@ -127,11 +127,19 @@ class CopiesIn:
                     build=self._build,
                     now=now_s(),
                     epoch=self.epoch,
-                    into=self._blanks.pop() if self._blanks else None,
+                    into=self._blank(),
                 )
                 self._copies[each.key] = copy, self._peer(each.key, copy.connection)
             if count % AT_ONCE == 0:
                 await asyncio.sleep(0)
+
+    def _blank(self) -> QuicConnection | None:
+        return self._blanks.pop() if self._blanks else None
+
+    @staticmethod
+    def _name(copy: Copy, peer: Peer) -> None:
+        """Note the connection IDs that a newer copy of a peer's connection has."""
+        peer.connection_ids = set(connection_ids(copy.connection))
 
     def _peer(self, key: str, connection: QuicConnection) -> Peer:
         assert isinstance(connection, MigratableConnection)
@@ -142,7 +150,7 @@ class CopiesIn:
         known = self._copies.pop(key, None)
         if known is not None:
             known[0].refresh(snapshot, now_s())
-            known[1].connection_ids = set(connection_ids(known[0].connection))
+            self._name(*known)
             return known[1]
         made = restore_snapshot(
             snapshot,
@@ -150,7 +158,7 @@ class CopiesIn:
             build=self._build,
             now=now_s(),
             epoch=self.epoch,
-            into=self._blanks.pop() if self._blanks else None,
+            into=self._blank(),
         )
         return self._peer(key, made)
 

@@ -24,9 +24,10 @@ import polars as pl
 
 from quicferry.analysis.event_queries import last_event
 from quicferry.analysis.metrics import Metrics
-from quicferry.analysis.timeline import USEFUL_FRAMES, earliest_ns, host_of
+from quicferry.analysis.timeline import USEFUL_FRAMES, earliest_ns
 from quicferry.capture.quic.packets import Direction
 from quicferry.events import Event
+from quicferry.model import host_of
 from quicferry.units import ns_to_ms
 
 #: How well the parts must explain the whole.

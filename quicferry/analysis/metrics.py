@@ -16,6 +16,7 @@ from quicferry.analysis.event_queries import first_event, last_event
 from quicferry.analysis.timeline import Moment, RoundTrip, ServiceGap
 from quicferry.capture.pcap import Datagram
 from quicferry.events import Event
+from quicferry.model import host_of
 from quicferry.units import NS_PER_MS, ns_to_ms
 
 LOG_TOLERANCE_NS = 1 * NS_PER_MS
@@ -165,8 +166,7 @@ def inter_edge_bytes(datagrams: Iterable[Datagram], source: Iterable[str], desti
     return sum(
         datagram.wire_bytes
         for datagram in datagrams
-        if timeline.host_of(datagram.source) in senders
-        and timeline.host_of(datagram.destination) in receivers
+        if host_of(datagram.source) in senders and host_of(datagram.destination) in receivers
     )
 
 

@@ -75,11 +75,6 @@ class Moment(NamedTuple):
     origin: str
 
 
-def host_of(endpoint: str) -> str:
-    """``10.0.1.2:4433`` -> ``10.0.1.2``."""
-    return endpoint.rpartition(":")[0].strip("[]")
-
-
 def arrivals(traffic: pl.DataFrame) -> pl.DataFrame:
     """Useful service in a decrypted capture: columns as in ARRIVALS, sorted by time."""
     return (

@@ -10,6 +10,7 @@ import functools
 from ipaddress import ip_address
 
 from quicferry.capture.files.ip import TCP
+from quicferry.model import host_of
 
 _CHECKSUM = slice(16, 18)
 _HEADER_BYTES = 20
@@ -33,5 +34,4 @@ def is_damaged(source: str, destination: str, segment: bytes) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _host_sum(endpoint: str) -> int:
-    host = endpoint.rpartition(":")[0].strip("[]")
-    return int.from_bytes(ip_address(host).packed, "big") % _ONES
+    return int.from_bytes(ip_address(host_of(endpoint)).packed, "big") % _ONES

@@ -17,6 +17,7 @@ from quicferry.inspection.inspector import QUIC, Told, tell_all
 from quicferry.inspection.lines import frame_text
 from quicferry.inspection.sources import Source
 from quicferry.inspection.stories import Migration
+from quicferry.model import host_of
 
 MOST_ARROWS = 400
 _COLUMN_PX, _ROW_PX, _LEFT_PX, _TOP_PX = 260, 15, 90, 44
@@ -74,7 +75,7 @@ class DiagramBuilder:
         if told.protocol != QUIC or told.datagram.quoted:
             return
         datagram = told.datagram
-        source, destination = _host(datagram.source), _host(datagram.destination)
+        source, destination = host_of(datagram.source), host_of(datagram.destination)
         self._places.add(told.vantage)
         self._names.setdefault(source, told.vantage)  # packets are seen first where they are sent
         first = told.packets[0]
@@ -116,10 +117,6 @@ class DiagramBuilder:
         begin, end = _span(arrows)
         kept = [event for event in events if begin <= event.t_ns <= end]
         return Diagram(tuple(self._hosts), self._names, arrows, kept, self._left_out)
-
-
-def _host(endpoint: str) -> str:
-    return endpoint.rpartition(":")[0].strip("[]")
 
 
 def _span(arrows: list[Arrow]) -> tuple[int, int]:

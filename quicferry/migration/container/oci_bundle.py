@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 from quicferry import plugins
 from quicferry.errors import InvalidInput
 from quicferry.migration.container.layer import VOLUMES
-from quicferry.migration.container.oci_image import MAPPED_IDS, ImageSettings
+from quicferry.migration.container.oci_image import MAPPED_IDS, ImageSettings, User
 from quicferry.migration.container.volumes import Volume
 from quicferry.paths import CHECKOUT
 from quicferry.units import BYTES_PER_MIB
@@ -51,13 +51,6 @@ NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "uran
 
 #: Opens stdio inside the container, where CRIU finds it; runc would pass on what it has itself.
 WITH_STDIO_ON = 'log=$1; shift; exec "$@" </dev/null >>"$log" 2>&1'
-
-
-class User(msgspec.Struct, frozen=True):
-    """User and group IDs of the process."""
-
-    uid: int = 0
-    gid: int = 0
 
 
 class Capabilities(msgspec.Struct, frozen=True):

@@ -89,7 +89,9 @@ def users_have_userfaultfd() -> bool:
         return False
 
 
-class _User(msgspec.Struct, frozen=True):
+class User(msgspec.Struct, frozen=True):
+    """User and group IDs of a container's process, as ``config.json`` has them."""
+
     uid: int = 0
     gid: int = 0
 
@@ -98,7 +100,7 @@ class _Process(msgspec.Struct, frozen=True):
     args: list[str] = []
     env: list[str] = []
     cwd: str = "/"
-    user: _User = _User()
+    user: User = User()
     capabilities: dict[str, list[str]] | None = None
     rlimits: list[dict[str, Any]] | None = None
 

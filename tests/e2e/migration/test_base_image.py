@@ -83,46 +83,38 @@ async def play():
         assert 5 << 20 < got["with_it"] < got["without"] - (1 << 20)
 
 
-@pytest.mark.parametrize("engine", OF_RUNC)
-def test_a_container_moves_on_the_base_image_of_a_container_there_and_back(tmp_path, engine):
-    got = played(
-        ON_BASE
-        + """
+HOPS = (
+    ON_BASE
+    + """
 async def play():
     async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
         await start(a)
         for edge in (a, b):
-            put_on_base(edge, lambda: image(in_oci))
-        return await hops(a, b, 2)
-""",
-        tmp_path,
-        ENGINE=engine,
-        STORE=str(tmp_path / "store"),
-    )
-    check_hops(got, 2)
+            put_on_base(edge, WITH)
+        return await hops(a, b, MOVES)
+"""
+)
+
+
+def hopped(directory, engine, moves, with_image="image"):
+    """What the hops returned; there was one service all along."""
+    store = str(directory / "store")
+    got = played(HOPS, directory, ENGINE=engine, STORE=store, WITH=with_image, MOVES=str(moves))
+    check_hops(got, moves)
     assert len({answer["sha256"] for answer in got["seen"]}) == 1
+    return got
+
+
+@pytest.mark.parametrize("engine", OF_RUNC)
+def test_a_container_moves_on_the_base_image_of_a_container_there_and_back(tmp_path, engine):
+    got = hopped(tmp_path, engine, 2, with_image="lambda: image(in_oci)")
     assert all(detail["base_image"] for detail in got["taken"])
     assert [detail["rounds"] >= 1 for detail in got["restored"]] == [True, True]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_several_hops_on_a_base_image(tmp_path, engine):
-    got = played(
-        ON_BASE
-        + """
-async def play():
-    async with edges("edge-1", "edge-2", engine="ENGINE") as (a, b):
-        await start(a)
-        for edge in (a, b):
-            put_on_base(edge)
-        return await hops(a, b, 3)
-""",
-        tmp_path,
-        ENGINE=engine,
-        STORE=str(tmp_path / "store"),
-    )
-    check_hops(got, 3)
-    assert len({answer["sha256"] for answer in got["seen"]}) == 1
+    hopped(tmp_path, engine, 3)
 
 
 @pytest.mark.parametrize("at_destination", ["another", "none"])
