@@ -36,7 +36,7 @@ from quicferry.spec import Fault, FaultPoint
 
 STOP_S = 5.0  # for an agent that has told of its event to stop itself
 CRIU_S = 5.0  # for CRIU to begin
-DUMP_S = 0.06  # a dump takes at least as long
+DUMP_S = 0.06  # about as long as a dump; one with a base image may be over earlier, and restored
 RESTORE_S = 0.005  # a restore, from when CRIU has made the first process
 
 

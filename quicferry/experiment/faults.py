@@ -148,7 +148,8 @@ ROWS: tuple[FaultRow, ...] = (
     FaultRow(_P.PREPARE, _K.SOURCE_AGENT_KILLED, _EITHER, "the order is repeated, or nothing has happened"),
     *_rows(_K.SOURCE_AGENT_KILLED, (_P.COPY, _P.NOTICE, _P.CHECKPOINT), _HERE, _FOUND),
     FaultRow(
-        _P.DUMP, _K.SOURCE_AGENT_KILLED, _HERE, "CRIU goes on without it; the next agent waits for that",
+        _P.DUMP, _K.SOURCE_AGENT_KILLED, _EITHER,
+        "CRIU goes on without it; the next agent waits for that, and a quick dump may be over and restored",
     ),
     FaultRow(_P.TRANSFER, _K.SOURCE_AGENT_KILLED, _HERE, _FOUND),
     FaultRow(
