@@ -6,9 +6,16 @@ CI_REQUIRES := root,netns,veth,shaped-link,mininet,criu,criu-lazy-pages,criu-pag
 PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 PYTEST = $(PYTHON) -m pytest --durations=15 --require="$(1)"
-# what needs no network of its own runs on all cores; then the real runs, one after another
+# What needs no network of its own runs on all cores; then the real runs, one after another. What failed runs
+# once more, alone: on a machine that others load too, a real clock can come late once. What fails on a clock of
+# its own, or for a reason, fails again; what then passes is printed with how it failed (docs/testing.md).
+ONCE_MORE = if [ $$now -eq 1 ]; then echo "== what failed, once more and alone"; \
+	$(PYTEST) --last-failed --last-failed-no-failures none -m "$(2)" && echo "== UNSTABLE: passed the second time only, see above"; now=$$?; fi; \
+	[ $$now -eq 0 ] || status=1
 ifeq ($(PYTEST_ARGS),)
-TESTS = status=0; $(PYTEST) -n auto --maxprocesses 8 -m "not e2e" || status=1; $(PYTEST) -m e2e || status=1; exit $$status
+TESTS = status=0; \
+	$(PYTEST) -n auto --maxprocesses 8 -m "not e2e"; now=$$?; $(call ONCE_MORE,$(1),not e2e); \
+	$(PYTEST) -m e2e; now=$$?; $(call ONCE_MORE,$(1),e2e); exit $$status
 else
 TESTS = $(PYTEST) $(PYTEST_ARGS)
 endif
