@@ -52,12 +52,12 @@ def bound_of(spec: RunSpec) -> Bound:
 def judged(spec: RunSpec) -> bool:
     """Whether the overhead of such a run is the strategy's alone.
 
-    Not under loss, where a lost packet adds a PTO of its own; not with faults, baselines, or clients of
-    several strategies.
+    Not under loss, nor where packets are damaged and so lost: each adds a PTO of its own; not with faults,
+    baselines, or clients of several strategies.
     """
     return not (
-        spec.baseline is not None or spec.faults or spec.loss_percent or spec.mixed_strategies
-        or spec.plain_clients
+        spec.baseline is not None or spec.faults or spec.loss_percent or spec.corrupt_percent
+        or spec.mixed_strategies or spec.plain_clients
     )  # fmt: skip
 
 

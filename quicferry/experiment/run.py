@@ -22,7 +22,7 @@ from quicferry.experiment.context import Deployment, RunContext, Service
 from quicferry.experiment.itinerary import stops
 from quicferry.experiment.machine import machine, source_digest
 from quicferry.experiment.machine_load import LoadWatch
-from quicferry.experiment.request_watch import RequestWatch
+from quicferry.experiment.request_watch import RequestWatch, load_after_s
 from quicferry.experiment.store import free_reserve
 from quicferry.experiment.usage import note_usage
 from quicferry.experiment.watch import Watch
@@ -176,7 +176,7 @@ def _play(
                     outcome |= deployment.move()
                 if spec.moves > 1:
                     note_usage(events, ((name, pid) for name, of in context.watched.items() if (pid := of())))
-            time.sleep(spec.after_s)
+            time.sleep(load_after_s(spec, asks_every_ms))
             manifest.machine_load = watch.load()
     finally:
         with events.phase("run.collect"):

@@ -11,8 +11,10 @@ from quicferry.analysis.requests_hit import first_open_ns, requests_hit
 from quicferry.errors import InvalidInput, MigrationError
 from quicferry.events import Event
 from quicferry.experiment import request_watch
-from quicferry.experiment.request_watch import RequestWatch
+from quicferry.experiment.faults import parse
+from quicferry.experiment.request_watch import RequestWatch, load_after_s
 from quicferry.record import RequestRecord
+from quicferry.spec import RunSpec
 from session.request import to_spec
 
 
@@ -122,3 +124,14 @@ def test_the_first_request_that_the_resumed_server_has_to_answer(
     requests = [request(number, *each) for number, each in enumerate(times)]
     expected = None if first_ms is None else first_ms * MS
     assert first_open_ns(requests, 150 * MS) == expected
+
+
+@pytest.mark.parametrize(
+    ("faults", "every_ms", "after_s"),
+    [((), 5000.0, 1.0), (("commit:link-cut",), 5000.0, 6.2), (("commit:link-cut",), 10.0, 1.21)],
+)
+def test_after_a_fault_each_client_asks_once_more(
+    faults: tuple[str, ...], every_ms: float, after_s: float
+) -> None:
+    spec = RunSpec(after_s=1.0, source_rtt_ms=600.0, faults=tuple(parse(words) for words in faults))
+    assert load_after_s(spec, every_ms) == pytest.approx(after_s)
