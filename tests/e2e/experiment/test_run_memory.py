@@ -49,10 +49,14 @@ def test_the_server_moves_with_its_memory(
 @pytest.mark.needs("oci", "criu-page-server")
 def test_a_container_whose_memory_criu_brings_moves_there_and_back(tmp_path: Path) -> None:
     more = ("--engine", "runc-post-copy", "--memory-by", "criu", "--moves", "2", "--before-s", "0.5")
-    result = run(tmp_path, "--strategy", "symmetric", *more)
+    result = run(tmp_path, "--strategy", "symmetric", "--disk-mib", "20", "--compression", "none", *more)
     assert_sound(result)
     events = read_events(RunPaths(Path(result["run_dir"])).events)
     moved = [event.detail["forwarded_datagrams"] for event in events if event.name == "migration.finished"]
     assert len(moved) == 2
     # two hosts that forwarded to each other sent 150,000 while the restored server lacked its first pages
     assert sum(moved) < 10 * result["requests_sent"]
+    ahead = [event.detail["bytes"] for event in events if event.name == "migration.precopy.complete"]
+    within = [event.detail["bytes"] for event in events if event.name == "migration.transfer.complete"]
+    assert min(ahead) > 20 * BYTES_PER_MIB, "its files"
+    assert max(within) < 10 * BYTES_PER_MIB, "and they do not cross once more while it stands still"

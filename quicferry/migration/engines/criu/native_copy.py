@@ -164,8 +164,9 @@ class CriuNativeEngine(LazyDestination):
         """Records of the last image, its open files and the manifest."""
         if self._rounds:
             yield record(RecordKind.PARENT, f".=round-{self._rounds - 1}", b"")
-        yield from image_records(self._outside, "")
+        # first, as they are packed beside the images, and are gone from there when they were read
         yield from self._last_files()
+        yield from image_records(self._outside, "")
         manifest = CheckpointManifest(
             epoch=order.epoch,
             pid=pid,

@@ -175,10 +175,13 @@ class OwnFilesEngine(RuncEngine):
         return self._records_of(self._last_names)
 
     def _records_of(self, names: list[str]) -> Iterator[bytes]:
+        """Records of packed files, each of which is removed when it was read: it is memory, and no image."""
         for name in names:
-            with (self._outside / name).open("rb") as file:
+            packed = self._outside / name
+            with packed.open("rb") as file:
                 while piece := file.read(CHUNK_BYTES):
                     yield record(RecordKind.IMAGE, name, piece)
+            packed.unlink()
 
     async def prepare_destination(self, order: MoveOrder) -> None:
         """Also begin with an empty layer."""
