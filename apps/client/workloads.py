@@ -24,6 +24,7 @@ GROUP = "quicferry.workloads"  # of entry points, see quicferry.plugins
 BURST_REQUESTS = 10
 SPORADIC_INTERVALS = 500
 TELEMETRY_BYTES = 1000
+PUSH_LEAST_S = 0.01  # between events, where no interval is asked for
 PUSH_AHEAD_S = 0.3  # longer than most round trips, so that a poll is there when its event happens
 SEGMENT_INTERVALS = 100
 THOUGHT_INTERVALS = 7  # of exponential ones with a mean of one interval, one in a thousand is longer
@@ -79,6 +80,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     open: Literal["some", "all", "no"] = "some"
     #: Intervals from one request, or burst of them, to the next: so long it asks for nothing.
     spacing_intervals: float = 0
+    #: Polls worth so many seconds wait at the server at any time; 0: there are none.
+    polls_held_s: float = 0
     #: Whether the next request waits for the answer to the last one.
     waits: bool = False
 
@@ -158,8 +161,8 @@ async def _telemetry(load: LoadDriver) -> None:
 
 async def _push(load: LoadDriver) -> None:
     """Polls that the server answers when an event happens: always so many ahead that none is late."""
-    interval_s = load.interval_s or 0.01
-    ahead = max(2, math.ceil(PUSH_AHEAD_S / interval_s))
+    interval_s = load.interval_s or PUSH_LEAST_S
+    ahead = polls_ahead(get("push"), load.interval_s)
     ticks = Ticks(interval_s, load.behind)
     for number in range(1, ahead + 1):
         load.request_of(RequestShape(delay_ms=number * interval_s * 1e3))
@@ -262,6 +265,7 @@ OWN = (
         summary="The server sends an event every interval_ms, by answering polls when it happens.",
         useful="an event that is complete; its first new byte beside it",
         drive=_push,
+        polls_held_s=PUSH_AHEAD_S,
         spacing_intervals=1,
         open="all",
     ),
@@ -304,6 +308,12 @@ def of_client(words: str, session: str) -> Workload:
     kinds = [get(name) for name in words.split("+")]
     number = session.rpartition("-")[2]
     return kinds[(int(number) - 1) % len(kinds) if number.isdigit() else 0]
+
+
+def polls_ahead(workload: Workload, interval_s: float) -> int:
+    """How many polls of this workload wait at the server at any time; 0 of most."""
+    held_s = workload.polls_held_s
+    return max(2, math.ceil(held_s / (interval_s or PUSH_LEAST_S))) if held_s else 0
 
 
 def longest_pause_s(words: str, interval_ms: float) -> float:

@@ -13,6 +13,7 @@ import contextlib
 import gc
 import ssl
 
+from apps.client import workloads
 from apps.client.load import Load
 from apps.client.load_schedule import LoadSchedule, first
 from apps.config import read_config
@@ -49,6 +50,9 @@ class TcpClient:
         )
         self._connections: list[HttpConnection] = []
         self._dials: set[asyncio.Task[None]] = set()
+        # a poll that waits at the server keeps its connection until its event happens
+        workload = workloads.of_client(config.workload, config.session)
+        self._most = config.most_connections + workloads.polls_ahead(workload, config.interval_ms / 1e3)
         self._reached = False  # whether the latest attempt to connect succeeded
 
     async def run(self) -> None:
@@ -57,7 +61,7 @@ class TcpClient:
         self._dial()
         await first(self.connected, self.schedule.stopping)
         if self.config.warm:
-            for _ in range(self.config.most_connections - 1):
+            for _ in range(self._most - 1):
                 self._dial()
         gc.freeze()
         self.load.start_transfers(self._exchanges.next_stream)
@@ -102,10 +106,10 @@ class TcpClient:
                     break
                 connection.carry(exchange)
         # one attempt finds out whether the server is reachable; only then do others follow
-        most = self.config.most_connections if self._reached else 1
+        most = self._most if self._reached else 1
         while (
             self._exchanges.waiting > len(self._dials)
-            and len(self._connections) + len(self._dials) < self.config.most_connections
+            and len(self._connections) + len(self._dials) < self._most
             and len(self._dials) < most
         ):
             self._dial()

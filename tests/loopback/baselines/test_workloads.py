@@ -104,6 +104,8 @@ def test_pushed_events_come_when_their_time_has_come(tmp_path: Path, pair: Pair)
             clients = int(str(pair.settings.get("clients", 1)))
             ahead = math.ceil(PUSH_AHEAD_S * 1e3 / INTERVAL_MS / clients)  # of each client
             assert len(polls) >= len(events) + ahead - 1, "polls wait at the server"
+            if pair.server == TCP_SERVER:  # HTTP/1.1: a connection for each
+                assert len(it.seen("client.tcp.connected")) >= ahead
             span_ms = (events[-1].t_ns - events[0].t_ns) / 1e6
             # not sooner than the server said; a busy machine may be late
             assert span_ms >= 0.8 * (len(events) / clients - 1) * INTERVAL_MS

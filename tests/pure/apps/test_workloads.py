@@ -299,3 +299,11 @@ def test_how_long_a_client_may_ask_for_nothing() -> None:
     assert workloads.longest_pause_s("requests+video", 500.0) == pytest.approx(50.0)
     assert workloads.longest_pause_s("sporadic", 10.0) == pytest.approx(5.0)
     assert workloads.longest_pause_s("download", 500.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "interval_s", "polls"),
+    [("push", 0.01, 30), ("push", 0.0, 30), ("push", 1.0, 2), ("requests", 0.01, 0), ("video", 0.01, 0)],
+)
+def test_only_polls_wait_at_the_server(name: str, interval_s: float, polls: int) -> None:
+    assert workloads.polls_ahead(workloads.get(name), interval_s) == polls
