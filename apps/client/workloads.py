@@ -108,14 +108,19 @@ class Ticks:
             self._behind(clock() - self._due)
 
 
+async def _next(load: LoadDriver, ticks: Ticks) -> None:
+    """Sleep until the next moment; without an interval wait for an answer, and so go on back to back."""
+    if load.interval_s > 0:
+        await ticks.next()
+    else:
+        await load.next_answer()
+
+
 async def _requests(load: LoadDriver) -> None:
     ticks = Ticks(load.interval_s, load.behind)
     while True:
         load.request()
-        if load.interval_s > 0:
-            await ticks.next()
-        else:
-            await load.next_answer()
+        await _next(load, ticks)
 
 
 async def _bursts(load: LoadDriver) -> None:
@@ -143,7 +148,7 @@ async def _sporadic(load: LoadDriver) -> None:
     ticks = Ticks(load.interval_s * SPORADIC_INTERVALS, load.behind)
     while True:
         load.request()
-        await ticks.next()
+        await _next(load, ticks)
 
 
 async def _back_to_back(load: LoadDriver) -> None:
@@ -156,7 +161,7 @@ async def _telemetry(load: LoadDriver) -> None:
     ticks = Ticks(load.interval_s, load.behind)
     while True:
         load.request_of(RequestShape(request_bytes=TELEMETRY_BYTES, answer_bytes=0))
-        await ticks.next()
+        await _next(load, ticks)
 
 
 async def _push(load: LoadDriver) -> None:

@@ -5,6 +5,8 @@ change, or where both addresses serve for a while (an address that moves, MPTCP)
 boundary is the middle of the server's downtime, later by half a round trip. Packets of the old endpoint
 have arrived by then, and none of the new endpoint can have. Where the client moves and the server stays,
 the client's address decides.
+
+Nothing is new before the move begins: what comes then to an endpoint that had been left was on its way.
 """
 
 from __future__ import annotations
@@ -57,6 +59,8 @@ class EndpointSplit:
         self._by = place_by
         self._client = ""
         self._boundary_ns: int | None = None
+        began = first_event(events, "client.handover.started") or first_event(events, "run.migrate.started")
+        self._began_ns = began.t_ns if began is not None else 0
         if place_by == PLACE_BY_TIME:
             self._boundary_ns = _downtime_seen_ns(events, round_trip_ns)
         elif place_by == PLACE_BY_CLIENT_HOST:
@@ -102,8 +106,12 @@ class EndpointSplit:
             boundary_ns = self._boundary_ns
             is_new = pl.lit(False) if boundary_ns is None else pl.col("t_ns") >= boundary_ns
             is_old = ~is_new
+        is_new &= self._may_be_new()
         side = pl.when(is_new).then(pl.lit(NEW)).when(is_old).then(pl.lit(OLD)).otherwise(None)
         return packets.with_columns(side=side)
+
+    def _may_be_new(self) -> pl.Expr:
+        return pl.col("t_ns") >= self._began_ns
 
     def arrivals(self, traffic: pl.DataFrame) -> pl.DataFrame:
         """As ``timeline.arrivals``; ``server`` is OLD, NEW, or another endpoint."""
@@ -112,6 +120,7 @@ class EndpointSplit:
             return self._label_servers(useful)
         here = pl.col("destination")
         is_new = self._at_host(here, 1) if self._by == PLACE_BY_CLIENT_HOST else here == self._client
+        is_new &= self._may_be_new()
         on_new = timeline.arrivals(traffic.filter(is_new))
         on_old = timeline.arrivals(traffic.filter(~is_new))
         return pl.concat(
@@ -129,19 +138,21 @@ class EndpointSplit:
 
     def _label_servers(self, useful: pl.DataFrame) -> pl.DataFrame:
         if self._by == PLACE_BY_SERVER:
-            return useful.with_columns(pl.col("server").replace({self._old: OLD, self._new: NEW}))
+            places = useful.with_columns(pl.col("server").replace({self._old: OLD, self._new: NEW}))
+            return places.filter((pl.col("server") != NEW) | self._may_be_new())
         later = pl.lit(False) if self._boundary_ns is None else pl.col("t_ns") >= self._boundary_ns
         return useful.with_columns(server=pl.when(later).then(pl.lit(NEW)).otherwise(pl.lit(OLD)))
 
     def first_packet_ns(self, traffic: pl.DataFrame) -> int | None:
         """When the first authentic packet from the new endpoint came to the client."""
         if self._by == PLACE_BY_SERVER:
-            return timeline.first_packet_from(traffic, self._new)
+            return timeline.first_packet_from(traffic.filter(self._may_be_new()), self._new)
         if self._boundary_ns is None:
             return None
         found = traffic.filter(
             (pl.col("direction") == Direction.TO_CLIENT.value)
             & pl.col("packet_number").is_not_null()
+            & self._may_be_new()
             & (
                 self._at_host(pl.col("destination"), 1)
                 if self._by == PLACE_BY_CLIENT_HOST

@@ -9,7 +9,7 @@ from quicferry.analysis.endpoint_split import NEW, OLD, EndpointSplit
 from quicferry.analysis.metrics import measure
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.events import Event
-from quicferry.record import PLACE_BY_CLIENT, PLACE_BY_TIME
+from quicferry.record import PLACE_BY_CLIENT, PLACE_BY_CLIENT_HOST, PLACE_BY_TIME
 
 SERVICE = "192.0.2.1:4433"
 FIRST, SECOND = "10.0.0.2:50000", "10.0.0.3:50001"
@@ -98,6 +98,29 @@ def test_addresses_tell_places_apart_where_they_change() -> None:
     old, new = "10.0.1.2:4433", "10.0.2.2:4433"
     seen = traffic((1, old, FIRST), (9, new, FIRST), (10, "10.0.3.2:4433", FIRST))
     assert EndpointSplit([], old, new).arrivals(seen)["server"].to_list() == [OLD, NEW, "10.0.3.2:4433"]
+
+
+def test_what_was_on_its_way_to_a_place_that_was_left_is_not_new() -> None:
+    """To and fro: the end of the old service comes after its move, from where the next move goes."""
+    old, new = "10.0.2.2:4433", "10.0.1.2:4433"
+    seen = traffic((1, new, FIRST), (5, old, FIRST), (100, new, FIRST), (101, old, FIRST))
+    places = EndpointSplit([event(50, "run.migrate.started")], old, new)
+    useful = places.arrivals(seen)
+    assert useful.filter(pl.col("server") == NEW)["t_ns"].to_list() == [100 * MS]
+    assert places.first_packet_ns(seen) == 100 * MS
+    gap = measure(seen, [event(50, "run.migrate.started")], old, new, places).gap
+    assert gap is not None
+    assert gap.length_ns == 95 * MS
+
+
+def test_so_it_is_with_the_addresses_of_a_client_that_moves_to_and_fro() -> None:
+    moved = [event(50, "client.handover.started"), event(60, "client.handover.complete")]
+    hosts = (SECOND.rpartition(":")[0], FIRST.rpartition(":")[0])
+    places = EndpointSplit(moved, SERVICE, SERVICE, PLACE_BY_CLIENT_HOST, client_hosts=hosts)
+    seen = traffic((1, SERVICE, FIRST), (5, SERVICE, SECOND), (100, SERVICE, FIRST))
+    assert places.arrivals(seen)["server"].to_list() == [OLD, OLD, NEW]
+    assert places.first_packet_ns(seen) == 100 * MS
+    assert measure(seen, moved, SERVICE, SERVICE, places).gap is not None
 
 
 def test_packets_have_places_also_those_that_leave() -> None:

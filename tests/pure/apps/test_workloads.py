@@ -307,3 +307,10 @@ def test_how_long_a_client_may_ask_for_nothing() -> None:
 )
 def test_only_polls_wait_at_the_server(name: str, interval_s: float, polls: int) -> None:
     assert workloads.polls_ahead(workloads.get(name), interval_s) == polls
+
+
+@pytest.mark.parametrize("workload", workloads.table().values(), ids=lambda each: each.name)
+def test_without_an_interval_nothing_floods(loop: VirtualLoop, workload: Workload) -> None:
+    """Each waits for answers, or keeps a pace of its own: it asks no faster than is answered."""
+    most_open = max(BURST_REQUESTS, workloads.polls_ahead(workload, 0.0))
+    assert len(times(loop, workload, 0.0, 0.3)) <= 0.3 / 0.003 + most_open + 1
