@@ -111,16 +111,37 @@ def _remove_received(injection: Injection) -> None:
 
 
 def _damage_received(injection: Injection) -> None:
-    """Change one byte of the largest file; before ``restore`` the source does it on the way."""
+    """Change one byte of the largest file; before ``restore`` the source does it on the way.
+
+    It is tried with the memory that the destination's agent has received, too, which the kernel refuses where
+    that is sealed: a byte that could be changed there would have to be found as well.
+    """
     if injection.fault.point is not FaultPoint.RESTORE:
         return
-    path = max(_received(injection), key=lambda path: path.stat().st_size)
-    with path.open("r+b") as file:
-        middle = os.fstat(file.fileno()).st_size // 2
-        file.seek(middle)
-        byte = file.read(1)
-        file.seek(middle)
-        file.write(bytes([byte[0] ^ 0x01]))
+    for memory in _received_memory(injection.processes.program(DESTINATION).process.pid):
+        with contextlib.suppress(PermissionError):
+            _change_byte(memory)
+    _change_byte(max(_received(injection), key=lambda path: path.stat().st_size))
+
+
+def _change_byte(path: Path) -> None:
+    """Change one byte in the middle of a file. Raises ``OSError``."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        middle = os.fstat(descriptor).st_size // 2
+        byte = os.pread(descriptor, 1, middle)
+        if byte:
+            os.pwrite(descriptor, bytes([byte[0] ^ 0x01]), middle)
+    finally:
+        os.close(descriptor)
+
+
+def _received_memory(pid: int) -> list[Path]:
+    """The memory without a name in a file system (memfd_create(2)) that a process has open."""
+    with contextlib.suppress(FileNotFoundError):  # it has just ended
+        found = (entry for entry in Path(f"/proc/{pid}/fd").iterdir())
+        return [entry for entry in found if str(entry.readlink()).startswith("/memfd:")]
+    return []
 
 
 def _cut_link(injection: Injection) -> Mend:

@@ -26,6 +26,7 @@ from quicferry.errors import UNDECODABLE, MigrationError
 from quicferry.migration.container.beneath import directory_beneath, open_beneath, remove_beneath
 from quicferry.migration.criu import page_delta
 from quicferry.migration.criu.received import ReceivedFiles
+from quicferry.migration.criu.sealed import SealedMemory
 
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 64 * 1024
@@ -53,6 +54,8 @@ class RecordKind(enum.StrEnum):
 
 #: An image file: of the image directory itself, or of a pre-copy round's directory in it.
 IMAGE_NAME = re.compile(r"(round-\d+/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
+#: The memory of a round, which no program but the agent need ever read.
+ROUND_PAGES = re.compile(r"round-\d+/pages-\d+\.img")
 PARENT_NAME = re.compile(r"(\.|round-\d+)=(round-\d+)")
 
 
@@ -97,7 +100,8 @@ class Unpacker:
     sees them. Data of a record is written piece by piece; nothing is held back but a record's header.
     ``received`` gets the checksums of all that is written. Links that are there are not followed.
     ``base``: the pages of the base image, for a stream that has differences from them; ``patch`` takes the
-    data of a record that changes the base image itself.
+    data of a record that changes the base image itself. ``sealed`` takes the memory of
+    rounds, in place of files.
     """
 
     def __init__(
@@ -107,7 +111,9 @@ class Unpacker:
         received: ReceivedFiles | None = None,
         base: NDArray[np.uint8] | None = None,
         patch: Callable[[bytearray], None] | None = None,
+        sealed: SealedMemory | None = None,
     ) -> None:
+        self._sealed = sealed
         self._base = base
         self._patch = patch
         self._delta = bytearray()
@@ -233,6 +239,9 @@ class Unpacker:
             return
         if header.kind in (RecordKind.DELTA, RecordKind.PATCH):
             self._take_differences(header, piece)
+            return
+        if self._sealed is not None and ROUND_PAGES.fullmatch(header.name):
+            self._sealed.append(header.name, piece)
             return
         path = self._target(header)
         root, inside = self._beneath(path)

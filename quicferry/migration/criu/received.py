@@ -48,8 +48,8 @@ class _Digest:
         return self._value
 
 
-class _File:
-    """The digests of one file's blocks. The file only ever grows, and does not after it was checked."""
+class BlockDigests:
+    """The digests of the blocks of one piece of data, which only grows, and does not after it was checked."""
 
     def __init__(self) -> None:
         self.size_bytes = 0
@@ -64,20 +64,39 @@ class _File:
             self.digests[-1].add(part)
             self.size_bytes += len(part)
 
+    def blocks(self) -> Iterator[tuple[int, bytes]]:
+        """The size of each block in bytes, and its digest."""
+        for number, digest in enumerate(self.digests):
+            yield min(BLOCK_BYTES, self.size_bytes - number * BLOCK_BYTES), digest.value
+
+
+def digest_of(data: memoryview) -> bytes:
+    """The digest of one block."""
+    digest = _Digest()
+    digest.add(data)
+    return digest.value
+
 
 class ReceivedFiles:
     """The digests of all files of one move."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, _File] = {}
+        self._files: dict[Path, BlockDigests] = {}
 
     def begin(self, path: Path) -> None:
         """A file is made anew."""
-        self._files[path] = _File()
+        self._files[path] = BlockDigests()
 
     def append(self, path: Path, piece: memoryview) -> None:
         """These bytes were appended to a file that has begun."""
         self._files[path].append(piece)
+
+    def write(self, path: Path, content: memoryview | bytes) -> None:
+        """Write a file anew, as one of those that were received: it is checked like them."""
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.write_bytes(content)
+        self.begin(path)
+        self.append(path, memoryview(content))
 
     @property
     def paths(self) -> list[Path]:
@@ -100,9 +119,8 @@ class ReceivedFiles:
     def _tasks(self, path: Path) -> Iterator[tuple[Path, int, int, bytes | None]]:
         """What is to be read of a file: path, offset, size, digest; None: nothing must be there."""
         known = self._files[path]
-        for number, digest in enumerate(known.digests):
-            offset = number * BLOCK_BYTES
-            yield path, offset, min(BLOCK_BYTES, known.size_bytes - offset), digest.value
+        for number, (size, digest) in enumerate(known.blocks()):
+            yield path, number * BLOCK_BYTES, size, digest
         yield path, known.size_bytes, 1, None
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from quicferry.errors import MigrationError
 from quicferry.migration.memory.batches import batches_of, small_first
 from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, decode
-from quicferry.migration.memory.process_memory import Snapshot
+from quicferry.migration.memory.process_memory import Snapshot, rows_of
 
 #: Put in place by one call: 1 MiB, a tenth of a millisecond.
 PLACED_PAGES = 256
@@ -30,6 +30,38 @@ class _Image(NamedTuple):
     held: bool
 
 
+def read_image(path: Path) -> bytes:
+    """What a small image file holds. Raises ``MigrationError``."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MigrationError(f"{path.name} was received and cannot be read: {error.strerror}") from error
+
+
+def snapshot_of(pages: Pages, content: memoryview) -> Snapshot:
+    """The pages of a round and their contents, of which nothing is copied. Raises ``MigrationError``."""
+    if len(content) != len(pages) * PAGE_BYTES:
+        raise MigrationError(f"a round of {len(pages)} pages has {len(content)} bytes of them")
+    return Snapshot(pages, np.frombuffer(content, np.uint8).reshape(-1, PAGE_BYTES))
+
+
+def newest_of(rounds: Sequence[Snapshot], pages: Pages) -> Snapshot:
+    """A copy of these pages, each of its newest round. Raises ``MigrationError`` if no round has one.
+
+    ``rounds``: the oldest first.
+    """
+    data = np.empty((len(pages), PAGE_BYTES), np.uint8)
+    found = np.zeros(len(pages), bool)
+    for each in rounds:
+        rows = rows_of(pages, each.pages)
+        here = rows >= 0
+        data[here] = each.data[rows[here]]
+        found |= here
+    if not found.all():
+        raise MigrationError(f"no round has {int((~found).sum())} pages from {pages[~found][0]:#x} on")
+    return Snapshot(pages, data)
+
+
 class LocalPages:
     """The memory of a process as rounds left it here: incremental images, of which the newest counts.
 
@@ -38,19 +70,23 @@ class LocalPages:
 
     def __init__(
         self,
-        rounds: Sequence[Path],
+        rounds: Sequence[Path | Snapshot],
         pid: int,
         pages: Pages,
         newest: Snapshot = NOTHING,
         oldest: Snapshot = NOTHING,
     ) -> None:
-        """``rounds``: the image directories, the oldest first; ``pages``: the pages wanted of them.
+        """``rounds``: the oldest first, each an image directory, or its pages in memory that outlives this
+        agent; ``pages``: the pages wanted of them.
 
         ``newest`` and ``oldest``: what is newer or older than all of these, and in no file.
         """
         self.pages = pages
         self._images = [_Image(*newest, held=True)]
         for directory in reversed(rounds):
+            if isinstance(directory, Snapshot):
+                self._images.append(_Image(*directory, held=False))
+                continue
             pagemap = decode((directory / f"pagemap-{pid}.img").read_bytes())
             if len(pagemap.present):
                 shape = (len(pagemap.present), PAGE_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from quicferry.events import Event
 from quicferry.experiment.context import Program, RunContext
 from quicferry.experiment.fault_injector import FaultInjector
 from quicferry.experiment.faults import ROWS, TRIGGERS, parse
+from quicferry.migration.criu.sealed import SealedMemory
 from quicferry.record import RunPaths
 from quicferry.spec import FaultKind as Kind
 from quicferry.spec import FaultPoint as Point
@@ -255,3 +257,34 @@ def test_a_run_without_faults_hears_nothing(tmp_path: Path, processes: FakeProce
     assert run.listeners == []
     assert faults.failpoints("edge-1").stop_at == []
     assert parse("transfer:link-cut").name == "transfer:link-cut"
+
+
+def test_a_byte_is_changed_wherever_a_destination_keeps_one_and_the_kernel_lets_it(
+    tmp_path: Path, processes: FakeProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of sealed memory that is not so; of a file, and of memory that is not sealed, it is."""
+    state_dir = tmp_path / "received"
+    state_dir.mkdir()
+    (state_dir / "small.img").write_bytes(b"few")
+    (state_dir / "large.img").write_bytes(b"large")
+    monkeypatch.setattr("quicferry.experiment.fault_kinds._state", lambda injection: state_dir)
+    sealed = SealedMemory("rounds")
+    sealed.append("round-0/pages-1.img", memoryview(b"sealed"))
+    sealed.seal()
+    plain = os.memfd_create("plain")
+    os.write(plain, b"plain")
+    processes.programs["destination"].end(grace_s=1.0)
+    holder = process.spawn(["sleep", "60"], pass_fds=(sealed.descriptor, plain))
+    processes.programs["destination"] = Program(
+        "destination", holder, tmp_path / "destination.log", lambda line: None
+    )
+    run = context(tmp_path, "restore:image-corrupted")
+    FaultInjector(run, processes)
+    reach(run, processes, Point.RESTORE)
+    assert injected(run) == ["restore:image-corrupted"]
+    assert bytes(sealed.content("round-0/pages-1.img")) == b"sealed"
+    assert os.pread(plain, 9, 0) == b"pl" + bytes([ord("a") ^ 1]) + b"in"
+    assert (state_dir / "large.img").read_bytes() == b"la" + bytes([ord("r") ^ 1]) + b"ge"
+    assert (state_dir / "small.img").read_bytes() == b"few"
+    os.close(plain)
+    sealed.close()

@@ -15,7 +15,8 @@ read there; at the same time it is compared with what the last round sent. See d
 
 At the destination each round is a native incremental image of CRIU, and the last one's parent.
 
-The source's side is in ``agent_copy_source``, the destination's in ``agent_copy_destination``; what a round
+The source's side is in ``agent_copy_source``, the destination's in ``agent_copy_destination``, with rounds in
+``agent_copy_rounds``; what a round
 is, and when there are enough of them, is in ``rounds``.
 """
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 from typing import Any
 
 from quicferry.migration.engines.criu.agent_copy_destination import CopyDestination, CopyDestinationOnBase
+from quicferry.migration.engines.criu.agent_copy_rounds import CopyDestinationInRounds
 from quicferry.migration.engines.criu.agent_copy_source import CopySource, CopySourceAhead, CopySourceOnBase
 from quicferry.migration.order import MoveOrder
 
@@ -60,7 +62,7 @@ class CriuCopyEngine(CopySource, CopyDestination):
         return answer
 
 
-class _Ahead(CopySourceAhead, CriuCopyEngine):
+class _Ahead(CopyDestinationInRounds, CopySourceAhead, CriuCopyEngine):
     """Both sides of an engine with rounds before the freeze."""
 
 

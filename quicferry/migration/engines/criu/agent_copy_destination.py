@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from quicferry.migration.memory.pagemap import (
     joined,
 )
 from quicferry.migration.memory.patched_base import PatchedBase
-from quicferry.migration.memory.process_memory import ProcessMemory, private_areas
+from quicferry.migration.memory.process_memory import ProcessMemory, Snapshot, private_areas
 from quicferry.migration.memory.round_pages import LocalPages
 from quicferry.migration.memory.uffd_events import Target, UffdEventLog
 from quicferry.migration.memory.userfault import wake
@@ -159,7 +160,7 @@ class CopyDestination(LazyDestination):
     async def take_over(self, order: MoveOrder) -> None:
         """Continue, after a restart of this agent, to give the server the memory that it lacks."""
         lacking = unfinished.read(self._outside)
-        left = self._container.take_left()
+        left = self._take_left(lacking)
         if lacking is None or lacking.epoch != order.epoch:
             for _, descriptor in left:
                 os.close(descriptor)
@@ -189,6 +190,10 @@ class CopyDestination(LazyDestination):
             maps = self._proc_of(target.pid) / "maps"
             wake(target.descriptor, private_areas(maps.read_text()))
 
+    def _take_left(self, lacking: Unfinished | None) -> list[tuple[int, int]]:
+        """The userfaultfds that init has kept, by PID."""
+        return self._container.take_left()
+
     def _retrace(self, left: list[tuple[int, int]], lacking: Unfinished) -> tuple[list[Target], Unfinished]:
         """What each process lacks by now: what it lacked, without what it has or has unmapped."""
         event_log = UffdEventLog(self._outside / unfinished.EVENT_LOG)
@@ -210,7 +215,7 @@ class CopyDestination(LazyDestination):
         now_missing, now_local = unfinished.runs_by_pid(missing), unfinished.runs_by_pid(local)
         return found, msgspec.structs.replace(lacking, missing=now_missing, local=now_local)
 
-    def _rounds_here(self, rounds: int) -> list[Path]:
+    def _rounds_here(self, rounds: int) -> Sequence[Path | Snapshot]:
         """The directories of the rounds, the oldest first."""
         return [self._outside / f"round-{number}" for number in range(rounds)]
 
@@ -294,11 +299,7 @@ class CopyDestinationOnBase(CopyDestination):
 
     def _lay_out(self, name: str, content: memoryview | bytes) -> None:
         """Write a file of the first round, and note its checksums as of one that was received."""
-        path = self._outside / BASE_ROUND / name
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.write_bytes(content)
-        self._received.begin(path)
-        self._received.append(path, memoryview(content))
+        self._received.write(self._outside / BASE_ROUND / name, content)
 
     def _unpacker(self) -> Unpacker:
         """What takes in what comes, changes of the base image among it."""

@@ -338,9 +338,9 @@ class CopySourceAhead(CopiesInRounds, CopySource):
         memory = self._memory_of(owner)
         reading = await asyncio.to_thread(lambda: memory.differing(self._known, self._list()))
         self._known = await asyncio.to_thread(merged, self._known, reading)
-        return Round(
-            round_records(self._rounds, owner, reading), len(reading.changed.pages), len(reading.pages), {}
-        )
+        lazy = memory.without_files(reading.changed.pages)
+        records = round_records(self._rounds, owner, reading, lazy=lazy)
+        return Round(records, len(reading.changed.pages), len(reading.pages), {})
 
 
 class CopySourceOnBase(CopySource):

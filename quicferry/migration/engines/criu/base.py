@@ -468,9 +468,13 @@ class CopiesInRounds(CriuEngine):
     async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
         """Write the rounds to where the last image will find them."""
         self._ready()
-        unpacker = Unpacker(self._outside, self._container.path("/"), self._received)
+        unpacker = self._unpacker()
         await unpack(order.compression, unpacker, chunks)
         manifest = unpacker.manifest()
         if manifest.epoch != order.epoch:
             raise MigrationError(f"rounds of epoch {manifest.epoch}, not {order.epoch}")
         await self._files_have_come(AHEAD)
+        await self._rounds_have_come(manifest)
+
+    async def _rounds_have_come(self, manifest: CheckpointManifest) -> None:
+        """Do with the rounds what can be done before the freeze."""

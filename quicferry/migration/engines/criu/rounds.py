@@ -107,14 +107,24 @@ def closing_records(epoch: int, pid: int, rounds: int) -> bytes:
 
 
 def round_records(
-    number: int, pid: int, reading: Reading, ahead: Snapshot = NOTHING_AHEAD
+    number: int,
+    pid: int,
+    reading: Reading,
+    ahead: Snapshot = NOTHING_AHEAD,
+    lazy: Pages | None = None,
 ) -> Iterator[bytes]:
-    """The records of one round, an incremental image. ``ahead``: what the destination has had before."""
+    """The records of one round, an incremental image.
+
+    ``ahead``: what the destination has had before. ``lazy``: those of the changed pages that may come after
+    the restore, as no file is mapped where they lie; None: not said.
+    """
     directory = f"round-{number}"
     if number:
         yield record(RecordKind.PARENT, f"{directory}=round-{number - 1}", b"")
     # CRIU opens the file also when it is empty
     yield record(RecordKind.IMAGE, f"{directory}/pages-{PAGES_ID}.img", b"")
     yield from of_pages(f"{directory}/pages-{PAGES_ID}.img", reading.changed, ahead)
-    entries = entries_of(present=reading.changed.pages, parent=unchanged(reading))
+    lazy = NO_PAGES if lazy is None else lazy
+    eager = np.setdiff1d(reading.changed.pages, lazy, assume_unique=True)
+    entries = entries_of(present=eager, lazy_present=lazy, parent=unchanged(reading))
     yield record(RecordKind.IMAGE, f"{directory}/pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,6 +21,14 @@ EVENT_LOG = "unfinished.events"
 Runs = list[tuple[int, int]]  # first page, pages
 
 
+class SealedRound(NamedTuple):
+    """Where the memory of a round is: which sealed memory that init keeps, from where, how many bytes."""
+
+    memory: int
+    offset: int
+    size: int
+
+
 class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
     """A server that was restored without all of its memory; kept in the directory of its images."""
 
@@ -28,6 +37,7 @@ class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int  # of pre-copy
     missing: dict[int, Runs]  # by PID: what only the source has
     local: dict[int, Runs]  # what rounds of pre-copy have brought
+    sealed: list[SealedRound] = []  # where the rounds are; empty: in files
     placed: bool = False  # all of it is in its place; the source may not know
 
     def write(self, images: Path) -> None:

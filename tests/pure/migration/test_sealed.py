@@ -1,0 +1,143 @@
+"""What is received into sealed memory is checked when nobody can write it any more."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quicferry.errors import MigrationError
+from quicferry.migration.criu.image_stream import RecordKind, Unpacker, record
+from quicferry.migration.criu.received import BLOCK_BYTES, ReceivedFiles
+from quicferry.migration.criu.sealed import SealedMemory
+from quicferry.migration.memory.pagemap import PAGE_BYTES
+from quicferry.migration.memory.process_memory import Snapshot
+from quicferry.migration.memory.round_pages import LocalPages, newest_of, snapshot_of
+
+DRAW = random.Random(3)
+CONTENTS = {
+    "round-0/pages-1.img": DRAW.randbytes(2 * BLOCK_BYTES + 5 * PAGE_BYTES),
+    "round-1/pages-1.img": b"",
+    "round-2/pages-1.img": DRAW.randbytes(3 * PAGE_BYTES),
+}
+
+
+def received() -> SealedMemory:
+    sealed = SealedMemory("rounds")
+    for name, content in CONTENTS.items():
+        for start in range(0, len(content) or 1, 100_003):
+            sealed.append(name, memoryview(content)[start : start + 100_003])
+    return sealed
+
+
+def test_what_came_is_there() -> None:
+    sealed = received()
+    sealed.seal()
+    assert sealed.check() == sum(map(len, CONTENTS.values())) == sealed.size_bytes
+    assert {name: bytes(sealed.content(name)) for name in sealed.names} == CONTENTS
+    # to come twice to it is no fault
+    sealed.seal()
+    assert sealed.check() == sealed.size_bytes
+    held = sealed.content("round-2/pages-1.img")
+    sealed.close()
+    sealed.close()
+    assert bytes(held) == CONTENTS["round-2/pages-1.img"], "who reads it has a hold of its own"
+
+
+def test_nobody_writes_what_is_sealed() -> None:
+    sealed = received()
+    sealed.seal()
+    # the way by which root reaches what another process holds
+    again = os.open(f"/proc/self/fd/{sealed.descriptor}", os.O_RDWR)
+    try:
+        for attempt in (
+            lambda: os.pwrite(again, b"x", 0),
+            lambda: os.ftruncate(again, PAGE_BYTES),
+            lambda: os.ftruncate(again, 1 << 24),
+            lambda: mmap.mmap(again, PAGE_BYTES, flags=mmap.MAP_SHARED, prot=mmap.PROT_WRITE),
+        ):
+            with pytest.raises(PermissionError):
+                attempt()
+    finally:
+        os.close(again)
+    sealed.check()
+    sealed.close()
+
+
+@pytest.mark.parametrize("place", [0, BLOCK_BYTES, 2 * BLOCK_BYTES + 5 * PAGE_BYTES, -1])
+def test_a_bit_that_changed_before_is_found(place: int) -> None:
+    sealed = received()
+    place %= sealed.size_bytes
+    byte = os.pread(sealed.descriptor, 1, place)[0]
+    os.pwrite(sealed.descriptor, bytes([byte ^ 4]), place)
+    sealed.seal()
+    with pytest.raises(MigrationError, match="is not what was received"):
+        sealed.check()
+    sealed.close()
+
+
+@pytest.mark.parametrize("size", [PAGE_BYTES, 1 << 24])
+def test_another_size_is_found(size: int) -> None:
+    sealed = received()
+    os.ftruncate(sealed.descriptor, size)
+    sealed.seal()
+    with pytest.raises(MigrationError, match="another size"):
+        sealed.check()
+    sealed.close()
+
+
+def test_nothing_is_checked_or_read_before_it_is_sealed() -> None:
+    sealed = received()
+    with pytest.raises(MigrationError, match="not sealed"):
+        sealed.check()
+    with pytest.raises(MigrationError, match="not sealed"):
+        sealed.content("round-0/pages-1.img")
+    sealed.close()
+
+
+def test_what_is_over_is_not_gone_back_to() -> None:
+    sealed = received()
+    with pytest.raises(MigrationError, match="goes back"):
+        sealed.append("round-0/pages-1.img", memoryview(b"more"))
+    sealed.seal()
+    with pytest.raises(MigrationError, match="no room"):
+        sealed.append("round-2/pages-1.img", memoryview(b"more"))
+    with pytest.raises(MigrationError, match="lacks round-3"):
+        sealed.content("round-3/pages-1.img")
+    sealed.close()
+
+
+def test_only_the_memory_of_rounds_is_taken_out_of_a_stream(tmp_path: Path) -> None:
+    sealed, files = SealedMemory("rounds"), ReceivedFiles()
+    unpacker = Unpacker(tmp_path, tmp_path, files, sealed=sealed)
+    names = ["round-0/pages-1.img", "round-0/pagemap-7.img", "pages-1.img", "round-0/core-7.img"]
+    for name in names:
+        unpacker.feed(record(RecordKind.IMAGE, name, name.encode()))
+    assert sealed.names == names[:1]
+    assert sorted(str(path.relative_to(tmp_path)) for path in files.paths) == sorted(names[1:])
+    assert not (tmp_path / names[0]).exists()
+    sealed.seal()
+    sealed.check()
+    assert bytes(sealed.content(names[0])) == names[0].encode()
+    sealed.close()
+
+
+def test_the_newest_round_of_each_page_counts() -> None:
+    def a_round(pages: list[int], value: int) -> Snapshot:
+        content = memoryview(bytes([value]) * PAGE_BYTES * len(pages))
+        return snapshot_of(np.array(pages, np.int64), content)
+
+    rounds = [a_round([3, 4, 5, 9], 1), a_round([4, 7], 2), a_round([], 3), a_round([5], 4)]
+    wanted = np.array([3, 4, 5, 7], np.int64)
+    assert newest_of(rounds, wanted).data[:, 0].tolist() == [1, 2, 4, 2]
+    local = LocalPages(rounds, 7, wanted)
+    assert [int(local.page(page)[0]) for page in wanted] == [1, 2, 4, 2]
+    assert not len(local.held), "a successor finds it"
+    with pytest.raises(MigrationError, match=r"no round has 1 pages from 0x8 on"):
+        newest_of(rounds, np.array([3, 8], np.int64))
+    with pytest.raises(MigrationError, match="2 pages has 1 bytes"):
+        snapshot_of(np.array([1, 2], np.int64), memoryview(b"x"))
