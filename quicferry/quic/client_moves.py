@@ -173,11 +173,12 @@ class ClientMoves(ClientRace):
             if self.state is ClientState.SWITCHED or frame.epoch > self._done_epoch:
                 self._stood_still()
                 self._settle(frame.epoch, now)
-        elif frame.epoch > self._done_epoch:
+            return
+        self._led = origin  # also of an epoch that is over: SM_ABORT behind it has the last word of that
+        if frame.epoch > self._done_epoch:
             self._latest_epoch = frame.epoch
             if here is not None:
                 self._has_been_at(plain_address(here), now)
-            self._led = origin
             self._lead_to(origin, frame.epoch, now, said=here is not None)
 
     def _lead_to(self, address: NetworkAddress, epoch: int, now: float, *, said: bool) -> None:
@@ -204,6 +205,8 @@ class ClientMoves(ClientRace):
             self._lead_to(origin, frame.epoch, now, said=said or (again and self._moved_said))
             return
         if frame.epoch <= self._done_epoch or frame.epoch < self._latest_epoch:
+            if frame.epoch == self._latest_epoch and origin == self._seam.network_address:
+                self._aborted_epoch = frame.epoch  # a copy of this word from elsewhere leads nobody there
             return
         self._done_epoch = self._latest_epoch = self._aborted_epoch = frame.epoch
         self._latest_at = None  # a second attempt may follow at once

@@ -18,7 +18,10 @@ LATE_S = 1e-6
 
 
 class Endpoint:
-    """One end. ``on_event`` handles an event, ``send`` takes a datagram and its destination."""
+    """One end. ``on_event`` handles an event, ``send`` takes a datagram and its destination.
+
+    ``local`` is the address of the host that datagrams come to, None where that is not told.
+    """
 
     def __init__(
         self,
@@ -26,18 +29,20 @@ class Endpoint:
         connection: MigratableConnection,
         on_event: Callable[[QuicEvent], None],
         send: Callable[[bytes, Address], None],
+        local: str | None = None,
     ) -> None:
         self._loop = loop
         self.connection = connection
         self._on_event = on_event
         self._send = send
+        self._local = local
         self._timer: asyncio.TimerHandle | None = None
         self.stopped = False
         self.turns = 0
 
     def receive(self, data: bytes, source: Address) -> None:
         """A datagram has come; ``proceed`` must follow."""
-        self.connection.receive_datagram(data, source, self._loop.time())
+        self.connection.receive_datagram(data, source, self._loop.time(), self._local)
         self._events()
 
     def proceed(self) -> None:

@@ -28,7 +28,6 @@ End = Callable[[], None]
 class FaultTarget(Protocol):
     """What the faults use of the world that they act on."""
 
-    relay_ahead_s: float | None  # None: no relay
     replayed_after_s: float | None  # None: nobody replays
 
     @property
@@ -48,6 +47,10 @@ class FaultTarget(Protocol):
 
     def rebind(self) -> None:
         """A NAT gives the client another address."""
+        ...
+
+    def begin_relay(self, ahead_s: float) -> None:
+        """A relay's copies come so much earlier."""
         ...
 
     def end_relay(self) -> None:
@@ -92,7 +95,7 @@ def _rebind(world: FaultTarget, _: Fault) -> None:
 
 
 def _relay(world: FaultTarget, fault: Fault) -> End:
-    world.relay_ahead_s = fault.amount
+    world.begin_relay(fault.amount)
     return world.end_relay
 
 

@@ -22,7 +22,7 @@ from quicferry.strategies import RULES, speaks_first
 from simulation.protocol.applications import Service
 from simulation.protocol.endpoint import Endpoint
 from simulation.protocol.faults import edge_address
-from simulation.protocol.story import Ending, Move
+from simulation.protocol.story import Ending, Move, ServerAddress
 from simulation.protocol.world import ProtocolWorld, Room
 
 LINGER_S = 10.0  # late datagrams are handed on this long after the commit
@@ -185,7 +185,9 @@ class Mover:
         world.forwards.pop(move.to, None)
         world.handed_on_by.pop(move.to, None)
         world.service = copy.deepcopy(image.service)
-        connection.resume(number, move.strategy, first, now, address=edge_address(move.to), withhold=True)
+        is_known = world.story.server_address is ServerAddress.KNOWN
+        address = edge_address(move.to) if is_known else None
+        connection.resume(number, move.strategy, first, now, address=address, withhold=True)
         world.server = world.serve(move.to, connection)
         world.mark(f"resumed {number}", edge=move.to, first=first)
         world.calm()

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from quicferry.strategies import EXTENSION_STRATEGIES, RULES
-from simulation.protocol.story import Ending, Fault, Move, Story, Traffic
+from simulation.protocol.story import Ending, Fault, Move, ServerAddress, Story, Traffic
 
 _replace = msgspec.structs.replace
 
@@ -25,6 +25,7 @@ def shorter(story: Story) -> Iterator[Story]:
         pool=[],
         process_moves=False,
         max_datagram_bytes=1200,
+        server_address=ServerAddress.KNOWN,
         rtt_s=0.018,
         before_s=0.3,
         size_bytes=100,

@@ -37,6 +37,14 @@ class Ending(enum.StrEnum):
     FENCED = "fenced"  # the destination ran for a while and was taken down; the source goes on
 
 
+class ServerAddress(enum.StrEnum):
+    """What a server knows of the address at which the client reaches it."""
+
+    KNOWN = "known"  # it says it (Here) with each word of where it is
+    UNKNOWN = "unknown"  # it leaves it out
+    TRANSLATED = "translated"  # as UNKNOWN, and its own addresses are others than those that the client sees
+
+
 class Move(msgspec.Struct, frozen=True, kw_only=True):
     """One move. ``after_s``: since the server served again after the one before."""
 
@@ -87,6 +95,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     pool: list[int] = []  # edges that the client is told of at the beginning
     before_s: float = 0.3
     max_datagram_bytes: int = 1200
+    server_address: ServerAddress = ServerAddress.KNOWN
 
     @property
     def faults_delay(self) -> bool:
@@ -111,11 +120,17 @@ WINDOWS = (
 
 #: how many of the stories are told with a standard instead of the extension
 STANDARDS = 0.15
+#: in how many of them the server does not know its address, half of those behind a NAT
+ADDRESSLESS = 0.15
 
 
 def draw(seed: int) -> Story:
     """The story of a seed."""
     story = _draw(seed)
+    own = random.Random(f"server address {seed}")
+    if own.random() < ADDRESSLESS:
+        unknown = own.choice((ServerAddress.UNKNOWN, ServerAddress.TRANSLATED))
+        story = msgspec.structs.replace(story, server_address=unknown)
     rng = random.Random(f"standards {seed}")
     if not story.moves or rng.random() >= STANDARDS:
         return story

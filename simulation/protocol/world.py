@@ -40,7 +40,7 @@ from simulation.protocol.applications import ClientLoad, Service
 from simulation.protocol.endpoint import Endpoint, client_view
 from simulation.protocol.fault_kinds import FOREVER
 from simulation.protocol.faults import ACTIONS, edge_address
-from simulation.protocol.story import EDGES_MOST, Fault, Story, Traffic
+from simulation.protocol.story import EDGES_MOST, Fault, ServerAddress, Story, Traffic
 
 CLIENT: Address = ("10.0.0.2", 40_000)
 RELAY: Address = ("10.0.66.2", 4433)
@@ -84,6 +84,7 @@ class ProtocolWorld:
         self.handed_on_by: dict[int, int] = {}  # the same, and what it was until a moment ago
         self.room: Room | None = None
         self.relay_ahead_s: float | None = None
+        self.relayed = False  # by now, or a moment ago
         self.replayed_after_s: float | None = None
         self.connected = asyncio.Event()
         self.answers: dict[int, Result] = {}  # epoch -> what the client said
@@ -276,12 +277,14 @@ class ProtocolWorld:
         self._deliver(data, source)
 
     def serve(self, edge: int, connection: MigratableConnection) -> Endpoint:
-        """An endpoint that runs a server's connection at an edge."""
+        """An endpoint that runs a server's connection at an edge, maybe behind a NAT."""
+        is_translated = self.story.server_address is ServerAddress.TRANSLATED
         return Endpoint(
             self.loop,
             connection,
             functools.partial(self._server_event, connection),
             functools.partial(self.server_sends, edge),
+            f"192.168.{edge}.2" if is_translated else None,
         )
 
     def _guard(self, end: Endpoint) -> None:
@@ -325,6 +328,11 @@ class ProtocolWorld:
 
     def _check_switch(self, new: Address) -> None:
         """The client may only go where the server is, or was until a moment ago."""
+        is_unsaid = self.story.server_address is not ServerAddress.KNOWN and self.number > 0
+        if new == RELAY and is_unsaid and self.relayed:
+            # a word that names no address counts for the path that it comes on (docs/wire-format.md, 10.1)
+            self.history.note("oracle", "the client follows a copy of the server's word to a relay")
+            return
         if new not in self.ever_at:
             moved = "never moved" if self.number == 0 else "had moved"
             self.history.violated(
@@ -386,9 +394,18 @@ class ProtocolWorld:
         """The NAT gives the client another address; what goes to the old one is lost."""
         self.client_at = ("10.0.0.2", self.client_at[1] + 1)
 
+    def begin_relay(self, ahead_s: float) -> None:
+        """A forwarder's copies come so much earlier than the network does."""
+        self.relay_ahead_s = ahead_s
+        self.relayed = True
+
     def end_relay(self) -> None:
         """The forwarder stops; whoever goes through it is cut off."""
         self.relay_ahead_s = None
+        self.loop.physics(self.story.rtt_s, self._forget_relay)  # what it has handed on arrives
+
+    def _forget_relay(self) -> None:
+        self.relayed = self.relay_ahead_s is not None
 
     def close_by_service(self) -> None:
         """The service ends the connection."""

@@ -161,6 +161,7 @@ ATTRIBUTES = {
         "_rtt_smoothed",
         "_rtt_variance",
     },
+    "builder": {"_packet"},
     "aead": {"_aead", "_iv"},
     "hp": {"_encryptor", "_is_chacha20"},
     "pair": {"_update_key_requested"},
@@ -206,6 +207,9 @@ def objects():
         "stream": streams.QuicStream(0),
         "sender": streams.QuicStreamSender(0, True),
         "tls": connection.tls,
+        "builder": packet_builder.QuicPacketBuilder(
+            host_cid=b"", peer_cid=b"", version=1, is_client=True, max_datagram_size=1200
+        ),
         "aead": connection._cryptos[tls.Epoch.INITIAL].send.aead,
         "hp": connection._cryptos[tls.Epoch.INITIAL].send.hp,
         "pair": connection._cryptos[tls.Epoch.ONE_RTT],

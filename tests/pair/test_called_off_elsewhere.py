@@ -8,6 +8,7 @@ from quicferry.quic import PathSwitched
 from quicferry.quic.errors import LocalError
 from quicferry.quic.snapshot import thaw
 from quicferry.strategies import RULES, Strategy
+from simulation.protocol.mover import forked
 
 from .harness import EDGE_1, EDGE_2, Pair, edge
 from .test_other_hosts import Relay
@@ -51,6 +52,33 @@ def test_a_client_that_has_not_heard_of_the_move_before_follows_that(strategy, f
     assert [event.new for event in pair.all(PathSwitched)] == [EDGE_2]
     pair.drive(limit_s=1.0)
     assert pair.client.migration_state == "idle"
+    pair.assert_open()
+
+
+@pytest.mark.parametrize("hand_off", [False, True])
+def test_a_client_goes_where_a_source_goes_on_that_it_knows_by_its_challenges_alone(hand_off):
+    """The move back to where the client is has served and is taken down; the way there was never finished."""
+    pair = Pair(hand_off=hand_off)
+    pair.handshake(settle_s=1.2)
+    pair.move(Strategy.SYMMETRIC, downtime_s=0.05)
+    assert pair.drive(lambda: pair.server_at == EDGE_2, limit_s=1.0)
+    pair.server.record_commit()
+    pair.flush()
+    pair.server.prepare_migration(2, Strategy.SYMMETRIC, [], 50, True, pair.now)
+    pair.server.hold()
+    source = pair.server if hand_off else forked(pair.server)
+    pair.freeze(EDGE_1)
+    pair.drive(limit_s=0.05)
+    pair.resume(2, Strategy.SYMMETRIC, EDGE_1, True)
+    pair.drive(limit_s=1.0)
+    assert pair.all(PathSwitched) == []
+    pair.server, pair.server_at, pair._snapshot = source, EDGE_2, b""
+    if hand_off:
+        thaw(source, pair.now)
+    source.abort_migration(2, "deadline", pair.now)
+    assert pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=3.0)
+    request = pair.request()
+    assert pair.drive(lambda: request.answered_at is not None, limit_s=2.0)
     pair.assert_open()
 
 

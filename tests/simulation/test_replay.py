@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +18,7 @@ from quicferry.strategies import Strategy
 from simulation.campaign import quiet
 from simulation.minimise import minimised
 from simulation.protocol.applications import Service
-from simulation.protocol.story import Ending, Fault, Move, Story, Traffic
+from simulation.protocol.story import Ending, Fault, Move, ServerAddress, Story, Traffic, draw
 from simulation.worlds import WORLDS
 
 SEEDS = {"protocol": (3, 12, 52), "ownership": (2, 16)}
@@ -61,6 +62,17 @@ def test_a_story_survives_being_written_down(world: str) -> None:
         story = WORLDS[world].draw(seed)
         assert WORLDS[world].read(WORLDS[world].write(story)) == story
         assert WORLDS[world].tell(story)
+
+
+def test_some_servers_do_not_know_their_address_and_the_rest_of_a_story_stays_as_it_was() -> None:
+    stories = [draw(seed) for seed in range(2000)]
+    counts = Counter(story.server_address for story in stories)
+    assert set(counts) == set(ServerAddress)
+    assert 0.12 < 1 - counts[ServerAddress.KNOWN] / len(stories) < 0.18
+    with mock.patch("simulation.protocol.story.ADDRESSLESS", 0.0):
+        assert [draw(seed) for seed in range(2000)] == [
+            msgspec.structs.replace(story, server_address=ServerAddress.KNOWN) for story in stories
+        ]
 
 
 def test_a_failing_story_becomes_shorter_and_fails_the_same() -> None:

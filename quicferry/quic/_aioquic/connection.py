@@ -23,7 +23,7 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
 )
 from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_ack_frame, pull_quic_header
-from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
+from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop, QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 
 from quicferry.quic._aioquic.counted import CountedConnection
@@ -443,7 +443,17 @@ class HookedConnection(CountedConnection):
             drop_oversized(self)
         if self._quiet is not None:
             write_run(self, self._quiet, builder, network_path, now)
-        super()._write_application(builder, network_path, now)
+        while True:
+            try:
+                super()._write_application(builder, network_path, now)
+                return
+            except QuicPacketBuilderStop:
+                # Either the window is full, and then the next packet is empty. Or the packet has no room for
+                # a frame that cannot be divided, with which upstream ends the flight: resets behind the data
+                # of many streams would make that one packet for each round trip.
+                if builder._packet is None or builder.packet_is_empty:
+                    raise
+                self._loss._pacer.update_after_send(now=now)
 
     def get_timer(self) -> float | None:
         ferry = self._ferry
