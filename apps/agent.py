@@ -32,9 +32,12 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log repeats what w
 
 async def serve(config: AgentConfig) -> None:
     """Run an agent until SIGTERM."""
-    agent = NodeAgent(config, event_log(config.edge, config.events))
-    ended = asyncio.Event()
     loop = asyncio.get_running_loop()
+    events = event_log(config.edge, config.events)
+    if not config.failpoints.stop_at:  # such a failpoint stops this process as soon as the event is told
+        events.later = loop.call_soon
+    agent = NodeAgent(config, events)
+    ended = asyncio.Event()
     moves: set[asyncio.Task[None]] = set()
     planned = [*filter(None, [config.on_signal or config.on_request]), *config.later]
 
@@ -43,6 +46,7 @@ async def serve(config: AgentConfig) -> None:
             outcome = await agent.move_locally(what)
             if outcome.outcome == "moved" and len(planned) > 1:
                 del planned[0]
+            events.flush()  # what led to it comes first
             tell("outcome", outcome)
         except FerryError as error:
             tell("outcome", {"outcome": "refused", "error": str(error), "hint": error.hint})
@@ -77,6 +81,7 @@ async def serve(config: AgentConfig) -> None:
     finally:
         desk.close()
         await agent.close()
+        events.flush()
 
 
 def use_one_heap() -> None:

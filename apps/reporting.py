@@ -6,6 +6,7 @@ updater and routers) print ``{kind: value}``: their events as ``{"event": …}``
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,25 @@ def print_event(event: Event) -> None:
     """One event as a line on stdout."""
     sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
     sys.stdout.buffer.flush()
+
+
+class EventPrinter:
+    """Prints events; those of one turn of the event loop leave together, as hundreds of clients have many."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+
+    def __call__(self, event: Event) -> None:
+        """Print an event at the end of this turn of the loop, which must run."""
+        self._lines.append(msgspec.json.encode(event) + b"\n")
+        if len(self._lines) == 1:
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Print what was not yet."""
+        lines, self._lines = self._lines, []
+        sys.stdout.buffer.write(b"".join(lines))
+        sys.stdout.buffer.flush()
 
 
 def tell(kind: str, value: Any) -> None:

@@ -340,7 +340,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int,
         _axis(
             "How many clients there are, each with a connection of its own.",
-            "clients", least=1, most=500, read_by=_EXTENSION,
+            "clients", least=1, most=2000, read_by=_EXTENSION,
         ),
     ] = 1  # fmt: skip
     access: Annotated[
@@ -358,7 +358,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int,
         _axis(
             "How many of the clients do not know the extension and cannot follow the server.",
-            "clients", least=0, most=500, read_by=_EXTENSION,
+            "clients", least=0, most=2000, read_by=_EXTENSION,
         ),
     ] = 0  # fmt: skip
     moves: Annotated[

@@ -31,6 +31,7 @@ T = TypeVar("T")
 DEFAULT_ENGINE = RunSpec().engine
 #: how many packets back a server can tell a late one from a repeated one (aioquic: 128, so some to spare)
 REMEMBERED_PACKETS = 100
+PROCESSES_MOST = 500  # clients that are a process each, which hold some 30 MiB
 GETTING_READY_S = 2.0  # from the word to move until the server is frozen: a standby starts
 #: why a baseline cannot honour an axis of the extension, where there is more to say than that
 _NOT_WITH_BASELINES = {
@@ -157,6 +158,11 @@ def parts_of(spec: RunSpec) -> Parts:
         {axis.name: getattr(spec, axis.name) for axis in shaping},
         {axis.name: axis.default for axis in shaping},
     )
+    if spec.clients > PROCESSES_MOST and (baseline is not None or spec.access == "own"):
+        raise InvalidInput(
+            f"{spec.clients} clients would be as many processes here, and {PROCESSES_MOST} are the most",
+            hint="more clients share one process: with a strategy, and --access shared",
+        )
     if spec.access == "own" and spec.clients > 1:
         topology = with_own_access(topology, spec.clients)
     topology = with_quality(topology, {name: getattr(spec, name) for name in OF_THE_ACCESS}, spec.flap)

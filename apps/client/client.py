@@ -10,9 +10,11 @@ summary and ends.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import signal
 from pathlib import Path
+from typing import TextIO
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import (
@@ -49,18 +51,24 @@ from quicferry.quic import (
 from quicferry.units import now_s
 
 
+@functools.lru_cache(maxsize=64)  # asked for each datagram, and there are few
 def address_text(address: tuple[str, int]) -> str:
     """An address as it stands in events and records."""
     return str(Endpoint(address[0], address[1]))
 
 
-class Client:
-    """One client process."""
+def open_keys(config: ClientConfig) -> TextIO:
+    """The file of traffic secrets, to which aioquic writes as long as the process lives."""
+    return Path(config.keys).open("a", encoding="ascii")
 
-    def __init__(self, config: ClientConfig, events: EventLog) -> None:
+
+class Client:
+    """One client. ``keys``: the file of traffic secrets of a process that has several; it closes that."""
+
+    def __init__(self, config: ClientConfig, events: EventLog, keys: TextIO | None = None) -> None:
         self.config = config
         self.events = events
-        self._keys = Path(config.keys).open("a", encoding="ascii")  # noqa: SIM115 (aioquic writes for the process's life)
+        self._keys = open_keys(config) if keys is None else keys
         self.connection = self.make_connection()
         family = "::" if ":" in config.server.host else "0.0.0.0"
         self.port = UdpPort(Endpoint(family, 0), self._received, stamped=True)

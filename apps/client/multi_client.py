@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataReceived
 
-from apps.client.client import Client
+from apps.client.client import Client, open_keys
 from apps.client.load_schedule import first
 from apps.config import LEAST_INTERVAL_MS, MOVED_ERROR, ClientConfig, read_config
-from apps.reporting import print_event
+from apps.reporting import EventPrinter, errors_to_stderr
+from quicferry.errors import Unsupported
 from quicferry.events import Event, EventLog, Sink
 from quicferry.model import Endpoint
 from quicferry.record import ClientSummary, write_json
@@ -36,6 +39,7 @@ from quicferry.units import now_s
 
 CONNECTING_AT_ONCE = 10  # handshakes cost both ends some milliseconds each
 CONNECT_S = 25.0
+OTHER_FILES = 100  # that a process has open besides the sockets of its clients
 #: the events that clients after the first print
 TOLD = frozenset(
     {
@@ -53,8 +57,8 @@ def one_in_turn(strategies: Sequence[StrategyName], number: int) -> tuple[Strate
 class Member(Client):
     """One of the clients. Its load knows exchanges by numbers that outlive a connection."""
 
-    def __init__(self, config: ClientConfig, events: EventLog) -> None:
-        super().__init__(config, events)
+    def __init__(self, config: ClientConfig, events: EventLog, keys: TextIO) -> None:
+        super().__init__(config, events, keys)
         self._exchanges = 0
         self._open: dict[int, bytes] = {}  # exchange -> the request
         self._streams: dict[int, int] = {}  # stream of the present connection -> exchange
@@ -82,7 +86,6 @@ class Member(Client):
         self.connection.close()
         self._proceed()
         self.port.close()
-        self._keys.close()
         return summary
 
     def _request(self) -> None:
@@ -141,6 +144,8 @@ class MultiClient:
 
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
+        self._printer = EventPrinter()
+        self._keys = open_keys(config)
         together_ms = max(config.interval_ms, LEAST_INTERVAL_MS)
         self._stagger_s = together_ms / 1e3
         each_ms = config.interval_ms if config.own_load else together_ms * config.clients
@@ -157,7 +162,8 @@ class MultiClient:
                         else config.strategies
                     ),
                 ),
-                EventLog("client", sink=told_by(number)),
+                EventLog("client", sink=told_by(number, self._printer)),
+                self._keys,
             )
             for number in range(1, config.clients + 1)
         ]
@@ -196,14 +202,32 @@ class MultiClient:
         summary.reconnected = sum(member.reconnected for member in self.members)
         write_json(Path(self.config.summary), summary)
         self.members[0].events.emit("client.done", sent=summary.requests_sent, lost=summary.requests_lost)
+        self._printer.flush()
+        self._keys.close()
 
 
-def told_by(number: int) -> Sink:
-    """The sink of one client's events: stdout, with its number; of later clients only those in ``TOLD``."""
+def allow_sockets(clients: int) -> None:
+    """Let this process open a socket for each client: many systems allow 1024 files unless told otherwise.
+
+    Raises ``Unsupported`` where the hard limit is less.
+    """
+    wanted = clients + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != hard < wanted:
+        raise Unsupported(
+            f"{clients} clients need {wanted} open files, and a process here may have {hard}",
+            hint="raise the hard limit (`ulimit -Hn`, limits.conf(5)), or give fewer --clients",
+        )
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def told_by(number: int, printer: EventPrinter) -> Sink:
+    """One client's sink of events: ``printer``, with its number; of later clients only those in ``TOLD``."""
 
     def sink(event: Event) -> None:
         if number == 1 or event.name in TOLD:
-            print_event(msgspec.structs.replace(event, detail={**event.detail, "client": number}))
+            printer(msgspec.structs.replace(event, detail={**event.detail, "client": number}))
 
     return sink
 
@@ -235,7 +259,10 @@ def sum_up(summaries: list[ClientSummary]) -> ClientSummary:
 
 def main() -> None:
     """Run all clients and their loads until told to stop."""
-    asyncio.run(MultiClient(read_config("apps.client.multi_client", ClientConfig)).run())
+    with errors_to_stderr():
+        config = read_config("apps.client.multi_client", ClientConfig)
+        allow_sockets(config.clients)
+        asyncio.run(MultiClient(config).run())
 
 
 if __name__ == "__main__":

@@ -2,8 +2,12 @@
 
 Hundreds of clients that are told at once answer at once. Their answers wait in the socket, the server
 takes them for lost and retransmits, and the retransmissions have to be read as well: with 500 clients each
-was sent everything a dozen times. So only AT_ONCE clients are told at a time, and the next one when one of
+was sent everything a dozen times. So only some clients are told at a time, and the next one when one of
 them has answered. A client that does not answer within TURN_S leaves its place to the next.
+
+How many at a time follows from their answers, as in delay-based congestion control (TCP Vegas, LEDBAT):
+AT_ONCE at first, which on a long path would leave the server idle most of the time. For two answers that
+come without having waited in line one more is told at a time, for two that have waited one less.
 """
 
 from __future__ import annotations
@@ -14,7 +18,11 @@ from collections.abc import Callable, Iterable
 from apps.server.connections import Peer
 from quicferry.units import now_s
 
-AT_ONCE = 32
+AT_ONCE = 32  # at the least
+#: an answer that took so much longer than the path takes has waited in line; a probe timeout is 25 ms and
+#: more above the round trip (RFC 9002 §6.2.1), and what is in line for longer is sent again
+QUEUED_S = 0.012
+STEP = 0.5  # places per answer
 #: a place is given on after so long without an answer: a thousand clients a second even if none answers
 TURN_S = 0.032
 
@@ -23,12 +31,22 @@ class NoticeWindow:
     """Calls ``take`` for each peer, in order, a few ahead of the answers.
 
     ``take`` returns whether an answer is to be expected. With ``holding`` nothing may leave for a peer
-    before its turn, and peers that have sent something meanwhile come first.
+    before its turn, and peers that have sent something meanwhile come first. ``queued_s`` says of a peer
+    that has answered how long that has waited in line.
     """
 
-    def __init__(self, peers: Iterable[Peer], take: Callable[[Peer], bool], *, holding: bool = False) -> None:
+    def __init__(
+        self,
+        peers: Iterable[Peer],
+        take: Callable[[Peer], bool],
+        *,
+        holding: bool = False,
+        queued_s: Callable[[Peer], float] = lambda _: 0.0,
+    ) -> None:
         self._take = take
         self._holding = holding
+        self._queued_s = queued_s
+        self._places: float = AT_ONCE
         self._waiting = {peer.key: peer for peer in peers}
         self._asking: dict[str, Peer] = {}  # of these, those that have sent something: they are next
         self._open: dict[str, float] = {}  # key -> until when its answer is waited for
@@ -37,7 +55,9 @@ class NoticeWindow:
 
     def heard(self, peer: Peer) -> bool:
         """Note that a peer has sent something. Returns whether nothing may leave for it before its turn."""
-        self._open.pop(peer.key, None)
+        if self._open.pop(peer.key, None) is not None:
+            step = STEP if self._queued_s(peer) < QUEUED_S else -STEP
+            self._places = max(AT_ONCE, self._places + step)
         if not self._holding or peer.key not in self._waiting:
             return False
         self._asking[peer.key] = peer
@@ -48,11 +68,12 @@ class NoticeWindow:
         if self.over.is_set():
             return
         now = now_s()
-        self._open = {key: until for key, until in self._open.items() if until > now}
+        while self._open and self._open[oldest := next(iter(self._open))] <= now:
+            del self._open[oldest]
         while self._waiting:
             line = self._asking or self._waiting
             peer = line[next(iter(line))]
-            if len(self._open) >= AT_ONCE:
+            if len(self._open) >= int(self._places):
                 break
             if self._turn(peer):
                 self._open[peer.key] = now + TURN_S
@@ -60,7 +81,7 @@ class NoticeWindow:
             self._end()
         else:
             self._cancel_timer()
-            due = min(self._open.values())
+            due = next(iter(self._open.values()))
             self._timer = asyncio.get_running_loop().call_at(due, self.go_on)
 
     def finish(self) -> None:

@@ -34,7 +34,7 @@ from apps.server.notice_window import NoticeWindow
 from apps.server.service import ApplicationService
 from apps.server.shell import ServerShell, read_state, run_server, write_state
 from apps.server.tickets import PlainTicket, from_plain, to_plain
-from apps.server.warm_up import rehearse
+from apps.server.warm_up import Rehearsal
 from apps.udp import BATCH, Datagram, UdpPort
 from quicferry.errors import MigrationError
 from quicferry.migration import control
@@ -129,6 +129,7 @@ class QuicServer(ServerShell):
         self._blanks: list[QuicConnection] = []  # for connections that are to be taken over
         self._copies_out: CopiesOut | None = None
         self._copies_in: CopiesIn | None = None
+        self._rehearsal = Rehearsal()
 
     @property
     def connections(self) -> int:
@@ -138,7 +139,7 @@ class QuicServer(ServerShell):
         self.port.start()
 
     def _make_ready(self) -> None:
-        rehearse(self.table.configuration, self.table.extension)
+        self._rehearsal.play(self.table.configuration, self.table.extension)
         # most of the time of an import would go to making connections, which need not know whose they are
         for _ in range(self.config.expected_connections):
             self._blanks.append(blank(configuration=self.table.configuration, build=self._build))
@@ -290,7 +291,11 @@ class QuicServer(ServerShell):
         order = msgspec.structs.replace(order, deadline_s=min(order.deadline_s, left_s))
         # whoever takes longest to answer is told first: then the last answer comes as early as it can
         peers = sorted(self.table.peers.values(), key=lambda each: -each.connection.pto_s)
-        window = self._window = NoticeWindow(peers, functools.partial(self._tell, order, len(peers)))
+        window = self._window = NoticeWindow(
+            peers,
+            functools.partial(self._tell, order, len(peers)),
+            queued_s=lambda peer: peer.connection.queued_s,
+        )
         window.go_on()
         await window.over.wait()
         silent = await self._await_answers()
@@ -426,6 +431,8 @@ class QuicServer(ServerShell):
         if self._copies_out is not out:
             raise MigrationError("the move was called off while connections were copied")
         if not copied:
+            self.fence.draft(order.epoch, taking_over=False)
+            self._rehearsal.repeat()
             return {"connections": 0}
         return {**write_state(order.state_path, msgspec.msgpack.encode(copied)), "connections": len(copied)}
 
@@ -435,6 +442,8 @@ class QuicServer(ServerShell):
         if self._copies_in is None or self._copies_in.epoch != order.epoch:
             self._copies_in = CopiesIn(self.table, self._build, self._blanks, order.epoch)
         await self._copies_in.take_in(read_copied(read_state(order)))
+        self.fence.draft(order.epoch, taking_over=True)
+        self._rehearsal.repeat()
         return {}
 
     def _write_state(

@@ -89,6 +89,7 @@ class ServerShell(control.ControlHandler):
             self._make_ready()
         else:
             self._start_serving()
+        self.events.later = loop.call_soon
         self.events.emit("server.started", pid=os.getpid(), standby=self.standby)
         rewriting = loop.create_task(self.ballast.rewrite(self.config.dirty_mib_s))
         gc.freeze()  # a garbage collection over all objects in the middle of a move would add to the downtime
@@ -97,6 +98,7 @@ class ServerShell(control.ControlHandler):
         self._before_end()
         self.events.emit("server.stopped", **self._summary())
         self._end()
+        self.events.flush()
         transport.close()
 
     def _summary(self) -> dict[str, Any]:
@@ -126,7 +128,10 @@ class ServerShell(control.ControlHandler):
         self._hold()
         frozen = self.events.emit("server.frozen", epoch=order.epoch)
         self.frozen_epoch = order.epoch
-        return {"t_ns": frozen.t_ns, **self._after_freeze(order)}
+        answer = {"t_ns": frozen.t_ns, **self._after_freeze(order)}
+        if order.state_path is None:
+            self.events.flush()  # with the answer the process may be stopped, and copied with what it holds
+        return answer
 
     def _resume(self, order: control.Resume) -> dict[str, Any]:
         if self.frozen_epoch is None:
@@ -154,7 +159,8 @@ def write_state(path: str, state: bytes, inline_bytes: int = 0) -> dict[str, Any
 
 def read_state(order: control.Import | control.TakeAhead) -> bytes:
     """What ``write_state`` wrote elsewhere. Raises ``MigrationError`` when it is not the same."""
-    state = Path(order.state_path).read_bytes()
+    inline = order.state if isinstance(order, control.Import) else None
+    state = Path(order.state_path).read_bytes() if inline is None else inline
     if hashlib.sha256(state).hexdigest() != order.sha256:
         raise MigrationError("the state was damaged on its way")
     return state

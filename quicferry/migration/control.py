@@ -108,7 +108,10 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True, tag="resume"):
 
 
 class Import(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
-    """Take over what Freeze wrote elsewhere, and serve. Answer: t_ns, connections. ``lease``: see Resume."""
+    """Take over what Freeze wrote elsewhere, and serve. Answer: t_ns, connections. ``lease``: see Resume.
+
+    With ``state`` nothing lies in ``state_path``: the state is in the order.
+    """
 
     epoch: int
     edge: str
@@ -116,6 +119,7 @@ class Import(msgspec.Struct, frozen=True, kw_only=True, tag="import"):
     server_first: bool
     state_path: str
     sha256: str
+    state: bytes | None = None
     service: Endpoint | None = None  # where clients reach the server from now on
     lease: Lease | None = None
 

@@ -56,6 +56,11 @@ class MigratableConnection(HookedConnection):
         return seam.pto_s(self)
 
     @property
+    def queued_s(self) -> float:
+        """How much longer than the shortest the latest round trip was, in seconds; 0 without a sample."""
+        return seam.queued_s(self)
+
+    @property
     def is_closing(self) -> bool:
         """Whether either end has closed it. ``ConnectionTerminated`` comes only when it has drained."""
         return seam.is_closing(self)

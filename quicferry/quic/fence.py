@@ -36,6 +36,7 @@ class Fence:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._drafted: Record | None = None  # lies beside it on disk, to be put in its place
         self._damage: str | None = None
         self._record = self._read()
 
@@ -66,6 +67,15 @@ class Fence:
                 f"this host gave its connections away in move {self.frozen_epoch}",
                 hint="only a proven abort of that move lets it send again",
             )
+
+    def draft(self, epoch: int, *, taking_over: bool) -> None:
+        """Write ahead what ``close`` of that move, or ``take_over``, will put in place of the record.
+
+        Nothing is changed by it; the two are done sooner then, and do as well without it. Raises ``OSError``.
+        """
+        record = Record(epoch=epoch, state="open" if taking_over else "frozen")
+        if self._drafted != record:
+            self._write_draft(record)
 
     def close(self, epoch: int) -> None:
         """Persist "frozen, epoch N"; when this returns, the record is on disk.
@@ -136,16 +146,26 @@ class Fence:
 
     def _write(self, record: Record) -> None:
         """Atomic and durable: a new file, fsync, rename, fsync of the directory."""
-        draft = self._path.with_name(f"{self._path.name}.new")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(record))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._path)
+        if self._drafted != record:
+            self._write_draft(record)
+        self._drafted = None
+        self._draft_path.replace(self._path)
         directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
         self._record = record
+
+    @property
+    def _draft_path(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.new")
+
+    def _write_draft(self, record: Record) -> None:
+        self._drafted = None
+        descriptor = os.open(self._draft_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(record))
+            file.flush()
+            os.fsync(file.fileno())
+        self._drafted = record

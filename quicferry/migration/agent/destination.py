@@ -245,6 +245,7 @@ class DestinationSide:
             if self._timeout is not None:
                 self._timeout.reschedule(self._lease_ns / NS_PER_S)
             await inbox.close()
+            await asyncio.sleep(0)  # first the engine, which has all now
             await send(Received(size_bytes=inbox.size_bytes, t_ns=now_ns()))
             answering = asyncio.create_task(self._tell_resumed(order, restoring, send))
         except FerryError as error:

@@ -153,10 +153,11 @@ class HandoffEngine:
             yield state[start : start + CHUNK_BYTES]
 
     async def restore(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> dict[str, Any]:
-        """Write the state to a file and have the standby server import it."""
+        """Have the standby server import the state, which is in a file when it is long."""
         inside = self._state(order)
         digest = hashlib.sha256()
         size_bytes = 0
+        state: bytes | None = b""  # None: in the file
         self._remove_state(order)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         descriptor = open_beneath(self._context.container.path("/"), inside, flags)
@@ -168,8 +169,12 @@ class HandoffEngine:
                         raise MigrationError(
                             f"the state is longer than {MAX_STATE_BYTES} bytes", hint="it is not taken in"
                         )
-                    file.write(chunk)
                     digest.update(chunk)
+                    if state is not None and size_bytes <= INLINE_BYTES:
+                        state += chunk
+                        continue
+                    file.write((state or b"") + chunk)
+                    state = None
             with self._context.events.phase("migration.restore", epoch=order.epoch):
                 check_lease(self._context.lease_of(order), order.destination)
                 taking_over = control.Import(
@@ -179,6 +184,7 @@ class HandoffEngine:
                     server_first=order.server_first,
                     state_path=str(inside),
                     sha256=digest.hexdigest(),
+                    state=state,
                     service=order.service,
                     lease=self._context.lease_of(order),
                 )

@@ -46,6 +46,12 @@ def pto_s(connection: QuicConnection) -> float:
     return connection._loss.get_probe_timeout()
 
 
+def queued_s(connection: QuicConnection) -> float:
+    """How much longer than the shortest the latest round trip was, in seconds; 0 without a sample."""
+    loss = connection._loss
+    return max(0.0, loss._rtt_latest - loss._rtt_min) if loss._rtt_initialized else 0.0
+
+
 def is_closing(connection: QuicConnection) -> bool:
     """Whether either end has closed the connection; upstream tells only when draining is over."""
     return connection._state in END_STATES

@@ -16,7 +16,7 @@ import pytest
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog
 from quicferry.migration import control
-from quicferry.migration.engines.handoff import FEW, HandoffEngine
+from quicferry.migration.engines.handoff import FEW, INLINE_BYTES, HandoffEngine
 from tests.migration_support import World
 
 
@@ -30,6 +30,7 @@ class Server:
         self.written: list[bytes] = []
         self.taken: list[bytes] = []
         self.asked: list[int] = []
+        self.imported: list[tuple[bytes | None, bytes]] = []  # what was in the order, and in the file
         self.lies = False
         context = SimpleNamespace(
             container=SimpleNamespace(path=lambda inside: self.root / inside.lstrip("/")),
@@ -37,6 +38,8 @@ class Server:
             events=EventLog("edge-1", None, lambda event: None),
             state_dir=Path("/run/state"),
             after_freeze=AsyncMock(),
+            before_resume=lambda: None,
+            lease_of=lambda order: None,
         )
         self.engine = HandoffEngine(cast(Any, context))
         self.order = World(directory).order(1)
@@ -47,6 +50,11 @@ class Server:
             state = file.read_bytes()
             assert hashlib.sha256(state).hexdigest() == order.sha256
             self.taken.append(state)
+            return {}
+        if isinstance(order, control.Import):
+            state = file.read_bytes() if order.state is None else order.state
+            assert hashlib.sha256(state).hexdigest() == order.sha256
+            self.imported.append((order.state, file.read_bytes()))
             return {}
         if isinstance(order, control.Freeze):
             state = b"short"
@@ -112,3 +120,13 @@ def test_short_state_needs_no_file(tmp_path: Path) -> None:
     server.lies = True
     with pytest.raises(MigrationError, match="not what the server says"):
         asyncio.run(collected(server.engine.checkpoint(server.order)))
+
+
+@pytest.mark.parametrize("size", [1_000, 7])
+@pytest.mark.parametrize("length", [5, INLINE_BYTES, INLINE_BYTES + 1])
+def test_the_state_is_in_the_order_or_in_the_file(tmp_path: Path, length: int, size: int) -> None:
+    server = Server(tmp_path, [])
+    state = bytes(number % 251 for number in range(length))
+    asyncio.run(server.engine.restore(server.order, cut(state, size)))
+    assert server.imported == [(state, b"") if length <= INLINE_BYTES else (None, state)]
+    assert server.files() == []

@@ -46,7 +46,7 @@ class Service:
                     file.write(self.state)
                 return {"t_ns": t_ns, "sha256": hashlib.sha256(self.state).hexdigest()}
             case control.Import():
-                self.state = Path(order.state_path).read_bytes()
+                self.state = Path(order.state_path).read_bytes() if order.state is None else order.state
                 assert hashlib.sha256(self.state).hexdigest() == order.sha256
                 self.standby = False
                 self.events.emit("server.resumed", epoch=order.epoch, edge=order.edge)

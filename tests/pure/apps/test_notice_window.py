@@ -112,3 +112,31 @@ def test_no_timer_outlives_it(end: str) -> None:
         return told
 
     assert asyncio.run(play()) == {"finish": 2 * AT_ONCE, "drop": AT_ONCE}[end]
+
+
+def told_in_turns(queued_s: float, turns_: int) -> int:
+    """How many have been told when all that were told have answered so often."""
+
+    async def play() -> int:
+        call, peers = Caller(), crowd(20 * AT_ONCE)
+        line = NoticeWindow(peers, call, queued_s=lambda _: queued_s)
+        line.go_on()
+        answered = 0
+        for _ in range(turns_):
+            told = len(call.taken)
+            for peer in peers[answered:told]:
+                line.heard(peer)
+            answered = told
+            line.go_on()
+        line.drop()
+        return len(call.taken)
+
+    return asyncio.run(play())
+
+
+def test_more_are_told_at_once_while_answers_come_without_delay() -> None:
+    assert told_in_turns(0.0, 3) == AT_ONCE * (1 + 1.5 + 1.5**2 + 1.5**3)
+
+
+def test_answers_that_waited_in_line_leave_it_at_a_few() -> None:
+    assert told_in_turns(2 * turns.QUEUED_S, 3) == 4 * AT_ONCE

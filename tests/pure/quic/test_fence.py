@@ -153,3 +153,45 @@ def test_only_the_move_that_froze_it_can_be_given(tmp_path):
         fence.give(1)
     fence.lift(2)
     assert not fence.closed
+
+
+def test_a_draft_changes_nothing_until_it_is_put_in_place(tmp_path: Path) -> None:
+    fence = Fence(tmp_path / "fence")
+    fence.draft(2, taking_over=False)
+    assert not fence.closed
+    assert not Fence(tmp_path / "fence").closed
+    fence.close(2)
+    assert Fence(tmp_path / "fence").frozen_epoch == 2
+
+
+def test_a_draft_of_another_move_is_not_put_in_place(tmp_path: Path) -> None:
+    fence = Fence(tmp_path / "fence")
+    fence.draft(2, taking_over=True)
+    fence.close(3)
+    assert Fence(tmp_path / "fence").frozen_epoch == 3
+    fence.draft(4, taking_over=False)
+    fence.lift(3)
+    assert not Fence(tmp_path / "fence").closed
+    fence.close(4)
+    assert Fence(tmp_path / "fence").frozen_epoch == 4
+    with pytest.raises(MigrationError, match="stale"):
+        fence.take_over(4)
+
+
+def test_a_draft_is_on_disk_before_it_is_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync = os.fsync
+
+    def noted_fsync(descriptor: int) -> None:
+        kind = "directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        steps.append(kind)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    fence = Fence(tmp_path / "fence")
+    fence.draft(1, taking_over=True)
+    assert steps == ["file"]
+    fence.take_over(1)
+    assert steps == ["file", "directory"]

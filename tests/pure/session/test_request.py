@@ -75,7 +75,7 @@ def test_bounds_are_kept_and_named(axis: Axis) -> None:
         if axis.read_by is ReadBy.BASELINES:
             values["baseline"] = "mptcp" if axis.name == "downtime_ms" else "tcp-dns"
         if axis.name == "plain_clients":
-            values["clients"] = 500
+            values["clients"] = 2000
         if axis.name == "jitter_ms":
             values["rtt_ms"] = 4000.0
         if axis.name == "dirty_mib_s":
