@@ -144,14 +144,15 @@ STEPS = (
     ),
     Step(
         "links",
-        f"{TESTS} --needing=netem tests/e2e/emulation",
+        f"{TESTS} --needing=netem tests/e2e/emulation/test_links.py",
         60,
         "the end-to-end test of netem, which looks at a millisecond",
         exact=True,
     ),
     Step(
         "tests",
-        f"{TESTS} --needing=criu-tracking tests/e2e",
+        f"{TESTS} --needing=criu-tracking tests/e2e/migration/test_native_copy.py"
+        " tests/e2e/experiment/test_run_memory.py",
         300,
         "the end-to-end tests that need soft-dirty",
         exact=True,

@@ -177,6 +177,16 @@ def test_a_step_with_mininet_fails_when_a_packet_is_lost(vm_test):
         assert "grep -q 'Results: 0% dropped'" in step.command
 
 
+@pytest.mark.parametrize(("step", "probe"), [("links", "netem"), ("tests", "criu-tracking")])
+def test_every_file_with_tests_that_need_its_kernel_is_named(vm_test, step, probe):
+    (step,) = vm_test.choose([step])
+    assert f"--needing={probe} " in step.command
+    folder = CHECKOUT / "tests" / "e2e"
+    having = [path for path in folder.rglob("test_*.py") if f'needs("{probe}")' in path.read_text()]
+    named = [CHECKOUT / word for word in step.command.split() if word.startswith("tests/")]
+    assert sorted(named) == sorted(having)
+
+
 def test_a_machine_that_cannot_be_made_fails_every_step(vm_test, tmp_path, monkeypatch, capsys):
     def no_image():
         raise vm_test.machine.MachineError("the image could not be made")
