@@ -25,8 +25,15 @@ ENGINES = ("handoff", "criu-cold")
     default=None,
     help="Where the HTML page goes.  [default: demo.html among the runs]",
 )
+@click.option(
+    "--strategy",
+    "chosen",
+    type=click.Choice(list(strategies())),
+    multiple=True,
+    help="Only this strategy; may be repeated: a slow machine takes minutes for each.  [default: all]",
+)
 @runs_option
-def demo(report: Path | None, runs_root: Path | None) -> None:
+def demo(report: Path | None, chosen: tuple[str, ...], runs_root: Path | None) -> None:
     """Move the server once with each strategy, by CRIU and by hand-off, and show the result.
 
     Two emulated edges, 18 ms round-trip time, a request every 10 ms. Takes a minute or two.
@@ -34,7 +41,7 @@ def demo(report: Path | None, runs_root: Path | None) -> None:
     ask_for_root("the demo")
     scenario = Scenario(
         title="demo",
-        sweep={"engine": list(ENGINES), "strategy": list(strategies())},
+        sweep={"engine": list(ENGINES), "strategy": list(dict.fromkeys(chosen)) or list(strategies())},
     )
     check_places(report, None)
     results = perform_shown(list(scenario.runs()), runs_root)

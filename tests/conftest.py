@@ -48,6 +48,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="probes that must work here: a test that needs one of them fails instead of being skipped",
     )
     parser.addoption(
+        "--needing",
+        default="",
+        metavar="PROBE,…",
+        help="collect only tests that need one of these probes",
+    )
+    parser.addoption(
         "--matrix-seed",
         type=int,
         default=1,
@@ -70,23 +76,27 @@ def pytest_configure(config: pytest.Config) -> None:
     for layer, meaning in LAYERS.items():
         config.addinivalue_line("markers", f"{layer}: {meaning}")
     config.addinivalue_line("markers", "needs(*probes): what the test needs of this machine")
-    required = _required(config)
-    unknown = required - set(probes()) if required else set()
-    if unknown:
-        raise pytest.UsageError(
-            f"--require: no such probe: {', '.join(sorted(unknown))} (there are: {', '.join(probes())})"
-        )
+    for option in ("--require", "--needing"):
+        named = _named(config, option)
+        if named and (unknown := named - set(probes())):
+            raise pytest.UsageError(
+                f"{option}: no such probe: {', '.join(sorted(unknown))} (there are: {', '.join(probes())})"
+            )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     order = {layer: place for place, layer in enumerate(LAYERS)}
     for item in items:
         item.add_marker(_layer(item))
     items.sort(key=lambda item: order[_layer(item)])
+    if needing := _named(config, "--needing"):
+        others = [item for item in items if not needing & set(_needs(item))]
+        items[:] = [item for item in items if needing & set(_needs(item))]
+        config.hook.pytest_deselected(items=others)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    required = _required(item.config)
+    required = _named(item.config, "--require")
     for name in _needs(item):
         answer = _ask(name)
         if answer.works:
@@ -111,8 +121,9 @@ def _needs(item: pytest.Item) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def _required(config: pytest.Config) -> set[str]:
-    return {name.strip() for name in str(config.getoption("--require")).split(",") if name.strip()}
+def _named(config: pytest.Config, option: str) -> set[str]:
+    """The probes that an option names."""
+    return {name.strip() for name in str(config.getoption(option)).split(",") if name.strip()}
 
 
 def _ask(name: str) -> ProbeResult:

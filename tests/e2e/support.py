@@ -23,6 +23,7 @@ import msgspec
 from quicferry.emulation.sandbox import private_root
 from quicferry.paths import CHECKOUT
 from quicferry.process import DEVNULL, Popen, TimeoutExpired
+from quicferry.slowness import longer
 
 _PRELUDE = """\
 import json, os, sys
@@ -79,7 +80,8 @@ class InPrivateRoot:
         return self._stderr_file.read_text(encoding="utf-8", errors="replace")
 
     def result(self, timeout_s: float = 120.0) -> Any:
-        """Wait for the end; what the script reported."""
+        """Wait for the end; what the script reported. A slow processor is waited for longer."""
+        timeout_s = longer(timeout_s)
         try:
             status = self.root.wait(timeout_s)
         except TimeoutExpired:

@@ -74,6 +74,16 @@ def test_an_unknown_requirement_is_refused(project):
     assert "no such probe: criuu" in done.stderr
 
 
+def test_only_tests_that_need_a_probe_are_collected(project):
+    out = project("--needing=criu").stdout
+    assert "1 skipped, 2 deselected" in out
+    assert "2 passed" not in out
+    assert "1 passed, 1 skipped, 1 deselected" in project("--needing=criu,veth").stdout
+    done = project("--needing=criuu")
+    assert done.status == 4
+    assert "--needing: no such probe: criuu" in done.stderr
+
+
 def test_layers_are_markers_and_the_fast_ones_come_first(project):
     assert "1 passed, 2 deselected" in project("-m", "pure").stdout
     out = project().stdout

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import topologies
+from quicferry import process
 from quicferry.paths import CHECKOUT
 from session.scenario import read_scenario
 
@@ -97,6 +98,42 @@ def test_patience_with_a_machine_whose_time_goes_slower_than_the_hosts(vm_test, 
     assert vm_test.machine.ICOUNT.dilation > vm_test.machine.TCG.dilation == 1.0
 
 
+def test_an_emulated_processor_does_what_needs_exact_time_in_emulated_time(vm_test, tmp_path):
+    steps = vm_test.choose(["kernel", "hybrid", "calibration"])
+    usual, exact = vm_test.starts(steps, "tcg", tmp_path, by_name=False)
+    assert (usual.accelerator, [step.name for step in usual.steps]) == ("tcg", ["kernel"])
+    assert (exact.accelerator, [step.name for step in exact.steps]) == ("icount", ["hybrid", "calibration"])
+    assert usual.results != exact.results
+    for name, by_name in (("kvm", False), ("kvm", True), ("tcg", True), ("icount", True)):
+        (start,) = vm_test.starts(steps, name, tmp_path, by_name=by_name)
+        assert (start.accelerator, start.steps) == (name, steps)
+    (only,) = vm_test.starts(vm_test.choose(["kernel"]), "tcg", tmp_path, by_name=False)
+    assert only.accelerator == "tcg"
+
+
+def test_no_step_is_left_out_of_all_starts(vm_test, tmp_path):
+    done = [
+        step
+        for start in vm_test.starts(vm_test.choose(None), "tcg", tmp_path, by_name=False)
+        for step in start.steps
+    ]
+    assert sorted(step.name for step in done) == sorted(step.name for step in vm_test.STEPS)
+
+
+@pytest.mark.parametrize(
+    ("slower", "said"), [("2", "all"), ("16", "demo --strategy proactive-explicit --strategy symmetric")]
+)
+def test_an_emulated_processor_shows_a_part_of_the_demo_and_says_so(vm_test, tmp_path, slower, said):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "quicferry").write_text('#!/bin/sh\necho "$*"\n')
+    (tmp_path / "bin" / "quicferry").chmod(0o755)
+    (step,) = vm_test.choose(["demo"])
+    env = {"PATH": os.environ["PATH"], "QUICFERRY_VM_SLOWER": slower}
+    done = process.run(["bash", "-c", step.command], cwd=tmp_path, env=env)
+    assert done.stdout.splitlines()[-1] == ("demo" if said == "all" else said)
+    assert ("emulated processor" in done.stdout) == (said != "all")
+
+
 def test_stock_mininet_is_tried_with_every_topology(vm_test):
     (step,) = vm_test.choose(["mininet"])
     tried = step.command.partition(" in ")[2].partition(";")[0].split()
@@ -123,9 +160,31 @@ def test_the_machines_sweep_runs_each_way_of_moving_memory_once():
     ]
 
 
+def test_the_machines_sweep_of_containers_is_over_netem():
+    scenario = read_scenario(FOLDER / "containers.toml")
+    assert scenario.warm_up == 0
+    assert [(run.engine, run.link_backend, run.memory_by) for run in scenario.runs()] == [
+        ("runc-cold", "netem", "auto"),
+        ("runc-pre-copy", "netem", "criu"),
+        ("published-pre-copy", "netem", "auto"),
+        ("published-hybrid", "netem", "auto"),
+        ("published-cold", "netem", "auto"),
+    ]
+
+
 def test_a_step_with_mininet_fails_when_a_packet_is_lost(vm_test):
     for step in vm_test.choose(["mininet", "openvswitch"]):
         assert "grep -q 'Results: 0% dropped'" in step.command
+
+
+@pytest.mark.parametrize(("step", "probe"), [("links", "netem"), ("tests", "criu-tracking")])
+def test_every_file_with_tests_that_need_its_kernel_is_named(vm_test, step, probe):
+    (step,) = vm_test.choose([step])
+    assert f"--needing={probe} " in step.command
+    folder = CHECKOUT / "tests" / "e2e"
+    having = [path for path in folder.rglob("test_*.py") if f'needs("{probe}")' in path.read_text()]
+    named = [CHECKOUT / word for word in step.command.split() if word.startswith("tests/")]
+    assert sorted(named) == sorted(having)
 
 
 def test_a_machine_that_cannot_be_made_fails_every_step(vm_test, tmp_path, monkeypatch, capsys):
