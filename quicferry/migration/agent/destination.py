@@ -69,7 +69,6 @@ class DestinationSide:
         self._keeping = asyncio.Lock()
         self._about_to_resume = asyncio.Event()  # in the present move
         self._granted = False  # the source has committed the present move
-        self._inbox = Inbox()
         self._lease_ns = 0
         self._why_not: dict[int, str] = {}
         self._timeout: asyncio.Timeout | None = None
@@ -214,7 +213,7 @@ class DestinationSide:
         """Serve the stream of one move from the source. Raises ``MigrationError`` to the source."""
         begin = await anext(requests, None)
         if isinstance(begin, Ahead):
-            await self._accept_ahead(begin.order, requests, send, caller)
+            await self._accept_ahead(begin, requests, send, caller)
             begin = await anext(requests, None)
         if begin is None:  # opened in advance, not needed
             return
@@ -222,6 +221,7 @@ class DestinationSide:
             raise MigrationError(f"the transfer begins with {type(begin).__name__}")
         order = begin.order
         self._check_prepared(order, caller)
+        inbox = Inbox(begin.key)
         try:
             self._take(Signal.GO)
         except FerryError as error:
@@ -232,7 +232,6 @@ class DestinationSide:
         self._lease_ns = order.resume_before_ns
         self._about_to_resume.clear()
         self._granted = False
-        inbox = self._inbox = Inbox()
         restoring = self._restoring = asyncio.get_running_loop().create_task(self._restore(order, inbox))
         # its error is told by whoever awaits it; when nobody does, that is no warning
         restoring.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -329,14 +328,15 @@ class DestinationSide:
             raise MigrationError(f"epoch {order.epoch} from {caller} was not prepared at {self._host.edge}")
 
     async def _accept_ahead(
-        self, order: MoveOrder, requests: AsyncIterator[ToDestination], send: Send, caller: str
+        self, ahead: Ahead, requests: AsyncIterator[ToDestination], send: Send, caller: str
     ) -> None:
         """Receive memory that is copied while the server still serves at the source."""
+        order = ahead.order
         self._check_prepared(order, caller)
         engine = self._host.engine(implementation_of(order))
         if not isinstance(engine, CopiesAhead):
             raise MigrationError(f"the engine {order.engine} takes in nothing before the freeze")
-        inbox = Inbox()
+        inbox = Inbox(ahead.key)
         accepting = asyncio.get_running_loop().create_task(engine.accept_ahead(order, inbox.chunks()))
         accepting.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:

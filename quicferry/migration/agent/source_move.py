@@ -18,6 +18,7 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
 from quicferry.migration.agent.context import Host, describe, note_step
 from quicferry.migration.agent.transfer import Tally, pieces
+from quicferry.migration.digest import new_key
 from quicferry.migration.engines.base import CopiesAfterNotice, CopiesAhead, Engine, GivesAtOnce, KeepsSource
 from quicferry.migration.engines.registry import implementation_of
 from quicferry.migration.order import MoveOrder, fence_ns
@@ -76,8 +77,9 @@ class SourceMove:
         self._copies_late = isinstance(self._engine, CopiesAfterNotice)
         self._peer: RpcClient = host.peer(order.destination)
         self._stream: DuplexCall[ToDestination, ToSource] | None = None
-        self._tally = Tally()
-        self._ahead = Tally()
+        self._key = new_key()  # of the digests of what this move sends
+        self._tally = Tally(self._key)
+        self._ahead = Tally(self._key)
         self._lease_ns = 0
         self._resumed: Resumed | None = None
         self._granted = False  # Commit has been written to the stream
@@ -206,13 +208,13 @@ class SourceMove:
         try:
             with self._host.events.phase("migration.precopy", epoch=order.epoch) as detail:
                 async with asyncio.timeout(order.deadlines.precopy_s):
-                    await self._stream.write(Ahead(order=order))
+                    await self._stream.write(Ahead(order=order, key=self._key))
                     if first:
                         await self._write(first, self._ahead)
                     async for chunk in chunks:
                         await self._write(chunk, self._ahead)
-                    size_bytes, sha256 = self._ahead.size_bytes, self._ahead.sha256
-                    await self._stream.write(End(size_bytes=size_bytes, sha256=sha256, resume_before_ns=0))
+                    size_bytes, digest = self._ahead.size_bytes, self._ahead.digest
+                    await self._stream.write(End(size_bytes=size_bytes, digest=digest, resume_before_ns=0))
                     await self._answer(Received, order.deadlines.precopy_s)
                 detail["bytes"] = size_bytes
         finally:
@@ -253,7 +255,7 @@ class SourceMove:
         # the destination knows until when it may resume, and this host after which moment it may roll back.
         order = msgspec.structs.replace(self._order, resume_before_ns=now_ns() + round(ahead_s * NS_PER_S))
         self._order = order
-        await self._stream.write(Begin(order=order))
+        await self._stream.write(Begin(order=order, key=self._key))
         # Forwarding begins before the freeze, not after it: a datagram too many is dropped by QUIC as a
         # duplicate, one that nobody took costs its client a retransmission timeout.
         if waiting_room is not None and self._host.forwarder is not None:
@@ -279,7 +281,7 @@ class SourceMove:
                 await self._stream.write(
                     End(
                         size_bytes=self._tally.size_bytes,
-                        sha256=self._tally.sha256,
+                        digest=self._tally.digest,
                         resume_before_ns=self._lease_ns,
                         data=last,
                     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Iterator
 
 from quicferry.errors import MigrationError
+from quicferry.migration.digest import Digest
 from quicferry.migration.rpc.messages import PIECE_BYTES, End, Piece
 
 QUEUE_PIECES = 8  # 2 MiB between the network and an engine that writes
@@ -23,33 +23,34 @@ def pieces(chunk: bytes) -> Iterator[Piece]:
 
 
 class Tally:
-    """Counts and digests the bytes of one transfer."""
+    """Counts and digests the bytes of one transfer. ``key``: of the digest, the same at both ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes) -> None:
         self.size_bytes = 0
-        self._digest = hashlib.sha256()
+        self._digest = Digest(key)
 
     def add(self, data: bytes) -> None:
         """Take in bytes that were sent or have arrived."""
         self.size_bytes += len(data)
-        self._digest.update(data)
+        self._digest.add(data)
 
     @property
-    def sha256(self) -> str:
-        """The digest of all bytes so far, in hexadecimal."""
-        return self._digest.hexdigest()
+    def digest(self) -> str:
+        """The digest of all bytes, in hexadecimal; no more may follow."""
+        return self._digest.value.hex()
 
 
 class Inbox:
     """The destination's end: the network puts pieces in, the engine iterates over ``chunks()``.
 
     The iterator ends only when End has come and agrees with what was received; otherwise it raises
-    ``MigrationError``, so that an engine cannot resume what is incomplete.
+    ``MigrationError``, so that an engine cannot resume what is incomplete. ``key``: the sender's, of the
+    digest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes) -> None:
         self._queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(QUEUE_PIECES)
-        self._tally = Tally()
+        self._tally = Tally(key)
         self.complete = False
 
     @property
@@ -69,10 +70,10 @@ class Inbox:
 
     def check(self, end: End) -> None:
         """Compare with the sender's length and digest. Raises ``MigrationError``; call ``break_off`` then."""
-        if (self._tally.size_bytes, self._tally.sha256) != (end.size_bytes, end.sha256):
+        if (self._tally.size_bytes, self._tally.digest) != (end.size_bytes, end.digest):
             raise MigrationError(
                 f"the checkpoint was damaged on its way: {self._tally.size_bytes} of {end.size_bytes} bytes "
-                f"came, sha256 {self._tally.sha256[:12]} for {end.sha256[:12]}"
+                f"came, digest {self._tally.digest[:12]} for {end.digest[:12]}"
             )
 
     async def close(self) -> None:

@@ -82,7 +82,7 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
     stopped: bool = False  # the process was dumped stopped and needs SIGCONT
 
 
-def record(kind: RecordKind, name: str, data: bytes, mode: int = 0o600) -> bytes:
+def record(kind: RecordKind, name: str, data: bytes | memoryview, mode: int = 0o600) -> bytes:
     """Encode one record."""
     header = msgspec.msgpack.encode(Header(kind, name, len(data), mode))
     return b"".join((LENGTH.pack(len(header)), header, data))
@@ -91,6 +91,32 @@ def record(kind: RecordKind, name: str, data: bytes, mode: int = 0o600) -> bytes
 def memory_of_this_machine() -> int:
     """Physical memory in bytes: a checkpoint that unpacks to more cannot be restored here."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Appended:
+    """The file that a record's data is being appended to, open until the record is complete.
+
+    To open it anew for every piece costs more than to write the piece: each directory on the way to it is
+    opened on its own (``beneath``).
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, data: memoryview) -> None:
+        """Append all of the data. Raises ``OSError``."""
+        written = 0
+        while written < len(data):
+            written += os.write(self._descriptor, data[written:])
+
+    def close(self) -> None:
+        """Close the file; may be repeated."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()  # of a stream that was cut off in the middle of a record
 
 
 class Unpacker:
@@ -124,6 +150,7 @@ class Unpacker:
         self._header: Header | None = None
         self._left = 0
         self._seen: set[Path] = set()
+        self._appended: _Appended | None = None
         self._records = 0
         self._manifest_bytes = bytearray()
         self._complete = False
@@ -150,7 +177,7 @@ class Unpacker:
             )
         return manifest
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Take the next bytes of the stream. Raises ``MigrationError`` for what cannot be a checkpoint."""
         self.received_bytes += len(data)
         if self.received_bytes > self.most_bytes:
@@ -170,6 +197,7 @@ class Unpacker:
                 self._left -= len(piece)
                 if self._left == 0:
                     self._header = None
+                    self._close()
 
     def _feed_header(self, view: memoryview) -> memoryview:
         """Complete the header from the beginning of ``view``; returns the rest."""
@@ -206,6 +234,7 @@ class Unpacker:
             self._link(header.name)
         elif header.kind is not RecordKind.MANIFEST:
             self._write(header, memoryview(b""))
+            self._close()
 
     def _link(self, name: str) -> None:
         """Link an image directory to the one whose pages it builds upon (CRIU's ``parent``)."""
@@ -244,21 +273,10 @@ class Unpacker:
             self._sealed.append(header.name, piece)
             return
         path = self._target(header)
-        root, inside = self._beneath(path)
-        flags = os.O_WRONLY | os.O_APPEND
-        if path not in self._seen:
-            self._seen.add(path)
-            with directory_beneath(root, inside.parent, make=True):
-                remove_beneath(root, inside)
-            flags |= os.O_CREAT | os.O_EXCL
-            self._received.begin(path)
-        descriptor = open_beneath(root, inside, flags, header.mode & 0o777)
         try:
-            if flags & os.O_CREAT:
-                os.fchmod(descriptor, header.mode & 0o777)  # open heeds the umask
-            written = 0
-            while written < len(piece):
-                written += os.write(descriptor, piece[written:])
+            if self._appended is None:
+                self._appended = self._open(path, header.mode & 0o777)
+            self._appended.write(piece)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -266,9 +284,30 @@ class Unpacker:
                 f"there is no room here for the checkpoint: {self.received_bytes} bytes of it have come",
                 hint="it is kept in memory, on the destination's /run: free memory, or move less",
             ) from error
-        finally:
-            os.close(descriptor)
         self._received.append(path, piece)
+
+    def _open(self, path: Path, mode: int) -> _Appended:
+        """Open a file to append to it; one that this stream has not named yet is made anew."""
+        root, inside = self._beneath(path)
+        flags = os.O_WRONLY | os.O_APPEND
+        is_new = path not in self._seen
+        if is_new:
+            self._seen.add(path)
+            with directory_beneath(root, inside.parent, make=True):
+                remove_beneath(root, inside)
+            flags |= os.O_CREAT | os.O_EXCL
+            self._received.begin(path)
+        descriptor = open_beneath(root, inside, flags, mode)
+        appended = _Appended(descriptor)
+        if is_new:
+            os.fchmod(descriptor, mode)  # open heeds the umask
+        return appended
+
+    def _close(self) -> None:
+        """Close the file of a record that is complete."""
+        if self._appended is not None:
+            self._appended.close()
+            self._appended = None
 
     def _take_differences(self, header: Header, piece: memoryview) -> None:
         """Collect a record of differences; once it is whole, write its pages or patch the base image."""

@@ -1,13 +1,10 @@
 """What a destination has received, and whether it still is what it was: checked directly before it is read.
 
-The transfer has its digest (SHA-256 of the stream, compared at its end). Between that and the moment at
-which CRIU reads the files they lie in memory that others can reach, and the memory of a server must not
-be restored with one wrong byte in it. So a digest of every block is taken from the bytes as they came,
-and compared with the files once more when they are about to be read. GMAC (NIST SP 800-38D: AES-GCM without
-anything to encrypt) with a key that this process draws and keeps: 128 bits, and the fastest there is where
-the processor has instructions for it: 0.25 ms of processor time per MiB with the reading, where CRC-32 takes
-0.47 and SHA-256 1.9 (docs/adr/0014-one-owner.md). The nonce is always the same: this is against damage, which
-nobody makes on purpose (whoever can write there is root), and no digest leaves the process.
+The transfer has its digest, compared at its end. Between that and the moment at which CRIU reads the files
+they lie in memory that others can reach, and the memory of a server must not be restored with one wrong byte
+in it. So a digest of every block is taken from the bytes as they came, and compared with the files once more
+when they are about to be read (docs/adr/0014-one-owner.md). Its key is drawn by this process and does not
+leave it.
 """
 
 from __future__ import annotations
@@ -17,35 +14,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
 from quicferry.errors import MigrationError
+from quicferry.migration.digest import Digest, new_key
 
 BLOCK_BYTES = 1 << 20
 READ_BYTES = 1 << 16
 PARALLEL_BYTES = 2 << 20
 WORKERS = min(4, os.cpu_count() or 1)
-
-
-_GMAC = Cipher(algorithms.AES(os.urandom(16)), modes.GCM(bytes(12)))
-
-
-class _Digest:
-    """The digest of the bytes that were given to ``add``; once it was looked at, no more may follow."""
-
-    def __init__(self) -> None:
-        self._mac = _GMAC.encryptor()
-        self._value: bytes | None = None
-
-    def add(self, piece: memoryview) -> None:
-        self._mac.authenticate_additional_data(piece)
-
-    @property
-    def value(self) -> bytes:
-        if self._value is None:
-            self._mac.finalize()
-            self._value = self._mac.tag
-        return self._value
+_KEY = new_key()
 
 
 class BlockDigests:
@@ -53,13 +29,13 @@ class BlockDigests:
 
     def __init__(self) -> None:
         self.size_bytes = 0
-        self.digests: list[_Digest] = []
+        self.digests: list[Digest] = []
 
     def append(self, piece: memoryview) -> None:
         while piece:
             filled = self.size_bytes % BLOCK_BYTES
             if not filled:
-                self.digests.append(_Digest())
+                self.digests.append(Digest(_KEY))
             part, piece = piece[: BLOCK_BYTES - filled], piece[BLOCK_BYTES - filled :]
             self.digests[-1].add(part)
             self.size_bytes += len(part)
@@ -142,7 +118,7 @@ def _digest(path: Path, offset: int, size: int) -> tuple[int, bytes]:
     """How many bytes of a block are there, and their digest. Raises ``OSError``."""
     # one buffer for all of it: memory that is touched for the first time costs more than the digest
     buffer = memoryview(bytearray(min(size, READ_BYTES)))
-    read, digest = 0, _Digest()
+    read, digest = 0, Digest(_KEY)
     with path.open("rb", buffering=0) as file:
         while read < size:
             got = os.preadv(file.fileno(), [buffer[: size - read]], offset + read)

@@ -114,15 +114,23 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ahead(msgspec.Struct, frozen=True, kw_only=True, tag="ahead"):
-    """Begins memory that is copied while the server still serves; ends with an End without lease."""
+    """Begins memory that is copied while the server still serves; ends with an End without lease.
+
+    ``key``: of the digest in that End (``migration.digest``).
+    """
 
     order: MoveOrder
+    key: bytes
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
-    """Begins the transfer of the checkpoint. The order now has the destination's lease."""
+    """Begins the transfer of the checkpoint. The order now has the destination's lease.
+
+    ``key``: as in Ahead.
+    """
 
     order: MoveOrder
+    key: bytes
 
 
 class Piece(msgspec.Struct, frozen=True, tag="piece"):
@@ -139,7 +147,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """
 
     size_bytes: int
-    sha256: str
+    digest: str
     resume_before_ns: int
     data: bytes = b""
 

@@ -8,10 +8,10 @@ import pytest
 from quicferry.errors import MigrationError
 from quicferry.migration.criu.image_stream import RecordKind, Unpacker, record
 from quicferry.migration.criu.page_delta import COUNT, DELTA_PAGES, MOST_UNLIKE_WORDS, delta, restored
-from quicferry.migration.engines.criu.rounds import of_pages
+from quicferry.migration.engines.criu.rounds import BULK_PAGES, bulk_round, of_pages
 from quicferry.migration.memory import base_image
-from quicferry.migration.memory.pagemap import PAGE_BYTES
-from quicferry.migration.memory.process_memory import Snapshot, rows_of
+from quicferry.migration.memory.pagemap import NO_PAGES, PAGE_BYTES, Pages, decode, numbers
+from quicferry.migration.memory.process_memory import ProcessMemory, Snapshot, rows_of
 from quicferry.migration.order import CHUNK_BYTES
 
 RANDOM = np.random.default_rng(1)
@@ -154,3 +154,40 @@ def test_a_store_that_cannot_be_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(MigrationError, match="cannot be kept") as refused, base_image.held("a"):
         pass
     assert "--no-base-image" in refused.value.hint
+
+
+class _Stopped(ProcessMemory):
+    """The memory of a stopped process: each page is full of its own number."""
+
+    def __init__(self, missing: int | None = None) -> None:
+        self._missing = missing
+        self.read_pages = 0
+
+    def read(self, pages: Pages) -> Snapshot:
+        there = pages[pages != self._missing]
+        self.read_pages += len(there)
+        return Snapshot(there, np.repeat((there % 251).astype(np.uint8), PAGE_BYTES).reshape(-1, PAGE_BYTES))
+
+
+def test_bulk_data_is_read_as_it_is_sent(tmp_path: Path) -> None:
+    memory = _Stopped()
+    pages = numbers([(16, 300), (1000, 700)])
+    same = np.array([3, 900], np.int64)
+    unpacker = Unpacker(tmp_path, tmp_path)
+    for piece in bulk_round(1, 7, pages, same, memory):
+        written = sum(path.stat().st_size for path in tmp_path.rglob("pages-*.img"))
+        assert memory.read_pages <= written // PAGE_BYTES + BULK_PAGES
+        unpacker.feed(piece)
+    assert memory.read_pages == len(pages)
+    pagemap = decode((tmp_path / "round-1" / "pagemap-7.img").read_bytes())
+    assert pagemap.present.tolist() == pages.tolist()
+    assert pagemap.inherited.tolist() == same.tolist()
+    content = np.fromfile(tmp_path / "round-1" / f"pages-{pagemap.pages_id}.img", np.uint8)
+    assert (content.reshape(-1, PAGE_BYTES) == (pages % 251)[:, None]).all()
+    assert (tmp_path / "round-1" / "parent").readlink() == Path("../round-0")
+
+
+def test_bulk_data_that_is_gone_is_missed() -> None:
+    pages = numbers([(16, 300)])
+    with pytest.raises(MigrationError, match="memory of the stopped server is gone"):
+        list(bulk_round(1, 7, pages, NO_PAGES, _Stopped(missing=300)))

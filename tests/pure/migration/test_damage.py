@@ -24,9 +24,9 @@ class Recorder:
 @pytest.mark.parametrize(
     ("messages", "damaged"),
     [
-        ([Piece(b"abc"), Piece(b"def"), End(size_bytes=6, sha256="", resume_before_ns=1)], 0),
-        ([End(size_bytes=3, sha256="", resume_before_ns=1, data=b"abc")], 0),
-        ([Piece(b""), End(size_bytes=3, sha256="", resume_before_ns=1, data=b"abc")], 1),
+        ([Piece(b"abc"), Piece(b"def"), End(size_bytes=6, digest="", resume_before_ns=1)], 0),
+        ([End(size_bytes=3, digest="", resume_before_ns=1, data=b"abc")], 0),
+        ([Piece(b""), End(size_bytes=3, digest="", resume_before_ns=1, data=b"abc")], 1),
     ],
     ids=["in pieces", "with the end", "an empty piece before it"],
 )

@@ -81,9 +81,9 @@ def test_every_message_survives_the_wire() -> None:
         resume_before_ns=17,
     )
     for message in (
-        messages.Begin(order=order),
+        messages.Begin(order=order, key=bytes(16)),
         messages.Piece(b"\x00\xff" * 10),
-        messages.End(size_bytes=20, sha256="ab", resume_before_ns=5),
+        messages.End(size_bytes=20, digest="ab", resume_before_ns=5),
         messages.Commit(epoch=3),
     ):
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=messages.ToDestination) == message

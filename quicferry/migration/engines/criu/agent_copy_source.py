@@ -24,6 +24,7 @@ from quicferry.migration.criu.page_patch import patches
 from quicferry.migration.engines.criu.base import CopiesInRounds, CriuEngine, Held, Round
 from quicferry.migration.engines.criu.rounds import (
     Plan,
+    bulk_round,
     in_chunks,
     of_pages,
     plan_of,
@@ -349,8 +350,9 @@ class CopySourceOnBase(CopySource):
     What differs from it is found out before the freeze as far as the kernel tells what is written since.
     Pages cross as changes of the base image (``page_patch``): most have changed in a few words. New pages do,
     too, up to a bound: they are what the server works with. Added memory is new as well: what is beyond the
-    bound is a round of files. Where memory may follow after the resume, bulk data does that (``bulk_of``),
-    unless it was written since the preparation, and is not even looked at in the downtime.
+    bound is a round of files, read as it is sent (``bulk_round``). Where memory may follow after the resume,
+    bulk data does that (``bulk_of``), unless it was written since the preparation, and is not even looked at
+    in the downtime.
     """
 
     def __init__(self, context: Any) -> None:
@@ -368,13 +370,16 @@ class CopySourceOnBase(CopySource):
             await self._track()
             if self._tracker is not None:
                 memory = self._memory_of(self._image_pid(self._server_pid()))
-                reading = await asyncio.to_thread(memory.differing, base.snapshot)
+                # what is new crosses whatever it holds: to read it is of use only to find what may follow
+                known = None if self.lazily else _of_base(memory, base.snapshot.pages)
+                reading = await asyncio.to_thread(memory.differing, base.snapshot, known)
                 self._differed = reading.changed.pages
                 if self.lazily:
                     self._aside = runs_of(bulk_of(reading.changed, base.snapshot.pages))
                     self._differed = np.setdiff1d(self._differed, numbers(self._aside), True)
                 # written, so that the memory is there: a page that is touched first takes as long as its copy
-                self._room = np.ones((len(self._differed) + ROOM_PAGES, PAGE_BYTES), np.uint8)
+                room_pages = len(self._differed) + ROOM_PAGES + (0 if self.lazily else MOST_NEW_PAGES)
+                self._room = np.ones((room_pages, PAGE_BYTES), np.uint8)
 
     async def _forget_source(self) -> None:
         """Also drop what the last reading was for."""
@@ -394,7 +399,8 @@ class CopySourceOnBase(CopySource):
         if not self._rounds:
             return
         memory = self._memory_of(pid)
-        reading = memory.differing(self._known, self._list(last=True), self._room)
+        listed, bulk = self._without_bulk(memory, self._list(last=True))
+        reading = memory.differing(self._known, listed, self._room)
         self._same = unchanged(reading)
         # what is mapped from files CRIU must restore itself, and dumps
         lazy = np.isin(reading.changed.pages, memory.without_files(reading.changed.pages), assume_unique=True)
@@ -413,7 +419,28 @@ class CopySourceOnBase(CopySource):
         for patch in patches(pages, data, rows, self._ahead.data, chosen):
             yield record(RecordKind.PATCH, "", patch)
         self._patched = pages[chosen]
-        if len(rest) and not self.lazily:
+        if len(bulk):
+            self._sent.append(bulk)
+            yield from bulk_round(self._rounds, pid, bulk, self._same, memory)
+        elif len(rest) and not self.lazily:
             read = Snapshot(pages[rest], data[rest])
             self._sent.append(read.pages)
             yield from round_records(self._rounds, pid, Reading(joined(self._same, read.pages), read))
+
+    def _without_bulk(self, memory: ProcessMemory, listed: Listed | None) -> tuple[Listed | None, Pages]:
+        """Take out of the list the new pages that are to be a round of their own, which are not compared.
+
+        None where memory may follow after the resume, or the kernel has made no list.
+        """
+        if listed is None or self.lazily:
+            return listed, NO_PAGES
+        new = memory.without_files(np.setdiff1d(listed.pages, self._known.pages, assume_unique=True))
+        bulk = np.sort(numbers(small_first(new))[MOST_NEW_PAGES:])
+        left = [np.setdiff1d(pages, bulk, assume_unique=True) for pages in listed]
+        return Listed(*left), bulk
+
+
+def _of_base(memory: ProcessMemory, known: Pages) -> Listed:
+    """The pages of a process that the base image has as well."""
+    pages = np.intersect1d(memory.anonymous_pages(), known, assume_unique=True)
+    return Listed(pages, pages)

@@ -12,11 +12,21 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from quicferry.errors import MigrationError
 from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, record
 from quicferry.migration.criu.page_delta import DELTA_PAGES, delta
 from quicferry.migration.memory.batches import small_first
-from quicferry.migration.memory.pagemap import NO_PAGES, PageMap, Pages, encode, entries_of, joined, numbers
-from quicferry.migration.memory.process_memory import Reading, Snapshot, rows_of, unchanged
+from quicferry.migration.memory.pagemap import (
+    NO_PAGES,
+    PAGE_BYTES,
+    PageMap,
+    Pages,
+    encode,
+    entries_of,
+    joined,
+    numbers,
+)
+from quicferry.migration.memory.process_memory import ProcessMemory, Reading, Snapshot, rows_of, unchanged
 from quicferry.migration.order import CHUNK_BYTES
 
 #: Pre-copy ends after so many rounds, whatever they brought.
@@ -29,6 +39,7 @@ PROGRESS = 0.9
 #: Read, packed and sent at once while CRIU dumps; then it is seen whether the dump is over.
 PORTION_PAGES = 512
 PAGES_ID = 1  # of the pages file of a round
+BULK_PAGES = CHUNK_BYTES // PAGE_BYTES - 1  # of a record that fits into a chunk with its header
 NOTHING_AHEAD = Snapshot.empty()
 
 
@@ -86,7 +97,7 @@ def portions_of(pages: Pages) -> Iterator[Pages]:
 def in_chunks(name: str, data: memoryview) -> Iterator[bytes]:
     """Records that append ``data`` to an image file."""
     for start in range(0, len(data), CHUNK_BYTES):
-        yield record(RecordKind.IMAGE, name, bytes(data[start : start + CHUNK_BYTES]))
+        yield record(RecordKind.IMAGE, name, data[start : start + CHUNK_BYTES])
 
 
 def of_pages(name: str, pages: Snapshot, ahead: Snapshot) -> Iterator[bytes]:
@@ -96,14 +107,37 @@ def of_pages(name: str, pages: Snapshot, ahead: Snapshot) -> Iterator[bytes]:
         return
     rows = rows_of(pages.pages, ahead.pages)
     for start in range(0, len(rows), DELTA_PAGES):
-        part = rows[start : start + DELTA_PAGES]
-        yield record(RecordKind.DELTA, name, delta(part, pages.data[start : start + DELTA_PAGES], ahead.data))
+        part, data = rows[start : start + DELTA_PAGES], pages.data[start : start + DELTA_PAGES]
+        if (part < 0).all():
+            yield from in_chunks(name, data.reshape(-1).data)
+        else:
+            yield record(RecordKind.DELTA, name, delta(part, data, ahead.data))
 
 
 def closing_records(epoch: int, pid: int, rounds: int) -> bytes:
     """The records after the last round: epoch, PID, number of rounds, end."""
     end = CheckpointManifest(epoch=epoch, pid=pid, files=[], rounds=rounds)
     return record(RecordKind.MANIFEST, "", msgspec.json.encode(end)) + record(RecordKind.END, "", b"")
+
+
+def bulk_round(number: int, pid: int, pages: Pages, same: Pages, memory: ProcessMemory) -> Iterator[bytes]:
+    """The records of a round of pages that the destination knows nothing of, each read when it is sent.
+
+    So the first is on its way before the last is read, and none is copied aside. ``same``: the pages that are
+    as the rounds before have them. Raises ``MigrationError`` when one is gone.
+    """
+    directory = f"round-{number}"
+    name = f"{directory}/pages-{PAGES_ID}.img"
+    yield record(RecordKind.PARENT, f"{directory}=round-{number - 1}", b"")
+    yield record(RecordKind.IMAGE, name, b"")
+    for start in range(0, len(pages), BULK_PAGES):
+        wanted = pages[start : start + BULK_PAGES]
+        read = memory.read(wanted)
+        if len(read.pages) != len(wanted):
+            raise MigrationError("memory of the stopped server is gone")
+        yield record(RecordKind.IMAGE, name, read.data.reshape(-1).data)
+    entries = entries_of(present=pages, parent=same)
+    yield record(RecordKind.IMAGE, f"{directory}/pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))
 
 
 def round_records(
