@@ -48,7 +48,7 @@ class BlockDigests:
 
 def digest_of(data: memoryview) -> bytes:
     """The digest of one block."""
-    digest = _Digest()
+    digest = Digest(_KEY)
     digest.add(data)
     return digest.value
 
