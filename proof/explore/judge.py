@@ -31,7 +31,7 @@ NEVER = re.compile(
     r"but only \d+ crossed|could not be decrypted|grew from|did not survive"
 )
 #: What the analysis says where there was no service to wait for.
-IDLE = re.compile(r"nothing was under way|asked nothing there")
+IDLE = re.compile(r"nothing was under way|asked nothing (there|since)")
 
 
 class Complaint(NamedTuple):

@@ -24,7 +24,7 @@ from quicferry.analysis.requests_hit import first_open_ns, requests_hit
 from quicferry.analysis.service import TooMuch, judge_service, nothing_left_to_serve, overload
 from quicferry.analysis.statistics import summarise
 from quicferry.analysis.verdict import (
-    ASKED_NOTHING,
+    asked_nothing,
     captured_edges,
     check_edges,
     fail,
@@ -118,7 +118,8 @@ def analyse(run_dir: Path) -> Analysis:
                 EndpointSplit.of_run(manifest, events),
             )
         idle = summary is not None and nothing_left_to_serve(summary, manifest.spec)
-        idle &= timeline.path_validated(traffic.frame, manifest.destination_endpoint) is not None
+        if manifest.spec.baseline is None:  # its clients find out without asking for anything
+            idle &= timeline.path_validated(traffic.frame, manifest.destination_endpoint) is not None
         _add_metrics(result, metrics, manifest, must_arrive=too_much is None, idle=idle)
         if manifest.spec.clients > 1 and not moves:
             result.clients_validated_ms = _clients_validated_ms(traffic.frame, metrics, manifest)
@@ -129,7 +130,7 @@ def analyse(run_dir: Path) -> Analysis:
         if moves:
             add_moves(result, moves, events)
             if idle and any(move.service_migration_time_ms is None for move in moves):
-                result.warnings.append(ASKED_NOTHING)
+                result.warnings.append(asked_nothing(manifest))
         else:
             _add_breakdown(result, traffic.frame, events, metrics, manifest.destination_endpoint)
         _add_service(result, traffic.frame, events)

@@ -21,10 +21,6 @@ from quicferry.units import NS_PER_MS
 #: what begins a server's serving at its edge
 BEGINNINGS = frozenset({"server.started", "server.resumed", "server.aborted", "server.kept"})
 
-ASKED_NOTHING = (
-    "the client knows the new address, and asked nothing there: there is no service-migration time"
-)
-
 
 def captured_edges(manifest: Manifest) -> dict[str, str]:
     """The edges whose traffic was captured by name: source, destination, and others by their own name."""
@@ -209,15 +205,23 @@ def _reused_nonces(frame: pl.DataFrame) -> int:
     return wrong.select("connection", "direction", "space", "generation", "packet_number").n_unique()
 
 
+def asked_nothing(manifest: Manifest) -> str:
+    """The words for a move after which nothing was left to serve."""
+    knows = "asked nothing since the move"
+    if manifest.spec.baseline is None:
+        knows = "knows the new address, and asked nothing there"
+    return f"the client {knows}: there is no service-migration time"
+
+
 def judge_nothing_useful(result: RunResult, manifest: Manifest, *, idle: bool) -> None:
     """Judge a run that succeeded so far although nothing useful came from the new address.
 
-    ``idle``: the client knows that address, and nothing was left to serve.
+    ``idle``: nothing was left to serve, and the client of a strategy knows that address.
     """
     if result.outcome != "succeeded":
         return
     if idle:
-        result.warnings.append(ASKED_NOTHING)
+        result.warnings.append(asked_nothing(manifest))
         return
     fail(
         result,

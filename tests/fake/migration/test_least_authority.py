@@ -19,7 +19,7 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.events import EventLog
 from quicferry.migration import control
 from quicferry.migration.container.init import is_from_outside
-from quicferry.migration.engines.handoff import HandoffEngine
+from quicferry.migration.engines.handoff import INLINE_BYTES, HandoffEngine
 from quicferry.migration.rpc.channel import CONNECTIONS_AT_ONCE, REQUEST_BYTES, RpcClient, Unary, Unreachable
 from quicferry.migration.rpc.credentials import Identity
 from quicferry.migration.rpc.messages import (
@@ -186,13 +186,14 @@ def test_a_state_file_is_no_way_to_the_hosts_files(tmp_path: Path) -> None:
     secret.write_text("of the host")
     trap = root / "run" / "state" / "handoff-1"
     obeyed: list[str] = []
+    state = bytes(range(256)) * (INLINE_BYTES // 256) + b"longer than what goes without a file"
 
     async def ask(order: Any, timeout_s: float) -> dict[str, Any]:
         obeyed.append(type(order).__name__)
         if isinstance(order, control.Freeze):
             trap.symlink_to(secret)  # instead of the state
             return {"sha256": hashlib.sha256(secret.read_bytes()).hexdigest()}
-        assert trap.read_bytes() == b"state"
+        assert trap.read_bytes() == state
         return {}
 
     context = SimpleNamespace(
@@ -213,7 +214,7 @@ def test_a_state_file_is_no_way_to_the_hosts_files(tmp_path: Path) -> None:
                 pass
 
         async def chunks() -> AsyncIterator[bytes]:
-            yield b"state"
+            yield state
 
         await engine.restore(order, chunks())
 

@@ -482,26 +482,33 @@ def quiet_after_the_move(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("known", "lost", "workload", "outcome"),
+    ("known", "lost", "more", "outcome"),
     [
-        (True, 0, "requests", "succeeded"),  # nothing was missing
-        (False, 0, "requests", "failed"),  # the client never found out
-        (True, 1, "requests", "failed"),  # it waits for an answer
-        (True, 0, "push", "failed"),  # the server should have spoken
+        (True, 0, {}, "succeeded"),  # nothing was missing
+        (False, 0, {}, "failed"),  # the client never found out
+        (True, 1, {}, "failed"),  # it waits for an answer
+        (True, 0, {"workload": "push"}, "failed"),  # the server should have spoken
+        (False, 0, {"baseline": "mptcp"}, "succeeded"),  # such a client finds out when it asks
+        (False, 1, {"baseline": "mptcp"}, "failed"),
     ],
 )
 def test_a_client_that_asks_nothing_after_the_move_misses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool, lost: int, workload: str, outcome: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    known: bool,
+    lost: int,
+    more: dict[str, str],
+    outcome: str,
 ) -> None:
     run_dir = quiet_after_the_move(tmp_path)
     monkeypatch.setattr(timeline, "path_validated", lambda *_: BEGIN_NS if known else None)
     change_json(RunPaths(run_dir).client, requests_lost=lost)
     spec = json.loads(RunPaths(run_dir).manifest.read_bytes())["spec"]
-    change_manifest(run_dir, spec=spec | {"workload": workload})
+    change_manifest(run_dir, spec=spec | more)
     result = analyse(run_dir).result
     assert (result.outcome, result.service_migration_time_ms) == (outcome, None)
     words = [*result.warnings, result.error or ""]
-    expected = "asked nothing there" if outcome == "succeeded" else "no useful service from 10.0.2.2:4433"
+    expected = "asked nothing" if outcome == "succeeded" else "no useful service from 10.0.2.2:4433"
     assert any(expected in each for each in words)
 
 
