@@ -29,7 +29,9 @@ class OpenExchange:
         self._answer: list[bytes] = []
         self._all_sent = False
         self.attempts = 0
-        self.begun_s = 0.0  # when the latest attempt began
+        self.due_s = (
+            0.0  # before that no answer can be missed: when the latest attempt began, or a poll's moment
+        )
 
     @property
     def _ask(self) -> Ask:
@@ -60,15 +62,23 @@ class OpenExchange:
     def begin(self) -> None:
         """Note that a connection is about to send it; from the second time on it is a repeat."""
         self.attempts += 1
-        self.begun_s = now_s()
+        now, ask = now_s(), self._ask
         if self.attempts == 1:
+            self.due_s = now + ask.delay_ms / 1e3
             return
         self._taken = 0
         self._answer.clear()
         self._load.repeated(self.stream)
         done = self._load.received_bytes(self.stream)
         if done:
-            self._parts = [header(msgspec.structs.replace(self._ask, offset=done))]
+            self._parts = [header(msgspec.structs.replace(ask, offset=done))]
+        elif ask.delay_ms:  # what it waits for comes no later for being asked again
+            self._wait_less(ask, max(0.0, self.due_s - now) * 1e3)
+        self.due_s = max(self.due_s, now)
+
+    def _wait_less(self, ask: Ask, delay_ms: float) -> None:
+        _, _, body = self._parts[0].partition(b"\n")
+        self._parts[0] = header(msgspec.structs.replace(ask, delay_ms=delay_ms)) + body
 
     def answered(self, data: bytes, end: bool, origin: str, t_ns: int | None = None) -> None:
         """Take in bytes of the answer; all but a download's are passed on only when complete.
@@ -136,10 +146,10 @@ class Exchanges:
         """All open exchanges, the oldest first."""
         return [self._open[stream] for stream in sorted(self._open)]
 
-    def oldest_begun_s(self) -> float | None:
-        """When the exchange that has been with a connection for longest was given to it."""
-        begun = [exchange.begun_s for exchange in self._open.values() if exchange.attempts]
-        return min(begun, default=None)
+    def earliest_due_s(self) -> float | None:
+        """Since when an answer may be missed: of all that are with a connection, the earliest."""
+        due = [exchange.due_s for exchange in self._open.values() if exchange.attempts]
+        return min(due, default=None)
 
     @property
     def waiting(self) -> int:

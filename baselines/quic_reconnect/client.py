@@ -125,13 +125,13 @@ class ReconnectingClient:
             self.load.pump()
             current.proceed()
             now = now_s()
-            oldest_s = self._exchanges.oldest_begun_s()
-            if oldest_s is None:
+            due_s = self._exchanges.earliest_due_s()
+            if due_s is None:
                 continue
-            silent_s = now - max(oldest_s, current.heard_s or 0.0)
+            silent_s = now - max(due_s, current.heard_s or 0.0)
             if silent_s > SILENT_PTOS * current.connection.pto_s:
                 return "silent"
-            if now - oldest_s > self.config.request_timeout_ms / 1e3 and silent_s > current.connection.pto_s:
+            if now - due_s > self.config.request_timeout_ms / 1e3 and silent_s > current.connection.pto_s:
                 return "request-timeout"
 
     async def _connect(self, *, anywhere: bool) -> None:

@@ -21,6 +21,7 @@ from baselines.tcp_dns.config import PATH, TcpClientConfig
 from quicferry.errors import FerryError
 from quicferry.events import EventLog
 from quicferry.model import Endpoint
+from quicferry.units import now_s
 
 TCP_USER_TIMEOUT = 18  # include/uapi/linux/tcp.h; in milliseconds
 READ_BYTES = 64 * 1024
@@ -37,6 +38,10 @@ class CarriedExchange(Protocol):
     @property
     def ended(self) -> bool:
         """Whether all parts are taken and none will follow."""
+
+    @property
+    def due_s(self) -> float:
+        """Before that no answer can be missed, on the clock of ``now_s``."""
 
     def next_part(self) -> bytes | None:
         """The next part of the body that is there, None when there is none for now."""
@@ -294,6 +299,8 @@ class HttpConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         limit_s = self._config.request_timeout_ms / 1e3
+        if self.exchange is not None:
+            limit_s += max(0.0, self.exchange.due_s - now_s())
         self._timer = asyncio.get_running_loop().call_later(limit_s, self._too_long)
 
     def _too_long(self) -> None:

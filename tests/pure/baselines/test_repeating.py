@@ -8,7 +8,8 @@ import pytest
 from apps.client.load import Load
 from apps.config import ClientConfig
 from apps.server.service import ApplicationService
-from apps.workload import Ask, chain_of, content
+from apps.workload import Ask, RequestShape, chain_of, content
+from baselines import repeating
 from baselines.repeating import Exchanges, OpenExchange
 from quicferry.events import Event, EventLog
 from quicferry.model import Endpoint
@@ -178,8 +179,27 @@ def test_what_waits_is_counted_as_backlog() -> None:
     (sent,) = [e.detail["size_bytes"] for e in it.events if e.name == "client.request.sent"]
     assert it.exchanges.backlog_bytes(1, lambda _: 7) == sent + 7
     exchange = it.take()
-    assert it.exchanges.oldest_begun_s() == exchange.begun_s
+    assert it.exchanges.earliest_due_s() == exchange.due_s
     exchange.next_part()
     assert it.exchanges.backlog_bytes(1, lambda _: 0) == 0
     assert it.exchanges.backlog_bytes(99, lambda _: 7) == 0
     assert it.exchanges.all_open() == [exchange]
+
+
+def test_a_poll_is_not_missed_before_its_moment_and_waits_no_longer_for_being_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    it, now = Scene(), [100.0]
+    monkeypatch.setattr(repeating, "now_s", lambda: now[0])
+    it.load.shape = RequestShape(delay_ms=500.0)
+    it.request()
+    poll = it.take()
+    assert it.exchanges.earliest_due_s() == 100.5
+    for later_s, left_ms, due_s in [(0.2, 300.0, 100.5), (0.9, 0.0, 100.9)]:
+        now[0] = 100.0 + later_s
+        it.exchanges.wait_again(poll)
+        assert it.take() is poll
+        asked = msgspec.json.decode((poll.next_part() or b"").partition(b"\n")[0], type=Ask)
+        assert asked.delay_ms == pytest.approx(left_ms)
+        assert asked.number == 1
+        assert it.exchanges.earliest_due_s() == pytest.approx(due_s)
