@@ -61,6 +61,7 @@ class FaultInjector:
         return Failpoints(
             stop_at=sorted({trigger.event for trigger in triggers if trigger.part in parts}),
             damage=sorted(damaged) if SOURCE in parts else [],
+            state_in_files=bool(self.faults),
         )
 
     @property

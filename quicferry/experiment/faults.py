@@ -124,9 +124,6 @@ ROWS: tuple[FaultRow, ...] = (
         _P.RESTORE, _K.DISK_FULL, _EITHER, "all that had to be written is; an engine may need more room",
     ),
     *_rows(_K.DISK_FULL, (_P.COMMIT, _P.PAGES), _THERE, "what comes later need not be on disk"),
-    FaultRow(
-        _P.COPY, _K.RESTORE_FAILS, _HERE, "what was copied ahead is missed at the latest by the restore",
-    ),
     FaultRow(_P.RESTORE, _K.RESTORE_FAILS, _HERE, "the destination says: never in this epoch"),
     FaultRow(_P.PAGES, _K.RESTORE_FAILS, _THERE, "what it still needs of it, it has open"),
     FaultRow(_P.COPY, _K.IMAGE_CORRUPTED, _HERE, "the digest at the end of the copy does not match"),

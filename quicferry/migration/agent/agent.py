@@ -31,6 +31,7 @@ from quicferry.migration.datagrams.icmp import hold_back_port_unreachable
 from quicferry.migration.datagrams.moving_address import MovingAddress
 from quicferry.migration.datagrams.waiting_room import WaitingRoom
 from quicferry.migration.engines.base import (
+    INLINE_BYTES,
     Engine,
     EngineContext,
     ServesPages,
@@ -245,6 +246,7 @@ class NodeAgent:
                 base_image=self._base_image if self.config.base_image is not None else None,
                 open_pages=self._open_pages,
                 open_tunnel=self._open_tunnel,
+                inline_bytes=0 if self.config.failpoints.state_in_files else INLINE_BYTES,
             )
             self._engines[name] = self._make_engine(name, context)
         return self._engines[name]

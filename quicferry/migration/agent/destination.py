@@ -240,9 +240,7 @@ class DestinationSide:
             inbox.check(end)
             self._take(Signal.SENT)
             self._lease_ns = min(self._lease_ns, end.resume_before_ns)
-            # End may shorten the lease while the restore already runs
-            if self._timeout is not None:
-                self._timeout.reschedule(self._lease_ns / NS_PER_S)
+            self._restore_until_lease_ends()  # End may shorten it while the restore already runs
             await inbox.close()
             await asyncio.sleep(0)  # first the engine, which has all now
             await send(Received(size_bytes=inbox.size_bytes, t_ns=now_ns()))
@@ -319,7 +317,11 @@ class DestinationSide:
     def _renew(self, message: Renew) -> None:
         """Take a longer lease; also the restore that is at work may take as long."""
         self._lease_ns = max(self._lease_ns, message.resume_before_ns)
-        if self._timeout is not None:
+        self._restore_until_lease_ends()
+
+    def _restore_until_lease_ends(self) -> None:
+        """Let the restore that is at work last as long as the lease; one whose time is over ends as it is."""
+        if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(self._lease_ns / NS_PER_S)
 
     def _check_prepared(self, order: MoveOrder, caller: str) -> None:

@@ -1,6 +1,6 @@
 """How an agent misbehaves on demand: for fault injection, and for nothing else.
 
-Two things only, both empty in a normal configuration. An agent can *stop itself* (SIGSTOP) directly
+Two things, both empty in a normal configuration. An agent can *stop itself* (SIGSTOP) directly
 after it told of an event, so that whoever injects a fault finds the move at exactly that point; the
 injector lets it go on. And it can *damage* what it sends, before the freeze, in the downtime or after
 the commit: nothing else could, as the network between the agents carries TLS. Everything else that
@@ -29,6 +29,8 @@ class Failpoints(msgspec.Struct, frozen=True, kw_only=True):
     stop_at: list[str] = []  # names of events
     #: where one byte is changed on its way: copy (ahead of the freeze), transfer, pages
     damage: list[str] = []
+    #: a server's state is in a file whatever its length, as that is where faults reach it
+    state_in_files: bool = False
 
 
 def stopping(sink: Sink, stop_at: list[str]) -> Sink:

@@ -75,6 +75,10 @@ class StandbyHooks(Protocol):
         """
 
 
+#: of state that needs no file: it fits in a datagram on the loopback device
+INLINE_BYTES = 16 << 10
+
+
 async def nothing_more() -> None:
     """The default of ``EngineContext.after_freeze``: nothing but the process moves."""
 
@@ -103,6 +107,8 @@ class EngineContext:
     #: datagrams that wait for it then lie in the socket, and its first flight can answer them.
     #: All of the state is there and was checked by then: the agent asks for the commit, which crosses then
     before_resume: Callable[[], None] = lambda: None
+    #: state that is no longer needs no file
+    inline_bytes: int = INLINE_BYTES
     #: awaited by ``checkpoint`` directly after Freeze, before the process is looked at
     after_freeze: Callable[[], Awaitable[None]] = nothing_more
     #: the lease that goes into Resume or Import: asked for when that order is given, as it may be renewed

@@ -30,7 +30,6 @@ from quicferry.slowness import longer
 MAX_STATE_BYTES = 1 << 30
 LENGTH = struct.Struct("!Q")  # before each file of copies
 ROUNDS = 2
-INLINE_BYTES = 16 << 10  # of state that needs no file: it fits in a datagram on the loopback device
 FEW = 8  # connections: what these change meanwhile is soon copied once more after the freeze
 
 
@@ -136,7 +135,7 @@ class HandoffEngine:
                     strategy=order.strategy,
                     server_first=order.server_first,
                     state_path=str(inside),
-                    inline_bytes=INLINE_BYTES,
+                    inline_bytes=self._context.inline_bytes,
                 ),
                 order.deadlines.checkpoint_s,
             )
@@ -170,7 +169,7 @@ class HandoffEngine:
                             f"the state is longer than {MAX_STATE_BYTES} bytes", hint="it is not taken in"
                         )
                     digest.update(chunk)
-                    if state is not None and size_bytes <= INLINE_BYTES:
+                    if state is not None and size_bytes <= self._context.inline_bytes:
                         state += chunk
                         continue
                     file.write((state or b"") + chunk)

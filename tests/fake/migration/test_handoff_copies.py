@@ -16,7 +16,8 @@ import pytest
 from quicferry.errors import MigrationError
 from quicferry.events import EventLog
 from quicferry.migration import control
-from quicferry.migration.engines.handoff import FEW, INLINE_BYTES, HandoffEngine
+from quicferry.migration.engines.base import INLINE_BYTES
+from quicferry.migration.engines.handoff import FEW, HandoffEngine
 from tests.migration_support import World
 
 
@@ -40,6 +41,7 @@ class Server:
             after_freeze=AsyncMock(),
             before_resume=lambda: None,
             lease_of=lambda order: None,
+            inline_bytes=INLINE_BYTES,
         )
         self.engine = HandoffEngine(cast(Any, context))
         self.order = World(directory).order(1)

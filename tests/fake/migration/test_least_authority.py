@@ -19,7 +19,8 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.events import EventLog
 from quicferry.migration import control
 from quicferry.migration.container.init import is_from_outside
-from quicferry.migration.engines.handoff import INLINE_BYTES, HandoffEngine
+from quicferry.migration.engines.base import INLINE_BYTES
+from quicferry.migration.engines.handoff import HandoffEngine
 from quicferry.migration.rpc.channel import CONNECTIONS_AT_ONCE, REQUEST_BYTES, RpcClient, Unary, Unreachable
 from quicferry.migration.rpc.credentials import Identity
 from quicferry.migration.rpc.messages import (
@@ -204,6 +205,7 @@ def test_a_state_file_is_no_way_to_the_hosts_files(tmp_path: Path) -> None:
         after_freeze=AsyncMock(),
         before_resume=lambda: None,
         lease_of=lambda order: None,
+        inline_bytes=INLINE_BYTES,
     )
     engine = HandoffEngine(cast(Any, context))
     order = World(tmp_path).order(1)

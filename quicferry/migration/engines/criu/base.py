@@ -456,7 +456,9 @@ class CopiesInRounds(CriuEngine):
                 if stop is not None:
                     break
                 before = this.pages
-            for chunk in packer.pack(closing_records(order.epoch, pid, self._rounds), flush=True):
+            for chunk in packer.pack(
+                closing_records(order.epoch, self._image_pid(pid), self._rounds), flush=True
+            ):
                 yield chunk
         finally:
             await self._dump_is_over()
