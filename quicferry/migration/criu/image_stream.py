@@ -19,8 +19,6 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from quicferry.errors import UNDECODABLE, MigrationError
 from quicferry.migration.container.beneath import directory_beneath, open_beneath, remove_beneath
@@ -45,7 +43,7 @@ class RecordKind(enum.StrEnum):
 
     MANIFEST = "manifest"  # the data is a CheckpointManifest
     IMAGE = "image"  # a piece of a file of the image directory or one of its rounds; name is relative
-    DELTA = "delta"  # pages of such a file, as differences from those of the base image (``page_delta``)
+    DELTA = "delta"  # pages of such a file, as differences from what the destination has (``page_delta``)
     PATCH = "patch"  # changes of the base image that is kept in memory (``page_patch``); no name
     PARENT = "parent"  # no data; name is "child=parent": two image directories, "." or round-N
     FILE = "file"  # a piece of a file the process has open; name is an absolute path under /run
@@ -125,9 +123,9 @@ class Unpacker:
     ``images`` is the image directory, ``root`` the container's root directory, both as this process
     sees them. Data of a record is written piece by piece; nothing is held back but a record's header.
     ``received`` gets the checksums of all that is written. Links that are there are not followed.
-    ``base``: the pages of the base image, for a stream that has differences from them; ``patch`` takes the
-    data of a record that changes the base image itself. ``sealed`` takes the memory of
-    rounds, in place of files.
+    ``base``: the pages of the base image or of rounds, for a stream that has differences from them; ``patch``
+    takes the data of a record that changes the base image itself. ``sealed`` takes the memory of rounds, in
+    place of files.
     """
 
     def __init__(
@@ -135,7 +133,7 @@ class Unpacker:
         images: Path,
         root: Path,
         received: ReceivedFiles | None = None,
-        base: NDArray[np.uint8] | None = None,
+        base: page_delta.KnownPages | None = None,
         patch: Callable[[bytearray], None] | None = None,
         sealed: SealedMemory | None = None,
     ) -> None:

@@ -62,6 +62,23 @@ def newest_of(rounds: Sequence[Snapshot], pages: Pages) -> Snapshot:
     return Snapshot(pages, data)
 
 
+class NewestPages:
+    """The pages that the last round lists, by their place in that list, as the newest round has them.
+
+    What differences from them refer to: the source has them in the same order (``page_delta.KnownPages``).
+    """
+
+    def __init__(self, rounds: Sequence[Snapshot], pages: Pages) -> None:
+        self.pages = pages
+        self._rounds = list(rounds)
+
+    def __len__(self) -> int:
+        return len(self.pages)
+
+    def __getitem__(self, rows: Pages) -> Content:
+        return newest_of(self._rounds, self.pages[rows]).data
+
+
 class LocalPages:
     """The memory of a process as rounds left it here: incremental images, of which the newest counts.
 

@@ -87,7 +87,7 @@ class CopySource(CriuEngine):
         super().__init__(context)
         self._known = Snapshot.empty()
         self._base = ""  # digest of the base image, if that is the first round
-        self._ahead = Snapshot.empty()  # what the destination has had since before the move
+        self._ahead = Snapshot.empty()  # what the destination has had since before the freeze
         self._sent: list[Pages] = []  # portions that crossed while CRIU dumped, one round each
         self._patched = NO_PAGES  # of the base image, or new beside it
         self._same = NO_PAGES  # pages that are as the rounds before the freeze sent them
@@ -338,7 +338,7 @@ class CopySourceAhead(CopiesInRounds, CopySource):
         owner = self._image_pid(pid)
         memory = self._memory_of(owner)
         reading = await asyncio.to_thread(lambda: memory.differing(self._known, self._list()))
-        self._known = await asyncio.to_thread(merged, self._known, reading)
+        self._known = self._ahead = await asyncio.to_thread(merged, self._known, reading)
         lazy = memory.without_files(reading.changed.pages)
         records = round_records(self._rounds, owner, reading, lazy=lazy)
         return Round(records, len(reading.changed.pages), len(reading.pages), {})

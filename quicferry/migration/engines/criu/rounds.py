@@ -101,7 +101,7 @@ def in_chunks(name: str, data: memoryview) -> Iterator[bytes]:
 
 
 def of_pages(name: str, pages: Snapshot, ahead: Snapshot) -> Iterator[bytes]:
-    """Records that append pages to an image file, as differences from those that are ``ahead`` of them."""
+    """Records that append pages to an image file, as differences from those that the destination has had."""
     if not len(ahead.pages):
         yield from in_chunks(name, pages.data.reshape(-1).data)
         return
