@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
+from quicferry.migration.criu.page_patch import Patch
 from quicferry.migration.memory.batches import batches_of, small_first
 from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, decode
 from quicferry.migration.memory.process_memory import Snapshot, rows_of
@@ -77,6 +78,13 @@ class NewestPages:
 
     def __getitem__(self, rows: Pages) -> Content:
         return newest_of(self._rounds, self.pages[rows]).data
+
+    def patched(self, data: bytes | bytearray) -> bytes:
+        """The pages that a patch makes of these and the new ones in it, sorted. Raises ``MigrationError``."""
+        patch = Patch(data)
+        pages = np.concatenate((self.pages[patch.rows], patch.pages))
+        content = np.concatenate((patch.restored(self), patch.data))
+        return content[np.argsort(pages)].tobytes()
 
 
 class LocalPages:

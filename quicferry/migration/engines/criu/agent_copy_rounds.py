@@ -78,9 +78,9 @@ class CopyDestinationInRounds(CopyDestination):
         """What takes in what comes, the memory of rounds apart."""
         sealed = SealedMemory(f"rounds-{len(self._sealed)}")
         self._sealed.append(sealed)
-        return Unpacker(
-            self._outside, self._container.path("/"), self._received, base=self._newest, sealed=sealed
-        )
+        root, newest = self._container.path("/"), self._newest
+        patch = newest.patched if newest is not None else None
+        return Unpacker(self._outside, root, self._received, newest, patch, sealed)
 
     async def _rounds_have_come(self, manifest: CheckpointManifest) -> None:
         """Seal, check and lay out the rounds before the freeze."""

@@ -15,6 +15,7 @@ import numpy as np
 from quicferry.errors import MigrationError
 from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, record
 from quicferry.migration.criu.page_delta import DELTA_PAGES, delta
+from quicferry.migration.criu.page_patch import patches
 from quicferry.migration.memory.batches import small_first
 from quicferry.migration.memory.pagemap import (
     NO_PAGES,
@@ -100,6 +101,12 @@ def in_chunks(name: str, data: memoryview) -> Iterator[bytes]:
         yield record(RecordKind.IMAGE, name, data[start : start + CHUNK_BYTES])
 
 
+def patches_of(name: str, pages: Snapshot, ahead: Snapshot) -> Iterator[bytes]:
+    """The same for a round that is kept in memory: of most pages, only the words that differ."""
+    for patch in patches(pages.pages, pages.data, rows_of(pages.pages, ahead.pages), ahead.data):
+        yield record(RecordKind.PATCH, name, patch)
+
+
 def of_pages(name: str, pages: Snapshot, ahead: Snapshot) -> Iterator[bytes]:
     """Records that append pages to an image file, as differences from those that the destination has had."""
     if not len(ahead.pages):
@@ -146,18 +153,21 @@ def round_records(
     reading: Reading,
     ahead: Snapshot = NOTHING_AHEAD,
     lazy: Pages | None = None,
+    in_words: bool = False,
 ) -> Iterator[bytes]:
     """The records of one round, an incremental image.
 
     ``ahead``: what the destination has had before. ``lazy``: those of the changed pages that may come after
-    the restore, as no file is mapped where they lie; None: not said.
+    the restore, as no file is mapped where they lie; None: not said. ``in_words``: what the destination has
+    had is in its memory, and pages cross as changes of it (``page_patch``).
     """
     directory = f"round-{number}"
     if number:
         yield record(RecordKind.PARENT, f"{directory}=round-{number - 1}", b"")
     # CRIU opens the file also when it is empty
     yield record(RecordKind.IMAGE, f"{directory}/pages-{PAGES_ID}.img", b"")
-    yield from of_pages(f"{directory}/pages-{PAGES_ID}.img", reading.changed, ahead)
+    records = patches_of if in_words else of_pages
+    yield from records(f"{directory}/pages-{PAGES_ID}.img", reading.changed, ahead)
     lazy = NO_PAGES if lazy is None else lazy
     eager = np.setdiff1d(reading.changed.pages, lazy, assume_unique=True)
     entries = entries_of(present=eager, lazy_present=lazy, parent=unchanged(reading))
