@@ -82,8 +82,8 @@ class NewestPages:
     def patched(self, data: bytes | bytearray) -> bytes:
         """The pages that a patch makes of these and the new ones in it, sorted. Raises ``MigrationError``."""
         patch = Patch(data)
-        pages = np.concatenate((self.pages[patch.rows], patch.pages))
         content = np.concatenate((patch.restored(self), patch.data))
+        pages = np.concatenate((self.pages[patch.rows], patch.pages))
         return content[np.argsort(pages)].tobytes()
 
 
