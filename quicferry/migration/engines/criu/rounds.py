@@ -26,8 +26,16 @@ from quicferry.migration.memory.pagemap import (
     entries_of,
     joined,
     numbers,
+    runs_of,
 )
-from quicferry.migration.memory.process_memory import ProcessMemory, Reading, Snapshot, rows_of, unchanged
+from quicferry.migration.memory.process_memory import (
+    ProcessMemory,
+    Reading,
+    Snapshot,
+    are_within,
+    rows_of,
+    unchanged,
+)
 from quicferry.migration.order import CHUNK_BYTES
 
 #: Pre-copy ends after so many rounds, whatever they brought.
@@ -75,10 +83,11 @@ def plan_of(pagemap: PageMap, same: Pages, sent: Pages, *, lazily: bool) -> Plan
     CRIU dumped.
     """
     present, absent = pagemap.present, pagemap.absent
-    # masks: to make sets of all pages once more would take longer
-    here = np.isin(absent, joined(same, sent), assume_unique=True)
+    # masks: to make sets of all pages once more would take longer. What is known is a few hundred runs, in
+    # which a page is found sooner than among all pages
+    here = are_within(absent, runs_of(joined(same, sent)))
     missing = absent[~here]
-    as_before = np.isin(present, same, assume_unique=True)
+    as_before = are_within(present, runs_of(same))
     return Plan(
         parent=present[as_before],
         parent_lazy=absent[here],
