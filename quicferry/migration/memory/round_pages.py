@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from quicferry.errors import MigrationError
 from quicferry.migration.criu.page_patch import Patch
 from quicferry.migration.memory.batches import batches_of, small_first
-from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, decode
-from quicferry.migration.memory.process_memory import Snapshot, rows_of
+from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, decode, runs_of
+from quicferry.migration.memory.process_memory import Snapshot, are_within, rows_of
 
 #: Put in place by one call: 1 MiB, a tenth of a millisecond.
 PLACED_PAGES = 256
@@ -148,13 +148,16 @@ class LocalPages:
         left = self.pages
         oldest_file = max((number for number, image in enumerate(self._images) if not image.held), default=-1)
         for number, (pages, data, held) in enumerate(self._images):
-            there = np.isin(left, pages, assume_unique=True)
+            there = are_within(left, runs_of(pages))
             here, left = left[there], left[~there]
             cut = small_first if number == oldest_file else batches_of
             found = from_memory if held else from_files
-            for first, count in cut(here, PLACED_PAGES):
-                row = int(np.searchsorted(pages, first))
-                found.append((first, data[row : row + count].reshape(-1)))
+            runs = cut(here, PLACED_PAGES)
+            rows = np.searchsorted(pages, [first for first, _ in runs]).tolist()
+            found += [
+                (first, data[row : row + count].reshape(-1))
+                for (first, count), row in zip(runs, rows, strict=True)
+            ]
         if len(left):
             raise MigrationError(f"no round has {len(left)} pages from {left[0]:#x} on")
         return from_memory + from_files
