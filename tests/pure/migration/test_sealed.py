@@ -6,6 +6,7 @@ import mmap
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,12 @@ from quicferry.migration.criu.image_stream import RecordKind, Unpacker, record
 from quicferry.migration.criu.page_patch import patches
 from quicferry.migration.criu.received import BLOCK_BYTES, ReceivedFiles
 from quicferry.migration.criu.sealed import SealedMemory
+from quicferry.migration.engines.criu import unfinished
+from quicferry.migration.engines.criu.agent_copy import CriuHybridEngine
+from quicferry.migration.engines.criu.agent_copy_rounds import FIRST_KEPT
 from quicferry.migration.engines.criu.rounds import round_records
-from quicferry.migration.memory.pagemap import PAGE_BYTES
+from quicferry.migration.engines.criu.unfinished import SealedRound, Unfinished
+from quicferry.migration.memory.pagemap import PAGE_BYTES, PageMap, encode, entries_of
 from quicferry.migration.memory.process_memory import Reading, Snapshot
 from quicferry.migration.memory.round_pages import LocalPages, NewestPages, newest_of, snapshot_of
 
@@ -183,3 +188,42 @@ def test_a_patch_without_a_place_makes_no_file(tmp_path: Path) -> None:
     with pytest.raises(MigrationError, match="must not write"):
         unpacker.feed(record(RecordKind.PATCH, "", b"anything"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_successor_finds_the_rounds_in_what_init_has_kept(tmp_path: Path) -> None:
+    """The agent is gone; its lists of pages are files, and the record says where each round is."""
+    draw = np.random.default_rng(2)
+    memories, places, contents = [], [], []
+    for memory, rounds in enumerate(([[3, 4, 9], [4]], [[5, 9]])):
+        sealed = SealedMemory(f"rounds-{memory}")
+        for pages in rounds:
+            number = len(places)
+            data = draw.integers(0, 256, (len(pages), PAGE_BYTES), np.uint8)
+            name = f"round-{number}/pages-1.img"
+            sealed.append(name, memoryview(data.tobytes()))
+            places.append(SealedRound(memory, *sealed.place(name)))
+            contents.append(data)
+            directory = tmp_path / f"round-{number}"
+            directory.mkdir()
+            pagemap = PageMap(1, entries_of(present=np.array(pages, np.int64)))
+            (directory / "pagemap-7.img").write_bytes(encode(pagemap))
+        sealed.seal()
+        memories.append(os.dup(sealed.descriptor))
+        sealed.close()
+    lacking = Unfinished(epoch=3, pid=7, rounds=3, missing={}, local={7: [(3, 3), (9, 1)]}, sealed=places)
+    lacking.write(tmp_path)
+    # as init gives it: what belongs to a process, and the two memories, in no particular order
+    ours, theirs = os.pipe()
+    left = [(FIRST_KEPT - 1, memories[1]), (7, ours), (FIRST_KEPT, memories[0])]
+    engine = CriuHybridEngine.__new__(CriuHybridEngine)
+    engine._images, engine._round_pages = tmp_path, []
+    engine._container = SimpleNamespace(take_left=lambda: left, path=Path)  # type: ignore[assignment]
+    assert engine._take_left(unfinished.read(tmp_path)) == [(7, ours)]
+    for descriptor in memories:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+    local = LocalPages(engine._rounds_here(3), 7, np.array([3, 4, 5, 9], np.int64))
+    for page, number, row in ((3, 0, 0), (4, 1, 0), (5, 2, 0), (9, 2, 1)):
+        assert (local.page(page) == contents[number][row]).all()
+    os.close(ours)
+    os.close(theirs)

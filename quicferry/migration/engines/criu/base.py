@@ -456,7 +456,8 @@ class CopiesInRounds(CriuEngine):
                 if stop is not None:
                     break
                 before = this.pages
-            for chunk in packer.pack(closing_records(order.epoch, pid, self._rounds), flush=True):
+            end = closing_records(order.epoch, self._image_pid(pid), self._rounds)
+            for chunk in packer.pack(end, flush=True):
                 yield chunk
         finally:
             await self._dump_is_over()
