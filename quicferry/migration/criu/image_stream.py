@@ -136,7 +136,7 @@ class Unpacker:
         root: Path,
         received: ReceivedFiles | None = None,
         base: page_delta.KnownPages | None = None,
-        patch: Callable[[bytearray], bytes | None] | None = None,
+        patch: Callable[[bytearray], bytes | memoryview | None] | None = None,
         sealed: SealedMemory | None = None,
     ) -> None:
         self._sealed = sealed

@@ -56,7 +56,10 @@ def newest_of(rounds: Sequence[Snapshot], pages: Pages) -> Snapshot:
     for each in rounds:
         rows = rows_of(pages, each.pages)
         here = rows >= 0
-        data[here] = each.data[rows[here]]
+        if here.all():
+            np.take(each.data, rows, axis=0, out=data, mode="clip")  # without a copy between
+        elif here.any():
+            data[here] = each.data[rows[here]]
         found |= here
     if not found.all():
         raise MigrationError(f"no round has {int((~found).sum())} pages from {pages[~found][0]:#x} on")
@@ -79,12 +82,14 @@ class NewestPages:
     def __getitem__(self, rows: Pages) -> Content:
         return newest_of(self._rounds, self.pages[rows]).data
 
-    def patched(self, data: bytes | bytearray) -> bytes:
+    def patched(self, data: bytes | bytearray) -> memoryview:
         """The pages that a patch makes of these and the new ones in it, sorted. Raises ``MigrationError``."""
         patch = Patch(data)
-        content = np.concatenate((patch.restored(self), patch.data))
-        pages = np.concatenate((self.pages[patch.rows], patch.pages))
-        return content[np.argsort(pages)].tobytes()
+        content = patch.restored(self)
+        if len(patch.pages):
+            pages = np.concatenate((self.pages[patch.rows], patch.pages))
+            content = np.concatenate((content, patch.data))[np.argsort(pages)]
+        return content.reshape(-1).data
 
 
 class LocalPages:
