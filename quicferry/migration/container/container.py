@@ -49,7 +49,7 @@ PIDS_PER_SERVICE = 50
 MOUNT_RUN = "mount -t tmpfs -o mode=0755 tmpfs /run"
 #: Joins the control group whose ``cgroup.procs`` is $0, then becomes the program.
 JOIN = 'echo 0 >"$0" && exec "$@"'
-MAX_KEPT = 16  # descriptors that init keeps
+MAX_KEPT = 64  # descriptors that init keeps: one for each process of a server, and two of its memory
 
 
 def first_pid_of(edge: str) -> int:

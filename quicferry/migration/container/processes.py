@@ -212,19 +212,28 @@ class ContainerNamespaces:
         process = await self._spawn(self.command(argv), asyncio.subprocess.DEVNULL, descriptors)
         return await self._end_of(process, argv, timeout_s, let_go_on=let_go_on)
 
-    async def hold(self, argv: Sequence[str], *, descriptors: Sequence[int] = ()) -> HeldProgram:
+    async def hold(
+        self,
+        argv: Sequence[str],
+        *,
+        descriptors: Sequence[int] = (),
+        started: tuple[Sequence[str], str] | None = None,
+    ) -> HeldProgram:
         """As ``run``, but the program does not begin before ``run_held``: only its namespaces are entered.
 
-        It ends by itself when this process does, or by ``HeldProgram.close``.
+        It ends by itself when this process does, or by ``HeldProgram.close``. ``started``: the arguments with
+        which it can be started at once, as it then reads its stdin to the end and does nothing without a word
+        there, and that word; it is ``argv`` in another form.
         """
-        process = await self._spawn(self.command([*GATE, *argv]), asyncio.subprocess.PIPE, descriptors)
-        return HeldProgram(list(argv), process)
+        words, word = started if started is not None else ([*GATE, *argv], "")
+        process = await self._spawn(self.command(words), asyncio.subprocess.PIPE, descriptors)
+        return HeldProgram(list(argv), process, word)
 
     async def run_held(self, held: HeldProgram, *, timeout_s: float, let_go_on: bool = False) -> Completed:
         """Let a held program begin, and see it to its end as ``run`` does. Raises ``MigrationError``."""
         process = held.take()
         assert process.stdin is not None
-        process.stdin.write(b"\n")
+        process.stdin.write(held.word.encode() + b"\n")
         process.stdin.close()
         return await self._end_of(process, held.argv, timeout_s, let_go_on=let_go_on)
 
@@ -266,8 +275,9 @@ class ContainerNamespaces:
 class HeldProgram:
     """A program in a container that waits for the word to begin. ``ContainerNamespaces.hold`` makes it."""
 
-    def __init__(self, argv: list[str], process: asyncio.subprocess.Process) -> None:
+    def __init__(self, argv: list[str], process: asyncio.subprocess.Process, word: str = "") -> None:
         self.argv = argv
+        self.word = word  # with which it begins
         self._process: asyncio.subprocess.Process | None = process
 
     @property

@@ -55,6 +55,11 @@ PAGE_SERVER_CLOSED = struct.pack("<i", 0)
 #: What ``criu check`` calls a userfaultfd that tells all that is to be known for lazy pages.
 LAZY_FEATURE = "uffd-noncoop"
 
+#: A CRIU that is started ahead reads its configuration from its stdin, and so waits there: it is loaded and
+#: linked by then. What it cannot do without is not among its arguments but in that: should its agent die, it
+#: reads nothing, says so, and ends.
+CONFIGURED_BY_STDIN = ("--config", "/proc/self/fd/0")
+
 KERNEL_CACHE = "/run/criu.kdat"
 
 #: Said in every run without CAP_SYS_RESOURCE, and of no consequence.
@@ -175,16 +180,20 @@ class Criu:
         """Have CRIU wait in the container for ``dump``, or without ``memory`` for ``dump_without_memory``."""
         await self.release()
         if memory:
-            self._waiting = await self._container.hold(self.dump_argv(pid, images))
+            argv = self.dump_argv(pid, images)
+            self._waiting = await self._container.hold(argv, started=started_dump(argv))
             return
         _, theirs = self._sockets = socket.socketpair()
         argv = self._lazy_dump_argv(pid, images, theirs.fileno())
-        self._waiting = await self._container.hold(argv, descriptors=[theirs.fileno()])
+        self._waiting = await self._container.hold(
+            argv, descriptors=[theirs.fileno()], started=started_dump(argv)
+        )
 
     async def hold_restore(self, images: Path, *, lazy: bool) -> None:
         """Have CRIU wait in the container for ``restore`` with that ``lazy``."""
         await self.release()
-        self._waiting = await self._container.hold(self._restore_argv(images, lazy=lazy))
+        argv = self._restore_argv(images, lazy=lazy)
+        self._waiting = await self._container.hold(argv, started=started_restore(argv))
 
     async def release(self) -> None:
         """End a CRIU that waits and was not needed."""
@@ -273,6 +282,20 @@ class Criu:
         if done.status != 0:
             raise explain("restore", done, log_text(outside / "restore.log"))
         return read_restore_stats((outside / "stats-restore").read_bytes())
+
+
+def started_dump(argv: Sequence[str]) -> tuple[list[str], str]:
+    """The arguments of a dump that is started ahead, and the word at which it begins: what to dump."""
+    place = argv.index("-t")
+    return [*argv[:place], *argv[place + 2 :], *CONFIGURED_BY_STDIN], f"tree {argv[place + 1]}"
+
+
+def started_restore(argv: Sequence[str]) -> tuple[list[str], str]:
+    """The same of a restore: where the images are. Its log is written there in any case."""
+    place = argv.index("-D")
+    images = argv[place + 1]
+    words = [*argv[:place], *argv[place + 2 :], "-W", images, *CONFIGURED_BY_STDIN]
+    return words, f"images-dir {images}"
 
 
 async def _hear_closed(page_server: socket.socket, written: Callable[[], None] | None) -> None:

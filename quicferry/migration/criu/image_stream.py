@@ -19,8 +19,6 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from quicferry.errors import UNDECODABLE, MigrationError
 from quicferry.migration.container.beneath import directory_beneath, open_beneath, remove_beneath
@@ -45,8 +43,10 @@ class RecordKind(enum.StrEnum):
 
     MANIFEST = "manifest"  # the data is a CheckpointManifest
     IMAGE = "image"  # a piece of a file of the image directory or one of its rounds; name is relative
-    DELTA = "delta"  # pages of such a file, as differences from those of the base image (``page_delta``)
-    PATCH = "patch"  # changes of the base image that is kept in memory (``page_patch``); no name
+    DELTA = "delta"  # pages of such a file, as differences from what the destination has (``page_delta``)
+    #: changes of the base image that is kept in memory (``page_patch``), with no name; or pages of a round,
+    #: as changes of what the rounds before it have
+    PATCH = "patch"
     PARENT = "parent"  # no data; name is "child=parent": two image directories, "." or round-N
     FILE = "file"  # a piece of a file the process has open; name is an absolute path under /run
     END = "end"  # nothing follows
@@ -125,9 +125,9 @@ class Unpacker:
     ``images`` is the image directory, ``root`` the container's root directory, both as this process
     sees them. Data of a record is written piece by piece; nothing is held back but a record's header.
     ``received`` gets the checksums of all that is written. Links that are there are not followed.
-    ``base``: the pages of the base image, for a stream that has differences from them; ``patch`` takes the
-    data of a record that changes the base image itself. ``sealed`` takes the memory of
-    rounds, in place of files.
+    ``base``: the pages of the base image or of rounds, for a stream that has differences from them; ``patch``
+    takes the data of a record that changes the base image itself, or gives the pages that it makes of it.
+    ``sealed`` takes the memory of rounds, in place of files.
     """
 
     def __init__(
@@ -135,8 +135,8 @@ class Unpacker:
         images: Path,
         root: Path,
         received: ReceivedFiles | None = None,
-        base: NDArray[np.uint8] | None = None,
-        patch: Callable[[bytearray], None] | None = None,
+        base: page_delta.KnownPages | None = None,
+        patch: Callable[[bytearray], bytes | memoryview | None] | None = None,
         sealed: SealedMemory | None = None,
     ) -> None:
         self._sealed = sealed
@@ -326,7 +326,11 @@ class Unpacker:
         elif self._patch is None:
             raise MigrationError("the checkpoint has patches where none can be taken")
         else:
-            self._patch(whole)
+            patched = self._patch(whole)
+            if patched is not None:
+                self._write(
+                    Header(RecordKind.IMAGE, header.name, len(patched), header.mode), memoryview(patched)
+                )
 
     def _beneath(self, path: Path) -> tuple[Path, PurePosixPath]:
         """A file as the directory that this process trusts, and the path below it, which others may make."""

@@ -11,6 +11,7 @@ The data is the number of pages (4 bytes, big-endian), then for each the row of 
 from __future__ import annotations
 
 import struct
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,16 @@ MOST_UNLIKE_WORDS = PAGE_BYTES // 8 // 2
 MOST_BYTES = CHUNK_BYTES  # of a record's data
 
 
+class KnownPages(Protocol):
+    """The pages that the destination has: an array with a row for each, or what gives such rows."""
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
+        """The pages in these rows."""
+
+
 def delta(rows: NDArray[np.int64], pages: NDArray[np.uint8], base: NDArray[np.uint8]) -> bytes:
     """The data of a record for these pages; ``rows``: of ``base``, which has one row for each page."""
     rows = rows.copy()
@@ -39,7 +50,7 @@ def delta(rows: NDArray[np.int64], pages: NDArray[np.uint8], base: NDArray[np.ui
     return COUNT.pack(len(rows)) + rows.astype("<i8").tobytes() + differences.tobytes()
 
 
-def restored(data: bytes | bytearray, base: NDArray[np.uint8]) -> bytes:
+def restored(data: bytes | bytearray, base: KnownPages) -> bytes:
     """The pages of a record. Raises ``MigrationError`` for data that cannot be one's."""
     count = COUNT.unpack_from(data)[0] if len(data) >= COUNT.size else -1
     if len(data) != COUNT.size + count * (ROW_BYTES + PAGE_BYTES):

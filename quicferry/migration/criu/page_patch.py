@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
+from quicferry.migration.criu.page_delta import KnownPages
 from quicferry.migration.order import CHUNK_BYTES
 
 PAGE_BYTES = 4096
@@ -57,9 +58,24 @@ class Patch:
 
     def apply(self, base: Words) -> None:
         """Change the rows of ``base`` that are alike. Raises ``MigrationError`` when it has no such row."""
-        if len(self.rows) and int(self.rows.max()) >= len(base):
+        self._check_rows(len(base))
+        self._change(base, self.rows.astype(np.int64))
+
+    def restored(self, base: KnownPages) -> NDArray[np.uint8]:
+        """Copies of the rows of ``base`` that are alike, changed. Raises ``MigrationError`` as ``apply``."""
+        self._check_rows(len(base))
+        rows = self.rows.astype(np.int64)
+        pages = base[rows]
+        self._change(pages.view(np.uint64), np.arange(len(rows)))
+        return pages
+
+    def _check_rows(self, count: int) -> None:
+        if len(self.rows) and int(self.rows.max()) >= count:
             raise MigrationError("the checkpoint is damaged: a patch of a page that is not in the base image")
-        flat = np.repeat(self.rows.astype(np.int64) * PAGE_WORDS, self._counts) + self._positions
+
+    def _change(self, base: Words, rows: NDArray[np.int64]) -> None:
+        """Change words of these rows."""
+        flat = np.repeat(rows * PAGE_WORDS, self._counts) + self._positions
         base.reshape(-1)[flat] ^= self._values
 
 

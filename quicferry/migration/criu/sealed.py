@@ -18,7 +18,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from quicferry.errors import MigrationError
-from quicferry.migration.criu.received import BLOCK_BYTES, WORKERS, BlockDigests, digest_of
+from quicferry.migration.criu.received import BLOCK_BYTES, PARALLEL_BYTES, WORKERS, BlockDigests, digest_of
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
@@ -75,8 +75,8 @@ class SealedMemory:
     def check(self) -> int:
         """Compare the sealed memory with what has come; returns the bytes that were read.
 
-        To be run in a thread; it uses several. Raises ``MigrationError``, also when nothing was sealed: what
-        is compared before that may be written after it.
+        To be run in a thread if it is much; it uses several. Raises ``MigrationError``, also when nothing was
+        sealed: what is compared before that may be written after it.
         """
         seals = fcntl.fcntl(self.descriptor, fcntl.F_GET_SEALS)
         if self._mapping is None or seals & SEALS != SEALS:
@@ -88,6 +88,10 @@ class SealedMemory:
             for name, digests in self._digests.items()
             for number, (size, digest) in enumerate(digests.blocks())
         ]
+        if self._size_bytes < PARALLEL_BYTES:  # threads cost more than they give
+            for block in blocks:
+                self._check_block(*block)
+            return self._size_bytes
         with ThreadPoolExecutor(WORKERS) as workers:
             list(workers.map(lambda block: self._check_block(*block), blocks))
         return self._size_bytes

@@ -77,6 +77,11 @@ class PageMap(NamedTuple):
     entries: list[PagemapEntry]
 
     @property
+    def pages(self) -> Pages:
+        """All pages, wherever their data is."""
+        return self._pages(lambda _: True)
+
+    @property
     def present(self) -> Pages:
         """The pages whose data is in this image, in the order of the data."""
         return self._pages(lambda flags: Flag.PRESENT in flags)

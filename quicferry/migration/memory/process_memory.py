@@ -76,11 +76,16 @@ def private_areas(maps: str, *, of_files: bool = True) -> list[tuple[int, int]]:
 
 def within(pages: Pages, areas: list[tuple[int, int]]) -> Pages:
     """The pages that lie in the areas, which are sorted and do not overlap."""
+    return pages[are_within(pages, areas)]
+
+
+def are_within(pages: Pages, areas: list[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Of each page whether it lies in one of the areas, which are sorted and do not overlap."""
     if not areas:
-        return NO_PAGES
+        return np.zeros(len(pages), bool)
     bounds = np.array([bound for first, count in areas for bound in (first, first + count)])
     inside: NDArray[np.bool_] = np.searchsorted(bounds, pages, side="right") % 2 == 1
-    return pages[inside]
+    return inside
 
 
 class ProcessMemory:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
+from quicferry.migration.criu.page_patch import Patch
 from quicferry.migration.memory.batches import batches_of, small_first
-from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, decode
-from quicferry.migration.memory.process_memory import Snapshot, rows_of
+from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, decode, runs_of
+from quicferry.migration.memory.process_memory import Snapshot, are_within, rows_of
 
 #: Put in place by one call: 1 MiB, a tenth of a millisecond.
 PLACED_PAGES = 256
@@ -55,11 +56,40 @@ def newest_of(rounds: Sequence[Snapshot], pages: Pages) -> Snapshot:
     for each in rounds:
         rows = rows_of(pages, each.pages)
         here = rows >= 0
-        data[here] = each.data[rows[here]]
+        if here.all():
+            np.take(each.data, rows, axis=0, out=data, mode="clip")  # without a copy between
+        elif here.any():
+            data[here] = each.data[rows[here]]
         found |= here
     if not found.all():
         raise MigrationError(f"no round has {int((~found).sum())} pages from {pages[~found][0]:#x} on")
     return Snapshot(pages, data)
+
+
+class NewestPages:
+    """The pages that the last round lists, by their place in that list, as the newest round has them.
+
+    What differences from them refer to: the source has them in the same order (``page_delta.KnownPages``).
+    """
+
+    def __init__(self, rounds: Sequence[Snapshot], pages: Pages) -> None:
+        self.pages = pages
+        self._rounds = list(rounds)
+
+    def __len__(self) -> int:
+        return len(self.pages)
+
+    def __getitem__(self, rows: Pages) -> Content:
+        return newest_of(self._rounds, self.pages[rows]).data
+
+    def patched(self, data: bytes | bytearray) -> memoryview:
+        """The pages that a patch makes of these and the new ones in it, sorted. Raises ``MigrationError``."""
+        patch = Patch(data)
+        content = patch.restored(self)
+        if len(patch.pages):
+            pages = np.concatenate((self.pages[patch.rows], patch.pages))
+            content = np.concatenate((content, patch.data))[np.argsort(pages)]
+        return content.reshape(-1).data
 
 
 class LocalPages:
@@ -123,13 +153,16 @@ class LocalPages:
         left = self.pages
         oldest_file = max((number for number, image in enumerate(self._images) if not image.held), default=-1)
         for number, (pages, data, held) in enumerate(self._images):
-            there = np.isin(left, pages, assume_unique=True)
+            there = are_within(left, runs_of(pages))
             here, left = left[there], left[~there]
             cut = small_first if number == oldest_file else batches_of
             found = from_memory if held else from_files
-            for first, count in cut(here, PLACED_PAGES):
-                row = int(np.searchsorted(pages, first))
-                found.append((first, data[row : row + count].reshape(-1)))
+            runs = cut(here, PLACED_PAGES)
+            rows = np.searchsorted(pages, [first for first, _ in runs]).tolist()
+            found += [
+                (first, data[row : row + count].reshape(-1))
+                for (first, count), row in zip(runs, rows, strict=True)
+            ]
         if len(left):
             raise MigrationError(f"no round has {len(left)} pages from {left[0]:#x} on")
         return from_memory + from_files

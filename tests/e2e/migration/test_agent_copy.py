@@ -83,6 +83,31 @@ async def play():
     assert got["restored"]["criu"]["pages_restored"] > 20 * 256
 
 
+def test_what_changes_last_is_restored_without_userfaultfd(tmp_path):
+    """All rounds are laid out for CRIU before the freeze, and what has changed since is laid over them."""
+    got = played(
+        """
+async def play():
+    async with edges("edge-1", "edge-2", engine="criu-pre-copy") as (a, b):
+        await a.start_server("20")
+        before = await a.ask()
+        move = order(1, a, b)
+        await a.engine.prepare_source(move)
+        await b.engine.prepare_destination(move)
+        b.engine._can_restore_lazily = False
+        await b.engine.accept_ahead(move, a.engine.copy_ahead(move))
+        later = await a.ask()
+        await b.engine.restore(move, a.engine.checkpoint(move))
+        await settle(move, a)
+        return dict(before=before, later=later, after=await b.ask())
+""",
+        tmp_path,
+    )
+    assert got["after"]["sha256"] == got["before"]["sha256"]
+    assert got["later"]["requests"] == got["before"]["requests"] + 1
+    assert got["after"]["requests"] == got["later"]["requests"] + 1, "not as it was in the last round"
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_move_that_is_called_off_leads_back_to_the_source(tmp_path, engine):
     check_called_off(tmp_path, engine)

@@ -9,7 +9,7 @@ from quicferry.errors import Unsupported
 from quicferry.migration.container import init
 from quicferry.migration.container.container import PIDS_PER_EDGE, first_pid_of
 from quicferry.migration.container.processes import Completed
-from quicferry.migration.criu.command import explain, find_criu
+from quicferry.migration.criu.command import Criu, explain, find_criu, started_dump, started_restore
 
 
 def failed(log: str, stderr: str = "") -> tuple[str, str]:
@@ -52,6 +52,20 @@ def test_known_errors_are_explained(words, meaning):
     message, hint = failed(f"(00.01) Error (criu/x.c:1): {words}\n")
     assert words in message
     assert meaning in hint
+
+
+def test_a_criu_that_is_started_ahead_lacks_what_it_cannot_do_without():
+    criu = Criu(None, Path("/usr/sbin/criu"))
+    dump, word = started_dump(criu.dump_argv(10_001, Path("/run/state/criu")))
+    assert word == "tree 10001"
+    assert not {"-t", "--tree", "10001"} & set(dump)
+    assert dump[-2:] == ["--config", "/proc/self/fd/0"]
+    assert dump[:4] == ["/usr/sbin/criu", "dump", "-D", "/run/state/criu"]
+    restore, word = started_restore(criu.restore_argv(Path("/run/state/criu")))
+    assert word == "images-dir /run/state/criu"
+    assert not {"-D", "--images-dir"} & set(restore)
+    assert restore[restore.index("-W") + 1] == "/run/state/criu"
+    assert restore[-2:] == ["--config", "/proc/self/fd/0"]
 
 
 def test_an_unknown_error_says_where_to_read_on():

@@ -63,10 +63,11 @@ class CopyDestination(LazyDestination):
         detail["rounds"] = manifest.rounds
         lazily = bool(manifest.lazy) or (manifest.rounds > 0 and self._can_restore_lazily)
         detail["lazily"] = lazily
-        local = await asyncio.to_thread(self._decide_on_rounds, manifest)
+        # some milliseconds of work, which nothing else waits for: to hand it to a thread takes as long
+        local = self._decide_on_rounds(manifest)
         if lazily:
             lacking = self._lacking(order, manifest, local)
-            await asyncio.to_thread(lacking.write, self._outside)
+            lacking.write(self._outside)
             self._settle(order, lacking, self._open_sink(order, lacking, local))
         stats = await criu.restore(self._images, timeout_s=limit_s, lazy=lazily)
         detail["criu"] = msgspec.structs.asdict(stats)

@@ -4,7 +4,12 @@ The memory of rounds is kept in sealed memory of this agent (``criu.sealed``) an
 before the freeze are over, it is sealed and compared with its digests, while the server still serves; in the
 downtime that is done for what comes then, and for nothing else. Pages are put in place from there. What CRIU
 reads itself, private pages of mapped files, is written to files before the freeze (``LAID_OUT``), and checked
-directly before CRIU reads it, as all files are.
+directly before CRIU reads it, as all files are. Where the kernel lacks userfaultfd, that is all memory.
+
+What changes after the last round crosses as differences from it: a few words of each page (``page_delta``).
+What the server is likely to need first is copied into memory of this agent before the freeze (``_working``),
+brought up to date when the last changes have come, and put in place in a few calls: it would lie scattered
+over the rounds.
 
 A successor of an agent that is killed after the resume gets the sealed memory from the container's init,
 which keeps it beside the userfaultfd.
@@ -22,18 +27,38 @@ import msgspec
 import numpy as np
 
 from quicferry.migration.criu.image_stream import CheckpointManifest, Unpacker
+from quicferry.migration.criu.received import PARALLEL_BYTES
 from quicferry.migration.criu.sealed import SealedMemory, mapped
 from quicferry.migration.engines.criu.agent_copy_destination import CopyDestination
 from quicferry.migration.engines.criu.rounds import PAGES_ID
 from quicferry.migration.engines.criu.unfinished import SealedRound, Unfinished
-from quicferry.migration.memory.page_sink import PageSink
-from quicferry.migration.memory.pagemap import NO_PAGES, PageMap, Pages, decode, encode, entries_of, joined
-from quicferry.migration.memory.process_memory import Snapshot
-from quicferry.migration.memory.round_pages import LocalPages, newest_of, read_image, snapshot_of
+from quicferry.migration.memory.batches import small_first
+from quicferry.migration.memory.page_sink import WORKING_PAGES, PageSink
+from quicferry.migration.memory.pagemap import (
+    NO_PAGES,
+    PageMap,
+    Pages,
+    decode,
+    encode,
+    entries_of,
+    joined,
+    numbers,
+)
+from quicferry.migration.memory.process_memory import Snapshot, rows_of
+from quicferry.migration.memory.round_pages import (
+    NOTHING,
+    LocalPages,
+    NewestPages,
+    newest_of,
+    read_image,
+    snapshot_of,
+)
 from quicferry.migration.order import MoveOrder
 
 #: The round that CRIU reads: the pages of all others that it restores itself.
 LAID_OUT = "laid-out"
+#: The same of what has changed since, where CRIU reads all of it; its parent is the other.
+LAID_OUT_LAST = "laid-out-last"
 #: Under such a PID, which no process has, init keeps the first sealed memory; the second has one less.
 FIRST_KEPT = -1
 
@@ -46,54 +71,68 @@ class CopyDestinationInRounds(CopyDestination):
         self._sealed: list[SealedMemory] = []  # of what came before the freeze, and in the downtime
         self._round_pages: list[Snapshot] = []  # in the sealed memory, the oldest round first
         self._laid_out = NO_PAGES  # pages that are in files, too
+        self._newest: NewestPages | None = None  # of the rounds before the freeze
+        self._working = NOTHING  # copies of pages that are put in place before the process runs
 
     def _unpacker(self) -> Unpacker:
         """What takes in what comes, the memory of rounds apart."""
-        # without userfaultfd CRIU reads all rounds, as files
-        if not self._can_restore_lazily and not self._sealed:
-            return super()._unpacker()
         sealed = SealedMemory(f"rounds-{len(self._sealed)}")
         self._sealed.append(sealed)
-        return Unpacker(self._outside, self._container.path("/"), self._received, sealed=sealed)
+        root, newest = self._container.path("/"), self._newest
+        patch = newest.patched if newest is not None else None
+        return Unpacker(self._outside, root, self._received, newest, patch, sealed)
 
     async def _rounds_have_come(self, manifest: CheckpointManifest) -> None:
         """Seal, check and lay out the rounds before the freeze."""
-        if self._sealed:
-            await asyncio.to_thread(self._take_rounds, manifest)
+        await asyncio.to_thread(self._take_first, manifest)
 
-    def _take_rounds(self, manifest: CheckpointManifest) -> None:
+    def _take_first(self, manifest: CheckpointManifest) -> None:
+        """Take in the rounds before the freeze, and do all else that can be done by then."""
+        pagemaps = self._take_rounds(manifest)
+        known, eager = pagemaps[-1].pages, joined(*(each.eager for each in pagemaps))
+        self._newest = NewestPages(self._round_pages, known)
+        self._lay_out_pages(manifest.pid, eager if self._can_restore_lazily else known)
+        # what was written before the last round is likely to be written again
+        written = joined(*(each.pages for each in self._round_pages[1:]))
+        near = np.concatenate((written, numbers(small_first(np.setdiff1d(known, written)))))
+        near = np.setdiff1d(near[:WORKING_PAGES], self._laid_out)
+        self._working = newest_of(self._round_pages, near)
+
+    def _take_rounds(self, manifest: CheckpointManifest) -> list[PageMap]:
         """Seal and check what came last, and find its pages. Raises ``MigrationError``."""
         sealed = self._sealed[-1]
         sealed.seal()
         sealed.check()
         # their lists of pages are files as all others: small, checked now, and once more before the restore
-        pagemaps = [self._pagemap_of(number, manifest.pid) for number in range(manifest.rounds)]
-        self._received.check(pagemaps)
-        first = len(self._round_pages)
-        eager = [NO_PAGES]
-        for path in pagemaps[first:]:
-            pagemap = decode(read_image(path))
+        new = range(len(self._round_pages), manifest.rounds)
+        paths = [self._pagemap_of(number, manifest.pid) for number in new]
+        self._received.check(paths)
+        pagemaps = [decode(read_image(path)) for path in paths]
+        for path, pagemap in zip(paths, pagemaps, strict=True):
             name = f"{path.parent.name}/pages-{pagemap.pages_id}.img"
             self._round_pages.append(snapshot_of(pagemap.present, sealed.content(name)))
-            eager.append(pagemap.eager)
-        if not first:
-            self._lay_out_pages(manifest.pid, joined(*eager))
+        return pagemaps
 
     def _pagemap_of(self, number: int, pid: int) -> Path:
         return self._outside / f"round-{number}" / f"pagemap-{pid}.img"
 
     def _lay_out_pages(self, pid: int, pages: Pages) -> None:
         """Write pages of the rounds to where CRIU finds them, as their newest round has them."""
-        found = newest_of(self._round_pages, pages)
-        entries = entries_of(present=found.pages)
-        directory = self._outside / LAID_OUT
+        self._write_round(LAID_OUT, pid, newest_of(self._round_pages, pages), NO_PAGES)
+        self._laid_out = pages
+
+    def _write_round(self, name: str, pid: int, found: Snapshot, parent: Pages) -> None:
+        """Write a round for CRIU: pages, and those that it is to look for in the parent."""
+        directory = self._outside / name
+        entries = entries_of(present=found.pages, parent=parent)
         self._received.write(directory / f"pages-{PAGES_ID}.img", found.data.reshape(-1).data)
         self._received.write(directory / f"pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))
-        self._laid_out = found.pages
 
     async def _bring_up(self, order: MoveOrder, manifest: CheckpointManifest) -> dict[str, Any]:
         """Seal and check what came in the downtime, then restore the process on all rounds."""
-        if self._sealed:
+        if self._sealed[-1].size_bytes < PARALLEL_BYTES:
+            self._take_last(manifest)  # to wake a thread would take longer
+        else:
             await asyncio.to_thread(self._take_last, manifest)
         try:
             return await super()._bring_up(order, manifest)
@@ -103,17 +142,37 @@ class CopyDestinationInRounds(CopyDestination):
 
     def _take_last(self, manifest: CheckpointManifest) -> None:
         """Take in the rounds of the downtime, and have CRIU find what it reads of all rounds."""
+        before = len(self._round_pages)
         self._take_rounds(manifest)
+        for pages, data in self._round_pages[before:]:
+            rows = rows_of(pages, self._working.pages)
+            here = rows >= 0
+            self._working.data[rows[here]] = data[here]
         pagemap = decode(read_image(self._outside / f"pagemap-{manifest.pid}.img"))
         wanted = pagemap.inherited
+        read_by_criu = LAID_OUT
+        changed = NO_PAGES
         if not self._can_restore_lazily:
             wanted = joined(wanted, pagemap.optional)
-        if not np.isin(wanted, self._laid_out, assume_unique=True).all():
-            # a library was loaded where there was other memory, or CRIU reads all of it
-            self._lay_out_pages(manifest.pid, joined(wanted, self._laid_out))
-        parent = self._outside / "parent"
-        parent.unlink(missing_ok=True)
-        parent.symlink_to(LAID_OUT)
+            changed = np.intersect1d(wanted, joined(*(each.pages for each in self._round_pages[before:])))
+        rest = np.setdiff1d(wanted, changed, assume_unique=True)
+        if not np.isin(rest, self._laid_out, assume_unique=True).all():
+            # a library was loaded where there was other memory
+            self._lay_out_pages(manifest.pid, rest)
+        if len(changed):
+            read_by_criu = LAID_OUT_LAST
+            self._write_round(LAID_OUT_LAST, manifest.pid, newest_of(self._round_pages, changed), rest)
+            self._link(self._outside / LAID_OUT_LAST / "parent", f"../{LAID_OUT}")
+        self._link(self._outside / "parent", read_by_criu)
+
+    def _link(self, path: Path, target: str) -> None:
+        """Have CRIU look for what an image lacks in another one."""
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+
+    def _local(self, manifest: CheckpointManifest, pages: Pages) -> LocalPages:
+        """The pages that are here, the copies of what is needed first before all."""
+        return LocalPages(self._rounds_here(manifest.rounds), manifest.pid, pages, self._working)
 
     def _rounds_here(self, rounds: int) -> Sequence[Path | Snapshot]:
         """The rounds, the oldest first: in sealed memory, if they were kept there."""
@@ -172,3 +231,4 @@ class CopyDestinationInRounds(CopyDestination):
         self._sealed.clear()
         self._round_pages = []
         self._laid_out = NO_PAGES
+        self._newest, self._working = None, NOTHING

@@ -64,6 +64,7 @@ from quicferry.slowness import longer
 
 TRACK_S = 0.5
 ROOM_PAGES = 1024  # that a server writes between the preparation and the freeze, or so
+LAST_PAGES = 4096  # that a server has written by the freeze since the last round, or so: 16 MiB
 #: So many go ahead even if the dump is over before: a page that is waited for later costs as much as forty.
 LEAST_PAGES = 512
 
@@ -87,13 +88,14 @@ class CopySource(CriuEngine):
         super().__init__(context)
         self._known = Snapshot.empty()
         self._base = ""  # digest of the base image, if that is the first round
-        self._ahead = Snapshot.empty()  # what the destination has had since before the move
+        self._ahead = Snapshot.empty()  # what the destination has had since before the freeze
         self._sent: list[Pages] = []  # portions that crossed while CRIU dumped, one round each
         self._patched = NO_PAGES  # of the base image, or new beside it
         self._same = NO_PAGES  # pages that are as the rounds before the freeze sent them
         self._stopped = asyncio.Event()
         self._written = asyncio.Event()  # CRIU has written all its images
         self._aside: list[tuple[int, int]] = []  # runs of pages that follow later unless they are written
+        self._room = Snapshot.empty().data  # where the last reading goes
         self._memory: dict[int, ProcessMemory] = {}  # of the stopped processes, by PID in the images
         self._tracker: WriteTracker | None = None
         self._source: PageSource | None = None
@@ -104,6 +106,7 @@ class CopySource(CriuEngine):
         self._known, self._rounds, self._same = Snapshot.empty(), 0, NO_PAGES
         self._base, self._ahead = "", Snapshot.empty()
         self._patched = NO_PAGES
+        self._room = Snapshot.empty().data
         self._sent.clear()
         self._stopped.clear()
         self._written.clear()
@@ -144,7 +147,6 @@ class CopySource(CriuEngine):
         dumping = self._dumping = asyncio.create_task(self._take(order, pid))
         packer = Packer(order.compression)
         owner = self._image_pid(pid)
-        lazy: dict[int, int] = {}
         try:
             await _until(self._stopped, dumping)
             if self._stopped.is_set():
@@ -155,15 +157,19 @@ class CopySource(CriuEngine):
                 dumping.result()  # a failed dump ends the stream here
             if self.lazily:
                 self._source = PageSource(self._read_pages, order.compression)
-            async for chunk in packer.pack_all(self._records(owner, lazy)):
-                yield chunk
-            if dumping.done():
-                dumping.result()  # it may have failed since then: better to hear of it before the end is sent
-            async for chunk in packer.pack_all(self._closing_records(order, owner, lazy), flush=True):
+            async for chunk in packer.pack_all(self._last_records(order, owner, dumping), flush=True):
                 yield chunk
         except BaseException:
             await self._dump_is_over()
             raise
+
+    def _last_records(self, order: MoveOrder, owner: int, dumping: asyncio.Task[None]) -> Iterator[bytes]:
+        """The last image, and what follows it if the dump has not failed meanwhile."""
+        lazy: dict[int, int] = {}
+        yield from self._records(owner, lazy)
+        if dumping.done():
+            dumping.result()  # better to hear of it before the end is sent
+        yield from self._closing_records(order, owner, lazy)
 
     async def _take(self, order: MoveOrder, pid: int) -> None:
         """Freeze, stop, dump without memory; the event tells how."""
@@ -211,7 +217,7 @@ class CopySource(CriuEngine):
         if not self._rounds:
             return
         memory = self._memory_of(pid)
-        reading = memory.differing(self._known, self._list(last=True))
+        reading = memory.differing(self._known, self._list(last=True), self._room)
         self._same = unchanged(reading)
         # what is mapped from files CRIU must restore itself, and dumps
         changed = memory.without_files(reading.changed.pages)
@@ -225,7 +231,9 @@ class CopySource(CriuEngine):
             self._sent.append(read.pages)
             rest = self._same if not self.lazily else NO_PAGES
             number = self._rounds + len(self._sent) - 1
-            yield from round_records(number, pid, Reading(joined(rest, read.pages), read), self._ahead)
+            yield from round_records(
+                number, pid, Reading(joined(rest, read.pages), read), self._ahead, in_words=True
+            )
 
     def _records(self, pid: int, lazy: dict[int, int]) -> Iterator[bytes]:
         """The last image: CRIU's own files, with the list of pages as this engine wants it.
@@ -338,7 +346,10 @@ class CopySourceAhead(CopiesInRounds, CopySource):
         owner = self._image_pid(pid)
         memory = self._memory_of(owner)
         reading = await asyncio.to_thread(lambda: memory.differing(self._known, self._list()))
-        self._known = await asyncio.to_thread(merged, self._known, reading)
+        self._known = self._ahead = await asyncio.to_thread(merged, self._known, reading)
+        if not len(self._room):
+            # written, so that the memory is there: a page that is touched first takes as long as its copy
+            self._room = np.ones((LAST_PAGES, PAGE_BYTES), np.uint8)
         lazy = memory.without_files(reading.changed.pages)
         records = round_records(self._rounds, owner, reading, lazy=lazy)
         return Round(records, len(reading.changed.pages), len(reading.pages), {})
@@ -358,7 +369,6 @@ class CopySourceOnBase(CopySource):
     def __init__(self, context: Any) -> None:
         super().__init__(context)
         self._differed = NO_PAGES  # from the base image, before the freeze
-        self._room = Snapshot.empty().data  # where the last reading goes
 
     async def prepare_source(self, order: MoveOrder) -> None:
         """Also have the base image at hand."""
@@ -384,7 +394,7 @@ class CopySourceOnBase(CopySource):
     async def _forget_source(self) -> None:
         """Also drop what the last reading was for."""
         await super()._forget_source()
-        self._differed, self._room = NO_PAGES, Snapshot.empty().data
+        self._differed = NO_PAGES
         self._aside = []
 
     def _list(self, *, last: bool = False) -> Listed | None:

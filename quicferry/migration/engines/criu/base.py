@@ -320,7 +320,7 @@ class CriuEngine:
         """
         received = self._received
         large = [path for path in received.paths if path.name.startswith("pages-")]
-        await asyncio.to_thread(received.check, [path for path in received.paths if path not in large])
+        received.check([path for path in received.paths if path not in large])  # too little for a thread
 
         async def check_pages() -> None:
             began_ns = now_ns()
@@ -456,9 +456,8 @@ class CopiesInRounds(CriuEngine):
                 if stop is not None:
                     break
                 before = this.pages
-            for chunk in packer.pack(
-                closing_records(order.epoch, self._image_pid(pid), self._rounds), flush=True
-            ):
+            end = closing_records(order.epoch, self._image_pid(pid), self._rounds)
+            for chunk in packer.pack(end, flush=True):
                 yield chunk
         finally:
             await self._dump_is_over()

@@ -15,6 +15,7 @@ import numpy as np
 from quicferry.errors import MigrationError
 from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind, record
 from quicferry.migration.criu.page_delta import DELTA_PAGES, delta
+from quicferry.migration.criu.page_patch import patches
 from quicferry.migration.memory.batches import small_first
 from quicferry.migration.memory.pagemap import (
     NO_PAGES,
@@ -25,8 +26,16 @@ from quicferry.migration.memory.pagemap import (
     entries_of,
     joined,
     numbers,
+    runs_of,
 )
-from quicferry.migration.memory.process_memory import ProcessMemory, Reading, Snapshot, rows_of, unchanged
+from quicferry.migration.memory.process_memory import (
+    ProcessMemory,
+    Reading,
+    Snapshot,
+    are_within,
+    rows_of,
+    unchanged,
+)
 from quicferry.migration.order import CHUNK_BYTES
 
 #: Pre-copy ends after so many rounds, whatever they brought.
@@ -74,10 +83,11 @@ def plan_of(pagemap: PageMap, same: Pages, sent: Pages, *, lazily: bool) -> Plan
     CRIU dumped.
     """
     present, absent = pagemap.present, pagemap.absent
-    # masks: to make sets of all pages once more would take longer
-    here = np.isin(absent, joined(same, sent), assume_unique=True)
+    # masks: to make sets of all pages once more would take longer. What is known is a few hundred runs, in
+    # which a page is found sooner than among all pages
+    here = are_within(absent, runs_of(joined(same, sent)))
     missing = absent[~here]
-    as_before = np.isin(present, same, assume_unique=True)
+    as_before = are_within(present, runs_of(same))
     return Plan(
         parent=present[as_before],
         parent_lazy=absent[here],
@@ -100,8 +110,14 @@ def in_chunks(name: str, data: memoryview) -> Iterator[bytes]:
         yield record(RecordKind.IMAGE, name, data[start : start + CHUNK_BYTES])
 
 
+def patches_of(name: str, pages: Snapshot, ahead: Snapshot) -> Iterator[bytes]:
+    """The same for a round that is kept in memory: of most pages, only the words that differ."""
+    for patch in patches(pages.pages, pages.data, rows_of(pages.pages, ahead.pages), ahead.data):
+        yield record(RecordKind.PATCH, name, patch)
+
+
 def of_pages(name: str, pages: Snapshot, ahead: Snapshot) -> Iterator[bytes]:
-    """Records that append pages to an image file, as differences from those that are ``ahead`` of them."""
+    """Records that append pages to an image file, as differences from those that the destination has had."""
     if not len(ahead.pages):
         yield from in_chunks(name, pages.data.reshape(-1).data)
         return
@@ -146,18 +162,21 @@ def round_records(
     reading: Reading,
     ahead: Snapshot = NOTHING_AHEAD,
     lazy: Pages | None = None,
+    in_words: bool = False,
 ) -> Iterator[bytes]:
     """The records of one round, an incremental image.
 
     ``ahead``: what the destination has had before. ``lazy``: those of the changed pages that may come after
-    the restore, as no file is mapped where they lie; None: not said.
+    the restore, as no file is mapped where they lie; None: not said. ``in_words``: what the destination has
+    had is in its memory, and pages cross as changes of it (``page_patch``).
     """
     directory = f"round-{number}"
     if number:
         yield record(RecordKind.PARENT, f"{directory}=round-{number - 1}", b"")
     # CRIU opens the file also when it is empty
     yield record(RecordKind.IMAGE, f"{directory}/pages-{PAGES_ID}.img", b"")
-    yield from of_pages(f"{directory}/pages-{PAGES_ID}.img", reading.changed, ahead)
+    records = patches_of if in_words else of_pages
+    yield from records(f"{directory}/pages-{PAGES_ID}.img", reading.changed, ahead)
     lazy = NO_PAGES if lazy is None else lazy
     eager = np.setdiff1d(reading.changed.pages, lazy, assume_unique=True)
     entries = entries_of(present=eager, lazy_present=lazy, parent=unchanged(reading))
