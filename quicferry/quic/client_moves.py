@@ -204,6 +204,8 @@ class ClientMoves(ClientRace):
             self._latest_epoch = self._aborted_epoch = frame.epoch
             self._lead_to(origin, frame.epoch, now, said=said or (again and self._moved_said))
             return
+        if origin != self._seam.network_address and frame.epoch >= self._latest_epoch:
+            self._aborted_from = origin  # believed when nobody answers here
         if frame.epoch <= self._done_epoch or frame.epoch < self._latest_epoch:
             if frame.epoch == self._latest_epoch and origin == self._seam.network_address:
                 self._aborted_epoch = frame.epoch  # a copy of this word from elsewhere leads nobody there

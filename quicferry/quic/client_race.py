@@ -39,6 +39,8 @@ class ClientRace(ClientKnowledge):
         if self._check is not None:
             datagrams.append(self._seam.probe(self._seam.network_address, None, self._check, ()))
             self._check = None
+            #: wire-format 6.2: A client MUST count a PATH_CHALLENGE on the old path
+            self._silence.challenged(now)  # a client that only receives sends nothing else that is missed
         for candidate in self._prober.candidates.values():
             if candidate.responses and candidate.cid is not None:
                 datagrams.append(
@@ -319,7 +321,8 @@ class ClientRace(ClientKnowledge):
             self._has_been_at(old, now)  # else that was a relay's
         is_said = self._moved_said and candidate.network_address == self._moved
         is_named = self._book.names(candidate.address, old) or self._is_standard(candidate.address)
-        self._on_word_alone, self._doubled_from = not (is_said or is_named), None
+        self._on_word_alone = not (is_said or is_named)
+        self._doubled_from = self._aborted_from = None
         was_told = self._moved is not None
         announced, is_there = self._announcement, self._is_announced(candidate.address)
         if was_told and is_there:

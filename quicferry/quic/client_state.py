@@ -84,6 +84,7 @@ class ClientKnowledge(Role):
         self._latest_epoch = 0  # the highest epoch this client has heard of
         self._done_epoch = 0  # no frame of this epoch or an older one means anything
         self._aborted_epoch = 0  # SM_ABORT has the last word: the destination was gone when it was sent
+        self._aborted_from: NetworkAddress | None = None  # where SM_ABORT came from that led nowhere
         self._cause: ProbeOn | None = None  # why it probes
         self._here: NetworkAddress | None = None  # where the server says that it is, before SM_MIGRATED
         self._led: NetworkAddress | None = (
@@ -262,14 +263,17 @@ class ClientKnowledge(Role):
         """When an address that was not named is believed without a word, while the old path is silent.
 
         One that the server has never been at is not, as a rule. But where the present path is right only
-        because the word came on it, that may have been a relay's, and the word is not said again.
+        because the word came on it, that may have been a relay's, and the word is not said again. And where
+        the server says from there that it stays, a relay may have had the word of how it came there.
         """
         #: wire-format 6.4: the client MUST take another
         pto_s = self._seam.pto_s
         unanswered_at = -math.inf if self._checked_at is None else self._checked_at + pto_s
         if answer.candidate.address in self._visited:
             return unanswered_at
-        if not self._on_word_alone or self._announcement is not None or self._checked_at is None:
+        #: wire-format 6.4: it MUST take under the same conditions
+        is_heard_of = self._on_word_alone or answer.candidate.network_address == self._aborted_from
+        if not is_heard_of or self._announcement is not None or self._checked_at is None:
             return math.inf
         return max(unanswered_at, answer.at + MISLED_PTOS * pto_s)
 
