@@ -27,6 +27,7 @@ from quicferry.quic.wire import (
     SmMigrated,
     SmPrepare,
     SmReady,
+    decode_frame,
 )
 from quicferry.strategies import ProbeOn, Strategy, rules_of
 
@@ -55,6 +56,11 @@ class ClientMoves(ClientRace):
                 self._seam.emit(events.MoveAnswered(frame.request, frame.reply))
         else:
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, f"{frame.frame_type.name} from a server")
+
+    def is_current(self, encoded: bytes) -> bool:
+        """Whether a control frame still means something to the server."""
+        frame = decode_frame(encoded)
+        return not isinstance(frame, SmReady) or frame.epoch >= self._latest_epoch
 
     def _on_address(self, frame: SmAddress, now: float) -> None:
         if frame.here:

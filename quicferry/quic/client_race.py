@@ -17,12 +17,14 @@ from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import plain_address
 from quicferry.quic.client_state import MISLED_PTOS, Announcement, Answer, ClientKnowledge
 from quicferry.quic.config import Congestion
-from quicferry.quic.probing import Candidate
+from quicferry.quic.probing import RESPONSES_PER_DATAGRAM, Candidate
 from quicferry.quic.tables import ClientInput, ClientState
 from quicferry.quic.wire import Address
 from quicferry.strategies import ProbeOn
 
 _FORMER_PATH_PTOS = 3  # how long stragglers of the old path are read after the switch
+#: what a server has named, and been at, is less; this is for one that is always elsewhere
+_CANDIDATES_MOST = 40
 
 
 class ClientRace(ClientKnowledge):
@@ -104,8 +106,21 @@ class ClientRace(ClientKnowledge):
             gentle_s=self._seam.pto_s if self._is_standard(address) else 0.0,
         )
         candidate.responses += self._owed.pop(network_address, [])
+        del candidate.responses[:-RESPONSES_PER_DATAGRAM]
         if candidate.cid is None:
             candidate.cid = self._kept.take(network_address)
+        if len(self._prober.candidates) > _CANDIDATES_MOST:
+            self._drop_one_but(network_address)
+
+    def _drop_one_but(self, newest: NetworkAddress) -> None:
+        """One candidate too many: the oldest from which nothing has come is given up."""
+        #: wire-format 10.3: A client MUST bound the candidates
+        kept = {newest, self._moved}
+        others = [a for a in self._prober.candidates if a not in kept]
+        unheard = [a for a in others if not self._prober.candidates[a].heard]
+        dropped = self._prober.drop((unheard or others)[0])
+        if dropped is not None and dropped.cid is not None:
+            self._seam.retire_cid(dropped.cid)
 
     def _on_packet_from_elsewhere(self, address: NetworkAddress, now: float) -> None:
         #: RFC 9000 9: MUST perform path validation (Section 8.2) if it detects any change
@@ -159,7 +174,7 @@ class ClientRace(ClientKnowledge):
             return
         for network_address, candidate in list(self._prober.candidates.items()):
             if self._is_stranger(candidate):
-                del self._prober.candidates[network_address]
+                self._prober.drop(network_address)
                 if candidate.cid is not None:
                     self._seam.retire_cid(candidate.cid)
 
@@ -171,6 +186,7 @@ class ClientRace(ClientKnowledge):
         candidate = self._prober.candidates.get(address)
         owed = self._owed.setdefault(address, []) if candidate is None else candidate.responses
         owed.append(data)
+        del owed[:-RESPONSES_PER_DATAGRAM]  # there may be no connection ID to answer with
         return True
 
     def response(self, data: bytes, address: NetworkAddress) -> bool:

@@ -227,7 +227,7 @@ class ClientKnowledge(Role):
             network_address = self._seam.socket_form(address)
             self._kept.retire(network_address)
             if not self._prober.running:
-                candidate = self._prober.candidates.pop(network_address, None)
+                candidate = self._prober.drop(network_address)
                 if candidate is not None and candidate.cid is not None:
                     self._seam.retire_cid(candidate.cid)
 
