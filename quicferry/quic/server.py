@@ -83,10 +83,13 @@ class ServerRole(ServerMoves):
         self._seam.emit(events.MigrationReady(frame.epoch, frame.result))
 
     def _on_request(self, frame: SmRequest, now: float) -> None:
+        is_news = self.asked.is_above_all(frame)
         at_once = self.asked.take(frame, now)
         if at_once is not None:
             self.send_control(SmReply(request=frame.request, reply=at_once))
-        elif frame.request == self.asked.is_open:
+        elif is_news:
+            #: wire-format 4.6: MUST NOT take for a request of its own
+            # a repetition is not handed on again: who decides would order a second move
             self._seam.emit(events.MoveRequested(frame.request))
 
     def answer_request(self, request: int, reply: Reply) -> None:
