@@ -1,4 +1,4 @@
-"""A client that asks and then wants no answer (STOP_SENDING): the server serves it and all others as before."""
+"""A client that asks and then wants no answer (STOP_SENDING): the server serves it and others as before."""
 
 from __future__ import annotations
 
