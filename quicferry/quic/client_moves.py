@@ -203,7 +203,7 @@ class ClientMoves(ClientRace):
         said = here is not None or plain_address(address) in self._visited
         again = frame.epoch == self._aborted_epoch and origin == self._moved
         # the source has come there by a move of which this client has not heard; or this is said once more
-        known = said or address == self._led or again
+        known = said or address == self._led or origin == self._moved or again
         if origin != self._seam.network_address and frame.epoch >= self._latest_epoch and known:
             # The destination has served, was taken down before the commit, and the source goes on. Or the
             # client has not heard of an earlier move, which has led to that source.
@@ -221,7 +221,10 @@ class ClientMoves(ClientRace):
         self._waiting = None
         #: wire-format 6.2: The client MUST go back to the estimate
         self._stood_still()
-        if self._machine.allows(ClientInput.ABORT):
+        is_elsewhere = origin != self._seam.network_address and self._moved is not None
+        if is_elsewhere and self._moved_epoch < frame.epoch:
+            self._announcement = None  # the word of the move before, which this client still follows, holds
+        elif self._machine.allows(ClientInput.ABORT):
             self._machine.feed(ClientInput.ABORT)
             self._forget_race(now)
             self._announcement = None

@@ -333,7 +333,7 @@ class ClientRace(ClientKnowledge):
         candidate.cid = None  # it is the connection's now
         self._answerable = dict(candidate.challenges)
         self._answer_interval_s = candidate.interval_s
-        if self._moved is not None or not self._is_stranger(candidate):
+        if self._moved is not None or not self._is_stranger(candidate) or not self._on_word_alone:
             self._has_been_at(old, now)  # else that was a relay's
         is_said = self._moved_said and candidate.network_address == self._moved
         is_named = self._book.names(candidate.address, old) or self._is_standard(candidate.address)

@@ -27,6 +27,8 @@ from quicferry.quic.wire import Address, SmPrepare
 from quicferry.strategies import ProbeOn, rules_of
 
 MISLED_PTOS = 2  # how long the path that SM_MIGRATED came on is waited for, when another answers
+#: ... and the way back, when only SM_ABORT has come from where somebody answers: it begins after three
+_STAYS_PTOS = 8
 _PLAUSIBLE = 2.0  # times what an RTT is taken for without a sample: it is believed at once
 _KEPT_PTOS = 3  # how long a connection ID stays with its address after a race
 _REMEMBERED = 256
@@ -271,11 +273,14 @@ class ClientKnowledge(Role):
         unanswered_at = -math.inf if self._checked_at is None else self._checked_at + pto_s
         if answer.candidate.address in self._visited:
             return unanswered_at
-        #: wire-format 6.4: it MUST take under the same conditions
-        is_heard_of = self._on_word_alone or answer.candidate.network_address == self._aborted_from
-        if not is_heard_of or self._announcement is not None or self._checked_at is None:
+        if self._announcement is not None or self._checked_at is None:
             return math.inf
-        return max(unanswered_at, answer.at + MISLED_PTOS * pto_s)
+        if self._on_word_alone:
+            return max(unanswered_at, answer.at + MISLED_PTOS * pto_s)
+        if answer.candidate.network_address == self._aborted_from:
+            #: wire-format 6.4: it MUST take, once the way back
+            return max(unanswered_at, answer.at + _STAYS_PTOS * pto_s)
+        return math.inf
 
     def _has_cid(self, address: Address) -> bool:
         """Whether an address that nothing has come from could be probed: one ID is always held back."""

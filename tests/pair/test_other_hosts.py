@@ -148,7 +148,7 @@ def test_a_client_that_only_receives_finds_its_server_when_the_relay_goes_away(s
 @pytest.mark.parametrize("strategy", [Strategy.SYMMETRIC, Strategy.PROACTIVE_EXPLICIT])
 def test_a_source_that_goes_on_where_only_a_relay_has_told_of_it_is_found(strategy):
     """Its word of the first move was acknowledged through the relay, so it only says that it stays."""
-    #: wire-format 6.4: it MUST take under the same conditions
+    #: wire-format 6.4: it MUST take, once the way back
     pair = Pair(hand_off=True)
     pair.handshake(settle_s=1.2)
     relay = Relay(pair)
