@@ -26,7 +26,20 @@ from quicferry.units import now_ns
 from tests.ports import free_port
 
 EDGES = ("edge-1", "edge-2")
+#: of moves in which no deadline is to pass, however slow the machine is
+PATIENT = Deadlines(
+    prepare_s=60.0,
+    notice_s=60.0,
+    freeze_s=60.0,
+    checkpoint_s=60.0,
+    transfer_s=60.0,
+    restore_s=60.0,
+    commit_s=60.0,
+)
+#: ... in which one is to pass, and it is all the same which
 QUICK = Deadlines(prepare_s=1.0, notice_s=0.2, checkpoint_s=0.4, transfer_s=0.6, restore_s=0.4, commit_s=0.4)
+#: ... in which the lease of a destination that has resumed is to pass, and nothing before
+SHORT_LEASE = msgspec.structs.replace(PATIENT, restore_s=1.5, commit_s=0.4)
 
 
 class FakeContainer:
@@ -172,6 +185,7 @@ class World:
         self.ports = {edge: free_port() for edge in EDGES}
         self.authority = Authority()
         self._transports: list[asyncio.BaseTransport] = []
+        self._released = asyncio.Event()
 
     async def start_agent(self, edge: str, **changes: Any) -> NodeAgent:
         control_port = free_port()
@@ -215,6 +229,25 @@ class World:
             return self.notice
         return {"standby": False}
 
+    def stand_still_at(self, phase: str) -> asyncio.Event:
+        """Whoever comes to that phase stays there until ``go_on``; returns what is set when he has come."""
+        reached, released = asyncio.Event(), asyncio.Event()
+        self._released = released
+
+        def trouble(now: str) -> Any:
+            if now != phase:
+                return None
+            reached.set()
+            return released.wait()
+
+        self.trouble = trouble
+        return reached
+
+    def go_on(self) -> None:
+        """Nobody stands still any more, nor will."""
+        self.trouble = lambda now: None
+        self._released.set()
+
     async def kill_agent(self, edge: str) -> None:
         """As if by SIGKILL: what it was doing stops where it is, and what it had stays."""
         agent = self.agents.pop(edge)
@@ -231,12 +264,13 @@ class World:
             "source": "edge-1",
             "destination": "edge-2",
             "service": Endpoint("10.0.2.2", 4433),
-            "deadlines": QUICK,
+            "deadlines": PATIENT,
             **changes,
         }
         return MoveOrder(**values)
 
     async def close(self) -> None:
+        self._released.set()
         for agent in self.agents.values():
             await agent.close()
         for transport in self._transports:

@@ -177,7 +177,7 @@ class QuicServer(ServerShell):
                     event.stream_id,
                     event.data,
                     event.end_stream,
-                    peer.connection.send_stream_data,
+                    functools.partial(self._write, peer),
                 )
                 if event.end_stream:
                     self._due.arm(self.service)
@@ -249,7 +249,17 @@ class QuicServer(ServerShell):
             self._answered.set()
 
     def _pump(self, peer: Peer) -> None:
-        self.service.pump(peer.key, peer.connection.unsent_bytes, peer.connection.send_stream_data)
+        self.service.pump(peer.key, peer.connection.unsent_bytes, functools.partial(self._write, peer))
+
+    @staticmethod
+    def _write(peer: Peer, stream_id: int, data: bytes, end_stream: bool) -> None:
+        """Give a stream more of its answer, unless the client has no use for it any more.
+
+        After STOP_SENDING (RFC 9000 §3.5) upstream has reset the stream, takes nothing for it and raises,
+        ``RuntimeError`` at first and ``ValueError`` once the stream is discarded. The service need not know.
+        """
+        with suppress(RuntimeError, ValueError):
+            peer.connection.send_stream_data(stream_id, data, end_stream)
 
     def _before_end(self) -> None:
         if self._window is not None:

@@ -57,7 +57,7 @@ class Asked:
     def take(self, frame: SmRequest, now: float) -> Reply | None:
         """What to answer at once; None when somebody is to decide. A repetition has no answer either.
 
-        ``is_open`` tells the two apart.
+        ``is_above_all``, asked before, tells the two apart.
         """
         if not self.agreed:
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, "SM_REQUEST, which was not negotiated")
@@ -67,6 +67,10 @@ class Asked:
         self._latest, self._latest_at = frame.request, now
         self._reply = Reply.BUSY if too_soon else None
         return self._reply
+
+    def is_above_all(self, frame: SmRequest) -> bool:
+        """Whether it is a new request, and no repetition."""
+        return frame.request > self._latest
 
     @property
     def is_open(self) -> int | None:

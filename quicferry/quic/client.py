@@ -219,7 +219,7 @@ class ClientRole(ClientMoves):
             places = self._places()
             if places:
                 self._probe(places, ProbeOn.LOSS, now)
-        if self._ways_back():
+        if self._ways_back() or self._doubled_from is not None:
             since = now if self._announcement is None else max(now, self._announcement.over_at)
             self._way_back_at = since + _WAY_BACK_PTOS * self._seam.pto_s
         self._switch_if_allowed(now)

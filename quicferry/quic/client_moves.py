@@ -27,6 +27,7 @@ from quicferry.quic.wire import (
     SmMigrated,
     SmPrepare,
     SmReady,
+    decode_frame,
 )
 from quicferry.strategies import ProbeOn, Strategy, rules_of
 
@@ -55,6 +56,11 @@ class ClientMoves(ClientRace):
                 self._seam.emit(events.MoveAnswered(frame.request, frame.reply))
         else:
             raise PeerError(ErrorCode.PROTOCOL_VIOLATION, f"{frame.frame_type.name} from a server")
+
+    def is_current(self, encoded: bytes) -> bool:
+        """Whether a control frame still means something to the server."""
+        frame = decode_frame(encoded)
+        return not isinstance(frame, SmReady) or frame.epoch >= self._latest_epoch
 
     def _on_address(self, frame: SmAddress, now: float) -> None:
         if frame.here:
@@ -197,13 +203,15 @@ class ClientMoves(ClientRace):
         said = here is not None or plain_address(address) in self._visited
         again = frame.epoch == self._aborted_epoch and origin == self._moved
         # the source has come there by a move of which this client has not heard; or this is said once more
-        known = said or address == self._led or again
+        known = said or address == self._led or origin == self._moved or again
         if origin != self._seam.network_address and frame.epoch >= self._latest_epoch and known:
             # The destination has served, was taken down before the commit, and the source goes on. Or the
             # client has not heard of an earlier move, which has led to that source.
             self._latest_epoch = self._aborted_epoch = frame.epoch
             self._lead_to(origin, frame.epoch, now, said=said or (again and self._moved_said))
             return
+        if origin != self._seam.network_address and frame.epoch >= self._latest_epoch:
+            self._aborted_from = origin  # believed when nobody answers here
         if frame.epoch <= self._done_epoch or frame.epoch < self._latest_epoch:
             if frame.epoch == self._latest_epoch and origin == self._seam.network_address:
                 self._aborted_epoch = frame.epoch  # a copy of this word from elsewhere leads nobody there
@@ -213,7 +221,10 @@ class ClientMoves(ClientRace):
         self._waiting = None
         #: wire-format 6.2: The client MUST go back to the estimate
         self._stood_still()
-        if self._machine.allows(ClientInput.ABORT):
+        is_elsewhere = origin != self._seam.network_address and self._moved is not None
+        if is_elsewhere and self._moved_epoch < frame.epoch:
+            self._announcement = None  # the word of the move before, which this client still follows, holds
+        elif self._machine.allows(ClientInput.ABORT):
             self._machine.feed(ClientInput.ABORT)
             self._forget_race(now)
             self._announcement = None

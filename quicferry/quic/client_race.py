@@ -17,12 +17,14 @@ from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic._aioquic.seam import plain_address
 from quicferry.quic.client_state import MISLED_PTOS, Announcement, Answer, ClientKnowledge
 from quicferry.quic.config import Congestion
-from quicferry.quic.probing import Candidate
+from quicferry.quic.probing import RESPONSES_PER_DATAGRAM, Candidate
 from quicferry.quic.tables import ClientInput, ClientState
 from quicferry.quic.wire import Address
 from quicferry.strategies import ProbeOn
 
 _FORMER_PATH_PTOS = 3  # how long stragglers of the old path are read after the switch
+#: what a server has named, and been at, is less; this is for one that is always elsewhere
+_CANDIDATES_MOST = 40
 
 
 class ClientRace(ClientKnowledge):
@@ -39,6 +41,8 @@ class ClientRace(ClientKnowledge):
         if self._check is not None:
             datagrams.append(self._seam.probe(self._seam.network_address, None, self._check, ()))
             self._check = None
+            #: wire-format 6.2: A client MUST count a PATH_CHALLENGE on the old path
+            self._silence.challenged(now)  # a client that only receives sends nothing else that is missed
         for candidate in self._prober.candidates.values():
             if candidate.responses and candidate.cid is not None:
                 datagrams.append(
@@ -102,8 +106,21 @@ class ClientRace(ClientKnowledge):
             gentle_s=self._seam.pto_s if self._is_standard(address) else 0.0,
         )
         candidate.responses += self._owed.pop(network_address, [])
+        del candidate.responses[:-RESPONSES_PER_DATAGRAM]
         if candidate.cid is None:
             candidate.cid = self._kept.take(network_address)
+        if len(self._prober.candidates) > _CANDIDATES_MOST:
+            self._drop_one_but(network_address)
+
+    def _drop_one_but(self, newest: NetworkAddress) -> None:
+        """One candidate too many: the oldest from which nothing has come is given up."""
+        #: wire-format 10.3: A client MUST bound the candidates
+        kept = {newest, self._moved}
+        others = [a for a in self._prober.candidates if a not in kept]
+        unheard = [a for a in others if not self._prober.candidates[a].heard]
+        dropped = self._prober.drop((unheard or others)[0])
+        if dropped is not None and dropped.cid is not None:
+            self._seam.retire_cid(dropped.cid)
 
     def _on_packet_from_elsewhere(self, address: NetworkAddress, now: float) -> None:
         #: RFC 9000 9: MUST perform path validation (Section 8.2) if it detects any change
@@ -157,7 +174,7 @@ class ClientRace(ClientKnowledge):
             return
         for network_address, candidate in list(self._prober.candidates.items()):
             if self._is_stranger(candidate):
-                del self._prober.candidates[network_address]
+                self._prober.drop(network_address)
                 if candidate.cid is not None:
                     self._seam.retire_cid(candidate.cid)
 
@@ -169,6 +186,7 @@ class ClientRace(ClientKnowledge):
         candidate = self._prober.candidates.get(address)
         owed = self._owed.setdefault(address, []) if candidate is None else candidate.responses
         owed.append(data)
+        del owed[:-RESPONSES_PER_DATAGRAM]  # there may be no connection ID to answer with
         return True
 
     def response(self, data: bytes, address: NetworkAddress) -> bool:
@@ -315,11 +333,12 @@ class ClientRace(ClientKnowledge):
         candidate.cid = None  # it is the connection's now
         self._answerable = dict(candidate.challenges)
         self._answer_interval_s = candidate.interval_s
-        if self._moved is not None or not self._is_stranger(candidate):
+        if self._moved is not None or not self._is_stranger(candidate) or not self._on_word_alone:
             self._has_been_at(old, now)  # else that was a relay's
         is_said = self._moved_said and candidate.network_address == self._moved
         is_named = self._book.names(candidate.address, old) or self._is_standard(candidate.address)
-        self._on_word_alone, self._doubled_from = not (is_said or is_named), None
+        self._on_word_alone = not (is_said or is_named)
+        self._doubled_from = self._aborted_from = None
         was_told = self._moved is not None
         announced, is_there = self._announcement, self._is_announced(candidate.address)
         if was_told and is_there:

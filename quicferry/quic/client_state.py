@@ -27,6 +27,8 @@ from quicferry.quic.wire import Address, SmPrepare
 from quicferry.strategies import ProbeOn, rules_of
 
 MISLED_PTOS = 2  # how long the path that SM_MIGRATED came on is waited for, when another answers
+#: ... and the way back, when only SM_ABORT has come from where somebody answers: it begins after three
+_STAYS_PTOS = 8
 _PLAUSIBLE = 2.0  # times what an RTT is taken for without a sample: it is believed at once
 _KEPT_PTOS = 3  # how long a connection ID stays with its address after a race
 _REMEMBERED = 256
@@ -84,6 +86,7 @@ class ClientKnowledge(Role):
         self._latest_epoch = 0  # the highest epoch this client has heard of
         self._done_epoch = 0  # no frame of this epoch or an older one means anything
         self._aborted_epoch = 0  # SM_ABORT has the last word: the destination was gone when it was sent
+        self._aborted_from: NetworkAddress | None = None  # where SM_ABORT came from that led nowhere
         self._cause: ProbeOn | None = None  # why it probes
         self._here: NetworkAddress | None = None  # where the server says that it is, before SM_MIGRATED
         self._led: NetworkAddress | None = (
@@ -226,7 +229,7 @@ class ClientKnowledge(Role):
             network_address = self._seam.socket_form(address)
             self._kept.retire(network_address)
             if not self._prober.running:
-                candidate = self._prober.candidates.pop(network_address, None)
+                candidate = self._prober.drop(network_address)
                 if candidate is not None and candidate.cid is not None:
                     self._seam.retire_cid(candidate.cid)
 
@@ -262,16 +265,22 @@ class ClientKnowledge(Role):
         """When an address that was not named is believed without a word, while the old path is silent.
 
         One that the server has never been at is not, as a rule. But where the present path is right only
-        because the word came on it, that may have been a relay's, and the word is not said again.
+        because the word came on it, that may have been a relay's, and the word is not said again. And where
+        the server says from there that it stays, a relay may have had the word of how it came there.
         """
         #: wire-format 6.4: the client MUST take another
         pto_s = self._seam.pto_s
         unanswered_at = -math.inf if self._checked_at is None else self._checked_at + pto_s
         if answer.candidate.address in self._visited:
             return unanswered_at
-        if not self._on_word_alone or self._announcement is not None or self._checked_at is None:
+        if self._announcement is not None or self._checked_at is None:
             return math.inf
-        return max(unanswered_at, answer.at + MISLED_PTOS * pto_s)
+        if self._on_word_alone:
+            return max(unanswered_at, answer.at + MISLED_PTOS * pto_s)
+        if answer.candidate.network_address == self._aborted_from:
+            #: wire-format 6.4: it MUST take, once the way back
+            return max(unanswered_at, answer.at + _STAYS_PTOS * pto_s)
+        return math.inf
 
     def _has_cid(self, address: Address) -> bool:
         """Whether an address that nothing has come from could be probed: one ID is always held back."""

@@ -17,6 +17,7 @@ from quicferry.quic._aioquic.seam import Seam
 from quicferry.quic.config import Timings
 from quicferry.quic.wire import Address
 
+RESPONSES_PER_DATAGRAM = 100  # 9 bytes each in a datagram of 1200
 _CHALLENGED_MOST = 8  # as many paths as upstream keeps
 
 
@@ -240,6 +241,12 @@ class Prober:
         if candidate.gentle:
             candidate.interval_s = gentle_s
         return candidate
+
+    def drop(self, address: NetworkAddress) -> Candidate | None:
+        """Takes a candidate out of the race; its connection ID is the caller's to retire."""
+        if self.turns is not None and address in self.turns.order:
+            self.turns.order.remove(address)
+        return self.candidates.pop(address, None)
 
     def due(self, now: float) -> Iterator[Candidate]:
         """The candidates that want a probe now."""

@@ -10,6 +10,7 @@ from quicferry.quic import events
 from quicferry.quic._aioquic.careful_resume import PathFacts
 from quicferry.quic._aioquic.connection import Datagrams
 from quicferry.quic.errors import ErrorCode, LocalError, PeerError
+from quicferry.quic.probing import RESPONSES_PER_DATAGRAM
 from quicferry.quic.request_wire import Reply, SmReply, SmRequest
 from quicferry.quic.server_moves import ServerMoves
 from quicferry.quic.standard_wire import AlternativeAddress
@@ -27,7 +28,6 @@ from quicferry.quic.wire import (
 )
 from quicferry.strategies import rules_of
 
-_RESPONSES_PER_DATAGRAM = 100  # 9 bytes each in a datagram of 1200
 _STATE_VERSION = 4
 
 
@@ -83,10 +83,13 @@ class ServerRole(ServerMoves):
         self._seam.emit(events.MigrationReady(frame.epoch, frame.result))
 
     def _on_request(self, frame: SmRequest, now: float) -> None:
+        is_news = self.asked.is_above_all(frame)
         at_once = self.asked.take(frame, now)
         if at_once is not None:
             self.send_control(SmReply(request=frame.request, reply=at_once))
-        elif frame.request == self.asked.is_open:
+        elif is_news:
+            #: wire-format 4.6: MUST NOT take for a request of its own
+            # a repetition is not handed on again: who decides would order a second move
             self._seam.emit(events.MoveRequested(frame.request))
 
     def answer_request(self, request: int, reply: Reply) -> None:
@@ -146,7 +149,7 @@ class ServerRole(ServerMoves):
         """Probes, where the client is to come first (RFC 9000 §9.6.2)."""
         if self._probation is None or not self._probation.has_datagrams:
             return []
-        return self._probation.datagrams(_RESPONSES_PER_DATAGRAM)
+        return self._probation.datagrams(RESPONSES_PER_DATAGRAM)
 
     def on_timer(self, now: float) -> None:
         """Nobody waits for ever: a client may have nothing to ask, or may not know that it is to ask."""
@@ -175,7 +178,7 @@ class ServerRole(ServerMoves):
             by_address.setdefault(address, []).append(data)
         self._challenges.clear()
         for address, responses in by_address.items():
-            its = responses[:_RESPONSES_PER_DATAGRAM]
+            its = responses[:RESPONSES_PER_DATAGRAM]
             word = self._word if now >= self._word_again_at else ()
             datagrams.append(self._seam.probe(address, self._seam.cid_of(address), None, its, word))
         if self.negotiated_pool:

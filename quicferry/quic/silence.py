@@ -55,6 +55,11 @@ class Silence:
         self._since = None
         self.noticed = False
 
+    def challenged(self, now: float) -> None:
+        """A challenge leaves on the active path, in no books of loss recovery, and wants an answer."""
+        if self._since is None:
+            self._since = now
+
     def elsewhere(self, now: float) -> None:
         """Something has come on another path: it says nothing of this one."""
         self._last_elsewhere = now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from quicferry.strategies import Strategy
@@ -103,10 +104,22 @@ async def _all_closed(world: ProtocolWorld) -> bool:
         is_quiet = not world.load.open and not world.closed_by_service  # a close is still on its way
         return world.loop.time() >= world.calm_at and (is_quiet or is_over(world))
 
-    while not await world.until(settled, world.calm_at + LIVENESS_S, 0.05):
-        if world.loop.time() >= world.calm_at + LIVENESS_S:
+    patience_s = LIVENESS_S + _transfer_s(world)
+    while not await world.until(settled, world.calm_at + patience_s, 0.05):
+        if world.loop.time() >= world.calm_at + patience_s:
             return False
     return not is_over(world)
+
+
+def _transfer_s(world: ProtocolWorld) -> float:
+    """How long what is open may take besides: congestion avoidance from the smallest window.
+
+    That is one datagram more in each round trip (RFC 9002 §7.3.3); the faults may have left no more.
+    """
+    is_upload = world.story.traffic is Traffic.UPLOAD
+    size_bytes = world.story.size_bytes if is_upload and world.load.open else 0
+    size_bytes += sum(each.size_bytes - each.received for each in world.load.open)
+    return world.story.rtt_s * math.sqrt(2 * size_bytes / 1200)
 
 
 def is_over(world: ProtocolWorld) -> bool:

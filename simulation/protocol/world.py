@@ -40,7 +40,7 @@ from simulation.protocol.applications import ClientLoad, Service
 from simulation.protocol.endpoint import Endpoint, client_view
 from simulation.protocol.fault_kinds import FOREVER
 from simulation.protocol.faults import ACTIONS, edge_address
-from simulation.protocol.story import EDGES_MOST, Fault, ServerAddress, Story, Traffic
+from simulation.protocol.story import EDGES_MOST, Ending, Fault, ServerAddress, Story, Traffic
 
 CLIENT: Address = ("10.0.0.2", 40_000)
 RELAY: Address = ("10.0.66.2", 4433)
@@ -355,6 +355,8 @@ class ProtocolWorld:
         """A restored server that speaks first must have brought something new by now, if it had anything."""
         if self.story.faults or self.heard_at is not None or self.server is None:
             return
+        if any(move.ending is Ending.FENCED for move in self.story.moves[: self.number]):
+            return  # the client has more than a server knows that goes on from the freeze
         open_now = [e for e in self.load.open if e.received < e.size_bytes and e.what == "request"]
         if self.story.traffic is Traffic.DOWNLOAD and open_now:
             self.history.violated(

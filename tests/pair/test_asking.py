@@ -42,6 +42,30 @@ def asked(pair: Pair) -> int:
     return number
 
 
+@pytest.mark.parametrize("hand_off", [False, True])
+def test_a_request_that_is_repeated_is_handed_on_once(hand_off):
+    """Its acknowledgement was lost, or somebody doubles it: who decides would order a second move."""
+    #: wire-format 4.6: MUST NOT take for a request of its own
+    pair = connected(hand_off=hand_off)
+    pair.drive(limit_s=1.2)
+    number = asked(pair)
+    for _ in range(3):
+        pair.client._role.send_control(SmRequest(request=number))
+    pair.drive(limit_s=0.3)
+    assert requests(pair) == [number]
+    pair.move(Strategy.SYMMETRIC, downtime_s=0.05)
+    assert pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=2.0)
+    pair.client._role.send_control(SmRequest(request=number))
+    pair.drive(limit_s=0.3)
+    assert requests(pair) == [number]
+    assert pair.server.open_request == number
+    pair.server.answer_request(number, Reply.ACCEPTED)
+    pair.client._role.send_control(SmRequest(request=number))
+    pair.drive(limit_s=0.3)
+    assert (requests(pair), answers(pair)) == ([number], [Reply.ACCEPTED])
+    pair.assert_open()
+
+
 @pytest.mark.parametrize("reply", Reply)
 def test_the_server_is_free_in_its_answer(reply):
     pair = connected()

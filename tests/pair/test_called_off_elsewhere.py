@@ -82,6 +82,36 @@ def test_a_client_goes_where_a_source_goes_on_that_it_knows_by_its_challenges_al
     pair.assert_open()
 
 
+@pytest.mark.parametrize("relayed", [False, True])
+@pytest.mark.parametrize("strategy", [Strategy.PROACTIVE_EXPLICIT, Strategy.SYMMETRIC])
+def test_a_client_goes_on_following_the_move_before_when_the_next_is_called_off(strategy, relayed):
+    """It has acknowledged SM_MIGRATED by the old path: SM_ABORT is alone, and may first come by a relay."""
+    #: wire-format 7.1: it MUST send SM_MIGRATED of the epoch
+    pair = Pair()
+    pair.handshake(settle_s=1.2)
+    pair.load(0.010, until=pair.now + 1.5)
+    pair.drive(limit_s=0.2)
+    blocked = [True]  # the way from the client to the new place: its challenges are lost for a while
+    pair.network.drop = lambda data, address, direction: (
+        blocked[0] and direction == "up" and address == EDGE_2
+    )
+    pair.move(Strategy.SYMMETRIC, downtime_s=0.05)
+    assert pair.drive(lambda: pair.server_at == EDGE_2, limit_s=1.0)
+    pair.server.record_commit()
+    assert pair.drive(lambda: not pair.server._role._word, limit_s=1.0)
+    assert not pair.switched_to(EDGE_2)
+    relay = Relay(pair) if relayed else None
+    call_off(pair, strategy, 2, frozen_s=None)
+    pair.drive(limit_s=0.03)
+    blocked[0] = False
+    if relay is not None:
+        relay.running = False
+    assert pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=1.0)
+    assert pair.drive(pair.answered, limit_s=5.0)
+    assert [event.new for event in pair.all(PathSwitched)] == [EDGE_2]
+    pair.assert_open()
+
+
 @pytest.mark.parametrize("client", ["stock", "default"])
 def test_a_move_of_which_the_client_could_not_be_told_is_called_off(client):
     """The connection has moved before: a server with many clients calls the move off for all of them."""

@@ -110,6 +110,75 @@ def test_a_client_that_a_relay_has_drawn_finds_its_server_when_the_relay_goes_aw
     pair.assert_open()
 
 
+def push(pair: Pair, *, until: float, interval_s: float = 0.05) -> int:
+    """The server sends pieces, and the client nothing but acknowledgements. Returns the stream's number."""
+    stream_id = pair.server.get_next_available_stream_id(is_unidirectional=True)
+
+    def one() -> None:
+        if pair.server is not None and pair.server_at is not None:
+            pair.server.send_stream_data(stream_id, b"push" * 25)
+        if pair.now + interval_s <= until:
+            pair.after(interval_s, one)
+
+    one()
+    return stream_id
+
+
+@pytest.mark.parametrize("strategy", SYMMETRIC)
+def test_a_client_that_only_receives_finds_its_server_when_the_relay_goes_away(strategy):
+    """Nothing of it is in flight whose loss would tell it that the relay's path is dead."""
+    #: wire-format 6.2: A client MUST count a PATH_CHALLENGE on the old path
+    pair = Pair(hand_off=True)
+    pair.handshake(settle_s=1.2)
+    relay = Relay(pair)
+    stream_id = push(pair, until=pair.now + 6.0)
+    pair.drive(limit_s=0.3)
+    pair.move(strategy, downtime_s=0.05, forwarding=False)
+    assert pair.drive(lambda: pair.switched_to(RELAY), limit_s=2.0)
+    pair.server.record_commit()
+    pair.drive(limit_s=0.5)
+    relay.running = False
+    assert pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=1.0)
+    pair.drive(limit_s=6.0)
+    assert not pair.server._loss.bytes_in_flight
+    assert bytes(pair.received[stream_id]) == b"push" * (len(pair.received[stream_id]) // 4)
+    pair.assert_open()
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SYMMETRIC, Strategy.PROACTIVE_EXPLICIT])
+def test_a_source_that_goes_on_where_only_a_relay_has_told_of_it_is_found(strategy):
+    """Its word of the first move was acknowledged through the relay, so it only says that it stays."""
+    #: wire-format 6.4: it MUST take, once the way back
+    pair = Pair(hand_off=True)
+    pair.handshake(settle_s=1.2)
+    relay = Relay(pair)
+    push(pair, until=pair.now + 8.0)
+    pair.drive(limit_s=0.3)
+    pair.move(Strategy.SYMMETRIC, downtime_s=0.05, forwarding=False)
+    assert pair.drive(lambda: pair.switched_to(RELAY), limit_s=2.0)
+    pair.server.record_commit()
+    pair.drive(limit_s=1.0)
+    assert not pair.server._role._word, "the client has heard it"
+    source = pair.server
+    addresses = [EDGE_1] if RULES[strategy].carries_address else []
+    source.prepare_migration(2, strategy, addresses, 50, True, pair.now)
+    pair.drive(limit_s=0.05)
+    pair.freeze(EDGE_1)
+    relay.running = False
+    pair.drive(limit_s=0.05)
+    pair.validated = {RELAY}
+    pair.resume(2, strategy, EDGE_1, True)
+    assert pair.drive(lambda: pair.switched_to(EDGE_1), limit_s=1.0)
+    pair.drive(limit_s=0.5)
+    pair.server, pair.server_at, pair._snapshot = source, EDGE_2, b""
+    thaw(source, pair.now)
+    source.abort_migration(2, "deadline", pair.now)
+    assert pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=3.0)
+    request = pair.request()
+    assert pair.drive(lambda: request.answered_at is not None, limit_s=2.0)
+    pair.assert_open()
+
+
 def test_a_relay_that_has_drawn_a_client_before_is_no_place_of_the_server():
     """It has left the relay by the server's word, so that counts as a place where the server has been."""
     #: wire-format 6.4: the client MUST take another

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,27 +19,16 @@ from quicferry.migration.rpc.peer import PeerClient
 from quicferry.migration.states import Step
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
-from tests.migration_support import EDGES, QUICK, World, go
+from tests.migration_support import EDGES, PATIENT, World, go
 from tests.ports import free_port
 from tests.waiting import eventually
 
 
-def stand_still_at(phase: str, reached: asyncio.Event) -> Callable[[str], Any]:
-    def trouble(now: str) -> Any:
-        if now != phase:
-            return None
-        reached.set()
-        return asyncio.sleep(0.3)
-
-    return trouble
-
-
 async def move_until(w: World, phase: str) -> asyncio.Task[Outcome]:
-    """Begin a move and come back when it has reached that phase, where it stands still for 0.3 s."""
-    reached = asyncio.Event()
-    w.trouble = stand_still_at(phase, reached)
+    """Begin a move and come back when it has reached that phase, where it stands still until it may go on."""
+    reached = w.stand_still_at(phase)
     moving = asyncio.create_task(w.agents["edge-1"].source.move(w.order()))
-    await asyncio.wait_for(reached.wait(), 30)
+    await asyncio.wait_for(reached.wait(), 60)
     w.trouble = lambda now: None
     return moving
 
@@ -72,7 +59,10 @@ def test_a_source_that_was_killed_before_the_end_brings_its_server_back(tmp_path
 def test_a_source_that_was_killed_after_the_end_asks_first(tmp_path: Path, phase: str) -> None:
     async def story(w: World) -> None:
         await killed(w, "edge-1", await move_until(w, phase))
-        outcome = await (await w.start_agent("edge-1")).recover()
+        agent = await w.start_agent("edge-1")
+        if phase != "restored":
+            w.go_on()
+        outcome = await agent.recover()
         assert outcome is not None
         # a destination that is asked to abort before it has resumed does so: both ends are right
         expected = ("stayed", "edge-1") if phase == "restored" else ("moved", "edge-2")
@@ -101,6 +91,7 @@ def test_a_destination_that_comes_back_knows_that_it_serves(tmp_path: Path) -> N
         moving = await move_until(w, "give_up_source")
         await w.kill_agent("edge-2")
         agent = await w.start_agent("edge-2")
+        w.go_on()
         assert (await moving).outcome == "moved"
         assert (await agent.destination.abort(1, "too late")).resumed is not None
         assert w.service.serves == {"edge-2"}
@@ -139,17 +130,16 @@ COMMAND = MoveCommand(
     source="edge-1",
     destination="edge-2",
     service=Endpoint("10.0.2.2", 4433),
-    deadlines=QUICK,
+    deadlines=PATIENT,
 )
 
 
 async def kill_at(w: World, phase: str) -> None:
     """Order a move, and lose the orchestrator when that phase is reached."""
-    reached = asyncio.Event()
-    w.trouble = stand_still_at(phase, reached)
+    reached = w.stand_still_at(phase)
     first = orchestrator(w)
     moving = asyncio.create_task(first.move(COMMAND))
-    await asyncio.wait_for(reached.wait(), 30)
+    await asyncio.wait_for(reached.wait(), 60)
     w.trouble = lambda now: None
     moving.cancel()
     with suppress(asyncio.CancelledError):
@@ -168,6 +158,7 @@ async def kill_at(w: World, phase: str) -> None:
 def test_an_orchestrator_finishes_its_account(tmp_path: Path, phase: str, outcome: str, edge: str) -> None:
     async def story(w: World) -> None:
         await kill_at(w, phase)
+        w.go_on()
         second = orchestrator(w)
         found = await second.recover()
         assert found is not None
@@ -223,6 +214,7 @@ def test_no_order_is_repeated_to_a_source_that_has_lost_all_it_had(
     async def story(w: World) -> None:
         await kill_at(w, phase)
         if source_said:
+            w.go_on()
             assert await asyncio.to_thread(eventually, lambda: w.agents["edge-1"].source.machine.is_over)
         await lose_power(w, "edge-1")
         await w.start_agent("edge-1")

@@ -32,7 +32,7 @@ from quicferry.migration.rpc.messages import (
 from quicferry.migration.states import Step
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
-from tests.migration_support import Injected, World, go
+from tests.migration_support import PATIENT, QUICK, SHORT_LEASE, Injected, World, go
 from tests.waiting import eventually
 
 
@@ -92,7 +92,8 @@ def test_failures_leave_the_server_at_the_source(tmp_path: Path, phase: str, how
             "OSError": at(phase, OSError(28, "No space left on device")),
             "never ends": stuck_at(phase),
         }[how]
-        outcome = await w.agents["edge-1"].source.move(w.order())
+        deadlines = QUICK if how == "never ends" else PATIENT
+        outcome = await w.agents["edge-1"].source.move(w.order(deadlines=deadlines))
         assert (outcome.outcome, outcome.serves_at) == ("stayed", "edge-1")
         assert outcome.error
         assert w.service.serves == {"edge-1"}
@@ -175,12 +176,13 @@ def test_orders_are_idempotent(tmp_path: Path) -> None:
 
 def test_one_move_at_a_time(tmp_path: Path) -> None:
     async def story(w: World) -> None:
-        w.trouble = stuck_at("chunk 1", 0.2)
+        reached = w.stand_still_at("chunk 1")
         source = w.agents["edge-1"].source
         moving = asyncio.create_task(source.move(w.order()))
-        await asyncio.sleep(0.1)
+        await reached.wait()
         with pytest.raises(MigrationError, match="a move is in progress"):
             await source.move(w.order(2))
+        w.go_on()
         assert (await moving).outcome == "moved"
 
     go(tmp_path, story)
@@ -201,10 +203,11 @@ def test_an_abort_overtakes_its_order(tmp_path: Path) -> None:
 
 def test_an_abort_in_mid_transfer(tmp_path: Path) -> None:
     async def story(w: World) -> None:
-        w.trouble = stuck_at("chunk 2", 0.2)
+        reached = w.stand_still_at("chunk 2")
         moving = asyncio.create_task(w.agents["edge-1"].source.move(w.order()))
-        await asyncio.sleep(0.1)
+        await reached.wait()
         assert (await w.agents["edge-2"].destination.abort(1, "by hand")).resumed is None
+        w.go_on()
         outcome = await moving
         assert outcome.outcome == "stayed"
         assert "by hand" in (outcome.error or "")
@@ -258,7 +261,7 @@ def test_the_destination_falls_silent_after_the_end(tmp_path: Path, phase: str) 
 
     async def story(w: World) -> None:
         w.trouble = lambda now: silence(w, "edge-2") if now == phase else None
-        outcome = await w.agents["edge-1"].source.move(w.order())
+        outcome = await w.agents["edge-1"].source.move(w.order(deadlines=SHORT_LEASE))
         assert outcome.outcome == "stayed"
         assert outcome.steps_ms["restore"] >= 800, "it did not wait for lease and fence"
         assert w.service.serves == {"edge-1"}
@@ -350,7 +353,7 @@ def test_a_server_whose_lease_ended_before_it_heard_of_the_commit_goes_on(tmp_pa
         destination.rpc.duplex(_receive_method(), receive)
         destination.rpc.unary(COMMIT, _never)
         await _restart(destination)
-        moving = asyncio.create_task(source.source.move(w.order()))
+        moving = asyncio.create_task(source.source.move(w.order(deadlines=SHORT_LEASE)))
         while destination.destination.machine.step is not Step.COMMIT:  # noqa: ASYNC110  # of another task
             await asyncio.sleep(0.001)
         await wall("edge-1")
@@ -415,7 +418,8 @@ def test_any_trouble(tmp_path: Path, seed: int) -> None:
 
         w.trouble = trouble
         for epoch in range(1, 6):
-            outcome = await w.agents[here].source.move(w.order(epoch, source=here, destination=there))
+            order = w.order(epoch, source=here, destination=there, deadlines=QUICK)
+            outcome = await w.agents[here].source.move(order)
             if returning:
                 await asyncio.wait(returning)
             await _settled(w)
@@ -454,33 +458,33 @@ def test_methods_over_the_wire(tmp_path: Path) -> None:
     async def story(w: World) -> None:
         identity = w.authority.issue("orch")
         async with RpcClient(identity, "edge-1", Endpoint("127.0.0.1", w.ports["edge-1"])) as edge_1:
-            await edge_1.ready(5)
-            status = await edge_1.call(STATUS, StatusQuery(ask_server=True), timeout_s=10)
+            await edge_1.ready(60)
+            status = await edge_1.call(STATUS, StatusQuery(ask_server=True), timeout_s=60)
             assert (status.edge, status.epoch, status.service_pid) == ("edge-1", 0, None)
             assert status.server == {"standby": False}
-            assert (await edge_1.call(START_SERVICE, StartService(), timeout_s=10)).pid == 100
+            assert (await edge_1.call(START_SERVICE, StartService(), timeout_s=60)).pid == 100
             with pytest.raises(MigrationError, match="a server already runs at edge-1"):
-                await edge_1.call(START_SERVICE, StartService(), timeout_s=10)
+                await edge_1.call(START_SERVICE, StartService(), timeout_s=60)
             w.agents["edge-1"].container.path("/run/events.jsonl").write_bytes(b"{}\n")
-            files = await edge_1.call(COLLECT_FILES, CollectFiles(), timeout_s=10)
+            files = await edge_1.call(COLLECT_FILES, CollectFiles(), timeout_s=60)
             assert files.files == {"/run/events.jsonl": b"{}\n"}
             with pytest.raises(InvalidInput, match="knows no edge 'edge-7'") as raised:
                 await edge_1.call(
                     MOVE,
                     MoveRequest(order=w.order(destination="edge-7")),
-                    timeout_s=10,
+                    timeout_s=60,
                 )
             assert raised.value.hint == "it knows edge-2"
             with pytest.raises(MigrationError, match="asked to be the destination edge-2"):
-                await edge_1.call(PREPARE_DESTINATION, PrepareDestination(order=w.order()), timeout_s=10)
-            assert (await edge_1.call(ABORT, AbortMove(epoch=5, reason="x"), timeout_s=10)).resumed is None
-            assert (await edge_1.call(STOP_SERVICE, StopService(), timeout_s=10)).summary == {
+                await edge_1.call(PREPARE_DESTINATION, PrepareDestination(order=w.order()), timeout_s=60)
+            assert (await edge_1.call(ABORT, AbortMove(epoch=5, reason="x"), timeout_s=60)).resumed is None
+            assert (await edge_1.call(STOP_SERVICE, StopService(), timeout_s=60)).summary == {
                 "standby": False
             }
             request = MoveRequest(order=w.order(strategy=Strategy.SYMMETRIC))
-            outcome = await edge_1.call(MOVE, request, timeout_s=5)
+            outcome = await edge_1.call(MOVE, request, timeout_s=60)
             assert outcome.outcome == "moved"
-            status = await edge_1.call(STATUS, StatusQuery(), timeout_s=10)
+            status = await edge_1.call(STATUS, StatusQuery(), timeout_s=60)
             assert (status.epoch, status.part, status.step) == (1, "source", "moved")
 
     go(tmp_path, story)
@@ -494,10 +498,10 @@ def test_strangers_are_not_heard(tmp_path: Path) -> None:
         endpoint = Endpoint("127.0.0.1", w.ports["edge-1"])
         async with RpcClient(Authority().issue("orch"), "edge-1", endpoint) as stranger:
             with pytest.raises(Unreachable):
-                await stranger.call(STATUS, StatusQuery(), timeout_s=10)
+                await stranger.call(STATUS, StatusQuery(), timeout_s=60)
         # the right authority, but not the party that was meant
         async with RpcClient(w.authority.issue("orch"), "edge-2", endpoint) as mistaken:
             with pytest.raises(Unreachable):
-                await mistaken.call(STATUS, StatusQuery(), timeout_s=10)
+                await mistaken.call(STATUS, StatusQuery(), timeout_s=60)
 
     go(tmp_path, story)

@@ -12,7 +12,7 @@ import pytest
 from quicferry.errors import MigrationError
 from quicferry.migration.rpc.messages import RECEIVE, Commit, Committed, Renew, Resumed, Resuming
 from quicferry.migration.states import Step
-from tests.migration_support import Injected, World, go
+from tests.migration_support import PATIENT, SHORT_LEASE, Injected, World, go
 
 
 async def granted(w: World) -> None:
@@ -100,7 +100,7 @@ def test_a_restore_that_never_ends_gives_it_back_when_the_lease_is_over(tmp_path
     async def story(w: World) -> None:
         w.asks_early = True
         w.trouble = lambda now: asyncio.sleep(3600) if now == "asked" else None
-        outcome = await w.agents["edge-1"].source.move(w.order())
+        outcome = await w.agents["edge-1"].source.move(w.order(deadlines=SHORT_LEASE))
         assert (outcome.outcome, outcome.serves_at) == ("stayed", "edge-1")
         assert w.service.serves == {"edge-1"}
 
@@ -121,7 +121,7 @@ def test_a_stream_that_breaks(tmp_path: Path, word: type[Any]) -> None:
     go(tmp_path, story)
 
 
-def test_a_source_that_was_killed_after_the_commit(tmp_path: Path) -> None:
+def test_a_source_that_was_killed_after_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has told the destination, which resumes: the agent that is started again finds the server there."""
     #: wire-format 9.1: MUST NOT go on before the destination says that it never will
 
@@ -133,6 +133,8 @@ def test_a_source_that_was_killed_after_the_commit(tmp_path: Path) -> None:
             reached.set()
             await go_on.wait()
 
+        # nobody renews the lease of a source that was killed, and the destination resumes within it
+        monkeypatch.setattr("quicferry.migration.agent.source_move.LEASE_S", PATIENT.restore_s)
         w.asks_early = True
         w.trouble = lambda now: wait() if now == "asked" else None
         moving = asyncio.create_task(w.agents["edge-1"].source.move(w.order()))
@@ -169,11 +171,9 @@ def test_a_longer_lease_is_heard_between_commit_and_resume(tmp_path: Path) -> No
             while len(renewed) == before:  # noqa: ASYNC110  # of another task
                 await asyncio.sleep(0.01)
 
-        deadlines = w.order().deadlines
         w.asks_early = True
         w.trouble = lambda now: wait() if now == "asked" else None
-        order = w.order(deadlines=type(deadlines)(restore_s=10.0))
-        assert (await w.agents["edge-1"].source.move(order)).outcome == "moved"
+        assert (await w.agents["edge-1"].source.move(w.order())).outcome == "moved"
         assert renewed
 
     go(tmp_path, story)

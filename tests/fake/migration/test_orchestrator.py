@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from quicferry.errors import InvalidInput, MigrationError
@@ -15,7 +16,7 @@ from quicferry.migration.orchestrator import MoveCommand, Orchestrator, Orchestr
 from quicferry.migration.states import Step
 from quicferry.model import Endpoint
 from quicferry.strategies import Strategy
-from tests.migration_support import EDGES, QUICK, Injected, World, world
+from tests.migration_support import EDGES, PATIENT, QUICK, Injected, World, world
 
 
 def go(directory: Path, story: Callable[[World, Orchestrator, list[Event]], Awaitable[None]]) -> None:
@@ -43,7 +44,7 @@ def command(source: str = "edge-1", destination: str = "edge-2", **changes: Any)
         "strategy": Strategy.PROACTIVE_EXPLICIT,
         "engine": "fake",
         "service": Endpoint("10.0.2.2", 4433),
-        "deadlines": QUICK,
+        "deadlines": PATIENT,
         **changes,
     }
     return MoveCommand(source=source, destination=destination, **values)
@@ -130,7 +131,9 @@ def test_nobody_answers(tmp_path: Path) -> None:
                 await agent.rpc.stop(0)
 
         w.trouble = lambda phase: silence() if phase == "chunk 0" else None
-        outcome = await o.move(command())
+        # it asks for as long as the deadlines are, and only those before the silence may not pass
+        deadlines = msgspec.structs.replace(QUICK, prepare_s=3.0, notice_s=1.0, checkpoint_s=2.0)
+        outcome = await o.move(command(deadlines=deadlines))
         assert (outcome.outcome, outcome.serves_at) == ("unknown", None)
         assert w.service.serves == {"edge-1"}, "the agents kept to the rules all the same"
 
