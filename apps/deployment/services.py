@@ -161,7 +161,7 @@ class AgentService:
                 forwarding=context.spec.forwarding and not is_as_published(context.spec.engine),
                 compression=context.spec.compression,
                 memory_by=context.spec.memory_by,
-                deadlines=deadlines_over(longest_rtt_ms(context) / 1e3, slowness()),
+                deadlines=deadlines_over(longest_rtt_ms(context) / 1e3, slowness(), context.spec.clients),
             )
             for peer in (onwards if decides else ())
         ]
@@ -449,7 +449,7 @@ def order_move(
         forwarding=forwarding,
         compression=context.spec.compression,
         memory_by=context.spec.memory_by,
-        deadlines=deadlines_over(longest_rtt_ms(context) / 1e3, slowness()),
+        deadlines=deadlines_over(longest_rtt_ms(context) / 1e3, slowness(), context.spec.clients),
     )
     return orchestrator.command(command, "outcome", longer(MOVE_S))
 

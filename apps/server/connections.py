@@ -43,7 +43,14 @@ class Peer:
         self.strategy: StrategyName | None = None  # how this client follows the present move
         #: by the client's address, to which of our own its last datagrams came: answers leave from there
         self.locals: dict[tuple[str, int], str] = {}
+        self.wake: Callable[[], None] | None = None  # to be called before anything else: it is held
         self.deadline = Deadline(functools.partial(due, self))
+
+    def awaken(self) -> None:
+        """Call ``wake``, once."""
+        wake, self.wake = self.wake, None
+        if wake is not None:
+            wake()
 
     def note_local(self, sender: tuple[str, int], local: str) -> None:
         """A datagram of ``sender`` came to that address of ours."""
@@ -94,6 +101,8 @@ class ConnectionTable:
         for data, sender, _, local in batch:
             peer = self._route(data)
             if peer is not None:
+                if peer.wake is not None:
+                    peer.awaken()
                 peer.connection.receive_datagram(data, sender, now_s(), local)
                 if local is not None:
                     peer.note_local(sender, local)
@@ -182,6 +191,8 @@ class ConnectionTable:
         """Handle events, send what wants to leave, and set the timer; returns whether anything left."""
         if peer.stopped:
             return False
+        if peer.wake is not None:
+            peer.awaken()
         self._events(peer)
         self._on_idle(peer)
         datagrams = peer.connection.datagrams_to_send(now_s())

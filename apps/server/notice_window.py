@@ -3,7 +3,8 @@
 Hundreds of clients that are told at once answer at once. Their answers wait in the socket, the server
 takes them for lost and retransmits, and the retransmissions have to be read as well: with 500 clients each
 was sent everything a dozen times. So only some clients are told at a time, and the next one when one of
-them has answered. A client that does not answer within TURN_S leaves its place to the next.
+them has answered. A client that does not answer within TURN_S leaves its place to the next, later while
+answers wait in line.
 
 How many at a time follows from their answers, as in delay-based congestion control (TCP Vegas, LEDBAT):
 AT_ONCE at first, which on a long path would leave the server idle most of the time. For two answers that
@@ -23,6 +24,9 @@ AT_ONCE = 32  # at the least
 #: more above the round trip (RFC 9002 §6.2.1), and what is in line for longer is sent again
 QUEUED_S = 0.012
 STEP = 0.5  # places per answer
+#: While answers wait in line, a place is kept so many times as long besides: who is told meanwhile would wait
+#: in the same line, and be told again. But never longer than that in all.
+TURN_QUEUES, TURN_MOST_S = 3.0, 0.1
 #: a place is given on after so long without an answer: a thousand clients a second even if none answers
 TURN_S = 0.032
 
@@ -49,15 +53,19 @@ class NoticeWindow:
         self._places: float = AT_ONCE
         self._waiting = {peer.key: peer for peer in peers}
         self._asking: dict[str, Peer] = {}  # of these, those that have sent something: they are next
-        self._open: dict[str, float] = {}  # key -> until when its answer is waited for
+        self._open: dict[str, float] = {}  # key -> when it had its turn; its answer is waited for
+        self._late: set[str] = set()  # those whose place was given on before they answered
+        self._line_s = 0.0  # how long answers wait in line
         self._timer: asyncio.TimerHandle | None = None
         self.over = asyncio.Event()  # set when every client has been told; not all need have answered
 
     def heard(self, peer: Peer) -> bool:
         """Note that a peer has sent something. Returns whether nothing may leave for it before its turn."""
-        if self._open.pop(peer.key, None) is not None:
-            step = STEP if self._queued_s(peer) < QUEUED_S else -STEP
-            self._places = max(AT_ONCE, self._places + step)
+        if self._open.pop(peer.key, None) is not None or peer.key in self._late:
+            self._late.discard(peer.key)
+            queued_s = self._queued_s(peer)
+            self._places = max(AT_ONCE, self._places + (STEP if queued_s < QUEUED_S else -STEP))
+            self._line_s += (queued_s - self._line_s) / 8  # smoothed as an RTT is (RFC 9002 §5.3)
         if not self._holding or peer.key not in self._waiting:
             return False
         self._asking[peer.key] = peer
@@ -68,20 +76,22 @@ class NoticeWindow:
         if self.over.is_set():
             return
         now = now_s()
-        while self._open and self._open[oldest := next(iter(self._open))] <= now:
+        turn_s = min(TURN_MOST_S, TURN_S + TURN_QUEUES * self._line_s)
+        while self._open and self._open[oldest := next(iter(self._open))] + turn_s <= now:
             del self._open[oldest]
+            self._late.add(oldest)
         while self._waiting:
             line = self._asking or self._waiting
             peer = line[next(iter(line))]
             if len(self._open) >= int(self._places):
                 break
             if self._turn(peer):
-                self._open[peer.key] = now + TURN_S
+                self._open[peer.key] = now
         if not self._waiting:
             self._end()
         else:
             self._cancel_timer()
-            due = next(iter(self._open.values()))
+            due = next(iter(self._open.values())) + turn_s
             self._timer = asyncio.get_running_loop().call_at(due, self.go_on)
 
     def finish(self) -> None:

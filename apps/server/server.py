@@ -27,13 +27,15 @@ from aioquic.quic.events import (
 )
 
 from apps.config import ALPN, MAX_DATAGRAM_FRAME_BYTES, MOVED_ERROR, ServerConfig
+from apps.server.collector import Collector
 from apps.server.connections import ConnectionTable, Peer
-from apps.server.copies import CopiesIn, CopiesOut, Unchanged, read_copied
+from apps.server.copies import CopiesIn, CopiesOut, read_copied
 from apps.server.due_answers import DueAnswers
+from apps.server.handover import give, take
+from apps.server.notice import Notice
 from apps.server.notice_window import NoticeWindow
 from apps.server.service import ApplicationService
 from apps.server.shell import ServerShell, read_state, run_server, write_state
-from apps.server.tickets import PlainTicket, from_plain, to_plain
 from apps.server.warm_up import Rehearsal
 from apps.udp import BATCH, Datagram, UdpPort
 from quicferry.errors import MigrationError
@@ -52,45 +54,18 @@ from quicferry.quic.snapshot import (
     blank,
     freeze,
     is_frozen,
-    pack_bundle,
     record_commit,
-    take_snapshot,
     thaw,
     unpack_bundle,
 )
-from quicferry.quic.wire import Result
-from quicferry.strategies import Carrier, StrategyName, rules_of, speaks_first, strategies
+from quicferry.strategies import StrategyName, rules_of, speaks_first
 from quicferry.units import now_ns, now_s
 
 AGENT_DECIDES_S = 1.0  # an agent that says nothing for so long has nowhere to go
-NOTICE_LEAST_S = 0.2
-NOTICE_PTOS = 6  # two repetitions of a lost notice or answer, as recovery sends them
 WAITING_PER_CLIENT = 2  # datagrams handled before the first flight of a server with many clients
 WAITING_AT_ONCE = 8  # datagrams between two looks at the clock
 BEFORE_FIRST_FLIGHT_S = 0.002
 WAITING_MOST = 8192  # datagrams looked at then
-#: answers of clients that will not be where the server is
-STAYS = frozenset(
-    {
-        *(Result.NOT_NEGOTIATED, Result.REFUSED, Result.ADDRESS_FILTERED, Result.NO_CID),
-        *(Result.NO_ADDRESS, Result.UNTOLD),
-    }
-)
-
-
-class HandedOver(msgspec.Struct, kw_only=True):
-    """The service's half of a hand-off: its state, and whose connection is which snapshot."""
-
-    service: bytes
-    keys: list[str]
-    strategies: list[StrategyName | None] = []  # of each: how its client follows this move
-    unchanged: list[Unchanged] = []  # those that are as they were copied ahead; they have no snapshot
-    unchanged_strategies: list[StrategyName | None] = []
-    tickets: list[PlainTicket] = []  # whoever takes over must know the sessions that may be resumed
-
-
-#: made when the process starts: to read the annotations of a type takes milliseconds, which would be downtime
-_handed_over = msgspec.msgpack.Decoder(HandedOver)
 
 
 class QuicServer(ServerShell):
@@ -117,11 +92,7 @@ class QuicServer(ServerShell):
         if config.tickets:
             self.table.tickets = {}
         self.table.accepting = not config.standby
-        self._answers: dict[str, Result] = {}  # connection key -> SM_READY's result, in the notice phase
-        self._answered = asyncio.Event()  # set when nobody is waited for any more
-        self._awaited: dict[str, float] = {}  # connection key -> until when it is waited for
-        self._shaken = asyncio.Event()  # set when a handshake has come to its end
-        self._new_address = ""  # where the clients are to be told to go
+        self.notice = Notice(self.table, self._notice_sent)
         self._build = functools.partial(MigratableConnection, extension=extension)
         self._window: NoticeWindow | None = None  # while something is told to all clients
         self._asking: set[asyncio.Task[None]] = set()  # requests of clients that the agent decides about
@@ -130,6 +101,7 @@ class QuicServer(ServerShell):
         self._copies_out: CopiesOut | None = None
         self._copies_in: CopiesIn | None = None
         self._rehearsal = Rehearsal()
+        self._collector = Collector()
 
     @property
     def connections(self) -> int:
@@ -188,7 +160,7 @@ class QuicServer(ServerShell):
             peer.connection.send_datagram_frame(event.data)
         elif isinstance(event, HandshakeCompleted):
             peer.shaking = False
-            self._shaken.set()
+            self.notice.handshake_is_over()
             self.events.emit("server.connected", negotiated=bool(peer.connection.negotiated))
             if self.config.pool and any(rules_of(name).pool for name in peer.connection.negotiated):
                 peer.connection.offer_addresses(
@@ -196,8 +168,7 @@ class QuicServer(ServerShell):
                 )
         elif isinstance(event, MigrationReady):
             self.events.emit("server.client.ready", epoch=event.epoch, result=str(event.result))
-            self._answers[peer.key] = event.result
-            self._no_longer_awaited(peer)
+            self.notice.answered(peer, event.result)
         elif isinstance(event, MoveRequested):
             self.events.emit("server.move.requested", request=event.request)
             self._hand_on(peer, event.request)
@@ -206,7 +177,7 @@ class QuicServer(ServerShell):
             self.events.emit("server.committed", epoch=event.epoch)
         elif isinstance(event, ConnectionTerminated):
             self.service.forget(peer.key)
-            self._no_longer_awaited(peer)
+            self.notice.no_longer_awaited(peer)
 
     def _hand_on(self, peer: Peer, request: int) -> None:
         """Let the agent of this host decide about a client's request; where nobody does, it is refused."""
@@ -243,10 +214,6 @@ class QuicServer(ServerShell):
             self.service.forget(key)
         else:
             self.table.proceed(peer)
-
-    def _no_longer_awaited(self, peer: Peer) -> None:
-        if self._awaited.pop(peer.key, None) is not None and not self._awaited:
-            self._answered.set()
 
     def _pump(self, peer: Peer) -> None:
         self.service.pump(peer.key, peer.connection.unsent_bytes, functools.partial(self._write, peer))
@@ -290,106 +257,18 @@ class QuicServer(ServerShell):
         return await super().obey(order)
 
     async def _prepare(self, order: control.Prepare) -> dict[str, Any]:
-        self._answers.clear()
-        self._awaited.clear()
-        self._answered.clear()
-        self._new_address = str(order.service or "")
-        begun = now_s()
-        await self._await_handshakes(order.deadline_s)
-        # both waits together take no longer than was given
-        left_s = max(NOTICE_LEAST_S, order.deadline_s - (now_s() - begun))
-        order = msgspec.structs.replace(order, deadline_s=min(order.deadline_s, left_s))
-        # whoever takes longest to answer is told first: then the last answer comes as early as it can
-        peers = sorted(self.table.peers.values(), key=lambda each: -each.connection.pto_s)
-        window = self._window = NoticeWindow(
-            peers,
-            functools.partial(self._tell, order, len(peers)),
-            queued_s=lambda peer: peer.connection.queued_s,
-        )
+        self._collector.put_off()
+        window = self._window = await self.notice.begin(order)
         window.go_on()
         await window.over.wait()
-        silent = await self._await_answers()
-        results = list(self._answers.values())
-        ready, unable = results.count(Result.OK), results.count(Result.NOT_NEGOTIATED)
-        return {
-            "ready": ready,
-            "refused": len(results) - ready - unable,
-            "unable": unable,
-            "silent": silent,
-        }
+        return dict(await self.notice.counts())
 
-    async def _await_handshakes(self, most_s: float) -> None:
-        """Wait for connections that are in the middle of their handshake: they cannot move before it is over.
-
-        A client far away takes itself for connected, and asks, half a round trip before the server is.
-        Whoever never answers is waited for no longer than a client that is to be told of a move.
-        """
-        until = {
-            key: now_s() + min(most_s, max(NOTICE_LEAST_S, NOTICE_PTOS * peer.connection.pto_s))
-            for key, peer in self.table.peers.items()
-            if peer.shaking
-        }
-        while True:
-            now = now_s()
-            left = [
-                end - now
-                for key, end in until.items()
-                if end > now and (peer := self.table.peers.get(key)) is not None and peer.shaking
-            ]
-            if not left:
-                return
-            self._shaken.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(left)):
-                    await self._shaken.wait()
-
-    def _tell(self, order: control.Prepare, clients: int, peer: Peer) -> bool:
-        """Tell a client of the move, if the strategy that it follows has notice; whether it will answer."""
-        if peer.key not in self.table.peers:
-            return False
-        target = order.destination or order.service
-        strategy = peer.strategy = _strategy_of(peer, order.strategy)
-        rules = rules_of(strategy)
-        addresses = [(target.host, target.port)] if rules.carries_address and target is not None else []
-        if rules.notice:
-            # a deadline of its own: whoever is far away is waited for longer, but never for too long
-            patience_s = max(NOTICE_LEAST_S, NOTICE_PTOS * peer.connection.pto_s)
-            self._awaited[peer.key] = now_s() + min(order.deadline_s, patience_s)
-        peer.connection.prepare_migration(
-            order.epoch,
-            strategy,
-            addresses,
-            order.downtime_ms,
-            order.server_first,
-            now_s(),
-            clients=clients,
-        )
-        if rules.notice:
-            self.events.emit("server.prepare.sent", epoch=order.epoch, strategy=strategy)
-        self.table.proceed(peer)
-        return peer.key in self._awaited
-
-    async def _await_answers(self) -> int:
-        """Wait for each client until its own deadline; returns how many were silent."""
-        #: wire-format 7.1: SHOULD NOT wait longer than a deadline for any one client
-        silent = 0
-        while self._awaited:
-            now = now_s()
-            late = [key for key, until in self._awaited.items() if until <= now]
-            silent += len(late)
-            for key in late:
-                del self._awaited[key]
-            if self._awaited:
-                # those who are unable have answered while the others were not told yet
-                self._answered.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(self._awaited.values()) - now):
-                        await self._answered.wait()
-        return silent
+    def _notice_sent(self, epoch: int, strategy: StrategyName) -> None:
+        self.events.emit("server.prepare.sent", epoch=epoch, strategy=strategy)
 
     def _cannot_follow(self, peer: Peer) -> bool:
         """Whether the client has said that it will not go along, or does not know how to."""
-        return not self.config.address_moves and self._answers.get(peer.key, Result.OK) in STAYS
+        return not self.config.address_moves and self.notice.stays(peer)
 
     def _dismiss(self) -> int:
         """Close what was not given away: those clients are to connect again, elsewhere."""
@@ -397,13 +276,15 @@ class QuicServer(ServerShell):
             self.fence.give(self.fence.frozen_epoch)
         left = [peer for peer in self.table.peers.values() if not is_frozen(peer.connection)]
         for peer in left:
-            peer.connection.close(MOVED_ERROR, reason_phrase=self._new_address)
+            peer.connection.close(MOVED_ERROR, reason_phrase=self.notice.new_address)
             self.table.proceed(peer)
         return len(left)
 
     def _commit(self) -> dict[str, Any]:
         """The source never goes on: the packet numbers are all ours."""
+        self._collector.go_on()
         for peer in list(self.table.peers.values()):
+            peer.awaken()
             record_commit(peer.connection)
             self.table.proceed(peer)
         return {}
@@ -419,7 +300,7 @@ class QuicServer(ServerShell):
             # the whole process moves, and from elsewhere such a client would not hear it
             for peer in list(self.table.peers.values()):
                 if self._cannot_follow(peer):
-                    peer.connection.close(MOVED_ERROR, reason_phrase=self._new_address)
+                    peer.connection.close(MOVED_ERROR, reason_phrase=self.notice.new_address)
                     self.table.proceed(peer)
                     self.table.remove(peer)
                     self.service.forget(peer.key)
@@ -431,7 +312,8 @@ class QuicServer(ServerShell):
         self.table.hold_back()
         if order.state_path is None:
             return {}
-        return self._write_state(order, order.state_path, unchanged)
+        self.fence.close(order.epoch)
+        return give(self.table, self.service, order, order.state_path, unchanged, self._cannot_follow)
 
     async def _copy_ahead(self, order: control.CopyAhead) -> dict[str, Any]:
         if self._copies_out is None or self._copies_out.epoch != order.epoch:
@@ -449,6 +331,7 @@ class QuicServer(ServerShell):
     async def _take_ahead(self, order: control.TakeAhead) -> dict[str, Any]:
         if not self.standby:
             raise MigrationError("only a standby takes in what was copied ahead")
+        self._collector.put_off()
         if self._copies_in is None or self._copies_in.epoch != order.epoch:
             self._copies_in = CopiesIn(self.table, self._build, self._blanks, order.epoch)
         await self._copies_in.take_in(read_copied(read_state(order)))
@@ -456,70 +339,16 @@ class QuicServer(ServerShell):
         self._rehearsal.repeat()
         return {}
 
-    def _write_state(
-        self, order: control.Freeze, path: str, unchanged: dict[str, Unchanged]
-    ) -> dict[str, Any]:
-        now, epoch = now_s(), order.epoch
-        self.fence.close(epoch)
-        peers: list[Peer] = []
-        as_copied: list[Peer] = []
-        for peer in self.table.peers.values():
-            if self._cannot_follow(peer):
-                continue
-            if peer.key in unchanged:
-                peer.stopped = True
-                as_copied.append(peer)
-                continue
-            try:
-                freeze(peer.connection, now)
-            except MigrationError:
-                continue  # in the middle of its handshake, or closing: it stays, the others go
-            peers.append(peer)
-        # Directly after the answer: the keys of those that lie still are sealed while the state crosses.
-        # Until then nobody touches them: port and timers are off, and orders come later in the loop's turn.
-        asyncio.get_running_loop().call_soon(self._seal, as_copied, now)
-        snapshots = [take_snapshot(peer.connection, now, epoch=epoch) for peer in peers]
-        handed = HandedOver(
-            service=self.service.dump(),
-            keys=[peer.key for peer in peers],
-            strategies=[peer.strategy for peer in peers],
-            unchanged=[unchanged[peer.key] for peer in as_copied],
-            unchanged_strategies=[peer.strategy for peer in as_copied],
-        )
-        if self.table.tickets:
-            handed.tickets = [to_plain(ticket) for ticket in self.table.tickets.values()]
-        bundle = pack_bundle(epoch, snapshots, msgspec.msgpack.encode(handed))
-        return {
-            **write_state(path, bundle, order.inline_bytes),
-            "connections": len(snapshots) + len(as_copied),
-            "unchanged": len(as_copied),
-            "left": len(self.table.peers) - len(snapshots) - len(as_copied),
-        }
-
-    def _seal(self, peers: list[Peer], now: float) -> None:
-        for peer in peers:
-            peer.connection.hold()
-            freeze(peer.connection, now)
-            peer.stopped = False
-
     def _import(self, order: control.Import) -> dict[str, Any]:
         content = unpack_bundle(read_state(order))
         self.fence.take_over(order.epoch)
-        handed = _handed_over.decode(content.service)
         ahead = self._copies_in
         if ahead is None or ahead.epoch != order.epoch:
             ahead = CopiesIn(self.table, self._build, self._blanks, order.epoch)
-        peers = [ahead.taken(each) for each in handed.unchanged]
-        peers += [ahead.restored(key, data) for key, data in zip(handed.keys, content.snapshots, strict=True)]
-        for peer, strategy in zip(peers, handed.unchanged_strategies + handed.strategies, strict=True):
-            peer.strategy = strategy
+        service = take(self.table, content, ahead)
         self._copies_in = None
         self._blanks.clear()
-        self.service = ApplicationService.load(handed.service, order.edge, self.config.response_bytes)
-        self.table.remove_all()
-        if self.table.tickets is not None:
-            self.table.tickets |= {ticket.ticket: from_plain(ticket) for ticket in handed.tickets}
-        self.table.admit(peers)
+        self.service = ApplicationService.load(service, order.edge, self.config.response_bytes)
         self.standby = False
         return self._go_on(order)
 
@@ -529,23 +358,12 @@ class QuicServer(ServerShell):
     def _go_on(self, order: control.Import | control.Resume) -> dict[str, Any]:
         t_ns = now_ns()
         epoch, strategy, server_first = order.epoch, order.strategy, order.server_first
-        address = None if order.service is None else (order.service.host, order.service.port)
         self.frozen_epoch = None
         self.table.accepting = True
+        # Each is resumed when it is its turn, or when its client is heard: of hundreds the last would hold up
+        # what the first has to say.
         for peer in self.table.peers.values():
-            its = peer.strategy or strategy
-            peer.locals.clear()  # they may be those of the source
-            peer.connection.resume(
-                epoch,
-                its,
-                speaks_first(its, server_first),
-                now_s(),
-                clients=len(self.table.peers),
-                address=address,
-                withhold=order.lease is not None,
-            )
-            if (request := peer.connection.open_request) is not None:
-                peer.connection.answer_request(request, Reply.ACCEPTED)  # the move has come to pass
+            peer.wake = functools.partial(self._wake, peer, order, len(self.table.peers))
         window = self._window = NoticeWindow(self.table.peers.values(), self._first_flight, holding=True)
         # What waits in the socket is handled before anything leaves, as the first flight can answer it; but
         # not for long: in a download it is acknowledgements, and the first flight is what the client lacks.
@@ -569,6 +387,21 @@ class QuicServer(ServerShell):
             connection_ids=sum(len(peer.connection_ids) for peer in self.table.peers.values()),
         )
         return {"t_ns": t_ns, "connections": len(self.table.peers)}
+
+    def _wake(self, peer: Peer, order: control.Import | control.Resume, clients: int) -> None:
+        its = peer.strategy or order.strategy
+        peer.locals.clear()  # they may be those of the source
+        peer.connection.resume(
+            order.epoch,
+            its,
+            speaks_first(its, order.server_first),
+            now_s(),
+            clients=clients,
+            address=None if order.service is None else (order.service.host, order.service.port),
+            withhold=order.lease is not None,
+        )
+        if (request := peer.connection.open_request) is not None:
+            peer.connection.answer_request(request, Reply.ACCEPTED)  # the move has come to pass
 
     def _waiting_for(self, clients: int) -> list[Datagram]:
         """The newest datagrams of each client that wait in the socket, oldest first, each once.
@@ -594,6 +427,7 @@ class QuicServer(ServerShell):
         if self.fence.closed:
             self.fence.lift(order.epoch)
         t_ns = now_ns()
+        self._collector.go_on()
         self._copies_out = None
         was_frozen, self.frozen_epoch = self.frozen_epoch is not None, None
         for peer in list(self.table.peers.values()):
@@ -611,18 +445,6 @@ class QuicServer(ServerShell):
         # of the moment before the first packet, by which the captures are judged
         self.events.emit("server.aborted", t_ns=t_ns, epoch=order.epoch, reason=order.reason)
         return {"t_ns": t_ns}
-
-
-def _strategy_of(peer: Peer, wanted: StrategyName) -> StrategyName:
-    """The strategy of the order, or if this client has not agreed to it, the first that it has agreed to.
-
-    To a preferred address nobody agrees: it is for those of whom nothing better is known.
-    """
-    agreed = peer.connection.negotiated
-    if wanted in agreed:
-        return wanted
-    usual = [each for each in strategies() if each in agreed]
-    return min(usual, key=lambda each: rules_of(each).carrier is Carrier.PREFERRED_ADDRESS, default=wanted)
 
 
 def main() -> None:

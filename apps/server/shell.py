@@ -89,7 +89,8 @@ class ServerShell(control.ControlHandler):
             self._make_ready()
         else:
             self._start_serving()
-        self.events.later = loop.call_soon
+        if self.events.sink is None:  # who listens to events by a call of their own hears of them at once
+            self.events.later = loop.call_soon
         self.events.emit("server.started", pid=os.getpid(), standby=self.standby)
         rewriting = loop.create_task(self.ballast.rewrite(self.config.dirty_mib_s))
         gc.freeze()  # a garbage collection over all objects in the middle of a move would add to the downtime

@@ -88,7 +88,8 @@ def bound_to(
             (shell_module, "EventLog", event_log),
             (shell_module, "gc", mock.Mock()),  # gc.freeze would keep every world for ever
             # it warms up caches of a real process, and needs a clock that runs on while it does
-            (server_module.Rehearsal, "play", lambda *_: None),
+            (server_module, "Rehearsal", mock.Mock()),
+            (server_module, "Collector", mock.Mock()),  # it would put off the collection of this process
             (forwarder_module, "socket", sockets),
             (forwarder_module, "_thread", thread),
             # the filter of a tap: nothing else than the service's datagrams comes here

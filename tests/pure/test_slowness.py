@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from quicferry import slowness
@@ -53,3 +54,10 @@ def test_a_slow_processor_lengthens_no_lease_and_no_standstill():
     # a server may not stand still for longer because it is slow
     assert (slow.checkpoint_s, slow.restore_s) == (usual.freeze_s, usual.freeze_s)
     assert deadlines_over(0.018) == usual
+
+
+@pytest.mark.parametrize(("clients", "notice_s"), [(1, 1.0), (300, 1.0), (2000, 6.0)])
+def test_more_clients_have_longer_to_answer(clients: int, notice_s: float) -> None:
+    more = deadlines_over(0.018, clients=clients)
+    assert more.notice_s == notice_s
+    assert msgspec.structs.replace(more, notice_s=1.0) == Deadlines()

@@ -32,6 +32,7 @@ IP_HEADER_BYTES = 20
 IPV6_HEADER_BYTES = 40
 UDP_HEADER_BYTES = 8
 BATCH = 64  # datagrams read per wake-up, so that other tasks get their turn
+SILENT_S = 0.05  # a server that was about to resume has done so by then
 
 #: What came this shortly before the freeze may still lie unread in the server's socket.
 LOOK_BACK_NS = 5 * NS_PER_MS
@@ -88,6 +89,7 @@ class Tap:
         self._ipv6 = ipv6
         self._receiver = receiver
         self._sockets: list[socket.socket] = []
+        self._silent: list[socket.socket] = []  # to be closed
 
     @property
     def is_open(self) -> bool:
@@ -142,6 +144,24 @@ class Tap:
         for tap in self._sockets:
             self._read(tap)
 
+    def silence(self) -> None:
+        """Stop listening, at once; the sockets are closed SILENT_S later.
+
+        Even the thread that closes them takes a processor from a server that is about to resume.
+        """
+        silent, self._sockets = self._sockets, []
+        loop = asyncio.get_running_loop()
+        for tap in silent:
+            loop.remove_reader(tap)
+        self._silent += silent
+        if silent:
+            loop.call_later(SILENT_S, self._close_silent)
+
+    def _close_silent(self) -> None:
+        closing, self._silent = self._silent, []
+        if closing:
+            _thread.start_new_thread(_close_all, (closing,))
+
     def close(self) -> None:
         """Stop listening, at once.
 
@@ -155,8 +175,8 @@ class Tap:
             # the loop may be closed already when an agent is torn down
             with suppress(RuntimeError):
                 asyncio.get_running_loop().remove_reader(tap)
-        if closing:
-            _thread.start_new_thread(_close_all, (closing,))
+        self._silent += closing
+        self._close_silent()
 
 
 def _close_all(sockets: list[socket.socket]) -> None:

@@ -320,7 +320,7 @@ class WaitingRoom:
         self._end_patience()
         self._is_open = True
         self.replayed = sum(self._inject(datagram) for datagram in self._buffer.take())
-        self._tap.close()
+        self._tap.silence()
         return self.replayed
 
     def close_later(self, delay_s: float) -> None:

@@ -37,3 +37,43 @@ def test_a_connection_that_is_elsewhere_is_met_with_silence(accepting: bool) -> 
     strangers = [Datagram(bytes([0x40 | number]) + bytes(60), ("10.0.0.2", 40000), 0) for number in range(8)]
     table.received(strangers)
     assert (port.sent, table.peers) == ([], {})
+
+
+class Connection:
+    """Notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def receive_datagram(self, *_: Any) -> None:
+        self.asked.append("receive")
+
+    def datagrams_to_send(self, _: float) -> list[tuple[bytes, Any]]:
+        self.asked.append("send")
+        return []
+
+    def next_event(self) -> None:
+        return None
+
+    def get_timer(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("first", ["receive", "send"])
+def test_a_held_connection_is_woken_before_anything_else_and_once(first: str) -> None:
+    table = ConnectionTable(
+        Port(),  # type: ignore[arg-type]
+        QuicConfiguration(is_client=False),
+        None,
+        lambda peer, event: None,
+        lambda peer: None,
+    )
+    connection, cid = Connection(), bytes(8)
+    peer = table.adopt(connection, {cid})  # type: ignore[arg-type]
+    peer.wake = lambda: connection.asked.append("wake")
+    if first == "receive":
+        table.deliver([Datagram(b"\x40" + cid + bytes(40), ("10.0.0.2", 40000), 0)])
+    table.proceed(peer)
+    table.proceed(peer)
+    assert connection.asked[:2] == ["wake", first]
+    assert connection.asked.count("wake") == 1

@@ -140,3 +140,31 @@ def test_more_are_told_at_once_while_answers_come_without_delay() -> None:
 
 def test_answers_that_waited_in_line_leave_it_at_a_few() -> None:
     assert told_in_turns(2 * turns.QUEUED_S, 3) == 4 * AT_ONCE
+
+
+@pytest.mark.parametrize("queued_s", [0.0, 1.0])
+def test_places_are_kept_longer_while_answers_wait_in_line(
+    monkeypatch: pytest.MonkeyPatch, queued_s: float
+) -> None:
+    now_s = [1000.0]
+    monkeypatch.setattr(turns, "now_s", lambda: now_s[0])
+
+    async def play() -> int:
+        call, peers = Caller(), crowd(4 * AT_ONCE)
+        line = NoticeWindow(peers, call, queued_s=lambda _: queued_s)
+        line.go_on()
+        for peer in peers[:AT_ONCE]:  # all of the first answer; of the next nobody does
+            line.heard(peer)
+        line.go_on()
+        told = len(call.taken)
+        now_s[0] += turns.TURN_S
+        line.go_on()
+        given_on = len(call.taken) - told
+        now_s[0] += turns.TURN_MOST_S
+        line.go_on()
+        assert len(call.taken) > told, "nobody is held up for good"
+        line.drop()
+        return given_on
+
+    given_on = asyncio.run(play())
+    assert (given_on > 0) == (queued_s == 0.0)
