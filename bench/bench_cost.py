@@ -24,10 +24,12 @@ from bench.connection_cost import MEMORY, measured_apart
 from cli.common.progress import perform_shown
 from quicferry.analysis.statistics import Summary, summarise
 from quicferry.experiment.machine import machine
+from quicferry.migration.engines.registry import get, image_engines
 from quicferry.record import RunResult
 from quicferry.spec import RunSpec
 from session.request import to_spec
 
+HANDOFF = "handoff"
 MIB_BITS = 8 * (1 << 20)
 INTER_EDGE_RTT_MS = 0.5  # the default of the topology two_edges
 PAGE = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
@@ -76,7 +78,8 @@ def memory() -> list[Curve]:
     sizes = (0, 28, 100, 280)
 
     def limit(engine: str, mib: int) -> float:
-        carried_ms = mib * MIB_BITS / 1e9 * 1e3 if engine == "criu-cold" else 0.0
+        all_at_once = engine != HANDOFF and not get(engine).is_long
+        carried_ms = mib * MIB_BITS / 1e9 * 1e3 if all_at_once else 0.0
         return carried_ms + INTER_EDGE_RTT_MS / 2
 
     return [
@@ -92,7 +95,7 @@ def memory() -> list[Curve]:
             ),
             _downtime,
         )
-        for engine in ("handoff", "criu-cold", "criu-pre-copy", "criu-post-copy", "criu-hybrid")
+        for engine in (HANDOFF, *image_engines())
     ]
 
 
@@ -124,6 +127,7 @@ def clients() -> list[Curve]:
 
 def moves() -> list[Curve]:
     """The last move's downtime over how many there were before it."""
+    hybrids = [name for name in image_engines() if get(name).copies_ahead and get(name).keeps_source]
     return [
         Curve(
             "Downtime of the last of several moves",
@@ -136,7 +140,7 @@ def moves() -> list[Curve]:
                 result.moves[-1].container_downtime_ms if result.moves else result.container_downtime_ms
             ),
         )
-        for engine in ("handoff", "criu-hybrid")
+        for engine in (HANDOFF, *hybrids)
     ]
 
 
@@ -201,12 +205,16 @@ def measure(curves: Sequence[Curve], repetitions: int, runs: Path | None) -> lis
         order += [(spec, repetition + 1) for spec in drawn]
     results = perform_shown([msgspec.structs.replace(spec, seed=seed) for spec, seed in order], runs)
     of_spec: dict[RunSpec, list[RunResult]] = {}
+    refused: set[str] = set()  # engines that this machine cannot run: their curves are left out
     for (spec, _), result in zip(order, results, strict=True):
         if result.is_measured:
             of_spec.setdefault(spec, []).append(result)
-        else:
-            sys.stderr.write(f"{result.engine}, {result.strategy}: {result.outcome}: {result.error}\n")
-    return rows_of(places, of_spec)
+            continue
+        if result.outcome == "unsupported":
+            refused.add(spec.engine)
+        sys.stderr.write(f"{result.engine}, {result.strategy}: {result.outcome}: {result.error}\n")
+    left = [(curve, point) for curve, point in places if point.spec.engine not in refused]
+    return rows_of(left, of_spec)
 
 
 def rows_of(places: Sequence[tuple[Curve, Point]], of_spec: dict[RunSpec, list[RunResult]]) -> list[Row]:

@@ -12,7 +12,7 @@ from cli.common.runs import runs_option
 from cli.common.sweeping import KEEP, LOCAL, NEW, executor_option, sweep_into
 from quicferry.errors import InvalidInput, disk_error
 from session.outcomes import raise_for
-from session.published import EXCESS_MS, Experiment, Pair, experiments, get, side_by_side
+from session.published import EXCESS_MS, Experiment, Pair, experiments, get, side_by_side, with_containers
 from session.scenario import read_scenario
 from session.selection import sweep_root
 from session.sweep import SweepStore
@@ -56,6 +56,11 @@ class Compared(msgspec.Struct, frozen=True):
     default=None,
     help="Write the figure as SVG into this directory, too.",
 )
+@click.option(
+    "--containers",
+    is_flag=True,
+    help="Move the server in an OCI container, as was published (engines runc-…); a sweep of its own.",
+)
 @click.option("--no-runs", is_flag=True, help="Make no run: show what there is.")
 @executor_option
 @click.option(
@@ -71,6 +76,7 @@ def reproduce(
     list_them: bool,
     repetitions: int | None,
     time_budget_min: float | None,
+    containers: bool,
     no_runs: bool,
     output: Path | None,
     executor: str,
@@ -91,6 +97,8 @@ def reproduce(
         return
     experiment = get(name)
     scenario = read_scenario(experiment.scenario)
+    if containers:
+        scenario = with_containers(scenario)
     if repetitions is not None and repetitions >= scenario.repetitions:
         scenario = msgspec.structs.replace(scenario, fewer=[])  # who asks for so many means all of them
     given = {"repetitions": repetitions, "time_budget_min": time_budget_min}
@@ -99,7 +107,8 @@ def reproduce(
     )
     if network is None:
         network = KEEP if executor == LOCAL else NEW
-    root = sweep_root(f"published-{experiment.scenario.stem}", runs_root)
+    suffix = "-containers" if containers else ""
+    root = sweep_root(f"published-{experiment.scenario.stem}{suffix}", runs_root)
     end = None
     if no_runs:
         store = SweepStore.open_(root)
@@ -107,7 +116,7 @@ def reproduce(
         there = (root / "sweep.json").exists()
         store, end = sweep_into(root, scenario, resume=there, executor=executor, network=network)
     rows = store.rows()
-    pairs = side_by_side(name, rows)
+    pairs = side_by_side(name, rows, containers=containers)
     if as_json:
         for pair in pairs:
             print_json(Compared(name, *pair, pair.ratio))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -70,15 +69,18 @@ def _check_program(name: str, image: ImageSettings, program: str, mounted: str |
     cannot: str | None = None
     for candidate in candidates:
         inside = candidate if candidate.startswith("/") else f"{image.cwd.rstrip('/')}/{candidate}"
-        if any(inside.startswith(f"{target}/") for target in targets):
+        found = resolved(root, inside)
+        if found is None:
+            continue  # the kernel will not follow it either
+        leads_to, is_link = found
+        if any(path.startswith(f"{target}/") for target in targets for path in (inside, leads_to)):
             return  # a volume may have it
-        inside = _unlinked(root, inside)
-        here = [_followed(root, inside)]
-        if any(inside.startswith(f"{bind}/") for bind in (*binds.binds, *binds.links)):
-            here.append(Path(inside))
+        here = [root / leads_to.lstrip("/")]
+        if is_link and not here[0].exists():
+            return  # a link to what only the container has
+        if any(leads_to.startswith(f"{bind}/") for bind in (*binds.binds, *binds.links)):
+            here.append(Path(leads_to))
         for path in here:
-            if path is None:
-                return  # a link to what only the container has
             if path.is_file():
                 cannot = _why_not(path)
                 if cannot is None:
@@ -96,24 +98,34 @@ def _check_program(name: str, image: ImageSettings, program: str, mounted: str |
     )
 
 
-def _unlinked(root: Path, inside: str) -> str:
-    """The same path where its first directory is a link in the image, as ``/bin`` to ``usr/bin``."""
-    first, _, rest = inside.lstrip("/").partition("/")
-    link = root / first
-    return f"/{str(link.readlink()).strip('/')}/{rest}" if rest and link.is_symlink() else inside
+def resolved(root: Path, inside: str) -> tuple[str, bool] | None:
+    """Where a path of the image leads, its links followed within the image; None for links in a circle.
 
-
-def _followed(root: Path, inside: str) -> Path | None:
-    """The file at a path of the image, links followed within it; None for one that leads to nothing there."""
-    path = root / inside.lstrip("/")
-    for _ in range(MOST_LINKS):
-        if not path.is_symlink():
-            return path
-        target = str(path.readlink())
-        path = root / target.lstrip("/") if target.startswith("/") else path.parent / target
-        if not os.path.lexists(path):
+    Also whether its last name is a link. What is not there is no link: it stays as it was named.
+    """
+    found: list[str] = []
+    left = inside.split("/")[::-1]
+    links, ends_in_link = 0, False
+    while left:
+        name = left.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            found = found[:-1]  # as the kernel: above the root is the root
+            continue
+        link = root.joinpath(*found, name)
+        if not link.is_symlink():
+            found.append(name)
+            continue
+        links += 1
+        if links > MOST_LINKS:
             return None
-    return None
+        ends_in_link = ends_in_link or not any(left)
+        target = str(link.readlink())
+        if target.startswith("/"):
+            found = []
+        left += target.split("/")[::-1]
+    return "/" + "/".join(found), ends_in_link
 
 
 def _why_not(program: Path) -> str | None:

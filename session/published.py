@@ -13,14 +13,16 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import polars as pl
 
 from quicferry.analysis.tidy import Row, tidy
 from quicferry.errors import InvalidInput
+from quicferry.migration.engines.registry import in_oci
 from quicferry.paths import CHECKOUT
+from session.scenario import Scenario
 
 FOLDER = CHECKOUT / "scenarios" / "published"
 #: how much longer than downtime and one RTT a request that a move hits may take, ms
@@ -134,10 +136,37 @@ def get(name: str) -> Experiment:
     return experiments()[name]
 
 
-def values(experiment: str) -> list[Value]:
-    """The published values of an experiment, in the order of the table."""
+def with_containers(scenario: Scenario) -> Scenario:
+    """The same scenario for servers in OCI containers, as they were published.
+
+    Raises ``InvalidInput`` for one in which no process is moved.
+    """
+
+    def moved(axes: dict[str, Any]) -> dict[str, Any]:
+        engine = axes.get("engine")
+        if engine is None:
+            return axes
+        return axes | {"engine": in_oci(engine) if isinstance(engine, str) else list(map(in_oci, engine))}
+
+    tables = {"run": moved(scenario.run), "sweep": moved(scenario.sweep)}
+    if tables == {"run": scenario.run, "sweep": scenario.sweep}:
+        raise InvalidInput(
+            f"no process is moved in {scenario.title!r}", hint="leave out --containers for this experiment"
+        )
+    return msgspec.structs.replace(
+        scenario, **tables, without=[*map(moved, scenario.without)], fewer=[*map(moved, scenario.fewer)]
+    )
+
+
+def values(experiment: str, *, containers: bool = False) -> list[Value]:
+    """The published values of an experiment, in the order of the table.
+
+    ``containers``: to stand beside runs ``with_containers``.
+    """
     with (FOLDER / "values.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["experiment"] == experiment]
+    if containers:
+        rows = [row | {"engine": in_oci(row["engine"])} for row in rows]
     several = len({row["measure"] for row in rows}) > 1
     return [_value(row, several=several and row["measure"] in _MEASURES) for row in rows]
 
@@ -206,10 +235,13 @@ def phases(technique: str, size_mb: int) -> Phases:
     return Phases(float(row["dump_ms"]), float(row["transfer_ms"]), restore.published, request.published)
 
 
-def side_by_side(experiment: str, rows: Sequence[Row]) -> list[Pair]:
-    """Each published value beside the same statistic of the runs that succeeded."""
+def side_by_side(experiment: str, rows: Sequence[Row], *, containers: bool = False) -> list[Pair]:
+    """Each published value beside the same statistic of the runs that succeeded.
+
+    ``containers``: as in ``values``.
+    """
     runs = tidy([row for row in rows if row.repetition > 0 and row.result.outcome == "succeeded"])
-    return [_pair(value, runs) for value in values(experiment)]
+    return [_pair(value, runs) for value in values(experiment, containers=containers)]
 
 
 def _pair(value: Value, runs: pl.DataFrame) -> Pair:

@@ -367,7 +367,7 @@ class SourceMove:
     async def _write(self, chunk: bytes, tally: Tally) -> None:
         """Send one chunk of the engine in pieces."""
         assert self._stream is not None
-        for piece in pieces(chunk):
+        for piece in pieces(chunk, tally.size_bytes):
             await self._stream.write(piece)
             # while the network sends it
             tally.add(piece.data)

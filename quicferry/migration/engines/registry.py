@@ -289,6 +289,24 @@ def kernel_state_engines() -> frozenset[str]:
     return engines_that(lambda entry: entry.moves_kernel_state)
 
 
+def image_engines() -> list[str]:
+    """Engines whose agents move a process by CRIU, in the table's order: bare, or as an OCI container.
+
+    Without those that have another program move it (Podman, the published procedure).
+    """
+    return [name for name, entry in engines().items() if entry.packs_images and not entry.by_podman]
+
+
+def in_oci(engine: str) -> str:
+    """The engine that moves an OCI container as ``engine`` moves a bare process, or ``engine`` itself."""
+    ours = image_engines()
+    if engine not in ours:
+        return engine
+    moves = [(name, get(name)) for name in ours if get(name).runs_in_oci]
+    technique = (get(engine).copies_ahead, get(engine).keeps_source)
+    return next((n for n, entry in moves if (entry.copies_ahead, entry.keeps_source) == technique), engine)
+
+
 def criu_variant_engines() -> frozenset[str]:
     """Engines that CRIU's own machinery can carry out as well (``memory_by`` "criu")."""
     return engines_that(lambda entry: entry.by_criu is not None)

@@ -23,7 +23,7 @@ from quicferry.migration.rpc.channel import Duplex, Unary
 from quicferry.migration.rpc.tunnel_messages import TunnelMessage
 from quicferry.model import Endpoint
 
-PIECE_BYTES = 256 * 1024  # measured: first byte 1 ms instead of 5 ms with 1 MiB, the same throughput
+PIECE_BYTES = 256 * 1024  # of the first pieces; measured: first byte 1 ms instead of 5 ms with 1 MiB
 
 
 class StatusQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +134,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
 
 
 class Piece(msgspec.Struct, frozen=True, tag="piece"):
-    """A part of the checkpoint, at most PIECE_BYTES."""
+    """A part of the checkpoint, at most ``order.CHUNK_BYTES``."""
 
     data: bytes
 

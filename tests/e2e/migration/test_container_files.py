@@ -61,6 +61,53 @@ async def play():
 """
 
 
+FAILS = """
+from quicferry.migration.container.layer import UPPER, VOLUMES
+
+def written(edge):
+    found = [p for part in (UPPER, VOLUMES) for p in edge.container.path(str(part)).rglob("*") if p.is_file()]
+    return sorted(str(path.relative_to(edge.container.path("/run/oci/layer"))) for path in found)
+
+async def play():
+    given = ContainerFiles(image=ARGUMENTS, volumes=[Volume(source="data", target="/srv/data")])
+    async with edges("edge-1", "edge-2", engine="ENGINE", given=given) as (a, b):
+        await a.container.start(["/app/start.sh", sys.executable, str(SERVER), "5"])
+        before = await a.ask()
+        move = order(1, a, b)
+        await prepare(move, a, b)
+        came = written(b)
+        stream = a.engine.checkpoint(move)
+        first = await anext(stream)
+        await stream.aclose()
+        said = await broken_off(move, a, b, [first[: len(first) // 2]])
+        left, kept = written(b), written(a)
+        await b.engine.abandon_destination(move, "told twice")
+        try:  # a move to where the server runs is refused, and takes none of its files
+            await a.engine.prepare_destination(order(2, b, a))
+        except MigrationError as error:
+            refused = str(error)
+        await a.engine.abandon_destination(order(2, b, a), "refused")
+        still = written(a)
+        await whole_move(3, a, b)
+        return dict(
+            said=said, came=came, left=left, kept=kept, still=still, refused=refused,
+            before=before, after=await b.ask(), moved=written(b),
+        )
+"""
+
+
+def test_a_move_that_fails_leaves_no_files_of_the_container(tmp_path):
+    got = played(FAILS, tmp_path, arguments=str(image(tmp_path)), ENGINE="runc-cold")
+    assert "cut off" in got["said"]
+    assert {"upper/var/log/lines", "volumes/data/lines", "upper/opt/replaced/new"} <= set(got["came"])
+    assert got["left"] == []
+    assert set(got["came"]) <= set(got["kept"]), "the source has them all"
+    assert "already runs" in got["refused"]
+    assert set(got["kept"]) <= set(got["still"])
+    assert {"upper/var/log/lines", "volumes/data/lines", "upper/opt/replaced/new"} <= set(got["moved"])
+    assert got["after"]["sha256"] == got["before"]["sha256"]
+
+
 def image(directory: Path) -> Path:
     made = directory / "image"
     for name, text in {

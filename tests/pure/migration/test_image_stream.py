@@ -1,7 +1,9 @@
 """The stream of a checkpoint: whatever way it is cut, it comes out whole, and it cannot harm the host."""
 
+import contextlib
 import itertools
 import struct
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quicferry.errors import MigrationError
+from quicferry.migration.container.beneath import open_beneath
+from quicferry.migration.criu import image_stream
 from quicferry.migration.criu.image_stream import (
     FORMAT_VERSION,
     LENGTH,
@@ -51,6 +55,36 @@ def test_any_cutting_gives_the_same_files(tmp_path_factory, pieces, cuts):
     for name in {name for name, _ in pieces}:
         written = (directory / "host" / "run" / "images" / name).read_bytes()
         assert written == b"".join(piece for other, piece in pieces if other == name)
+
+
+def held_open(directory):
+    """The names of the files below a directory that this process has open."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the listing itself
+            found.append(descriptor.readlink())
+    return [path.name for path in found if path.is_relative_to(directory)]
+
+
+def test_a_file_is_opened_once_for_each_record_and_never_left_open(tmp_path, monkeypatch):
+    opened = []
+
+    def counting(root, inside, *arguments):
+        opened.append(str(inside))
+        return open_beneath(root, inside, *arguments)
+
+    monkeypatch.setattr(image_stream, "open_beneath", counting)
+    reader = unpacker(tmp_path)
+    data = record(RecordKind.IMAGE, "pages-1.img", bytes(1 << 20))
+    data += record(RecordKind.IMAGE, "core-1.img", bytes(1 << 16))
+    for start in range(0, len(data), 8192):
+        reader.feed(data[start : start + 8192])
+    assert opened == ["run/images/pages-1.img", "run/images/core-1.img"]
+    assert held_open(tmp_path) == []
+    reader.feed(data[:8192])  # cut off in the middle of a record
+    assert held_open(tmp_path) == ["pages-1.img"]
+    del reader
+    assert held_open(tmp_path) == []
 
 
 def test_an_open_file_gets_its_place_and_mode_and_replaces_what_was_there(tmp_path):

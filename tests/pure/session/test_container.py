@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quicferry.errors import InvalidInput
-from session.container import elf_machine
+from session.container import elf_machine, resolved
 from session.request import to_spec
 from tests.pure.migration.test_oci_image import archive, layout
 
@@ -93,6 +93,42 @@ def test_an_image_needs_a_shell_of_its_own_or_the_machines(tmp_path):
         asked(image=str(tmp_path))
     shutil.rmtree(tmp_path / "usr")
     assert asked(image=str(tmp_path)).image, "/usr comes from the machine, and the link leads there"
+
+
+@pytest.mark.parametrize(
+    ("links", "path", "found"),
+    [
+        ({}, "/app/run", ("/app/run", False)),
+        ({"bin": "usr/bin"}, "/bin/sh", ("/usr/bin/sh", False)),
+        ({"bin": "/usr/bin"}, "/bin/sh", ("/usr/bin/sh", False)),
+        ({"usr/bin/sh": "/bin/busybox", "bin": "/usr/bin"}, "/bin/sh", ("/usr/bin/busybox", True)),
+        ({"a/b/c": "../../d/e", "d": "a"}, "/a/b/c/f", ("/a/e/f", False)),
+        ({"a/b/c": "x"}, "/a/b/c/", ("/a/b/x", True)),
+        ({"up": "../../../etc"}, "/up/../up/passwd", ("/etc/passwd", False)),
+        ({"one": "two", "two": "one"}, "/one/x", None),
+    ],
+)
+def test_links_are_followed_within_the_image(tmp_path, links, path, found):
+    for name, target in links.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(target)
+    assert resolved(tmp_path, path) == found
+
+
+def test_a_directory_link_never_leads_to_the_machine(tmp_path):
+    """With an absolute link for a directory, the machine's program of that name is not the image's."""
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "bin").symlink_to("/usr/bin")
+    with pytest.raises(InvalidInput, match="has no /bin/sh"):
+        asked(image=str(tmp_path))
+    (tmp_path / "opt").symlink_to("/data")
+    program(tmp_path / "usr/bin/sh")
+    with pytest.raises(InvalidInput, match="has no program '/opt/run'"):
+        asked(image=str(tmp_path), command="/opt/run")
+    assert asked(image=str(tmp_path), command="/opt/run", volumes="data:/data").image, "a volume may have it"
+    (tmp_path / "data").symlink_to("opt")
+    with pytest.raises(InvalidInput, match="has no program '/opt/run'"):
+        asked(image=str(tmp_path), command="/opt/run")
 
 
 def test_a_volume_that_podman_cannot_be_given_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from quicferry.record import RunPaths, RunResult, result_of
 from quicferry.spec import RunSpec
 from session import session as performing
 from session import sweep as sweeping
-from session.published import Pair, experiments, get, phases, side_by_side, values
+from session.published import Pair, experiments, get, phases, side_by_side, values, with_containers
 from session.scenario import read_scenario
 from tests.pure.session.sweep_support import run_directory
 
@@ -46,6 +46,36 @@ def test_every_experiment_has_a_scenario_that_runs_what_was_published(name: str)
     for pair in side_by_side(name, results):
         assert pair.runs > 0, pair.label
         assert pair.measured == 5
+
+
+@pytest.mark.parametrize(
+    "name", ["fig4", "fig5a", "fig5b", "fig5c", "fig6a", "fig6b", "fig6c", "exp1", "exp2"]
+)
+def test_the_published_containers_can_be_moved_as_containers(name: str) -> None:
+    bare = read_scenario(get(name).scenario)
+    scenario = with_containers(bare)
+    cells = scenario.cells()
+    assert {spec.engine for spec in cells} == {
+        spec.engine.replace("criu-", "runc-") for spec in bare.cells() if spec.baseline is None
+    }
+    results = []
+    for spec in cells:
+        result = result_of(spec, "succeeded")
+        for value in values(name):
+            if value.measure in RunResult.__struct_fields__:
+                setattr(result, value.measure, 5)
+        result.phases_ms = {"restore": 5.0}
+        results.append(Row("s", 0, 1, result))
+    pairs = side_by_side(name, results, containers=True)
+    assert [pair.published for pair in pairs] == [value.published for value in values(name)]
+    assert not [pair.label for pair in pairs if not pair.runs]
+    assert not [pair.label for pair in side_by_side(name, results) if pair.runs and "criu" in pair.label]
+
+
+def test_an_experiment_without_moves_has_no_containers() -> None:
+    with pytest.raises(InvalidInput, match="no process is moved in"):
+        with_containers(read_scenario(get("exp0").scenario))
+    assert main.call(["reproduce", "exp0", "--containers"]) == 2
 
 
 def test_scenarios_of_the_published_experiments_are_all_there() -> None:

@@ -158,9 +158,11 @@ class PublishedEngine(RuncEngine):
         detail["criu"] = msgspec.structs.asdict(stats)
 
     async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
-        """Also end rsync's daemon."""
-        await super().abandon_destination(order, reason)
-        await self._rsync.stop()
+        """Also end rsync's daemon, which must not write to the container's layer any more."""
+        try:
+            await self._rsync.stop()
+        finally:
+            await super().abandon_destination(order, reason)
 
 
 class PublishedColdEngine(PublishedEngine):

@@ -98,10 +98,13 @@ class RuncEngine(CriuEngine):
         return self._dumping is not None and not self._dumping.done()
 
     async def abandon_destination(self, order: MoveOrder, reason: str) -> None:
-        """Also end a runc that is ready to restore."""
+        """Also end a runc that is ready to restore, and remove the container's files that have come."""
         await super().abandon_destination(order, reason)
-        if self._box.service_pid is None:
+        if self._box.service_pid is None:  # else the move was refused, as a server runs here
             await self._close()
+            # the edge host's container may be gone, and its files with it
+            with contextlib.suppress(MigrationError):
+                await self._box.renew_layer()
 
     async def _restore_dead(self, held: Held, order: MoveOrder) -> None:
         """Restore the container from its own images; the server has a new PID then."""
