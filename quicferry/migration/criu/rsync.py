@@ -23,8 +23,10 @@ INSTALL_HINT = "run `make setup` as root, or `apt-get install rsync`"
 ASK_S = 0.01
 UP_S = 5.0
 
+#: Without chroot a daemon changes the symbolic links that it takes ("munge symlinks"): the link to the images
+#: of a pre-dump would lead nowhere. In chroot they stay as they are, absolute ones of a container too.
 CONFIGURATION = """\
-use chroot = no
+use chroot = yes
 pid file = /run/rsyncd.pid
 [run]
 path = /run
