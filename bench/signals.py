@@ -61,11 +61,11 @@ _CRIU = (
 )
 MOMENTS: dict[str, Moment] = {
     "doctor asks": Moment(("doctor", "--only", "shaped-link"), "quicferry.experiment.preflight"),
-    "doctor captures": Moment(("doctor", "--only", "tshark"), "dumpcap"),
+    "doctor captures": Moment(("doctor", "--only", "tshark"), "quicferry.capture.recorder"),
     "doctor dumps": Moment(("doctor", "--only", "criu"), "criu_check.py"),
     "preflight": Moment(_RUN, "quicferry.experiment.preflight"),
     "the run begins": Moment(_RUN, "session.play"),
-    "captures run": Moment(_RUN, "dumpcap -q -n -N"),
+    "captures run": Moment(_RUN, "quicferry.capture.recorder"),
     "the server starts": Moment(_RUN, "apps.server.server"),
     "the client loads": Moment(_RUN, "apps.client"),
     "no memory is left": Moment(_RUN, "apps.client", no_more_memory=True),

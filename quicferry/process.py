@@ -185,11 +185,17 @@ def adopt(
     return _Adopted(pid, argv, stdin, stdout, stderr)
 
 
-def stop(process: subprocess.Popen[bytes], *, grace_s: float = 2.0) -> int:
-    """End one process that we started: SIGTERM, then SIGKILL after ``grace_s``. Returns its status."""
+def ask_to_stop(process: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM to one process that we started, if it still runs."""
     if process.poll() is None:
         process.terminate()
         process.send_signal(signal.SIGCONT)  # one that stands still hears of it only when it goes on
+
+
+def stop(process: subprocess.Popen[bytes], *, grace_s: float = 2.0) -> int:
+    """End one process that we started: SIGTERM, then SIGKILL after ``grace_s``. Returns its status."""
+    if process.poll() is None:
+        ask_to_stop(process)
         try:
             process.wait(grace_s)
         except subprocess.TimeoutExpired:

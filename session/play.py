@@ -29,12 +29,16 @@ from quicferry.experiment.stage import KEEP, LOG, ONCE, RunOrder, RunOver
 from quicferry.fork_server import ForkServer
 from quicferry.process import run
 from quicferry.record import Manifest, RunPaths, read_manifest
+from quicferry.slowness import measure
 
 LINKS = "links"  # in a run's directory: the files of its cable
 PRIORITY = -10  # niceness of all that plays in a run: what else the machine does should not be measured
 
 #: Programs that every run with a strategy has, and most with a baseline: forked, not started one by one.
-FORKED = ("apps.agent", "apps.orchestrator", "apps.client.client", "apps.client.multi_client")
+FORKED = (
+    *("apps.agent", "apps.orchestrator", "apps.client.client", "apps.client.multi_client"),
+    *("quicferry.capture.recorder", "quicferry.emulation.links.cable.__main__"),
+)
 
 
 def show(event: Event) -> None:
@@ -76,10 +80,11 @@ def main() -> None:
     _perform(manifest, paths, emulator)
 
 
-def _perform(manifest: Manifest, paths: RunPaths, emulator: Emulator) -> None:
+def _perform(manifest: Manifest, paths: RunPaths, emulator: Emulator, *, slower: float | None = None) -> None:
     spec = manifest.spec
     every_ms = workloads.longest_pause_s(spec.workload, spec.interval_ms) * 1e3
-    perform(manifest, paths, emulator, _deployment(spec.baseline), show, asks_every_ms=every_ms)
+    deployment = _deployment(spec.baseline)
+    perform(manifest, paths, emulator, deployment, show, asks_every_ms=every_ms, slower=slower)
 
 
 def _orders() -> Iterator[RunOrder]:
@@ -99,6 +104,7 @@ def play_orders(folder: Path, forks: ForkServer) -> None:
     keys = folder / "keys"
     keep_in_memory(keys)
     emulator = KeptEmulator(forks=forks)
+    slower = measure()  # once: it takes 30 ms, of the 700 that a run takes besides its load
     for order in _orders():
         paths = RunPaths(Path(order.directory))
         if emulator.why is not None:
@@ -115,7 +121,7 @@ def play_orders(folder: Path, forks: ForkServer) -> None:
             backend=_backend(spec.link_backend),
             may_stay=not spec.faults,
         )
-        _perform(manifest, paths, emulator)
+        _perform(manifest, paths, emulator, slower=slower)
         sys.stdout.buffer.write(msgspec.json.encode(RunOver(over=order.run_id)) + b"\n")
         sys.stdout.buffer.flush()
         emulator.tidy_up()  # beside the analysis

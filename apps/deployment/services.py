@@ -10,7 +10,7 @@ import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -137,6 +137,11 @@ class AgentService:
         kinds = {"outcome", "recovered"}
         return self.replies.wait(program, kinds, longer(MOVE_S), replaced=lambda: self.restarts.is_replaced)
 
+    def ask_to_stop(self) -> None:
+        """Let it end, without waiting for that."""
+        if self.program is not None:
+            self.program.ask_to_end()
+
     def stop(self) -> None:
         if self.program is not None:
             self.program.end()
@@ -178,6 +183,8 @@ class AgentService:
             tls=self._tls,
             service=self._server("server", standby=False),
             standby=self._server("standby", standby=True),
+            # where the orchestrator is going to order it
+            start_ahead=self.edge == context.part(SOURCE) and not self.restarts.number,
             base_image=self._idle_twin() if self._uses_base_image else None,
             server_ready=SERVER_EVENTS,
             control=CONTROL,
@@ -336,12 +343,19 @@ def journals(context: RunContext) -> Path:
     return folder
 
 
+class StopsWhenAsked(Service, Protocol):
+    """A service that can be asked to stop before somebody waits for its end."""
+
+    def ask_to_stop(self) -> None:
+        """Let it end, without waiting for that."""
+
+
 class Together:
-    """Services that need nothing of each other to start: all are started before any is waited for."""
+    """Services that need nothing of each other: all are started, or asked to stop, and then waited for."""
 
     name = "agents"
 
-    def __init__(self, services: Sequence[Service]) -> None:
+    def __init__(self, services: Sequence[StopsWhenAsked]) -> None:
         self._services = services
 
     def start(self) -> None:
@@ -355,6 +369,8 @@ class Together:
     def stop(self) -> None:
         """End all, the last first, also when one will not; raises what was raised first."""
         problems: list[FerryError] = []
+        for service in self._services:
+            service.ask_to_stop()
         for service in reversed(self._services):
             try:
                 service.stop()

@@ -194,7 +194,7 @@ def check_edges(
 
 
 def _dropped(log: Path) -> int:
-    """How many packets a capture dropped, as dumpcap says."""
+    """How many packets a capture dropped, as it says."""
     counts = read_counts(log.read_text(errors="replace"))
     return counts.dropped if counts is not None else 0
 

@@ -1,7 +1,8 @@
 """Records what crosses the interfaces, and reads it again. Reading needs no root and no network.
 
 ============= ==========================================================================
-``capture``   dumpcap on the hosts of a run: ``CaptureSession``
+``capture``   recorders on the hosts of a run: ``CaptureSession``
+``recorder``  the program that captures on a host, with libpcap
 ``files/``    capture files of every kind, block by block
 ``pcap``      their UDP and TCP payloads: ``DatagramReader``, ``read_datagrams``
 ``clock``     the stamps of captures on the clock of the run

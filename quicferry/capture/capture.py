@@ -1,18 +1,8 @@
-"""Captures on the hosts of an emulation: one dumpcap per host, on all interfaces that matter.
+"""Captures on the hosts of an emulation: one recorder per host, on all interfaces that matter.
 
-Why dumpcap, measured with 4,000 packets in 0.1 s on a veth pair (Wireshark 4.0, libpcap 1.10,
-kernel 6.18):
-
-* both it and tcpdump catch every packet sent after the ready signal used here: the program's own
-  word that it captures *and* the kernel's that its socket runs, 20-30 ms after the start;
-* at the end, packets lie in kernel blocks that are handed over when full or after a timeout. Stopped
-  at once, both lose the last hundred; dumpcap has them all 0.3 s later, tcpdump needs 1.2 s.
-  tcpdump's immediate mode loses none, but pays a system call for each packet. Again with 600 packets,
-  ten times each, on two cores with 12 processes that wanted them: after 0.2 s all of them were lost in
-  eight of ten, after 0.3, 0.35, 0.45 and 0.6 s none; dumpcap itself then ends at the next turn of its
-  read timeout, so that waiting longer than 0.4 s only adds to that;
-* dumpcap writes pcapng with the interfaces' names, and tells at its end how many packets the
-  kernel dropped.
+The recorder (``quicferry.capture.recorder``) catches every packet sent after the ready signal used here: its
+own word that it captures *and* the kernel's that its sockets run. All that was sent before it is told to end
+is in its file: it knows from the kernel how many packets that are.
 """
 
 from __future__ import annotations
@@ -20,25 +10,22 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
+from quicferry.capture.recorder import gather, part
 from quicferry.errors import CaptureError, last_line
 from quicferry.model import NodeKind, Topology
 from quicferry.process import Popen, Stillness, TimeoutExpired, children_of, how_ended
 from quicferry.slowness import longer
 
-BUFFER_MIB = 32
+RECORDER = "quicferry.capture.recorder"
 READY_S = 30.0
-LINGER_S = 0.4  # dumpcap's read timeout is 0.25 s; see the measurements above
-STOP_S = 10.0
+STOP_S = 60.0  # it makes one file of those of its interfaces: some seconds for a gigabyte
 POLL_S = 0.003
-#: Between its threads dumpcap queues 1,000 packets unless it is told otherwise; an image at 1 Gbit/s
-#: was seen to overflow that by some hundred packets.
-QUEUE_PACKETS = 1_000_000
-QUEUE_BYTES = 64 << 20
 #: Between edges the image itself is not kept, only that it passed: headers with all their options.
 HEADER_BYTES = 128
 
@@ -72,14 +59,14 @@ class Interface(NamedTuple):
 
 
 class CaptureCounts(NamedTuple):
-    """The packet counts that dumpcap prints at its end."""
+    """The packet counts that the recorder (and dumpcap) prints at its end."""
 
     captured: int
     dropped: int
 
 
 class Capture:
-    """The dumpcap process of one host: ``start``, ``wait_ready``, later ``stop``."""
+    """The recorder of one host: ``start``, ``wait_ready``, later ``stop``."""
 
     def __init__(self, spawn: Spawn, host: str, interfaces: Sequence[Interface], path: Path) -> None:
         self.host = host
@@ -92,12 +79,11 @@ class Capture:
         self._stillness = Stillness()
 
     def start(self) -> None:
-        """Start dumpcap. Raises ``Unsupported`` when there is none."""
-        argv: list[str | Path] = ["dumpcap", "-q", "-n", "-N", str(QUEUE_PACKETS), "-C", str(QUEUE_BYTES)]
-        for interface in self.interfaces:
-            argv += ["-i", interface.name, "-s", str(interface.snapshot_bytes), "-B", str(BUFFER_MIB)]
+        """Start the recorder. Raises ``Unsupported`` when that cannot be."""
+        words = [f"{each.name}:{each.snapshot_bytes}" for each in self.interfaces]
         with self.log.open("wb") as log:
-            self._process = self._spawn(self.host, [*argv, "-w", self.path], stderr=log)
+            argv: list[str | Path] = [sys.executable, "-m", RECORDER, self.path, *words]
+            self._process = self._spawn(self.host, argv, stderr=log)
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
         """Wait until the kernel hands packets to it. Raises ``CaptureError``."""
@@ -136,7 +122,7 @@ class Capture:
         )
 
     def ask_to_end(self) -> None:
-        """Ask dumpcap to end, and do not wait: it takes as long as its read timeout."""
+        """Ask it to end, and do not wait."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             self._process.send_signal(
@@ -145,10 +131,7 @@ class Capture:
             self._asked_to_end = True
 
     def stop(self) -> list[str]:
-        """End the capture; returns warnings when it had ended early or dropped packets.
-
-        All packets older than ``LINGER_S`` are in the file; wait that long before, once for all captures.
-        """
+        """End the capture; returns warnings when it had ended early or dropped packets."""
         if self._process is None:
             return []
         warnings = []
@@ -157,12 +140,19 @@ class Capture:
         else:
             self._end(signal.SIGINT)
         self._process = None
+        if any(part(self.path, each.name).exists() for each in self.interfaces):
+            self._rescue()
         counts = read_counts(self._printed())
         if counts is None:
             warnings.append(f"the capture of {self.host} did not say how many packets it lost")
         elif counts.dropped:
             warnings.append(f"the capture of {self.host} lost {counts.dropped} packets")
         return warnings
+
+    def _rescue(self) -> None:
+        """Keep what a recorder that did not come to its end has written."""
+        with contextlib.suppress(OSError, CaptureError):  # it is told already that the capture ended early
+            gather(self.path, [each.name for each in self.interfaces])
 
     def _end(self, number: signal.Signals) -> None:
         process = self._process
@@ -194,42 +184,60 @@ class CaptureSession:
         self._folder = folder
         self._captures: list[Capture] = []
         self._between_edges: set[str] = set()
+        self._names: dict[str, str] = {}
 
     def start(self, hosts: Iterable[str]) -> dict[str, str]:
-        """Begin capturing on the interfaces of these hosts; returns their names by host.
-
-        A link between two edges is captured at the end that is named first: the image crosses it at
-        full speed, and to count it twice would slow down what is being measured.
+        """Begin capturing on the interfaces of these hosts; returns their names by host. See ``begin``.
 
         Returns when every capture really runs. Raises ``CaptureError`` and leaves none behind.
         """
+        names = self.begin(hosts)
+        self.wait_ready()
+        return names
+
+    def begin(self, hosts: Iterable[str]) -> dict[str, str]:
+        """Start the captures on the interfaces of these hosts, once; returns their names by host.
+
+        A link between two edges is captured at the end that is named first: the image crosses it at
+        full speed, and to count it twice would slow down what is being measured. What is sent before
+        ``wait_ready`` returns may be missing. Raises ``CaptureError`` and leaves none behind.
+        """
+        if self._captures:
+            return self._names
         self._folder.mkdir(parents=True, exist_ok=True)
         interfaces = {host: self._interfaces(host) for host in dict.fromkeys(hosts)}
+        self._names = {host: " ".join(each.name for each in found) for host, found in interfaces.items()}
         try:
             for host, found in interfaces.items():
                 capture = Capture(self._emulator.spawn, host, found, self._folder / f"{host}.pcapng")
                 self._captures.append(capture)
                 capture.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self._names
+
+    def wait_ready(self) -> None:
+        """Wait until every capture really runs. Raises ``CaptureError`` and leaves none behind."""
+        try:
             for capture in self._captures:
                 capture.wait_ready()
         except BaseException:
-            self.stop(linger_s=0.0)
+            self.stop()
             raise
-        return {host: " ".join(each.name for each in found) for host, found in interfaces.items()}
 
     def ended(self) -> CaptureError | None:
         """The error of the first capture that has ended by itself or stands still; None while all run."""
         return next((why for capture in self._captures if (why := capture.ended()) is not None), None)
 
-    def stop(self, *, linger_s: float = LINGER_S) -> None:
-        """End all captures, after what was sent ``LINGER_S`` ago is in their files. May be called again.
-
-        ``linger_s`` is shorter where nothing was sent any more that matters for some time already.
-        """
-        if self._captures and linger_s > 0:
-            time.sleep(linger_s)
+    def ask_to_end(self) -> None:
+        """Let all captures end, with what was sent until now in their files; ``stop`` waits for that."""
         for capture in self._captures:
-            capture.ask_to_end()  # all of them, so that they end at the same time
+            capture.ask_to_end()
+
+    def stop(self) -> None:
+        """End all captures. May be called again."""
+        self.ask_to_end()  # all of them, so that they end at the same time
         while self._captures:
             self.warnings += self._captures.pop().stop()
 
@@ -248,7 +256,7 @@ class CaptureSession:
 
 
 def read_counts(words: str) -> CaptureCounts | None:
-    """Read the counts that dumpcap prints at its end; None when they are not there."""
+    """Read the counts that a recorder or dumpcap printed at its end; None when they are not there."""
     lines = re.findall(r"Packets received/dropped on interface '[^']*': (\d+)/(\d+)", words)
     if not lines:
         return None

@@ -6,20 +6,21 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from quicferry import process
-from quicferry.capture.capture import running_packet_sockets
+from quicferry.capture.capture import RECORDER, running_packet_sockets
 from quicferry.capture.pcap import read_datagrams
 from quicferry.errors import Unsupported
 from quicferry.probe import Probe
 
 #: unlike that of any other process: probes of two runs may be under way at once
 _MARK = b"quicferry probe " + secrets.token_bytes(8)
-_HINT = "run `make setup`: it installs tshark, which brings dumpcap, and tcpdump"
+_HINT = "run `make setup`: it installs tshark and tcpdump, which bring libpcap"
 
 
 #: the kernel ends the program with the tool, however that ends
@@ -59,7 +60,8 @@ def _try_capture(
         deadline = time.monotonic() + 5
         while running_packet_sockets(running.pid) == 0:
             if running.poll() is not None or time.monotonic() > deadline:
-                raise Unsupported(f"{argv[0]} does not capture", hint="it needs root, or CAP_NET_RAW")
+                who = "libpcap" if argv[0] == sys.executable else argv[0]
+                raise Unsupported(f"{who} does not capture", hint="it needs root, or CAP_NET_RAW")
             time.sleep(0.01)
         time.sleep(settle_s)  # the file and the filter are made after the socket
         _send_marks(3, sink)
@@ -87,10 +89,10 @@ def _tcpdump() -> str:
 def _tshark() -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.pcapng"
-        argv: list[str | Path] = ["dumpcap", "-q", "-n", "-i", "lo", "-w", path]
-        seen = _capture_marks(lambda only: [*argv, "-f", only], path, 0.6)
+        argv: list[str | Path] = [sys.executable, "-m", RECORDER, path, "lo:0"]
+        seen = _capture_marks(lambda only: [*argv, "--filter", only], path, 0.1)
         if seen != 3:
-            raise Unsupported(f"dumpcap caught {seen} of 3 packets on lo", hint=_HINT)
+            raise Unsupported(f"libpcap caught {seen} of 3 packets on lo", hint=_HINT)
         read = process.run(
             ["tshark", "-n", "-r", path, "-Y", "udp", "-T", "fields", "-e", "udp.payload"], timeout_s=60
         )
@@ -98,7 +100,7 @@ def _tshark() -> str:
         if marks != 3:
             raise Unsupported(f"tshark read {marks} of 3 packets", hint=_HINT)
     version = re.search(r"[0-9]+(\.[0-9]+)+", process.run(["tshark", "--version"]).stdout)
-    return f"dumpcap caught and tshark {version[0] if version else ''} read 3 of 3 packets on lo"
+    return f"libpcap caught and tshark {version[0] if version else ''} read 3 of 3 packets on lo"
 
 
 PROBES = [

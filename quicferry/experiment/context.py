@@ -20,7 +20,7 @@ from quicferry.errors import FerryError, MigrationError, last_line
 from quicferry.events import Event, EventLog
 from quicferry.experiment.container_watch import ContainerWatch
 from quicferry.model import Endpoint, Topology
-from quicferry.process import PIPE, Popen, Stillness, how_ended, stop
+from quicferry.process import PIPE, Popen, Stillness, ask_to_stop, how_ended, stop
 from quicferry.record import PLACE_BY_SERVER, RunPaths
 from quicferry.slowness import longer
 from quicferry.spec import RunSpec
@@ -127,6 +127,11 @@ class Program:
         return MigrationError(
             f"{self.name} {how} in the middle of the run{said}", hint=f"see {self.log.name} in logs/"
         )
+
+    def ask_to_end(self) -> None:
+        """Send it the signal by which ``end`` ends it, and do not wait."""
+        self.is_to_end = True
+        ask_to_stop(self.process)
 
     def end(self, grace_s: float = 2.0) -> None:
         """End it by signal if it still runs."""

@@ -10,6 +10,7 @@ import datetime
 import shutil
 from contextlib import suppress
 
+from quicferry.capture.recorder import gather_left
 from quicferry.capture.run_capture import write_run_capture
 from quicferry.errors import CaptureError, StoreError, disk_error, last_line
 from quicferry.experiment import faults
@@ -77,8 +78,9 @@ def _end(store: RunStore, paths: RunPaths, manifest: Manifest, why: str, hint: s
         except OSError as error:
             raise disk_error(f"{why}; and this cannot be written down", error) from error
     try:
+        gather_left(paths.captures)
         write_run_capture(paths)
-    except CaptureError as error:  # the run is none the worse for it, and its captures are there
+    except (CaptureError, OSError) as error:  # the run is none the worse for it, and its captures are there
         manifest.warnings.append(f"no {paths.capture.name}: {error}")
         with suppress(OSError):
             write_json(paths.manifest, manifest)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 
 from quicferry import __version__
-from quicferry.capture.capture import LINGER_S, CaptureSession
+from quicferry.capture.capture import CaptureSession
 from quicferry.capture.clock import realtime_minus_monotonic_ns
 from quicferry.emulation.emulator import Emulator
 from quicferry.emulation.links.layer import warnings_about
@@ -56,11 +56,13 @@ def perform(
     on_event: Callable[[Event], None] | None = None,
     *,
     asks_every_ms: float | None = None,
+    slower: float | None = None,
 ) -> Manifest:
     """Play one run and write all raw data; returns the manifest with the outcome.
 
     ``on_event`` hears of every event as it comes. ``asks_every_ms`` is from one request of the workload to
-    the next, where that is not ``interval_ms``. Never raises ``FerryError``: a failed run is data too.
+    the next, where that is not ``interval_ms``. ``slower`` is what ``slowness.measure`` said, for who has
+    asked it already. Never raises ``FerryError``: a failed run is data too.
     Raises ``OSError`` when not even its end can be written down.
     """
     context = RunContext(manifest.spec, manifest.topology, paths, emulator, on_event)
@@ -68,7 +70,7 @@ def perform(
     manifest.kernel = f"{platform.system()} {platform.release()}"
     manifest.versions |= package_versions()
     manifest.machine = machine()
-    slower = measure()
+    slower = measure() if slower is None else slower
     announce(slower)
     if slower > 1:
         context.warnings.append(
@@ -151,18 +153,22 @@ def _play(
     try:
         with Watch(context):
             with events.phase("run.start"):
-                manifest.interfaces = captures.start(
-                    list(dict.fromkeys([*manifest.topology.clients, source, destination, *manifest.stops]))
-                )
                 deployment = make_deployment(context)
                 manifest.source_endpoint = str(context.service_endpoint(source))
                 manifest.destination_endpoint = str(context.service_endpoint(destination))
                 manifest.stop_endpoints = [str(context.service_endpoint(edge)) for edge in manifest.stops]
                 manifest.place_by = context.place_by
                 manifest.client_stops = context.client_stops
+                hosts = [*manifest.topology.clients, source, destination, *manifest.stops]
                 for service in deployment.services:
+                    if (
+                        service is deployment.services[-1]
+                    ):  # the client: it is captured from its first packet on
+                        manifest.interfaces = captures.start(hosts)
                     started.append(service)
                     service.start()
+                    if service is deployment.services[0]:  # while it loads
+                        captures.begin(hosts)
                     service.wait_ready(longer(READY_S))
             with events.phase("run.load"):
                 emulator.begin()
@@ -180,10 +186,12 @@ def _play(
             manifest.machine_load = watch.load()
     finally:
         with events.phase("run.collect"):
-            problems = _stop_all(started[-1:])
-            silent_since_s = time.monotonic()  # without its client nothing is sent that is measured
-            problems += _stop_all(started[-2::-1])
-            captures.stop(linger_s=LINGER_S - (time.monotonic() - silent_since_s))
+            # the client first, and last what was started first: without the others it sends nothing measured
+            last = min(1, len(started) - 1)
+            problems = _stop_all(started[: last - 1 if last else None : -1])
+            captures.ask_to_end()
+            problems += _stop_all(started[:last])
+            captures.stop()
             try:
                 manifest.links = emulator.link_readings()
             except EmulationError as error:  # that of what has broken is told

@@ -123,16 +123,17 @@ class Orchestrator:
 
     async def end_services(self, command: EndCommand) -> dict[str, Files]:
         """Stop the servers; returns what the agents collected, by edge. Agents that are gone are left out."""
-        collected: dict[str, Files] = {}
-        for edge in command.edges:
+
+        async def end(edge: str) -> Files | None:
             try:
                 await self.agent(edge).call(STOP_SERVICE, StopService(), timeout_s=longer(STOP_S))
-                collected[edge] = await self.agent(edge).call(
-                    COLLECT_FILES, CollectFiles(), timeout_s=longer(STOP_S)
-                )
+                return await self.agent(edge).call(COLLECT_FILES, CollectFiles(), timeout_s=longer(STOP_S))
             except (TooLate, Unreachable):
-                continue
-        return collected
+                return None
+
+        # all at once: each needs two round trips, or the whole time-out
+        answers = await asyncio.gather(*map(end, command.edges))
+        return {edge: files for edge, files in zip(command.edges, answers, strict=True) if files is not None}
 
     async def move(self, command: MoveCommand) -> Outcome:
         """Carry out one move; returns how it ended. Raises ``MigrationError`` when it cannot begin."""

@@ -28,6 +28,7 @@ from quicferry.emulation.links.cable.config import CableLink, CableStats, Direct
 from quicferry.emulation.links.cable.frames import open_wire_end
 from quicferry.emulation.sandbox.namespaces import in_new_netns
 from quicferry.errors import EmulationError, InvalidInput, Unsupported
+from quicferry.fork_server import ForkServer
 from quicferry.model import Link, LinkReading, Shape
 
 BACKENDS = ("netem", "cable")
@@ -109,15 +110,16 @@ class LinkLayer:
     ``backend`` is what ``choose_backend`` answered; ``seed`` makes loss and jitter of the cable
     reproducible; ``work_dir`` exists and gets the cable's files. Use: ``add`` each link, ``start``,
     and ``stop`` at the end. Wire ends are made in the network namespace of the caller's thread.
-    May be used from a thread that runs an event loop.
+    May be used from a thread that runs an event loop. ``forks`` starts the cable if it has loaded it.
     """
 
-    def __init__(self, backend: str, seed: int, work_dir: Path) -> None:
+    def __init__(self, backend: str, seed: int, work_dir: Path, *, forks: ForkServer | None = None) -> None:
         if backend not in BACKENDS:
             raise InvalidInput(f"there is no link backend {backend!r}", hint="use choose_backend()")
         self.backend = backend
         self._seed = seed
         self._work_dir = work_dir
+        self._forks = forks
         self._made: list[MadeLink] = []
         self._indices: dict[str, int] = {}
         self._cable: CableProcess | None = None
@@ -166,7 +168,10 @@ class LinkLayer:
             self._on_netlink(lambda netlink: self._apply_netem(netlink, shaped))
         elif shaped:
             cable = CableProcess(
-                tuple(_cable_link(made) for made in shaped), seed=self._seed, work_dir=self._work_dir
+                tuple(_cable_link(made) for made in shaped),
+                seed=self._seed,
+                work_dir=self._work_dir,
+                forks=self._forks,
             )
             cable.start()
             self._cable = cable

@@ -171,7 +171,7 @@ class MininetEmulator:
     def _make_links(self) -> None:
         backend = choose_backend(self._backend or "auto", self.topology.links)
         self._work_dir.mkdir(parents=True, exist_ok=True)
-        self._links = LinkLayer(backend, self._seed, self._work_dir)
+        self._links = LinkLayer(backend, self._seed, self._work_dir, forks=self._forks)
         for link in self.topology.links:
             a, b = self._ends[link.a, link.name], self._ends[link.b, link.name]
             self._links.add(link, self.pid(link.a), self.pid(link.b), a.interface, b.interface)

@@ -129,11 +129,14 @@ class KeptEmulator(MininetEmulator):
 
     def _tidied_up(self) -> str | None:
         """Take away what the run left; returns what is not as it was, None when all is."""
-        self._link_layer().settle()
         names = list(self._states)
+
+        def tidy(name: str) -> tuple[str, ...]:
+            return node_state.tidied(self.pid(name), self._mounts[name], SETTINGS)
+
+        # the cable, which carries nothing any more, closes its sockets meanwhile: the next one waits for that
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tidy") as pool:
-            list(pool.map(lambda name: node_state.tidy(self.pid(name), self._mounts[name]), names))
-        now = self._read_states(names)
+            now = dict(zip(names, pool.map(tidy, names), strict=True))
         changed = [name for name in names if now[name] != self._states[name]]
         return f"the run has changed {', '.join(changed)}" if changed else None
 

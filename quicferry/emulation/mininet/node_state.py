@@ -1,6 +1,6 @@
 """What a run may have left in a node of a network that is kept: takes it away, and reads what is there.
 
-``tidy`` takes away what every run leaves behind by its nature: sockets that wait for their end, entries of
+``tidied`` takes away what every run leaves behind by its nature: sockets that wait for their end, entries of
 caches, filters of agents, files below ``/run``, mounts. ``state_of`` reads what a run may have changed.
 A node whose state is not that of its deployment is not used for another run (``kept.KeptEmulator``).
 """
@@ -33,36 +33,24 @@ def state_of(pid: int, settings: tuple[str, ...]) -> tuple[str, ...]:
     ``pid`` holds the node's namespaces; ``settings`` are names below ``/proc/sys/net``. Two states are equal
     when nothing has changed. Raises ``CommandFailed`` and ``OSError`` when the node cannot be read.
     """
-    lines = "\n".join((*_TELL, *_TELL_MPTCP)) + "\n"
-    told = run(["mnexec", "-a", str(pid), "ip", "-force", "-batch", "-"], stdin=lines, check=False).stdout
-    if not told:
-        raise CommandFailed(["ip", "-batch"], 1, "it told nothing of the node")
-    filters = run(
-        ["mnexec", "-a", str(pid), "nft", "list", "ruleset"], check=False
-    ).stdout  # none: no filters
-    with network_of(pid):
-        values = [f"{name} {_setting(name)}" for name in settings]
-    return (
-        told,
-        filters,
-        *values,
-        *(entry.name for entry in sorted(_run_of(pid).iterdir())),
-        *_mounts(pid),
-        *_open_sockets(pid),
-    )
+    return _state(pid, settings, _told(pid), _filters(pid))
 
 
-def tidy(pid: int, before: frozenset[str]) -> None:
-    """Take away what every run leaves in a node. Its processes have ended, the holder ``pid`` excepted.
+def tidied(pid: int, before: frozenset[str], settings: tuple[str, ...]) -> tuple[str, ...]:
+    """Take away what every run leaves in a node; returns its state then, as ``state_of``.
 
-    ``before`` are the mounts of the deployment. What cannot be taken away is found by ``state_of``.
+    Its processes have ended, the holder ``pid`` excepted. ``before`` are the mounts of the deployment. What
+    cannot be taken away is in the state. Each program that is started here costs milliseconds of all nodes:
+    what is not there is not taken away.
     """
     on_node = ["mnexec", "-a", str(pid)]
     if _open_sockets(pid):
         # sockets without a process: they wait (TIME-WAIT), or still want to tell a peer of their end
         run([*on_node, "ss", "--kill", "--all", "--tcp", "--numeric", "--no-header"], check=False)
-    run([*on_node, "nft", "flush", "ruleset"], check=False)  # a machine without nftables has no filters
-    run([*on_node, "ip", "-force", "-batch", "-"], stdin="\n".join(_FORGET) + "\n", check=False)
+    filters = _filters(pid)
+    if filters:
+        run([*on_node, "nft", "flush", "ruleset"], check=False)
+        filters = _filters(pid)
     with network_of(pid):
         for name in _FLUSH:
             with contextlib.suppress(OSError):  # a kernel without IPv6
@@ -75,6 +63,34 @@ def tidy(pid: int, before: frozenset[str]) -> None:
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+    return _state(pid, settings, _told(pid, _FORGET), filters)
+
+
+def _state(pid: int, settings: tuple[str, ...], told: str, filters: str) -> tuple[str, ...]:
+    with network_of(pid):
+        values = [f"{name} {_setting(name)}" for name in settings]
+    return (
+        told,
+        filters,
+        *values,
+        *(entry.name for entry in sorted(_run_of(pid).iterdir())),
+        *_mounts(pid),
+        *_open_sockets(pid),
+    )
+
+
+def _told(pid: int, first: tuple[str, ...] = ()) -> str:
+    """What ``ip`` tells of a node, after these lines. Raises ``CommandFailed``."""
+    lines = "\n".join((*first, *_TELL, *_TELL_MPTCP)) + "\n"
+    told = run(["mnexec", "-a", str(pid), "ip", "-force", "-batch", "-"], stdin=lines, check=False).stdout
+    if not told:
+        raise CommandFailed(["ip", "-batch"], 1, "it told nothing of the node")
+    return told
+
+
+def _filters(pid: int) -> str:
+    """The filters of a node; none on a machine without nftables."""
+    return run(["mnexec", "-a", str(pid), "nft", "list", "ruleset"], check=False).stdout
 
 
 def mounts_of(pid: int) -> frozenset[str]:

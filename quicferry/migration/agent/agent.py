@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     from quicferry.migration.memory.base_image import BaseImage
 
 END_POLL_S = 0.01
-START_REPEAT_S = 0.02  # each question costs the processor that is to start the server
+START_REPEAT_S = 0.01  # each question costs the processor that is to start the server
 STATE_DIR = Path("/run/state")  # inside the container
 #: Of what a server leaves, at most so much is collected: it may have been taken over.
 COLLECTED_BYTES = 64 << 20
@@ -118,6 +118,7 @@ class NodeAgent:
         self._engines: dict[str, Engine] = {}
         self._peers: dict[str, RpcClient] = {}
         self._starting = asyncio.Lock()
+        self._ahead: asyncio.Future[dict[str, object]] | None = None  # the server, before anybody ordered it
         self._damaging = DamagingSender() if "pages" in config.failpoints.damage else None
         self.rpc = RpcServer(self._identity, config.listen, config.detour_rtt_ms / 1e3)
 
@@ -144,6 +145,8 @@ class NodeAgent:
         with directory_beneath(self.container.path("/"), PurePosixPath(STATE_DIR), make=True):
             pass
         self.control = await control.ControlClient.open(config.control)
+        if config.start_ahead and config.moving_address is None:  # with one, it listens there only
+            self._ahead = asyncio.ensure_future(self._start(config.service, longer(config.start_timeout_s)))
         self._forwarder, self._room = self._datagram_helpers()
         if self._room is not None and config.service_address is not None:
             try:
@@ -397,8 +400,12 @@ class NodeAgent:
             return asking.result()
 
     async def _start_service(self, request: StartService, caller: str) -> Started:
-        """Start the server (method ``StartService``)."""
-        server = await self._start(self.config.service, longer(self.config.start_timeout_s))
+        """Start the server, or wait for one that is being started (method ``StartService``)."""
+        starting, self._ahead = self._ahead, None
+        if starting is not None:
+            server = await starting
+        else:
+            server = await self._start(self.config.service, longer(self.config.start_timeout_s))
         return Started(pid=self.container.service_pid or 0, t_ns=now_ns(), server=server)
 
     async def _stop_service(self, request: StopService, caller: str) -> Stopped:
@@ -499,9 +506,13 @@ class NodeAgent:
 
     async def close(self) -> None:
         """End everything: moves, RPC, the container with the server."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+            await asyncio.gather(self._ahead, return_exceptions=True)
         await self.source.close()
         await self.destination.close()
-        await self.rpc.stop()
+        # without a grace: gRPC would first ask every caller for a sign of life, a round trip each
+        await self.rpc.stop(grace_s=0.0)
         for peer in self._peers.values():
             await peer.close()
         if self._forwarder is not None:

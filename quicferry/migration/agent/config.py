@@ -54,6 +54,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     early_visitors: bool = False
     forward_from: list[str] = []  # addresses that other edges forward from; empty: the peers' addresses
     linger_s: float = 10.0  # late datagrams are handed on this long after the commit
+    start_ahead: bool = (
+        False  # the server is started with the agent; the order to start it waits until it answers
+    )
     start_timeout_s: float = 20.0  # until a started server answers
     collect: list[str] = []  # files inside the container that CollectFiles sends; may be glob patterns
     events: str | None = None  # this agent's own event file; None: JSON lines on stdout

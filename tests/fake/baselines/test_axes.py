@@ -94,14 +94,18 @@ class Capture:
     def __init__(self, *_: object) -> None:
         self.warnings: list[str] = []
 
-    def start(self, hosts: list[str]) -> dict[str, str]:
+    def begin(self, hosts: list[str]) -> dict[str, str]:
         return {}
+
+    start = begin
 
     def ended(self) -> None:
         """Asked while a run lasts, if it lasts for long enough."""
 
-    def stop(self, linger_s: float = 0.0) -> None:
+    def ask_to_end(self) -> None:
         pass
+
+    stop = ask_to_end
 
 
 @pytest.fixture

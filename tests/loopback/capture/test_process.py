@@ -128,6 +128,36 @@ def test_a_burst_without_pause_is_all_there(namespace: Namespace, tmp_path: Path
     assert numbers(tmp_path / "a.pcapng") == list(range(20_000))
 
 
+def test_what_was_sent_just_before_the_end_is_there(namespace: Namespace, tmp_path: Path) -> None:
+    for number, count in enumerate((1, 7, 600, 5000)):
+        path = tmp_path / f"{number}.pcapng"
+        capture = Capture(namespace.spawn, "a", [Interface("v0"), Interface("v1")], path)
+        capture.start()
+        capture.wait_ready()
+        namespace.send(count)
+        assert capture.stop() == []
+        assert sorted(numbers(path)) == sorted([*range(count), *range(count)]), "once at each end"
+        assert sorted(tmp_path.iterdir()) == sorted([*tmp_path.glob("*.pcapng"), *tmp_path.glob("*.log")])
+
+
+def test_an_interface_that_was_down_for_a_while_is_captured_again(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    capture = Capture(namespace.spawn, "a", [Interface("v0")], tmp_path / "a.pcapng")
+    capture.start()
+    capture.wait_ready()
+    namespace.send(20)
+    namespace.run(["ip", "link", "set", "v0", "down"])
+    time.sleep(0.1)
+    assert capture.ended() is None
+    namespace.run(["ip", "link", "set", "v0", "up"])
+    again = "ip neigh replace 10.9.0.2 lladdr 02:00:00:00:00:02 dev v0 nud permanent"
+    namespace.run(again.split())
+    namespace.send(30)
+    assert capture.stop() == []
+    assert numbers(tmp_path / "a.pcapng") == [*range(20), *range(30)]
+
+
 def test_stamps_are_those_of_the_moment_of_sending(namespace: Namespace, tmp_path: Path) -> None:
     capture = Capture(namespace.spawn, "a", [Interface("v0")], tmp_path / "a.pcapng")
     capture.start()
@@ -179,6 +209,20 @@ def test_a_capture_that_died_is_a_warning(namespace: Namespace, tmp_path: Path) 
     capture._process.kill()
     capture._process.wait()
     assert re.search("the capture of a ended early", capture.stop()[0])
+
+
+def test_of_a_capture_that_died_the_packets_until_then_are_kept(namespace: Namespace, tmp_path: Path) -> None:
+    capture = Capture(namespace.spawn, "a", [Interface("v0")], tmp_path / "a.pcapng")
+    capture.start()
+    capture.wait_ready()
+    namespace.send(100)
+    time.sleep(0.5)  # the kernel hands over what is there within 0.05 s
+    assert capture._process is not None
+    capture._process.kill()
+    capture._process.wait()
+    warnings = capture.stop()
+    assert len(warnings) == 2
+    assert numbers(tmp_path / "a.pcapng") == list(range(100))
 
 
 def test_a_process_without_packet_sockets_has_none_running() -> None:

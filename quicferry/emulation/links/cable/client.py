@@ -14,8 +14,10 @@ import msgspec
 from quicferry import process
 from quicferry.emulation.links.cable.config import CableConfig, CableLink, CableStats
 from quicferry.errors import EmulationError
+from quicferry.fork_server import ForkServer
 from quicferry.slowness import longer
 
+PROGRAM = "quicferry.emulation.links.cable.__main__"
 READY_WITHIN_S = 20.0
 ANSWER_WITHIN_S = 5.0
 
@@ -24,10 +26,14 @@ class CableProcess:
     """The one cable process of a run. It works in the network namespace of the thread that starts it.
 
     Its files in ``work_dir``: ``cable.json`` (configuration), ``cable-stats.json`` (counters) and
-    ``cable.log`` (what it says on stderr).
+    ``cable.log`` (what it says on stderr). With ``forks`` that have loaded it, it is forked; then it works in
+    the namespace of this process.
     """
 
-    def __init__(self, links: tuple[CableLink, ...], *, seed: int, work_dir: Path) -> None:
+    def __init__(
+        self, links: tuple[CableLink, ...], *, seed: int, work_dir: Path, forks: ForkServer | None = None
+    ) -> None:
+        self._forks = forks if forks is not None and PROGRAM in forks.modules else None
         self._config_path = work_dir / "cable.json"
         self._stats_path = work_dir / "cable-stats.json"
         self._log_path = work_dir / "cable.log"
@@ -42,12 +48,21 @@ class CableProcess:
             links=self._links, seed=self._seed, stats_path=str(self._stats_path), parent_pid=os.getpid()
         )
         self._config_path.write_bytes(msgspec.json.format(msgspec.json.encode(config)))
+        arguments = ["--config", str(self._config_path)]
         with self._log_path.open("wb") as log:
-            self._process = process.spawn(
-                [sys.executable, "-m", "quicferry.emulation.links.cable", "--config", self._config_path],
-                stdout=process.PIPE,
-                stderr=log,
-            )
+            if self._forks is not None:
+                self._process = self._forks.spawn(
+                    PROGRAM,
+                    arguments,
+                    namespaces_of=os.getpid(),
+                    env=os.environ,
+                    stdout=process.PIPE,
+                    stderr=log,
+                )
+            else:
+                self._process = process.spawn(
+                    [sys.executable, "-m", PROGRAM, *arguments], stdout=process.PIPE, stderr=log
+                )
         assert self._process.stdout is not None
         # with a thousand nodes its number may be beyond what select() can wait for
         with selectors.DefaultSelector() as waiting:
