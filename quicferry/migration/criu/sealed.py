@@ -5,7 +5,7 @@ the downtime, all of it. Here the order is turned round: bytes are kept in a mem
 is sealed (F_SEAL_WRITE, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_SEAL: fcntl(2)), and *then* compared with the
 digests that were taken as the bytes came. The kernel takes no seal off, and refuses every write from then on,
 root's as well; nor can a mapping be made through which it could be written. What was compared is what will be
-read, however much later (docs/adr/0040-memory-that-is-sealed.md).
+read, however much later (docs/adr/0019-memory-that-is-sealed.md).
 
 Neither does it have a name by which somebody could remove it: it lasts as long as a descriptor is open.
 """
