@@ -226,7 +226,7 @@ class DestinationSide:
             self._take(Signal.GO)
         except FerryError as error:
             # the stream may tell only that it broke; whoever asks for the verdict hears why
-            self._why_not[order.epoch] = describe(error)
+            self._why_not.setdefault(order.epoch, describe(error))
             raise
         self.order = order
         self._lease_ns = order.resume_before_ns

@@ -18,7 +18,7 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
 from quicferry.migration.agent.context import Host, describe, note_step
 from quicferry.migration.agent.transfer import Tally, pieces
-from quicferry.migration.digest import new_key
+from quicferry.migration.criu.digest import new_key
 from quicferry.migration.engines.base import CopiesAfterNotice, CopiesAhead, Engine, GivesAtOnce, KeepsSource
 from quicferry.migration.engines.registry import implementation_of
 from quicferry.migration.order import MoveOrder, fence_ns

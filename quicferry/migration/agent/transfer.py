@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 from quicferry.errors import MigrationError
-from quicferry.migration.digest import Digest
+from quicferry.migration.criu.digest import Digest
 from quicferry.migration.order import CHUNK_BYTES
 from quicferry.migration.rpc.messages import PIECE_BYTES, End, Piece
 

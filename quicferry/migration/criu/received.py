@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from quicferry.errors import MigrationError
-from quicferry.migration.digest import Digest, new_key
+from quicferry.migration.criu.digest import Digest, new_key
 
 BLOCK_BYTES = 1 << 20
 READ_BYTES = 1 << 16

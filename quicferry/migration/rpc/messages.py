@@ -116,7 +116,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Ahead(msgspec.Struct, frozen=True, kw_only=True, tag="ahead"):
     """Begins memory that is copied while the server still serves; ends with an End without lease.
 
-    ``key``: of the digest in that End (``migration.digest``).
+    ``key``: of the digest in that End (``migration.criu.digest``).
     """
 
     order: MoveOrder

@@ -6,7 +6,7 @@ import pytest
 
 from quicferry.errors import MigrationError
 from quicferry.migration.agent.transfer import Inbox, Tally
-from quicferry.migration.digest import Digest, new_key
+from quicferry.migration.criu.digest import Digest, new_key
 from quicferry.migration.rpc.messages import End
 
 
