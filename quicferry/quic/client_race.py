@@ -22,6 +22,7 @@ from quicferry.quic.tables import ClientInput, ClientState
 from quicferry.quic.wire import Address
 from quicferry.strategies import ProbeOn
 
+_RACING = (ClientState.PROBING, ClientState.VALIDATED)
 _FORMER_PATH_PTOS = 3  # how long stragglers of the old path are read after the switch
 #: what a server has named, and been at, is less; this is for one that is always elsewhere
 _CANDIDATES_MOST = 40
@@ -140,7 +141,7 @@ class ClientRace(ClientKnowledge):
             self._next_stranger_at = now + self._config.timings.epoch_interval_s
             # RFC 9000 §9.3.3: the previous path is validated before it is given up
             self._check, self._checked_at = os.urandom(8), now
-        if self.state not in (ClientState.PROBING, ClientState.VALIDATED):
+        if self.state not in _RACING:
             self._probe((plain,), ProbeOn.SERVER_PACKET, now, named=named)
         elif candidate is None:
             self._add_candidate(plain, now, named=named, downtime_s=0.0)
@@ -385,12 +386,12 @@ class ClientRace(ClientKnowledge):
         places = self._ways_back()
         if self._machine.allows(ClientInput.PROBE):
             self._probe(places, ProbeOn.LOSS, now)
-        elif self.state is ClientState.PROBING:
+        elif self.state in _RACING:  # who has answered so far may be a relay
             for place in places:
                 if self._seam.socket_form(place) not in self._prober.candidates:
                     self._add_candidate(place, now, named=True, downtime_s=0.0)
         doubled = self._doubled_from
-        if doubled is not None and self.state is ClientState.PROBING:
+        if doubled is not None and self.state in _RACING:
             if doubled not in self._prober.candidates:
                 self._check, self._checked_at = os.urandom(8), now
                 self._add_candidate(plain_address(doubled), now, named=False, downtime_s=0.0)
