@@ -14,6 +14,7 @@ from pathlib import Path
 from quicferry.errors import MigrationError, Unsupported
 from quicferry.migration.container.container import Container
 from quicferry.migration.container.oci_container import last_words
+from quicferry.model import Endpoint
 from quicferry.process import find_program
 
 PORT = 8873
@@ -86,7 +87,14 @@ async def copy(container: Container, paths: Sequence[str], host: str, *, timeout
     """
     # the part after /./ is what the other end makes below its module's directory
     sources = [f"/run/./{path.removeprefix('/run/')}" for path in paths]
-    words = [str(find_rsync()), "-aRX", "--delete", "--stats", *sources, f"rsync://{host}:{PORT}/{MODULE}/"]
+    words = [
+        str(find_rsync()),
+        "-aRX",
+        "--delete",
+        "--stats",
+        *sources,
+        f"rsync://{Endpoint(host, PORT)}/{MODULE}/",
+    ]
     done = await container.run(words, timeout_s=timeout_s)
     if done.status != 0:
         raise MigrationError(

@@ -7,7 +7,9 @@ from tests.e2e.migration.criu_scripts import played
 pytestmark = pytest.mark.needs("veth", "rsync")
 
 
-def test_files_and_links_arrive_as_they_are(tmp_path):
+@pytest.mark.parametrize("network", ["10.9.0", "fd00:9:"], ids=["IPv4", "IPv6"])
+def test_files_and_links_arrive_as_they_are(tmp_path, network):
+    dot, prefix = (".", 24) if "." in network else (":", 64)
     got = played(
         """
 from quicferry.migration.criu import rsync
@@ -21,8 +23,8 @@ async def play():
     async with await first as a, await second as b:
         pair = ["type", "veth", "peer", "name", "e2", "netns", str(b.init_pid)]
         run(["ip", "link", "add", "e1", "netns", str(a.init_pid), *pair])
-        for edge, name, address in ((a, "e1", "10.9.0.1/24"), (b, "e2", "10.9.0.2/24")):
-            configure(edge, "address", "add", address, "dev", name)
+        for edge, name, address in ((a, "e1", "HOST1/PREFIX"), (b, "e2", "HOST2/PREFIX")):
+            configure(edge, "address", "add", address, "dev", name, *NODAD)
             configure(edge, "link", "set", name, "up")
         daemon = rsync.RsyncDaemon(b)
         await daemon.start()
@@ -34,7 +36,7 @@ async def play():
             # as CRIU links images to those that they build upon, and as a container's own files may be linked
             (made / "parent").symlink_to("../pre-dump")
             (made / "absolute").symlink_to("/etc/hosts")
-            sent += await rsync.copy(a, [f"/run/state/{name}"], "10.9.0.2", timeout_s=30)
+            sent += await rsync.copy(a, [f"/run/state/{name}"], "HOST2", timeout_s=30)
         await daemon.stop()
         come = b.path("/run/state/images")
         return dict(
@@ -45,6 +47,10 @@ async def play():
         )
 """,
         tmp_path,
+        HOST1=f"{network}{dot}1",
+        HOST2=f"{network}{dot}2",
+        PREFIX=str(prefix),
+        NODAD='["nodad"]' if prefix == 64 else "[]",
     )
     assert got["links"] == {"parent": "../pre-dump", "absolute": "/etc/hosts"}
     assert (got["pages"], got["before"]) == ("images" * 1000, "pre-dump" * 1000)
