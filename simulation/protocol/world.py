@@ -35,7 +35,7 @@ from quicferry.strategies import Strategy
 from simulation.clock import VirtualLoop
 from simulation.determinism import certificate
 from simulation.history import History
-from simulation.network import DOWN, UP, Address, Datagram, Wire
+from simulation.network import DOWN, UP, Address, Blackhole, Datagram, Wire
 from simulation.protocol.applications import ClientLoad, Service
 from simulation.protocol.endpoint import Endpoint, client_view
 from simulation.protocol.fault_kinds import FOREVER
@@ -85,6 +85,7 @@ class ProtocolWorld:
         self.room: Room | None = None
         self.relay_ahead_s: float | None = None
         self.relayed = False  # by now, or a moment ago
+        self.ever_relayed = False
         self.replayed_after_s: float | None = None
         self.connected = asyncio.Event()
         self.answers: dict[int, Result] = {}  # epoch -> what the client said
@@ -326,12 +327,20 @@ class ProtocolWorld:
             return
         self.history.note("client", type(event).__name__, **_plain(event))
 
+    def _is_cut_off(self) -> bool:
+        """Whether nothing gets through, one way or both, but by a relay."""
+        return any(isinstance(each, Blackhole) for each in self.wire.impairments)
+
     def _check_switch(self, new: Address) -> None:
         """The client may only go where the server is, or was until a moment ago."""
         is_unsaid = self.story.server_address is not ServerAddress.KNOWN and self.number > 0
         if new == RELAY and is_unsaid and self.relayed:
             # a word that names no address counts for the path that it comes on (docs/wire-format.md, 10.1)
             self.history.note("oracle", "the client follows a copy of the server's word to a relay")
+            return
+        if new == RELAY and self.ever_relayed and self._is_cut_off():
+            # RFC 9000 §9.3.3: who hands on what its own path does not carry may have it (wire-format.md, 6.4)
+            self.history.note("oracle", "the client tries the path of a relay while its own is dead")
             return
         if new not in self.ever_at:
             moved = "never moved" if self.number == 0 else "had moved"
@@ -399,7 +408,7 @@ class ProtocolWorld:
     def begin_relay(self, ahead_s: float) -> None:
         """A forwarder's copies come so much earlier than the network does."""
         self.relay_ahead_s = ahead_s
-        self.relayed = True
+        self.relayed = self.ever_relayed = True
 
     def end_relay(self) -> None:
         """The forwarder stops; whoever goes through it is cut off."""
