@@ -136,7 +136,8 @@ class Capture:
             return []
         warnings = []
         if self._process.poll() is not None and not self._asked_to_end:
-            warnings.append(f"the capture of {self.host} ended early: {self._printed().strip()[-200:]}")
+            said = self._printed().strip().rpartition("\n")[2]  # the lines above name files by passing names
+            warnings.append(f"the capture of {self.host} ended early: {said[-200:]}")
         else:
             self._end(signal.SIGINT)
         self._process = None
