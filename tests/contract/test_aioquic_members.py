@@ -49,6 +49,8 @@ METHODS: dict[str, tuple[str, str]] = {
     "QuicConnection._write_ack_frame": ("self, builder, space, now", "dc0bde63adda"),
     "QuicConnection._write_application": ("self, builder, network_path, now", "c37bf64378f7"),
     "QuicConnection._write_connection_limits": ("self, builder, space", "02c42c5455ae"),
+    "QuicConnection._write_reset_stream_frame": ("self, builder, stream", "72c28abb1c9b"),
+    "QuicConnection._write_stop_sending_frame": ("self, builder, stream", "057f50750f9f"),
     "QuicConnection._write_stream_frame": ("self, builder, space, stream, max_offset", "9bc0be962394"),
     "QuicConnection._write_stream_limits": ("self, builder, space, stream", "398d4a898f7c"),
     "QuicConnection.change_connection_id": ("self", "60bf2f7b2c86"),

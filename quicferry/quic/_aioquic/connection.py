@@ -25,6 +25,7 @@ from aioquic.quic.connection import (
 from aioquic.quic.packet import QuicFrameType, QuicPacketType, pull_ack_frame, pull_quic_header
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop, QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
+from aioquic.quic.stream import QuicStream
 
 from quicferry.quic._aioquic.counted import CountedConnection
 from quicferry.quic._aioquic.keys import may_update, retain_former_keys
@@ -454,6 +455,16 @@ class HookedConnection(CountedConnection):
                 if builder._packet is None or builder.packet_is_empty:
                     raise
                 self._loss._pacer.update_after_send(now=now)
+
+    def _write_reset_stream_frame(self, builder: QuicPacketBuilder, stream: QuicStream) -> None:
+        """As upstream, of a stream that the peer lets be open: else it would end the connection (§4.6)."""
+        if not stream.is_blocked:
+            super()._write_reset_stream_frame(builder, stream)
+
+    def _write_stop_sending_frame(self, builder: QuicPacketBuilder, stream: QuicStream) -> None:
+        """The same for STOP_SENDING."""
+        if not stream.is_blocked:
+            super()._write_stop_sending_frame(builder, stream)
 
     def get_timer(self) -> float | None:
         ferry = self._ferry
