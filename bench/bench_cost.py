@@ -287,18 +287,24 @@ Limit: {{ rows[0].limit_is }}.
 | | {{ rows[0].grows }} | {{ rows[0].quantity }} | ratio | limit |
 |---|---|---|---|---|
 {% for row in rows %}
-| {{ row.series }} | {{ "%g" | format(row.x) }} | {{ shown(row.summary) }} | {{ "" if row.ratio is none else "%.2f" | format(row.ratio) }} | {{ "" if row.limit is none else "%.3g" | format(row.limit) }} |
+| {{ row.series }} | {{ "%g" | format(row.x) }} | {{ shown(row.summary) }} | {{ "" if row.ratio is none else "%.2f" | format(row.ratio) }} | {{ "" if row.limit is none else figures(row.limit) }} |
 {% endfor %}
 {% endfor %}
 """  # noqa: E501 - a table's line is one line
+
+
+def figures(value: float) -> str:
+    """Three significant figures, and never an exponent."""
+    return f"{float(f'{value:.3g}'):.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def shown(summary: Summary | None) -> str:
     """Median and interval."""
     if summary is None:
         return "not measured"
-    interval = f" [{summary.low:.3g}, {summary.high:.3g}]" if summary.low is not None else ""
-    return f"{summary.median:.3g}{interval}"
+    if summary.low is None or summary.high is None:
+        return figures(summary.median)
+    return f"{figures(summary.median)} [{figures(summary.low)}, {figures(summary.high)}]"
 
 
 def page(rows: Sequence[Row], repetitions: int) -> str:
@@ -306,7 +312,7 @@ def page(rows: Sequence[Row], repetitions: int) -> str:
     titles = list(dict.fromkeys(row.title for row in rows))
     tables = [(title, [row for row in rows if row.title == title]) for title in titles]
     text = PAGE.from_string(TEXT).render(
-        machine=machine(), repetitions=repetitions, tables=tables, shown=shown
+        machine=machine(), repetitions=repetitions, tables=tables, shown=shown, figures=figures
     )
     return text.rstrip() + "\n"
 
