@@ -29,9 +29,8 @@ class OpenExchange:
         self._answer: list[bytes] = []
         self._all_sent = False
         self.attempts = 0
-        self.due_s = (
-            0.0  # before that no answer can be missed: when the latest attempt began, or a poll's moment
-        )
+        #: before that no answer can be missed: when the latest attempt began, or a poll's moment
+        self.due_s = 0.0
 
     @property
     def _ask(self) -> Ask:

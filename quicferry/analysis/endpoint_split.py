@@ -97,9 +97,9 @@ class EndpointSplit:
             .otherwise(pl.col("source" if self._by in _BY_CLIENT else "destination"))
         )
         if self._by == PLACE_BY_CLIENT_HOST:
-            is_new, is_old = self._at_host(address, 1), self._at_host(address, 0)
+            is_new, is_old = self._at_new_client(address), self._at_host(address, 0)
         elif self._by == PLACE_BY_CLIENT:
-            is_new, is_old = address == self._client, address != self._client
+            is_new, is_old = self._at_new_client(address), address != self._client
         elif self._old != self._new:
             is_new, is_old = address == self._new, address == self._old
         else:
@@ -118,9 +118,7 @@ class EndpointSplit:
         useful = timeline.arrivals(traffic)
         if self._by not in _BY_CLIENT:
             return self._label_servers(useful)
-        here = pl.col("destination")
-        is_new = self._at_host(here, 1) if self._by == PLACE_BY_CLIENT_HOST else here == self._client
-        is_new &= self._may_be_new()
+        is_new = self._at_new_client(pl.col("destination")) & self._may_be_new()
         on_new = timeline.arrivals(traffic.filter(is_new))
         on_old = timeline.arrivals(traffic.filter(~is_new))
         return pl.concat(
@@ -131,6 +129,10 @@ class EndpointSplit:
         """Whether an endpoint is at the client's old (0) or new (1) address, whatever its port."""
         host = self._client_hosts[place] if self._client_hosts is not None else ""
         return address.str.starts_with(f"[{host}]:" if ":" in host else f"{host}:")
+
+    def _at_new_client(self, address: pl.Expr) -> pl.Expr:
+        """Whether an endpoint is the client's new one, where the client's address decides."""
+        return self._at_host(address, 1) if self._by == PLACE_BY_CLIENT_HOST else address == self._client
 
     def logged_arrivals(self, events: Sequence[Event]) -> pl.DataFrame:
         """As ``timeline.logged_arrivals``, labelled in the same way."""
@@ -154,10 +156,8 @@ class EndpointSplit:
             & pl.col("packet_number").is_not_null()
             & self._may_be_new()
             & (
-                self._at_host(pl.col("destination"), 1)
-                if self._by == PLACE_BY_CLIENT_HOST
-                else pl.col("destination") == self._client
-                if self._by == PLACE_BY_CLIENT
+                self._at_new_client(pl.col("destination"))
+                if self._by in _BY_CLIENT
                 else pl.col("t_ns") >= self._boundary_ns
             )
         )

@@ -125,9 +125,8 @@ class Capture:
         """Ask it to end, and do not wait."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
-            self._process.send_signal(
-                signal.SIGCONT
-            )  # one that stands still hears of it only when it goes on
+            # one that stands still hears of it only when it goes on
+            self._process.send_signal(signal.SIGCONT)
             self._asked_to_end = True
 
     def stop(self) -> list[str]:
