@@ -160,7 +160,7 @@ class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process held after the second move, and after the last one that came back to the source."""
+    """What a process held after the first move by which all was done once, and when all were there again."""
 
     process: str
     fds_before: int

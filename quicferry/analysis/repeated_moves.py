@@ -13,8 +13,6 @@ from quicferry.analysis.metrics import Metrics, measure
 from quicferry.events import Event
 from quicferry.record import PLACE_BY_CLIENT_HOST, Manifest, MoveRecord, RunResult, Usage
 
-#: to and fro, both roles have been played once by both edges: from here on nothing should grow
-SETTLED_AFTER_MOVES = 2
 #: what Python's allocator and a client's log of its own requests may come to
 RSS_NOISE_KIB = 6 * 1024
 RSS_NOISE_SHARE = 0.15
@@ -84,14 +82,14 @@ def add_moves(result: RunResult, records: list[MoveRecord], events: Sequence[Eve
     for name in ("container_downtime_ms", "service_migration_time_ms", "connection_overhead_ms"):
         values = [value for record in records if (value := getattr(record, name)) is not None]
         setattr(result, name, round(median(values), 6) if values else None)
-    result.usage = usage(events, round_of(records))
+    result.usage = usage(events, comparable(records))
     result.warnings += usage_growth(result.usage)
     ids = [e.detail.get("connection_ids") for e in events if e.name == "server.resumed"]
     result.connection_ids = next((count for count in reversed(ids) if isinstance(count, int)), None)
 
 
 def usage_growth(readings: Sequence[Usage]) -> list[str]:
-    """A sentence for each process that holds more than after the second move; empty is as it should be."""
+    """A sentence for each process that holds more than it did; empty is as it should be."""
     found = []
     for each in readings:
         if each.fds_after > each.fds_before:
@@ -102,22 +100,29 @@ def usage_growth(readings: Sequence[Usage]) -> list[str]:
     return found
 
 
-def round_of(records: Sequence[MoveRecord]) -> int:
-    """After how many moves the server is for the first time where it began; 2 when it never is."""
-    back = [r.number for r in records if r.destination == records[0].source]
-    return back[0] if back else SETTLED_AFTER_MOVES
+def comparable(records: Sequence[MoveRecord]) -> frozenset[int]:
+    """The moves after which everybody is where he was once before, with nothing left that is done first.
+
+    The first of them is the one by which each edge that is ever left has been left, and each that is ever
+    reached has been reached: what a process holds for that, it holds from then on. To and fro that is the
+    second move, on a chain of edges one that may be the last.
+    """
+    left, reached = {each.source for each in records}, {each.destination for each in records}
+    for index, first in enumerate(records, 1):
+        played = records[:index]
+        if {r.source for r in played} == left and {r.destination for r in played} == reached:
+            return frozenset(r.number for r in records[index - 1 :] if r.destination == first.destination)
+    return frozenset()
 
 
-def usage(events: Sequence[Event], round_moves: int = SETTLED_AFTER_MOVES) -> list[Usage]:
-    """What each process held after the first round of moves and at the end."""
+def usage(events: Sequence[Event], moves: frozenset[int]) -> list[Usage]:
+    """What each process held after the first of these moves and after the last of them."""
     readings: dict[str, list[Event]] = {}
-    settled = False
-    moves = 0
+    done = 0
     for event in sorted(events, key=lambda each: each.t_ns):
         if event.name == "run.migrate.complete":
-            moves += 1
-            settled = moves >= round_moves
-        elif event.name == "process.usage" and settled and moves % round_moves == 0:  # everybody where he was
+            done += 1
+        elif event.name == "process.usage" and done in moves:
             readings.setdefault(str(event.detail["process"]), []).append(event)
     return [
         Usage(

@@ -19,7 +19,7 @@ from typing import Any
 from aioquic.quic.connection import NetworkAddress
 
 from quicferry.quic._aioquic.connection import Datagrams
-from quicferry.quic._aioquic.seam import Seam
+from quicferry.quic._aioquic.seam import LEAST_PROBE_BYTES, PROBE_DATAGRAM_BYTES, RESPONSE_BYTES, Seam
 from quicferry.quic.config import ExtensionConfig
 from quicferry.quic.errors import ErrorCode, PeerError
 from quicferry.quic.policy import AddressPolicy
@@ -181,11 +181,14 @@ class Probation:
     validated, and has sent a packet here that is no probe. Each of the client's challenges is answered
     together with one of our own, so that this costs no round trip of its own. A client that has nothing to
     ask finds the server by its challenges, of which the first is sent after ``patience_s``.
+
+    A client whose address has changed meanwhile has sent too little for a challenge of full size. It gets a
+    smaller one, and when that is answered a second one (RFC 9000 §8.2.1): only that shows what the path carries.
     """
 
     def __init__(self, seam: Seam, now: float, patience_s: float) -> None:
         self._seam = seam
-        self._sent: dict[bytes, NetworkAddress] = {}
+        self._sent: dict[bytes, tuple[NetworkAddress, int]] = {}
         self._validated: set[NetworkAddress] = set()
         self._owed: dict[NetworkAddress, list[bytes]] = {}
         self._interval_s = patience_s
@@ -200,8 +203,15 @@ class Probation:
         """A PATH_RESPONSE; whether it was for a challenge from here."""
         if data not in self._sent:
             return False
-        if self._sent[data] == address:
-            self._validated.add(address)
+        probed, size_bytes = self._sent[data]
+        if probed == address:
+            self._seam.is_reached(address)
+            if size_bytes == PROBE_DATAGRAM_BYTES:
+                self._validated.add(address)
+            elif address not in self._validated:
+                #: RFC 9000 8.2.1: MUST perform a second path validation
+                #: RFC 9000 8.2.3: MUST initiate another path validation with an expanded datagram
+                self._owed.setdefault(address, [])
         return True
 
     def is_over(self, client_came: bool) -> bool:
@@ -228,13 +238,17 @@ class Probation:
         for address, responses in owed.items():
             #: RFC 9000 8.2.2: MUST NOT expand the datagram containing the PATH_RESPONSE if
             #: RFC 9000 9.6.3: the server MUST protect against potential attacks
-            if not self._seam.may_probe(address):
+            size_bytes = self._seam.take_probe_bytes(address)
+            if not size_bytes:
                 continue  # the client asks again
             challenge = None if responses and address in self._validated else os.urandom(8)
             if challenge is not None:
-                self._sent[challenge] = address
+                self._sent[challenge] = address, size_bytes
                 while len(self._sent) > _CHALLENGES_MOST:
                     del self._sent[next(iter(self._sent))]
-            newest_first = responses[::-1][:responses_most]
-            leaving.append(self._seam.probe(address, None, challenge, newest_first))
+            room = (size_bytes - LEAST_PROBE_BYTES) // RESPONSE_BYTES + 1
+            newest_first = responses[::-1][: min(responses_most, room)]
+            leaving.append(
+                self._seam.probe(address, None, challenge, newest_first, size_bytes=size_bytes)
+            )
         return leaving

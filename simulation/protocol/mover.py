@@ -193,7 +193,10 @@ class Mover:
         world.calm()
         world.heard_at = None
         if first and move.ending is Ending.COMMIT:
-            world.loop.physics(OVERHEAD_RTTS * world.story.rtt_s + OVERHEAD_S, world.check_overhead)
+            world.loop.physics(
+                OVERHEAD_RTTS * world.story.rtt_s + OVERHEAD_S,
+                functools.partial(world.check_overhead, frozenset(image.service.obeyed)),
+            )
         room = world.room
         if room is not None and (first or room.client_came):
             world.open_room()

@@ -104,11 +104,20 @@ async def _all_closed(world: ProtocolWorld) -> bool:
         is_quiet = not world.load.open and not world.closed_by_service  # a close is still on its way
         return world.loop.time() >= world.calm_at and (is_quiet or is_over(world))
 
-    patience_s = LIVENESS_S + _transfer_s(world)
+    patience_s = LIVENESS_S + _transfer_s(world) + _trusted_s(world)
     while not await world.until(settled, world.calm_at + patience_s, 0.05):
         if world.loop.time() >= world.calm_at + patience_s:
             return False
     return not is_over(world)
+
+
+def _trusted_s(world: ProtocolWorld) -> float:
+    """How long a client waits besides for a server that has announced more downtime than it had.
+
+    It takes the word for that long, and half as long again, before it looks for the server elsewhere.
+    """
+    moves = world.story.moves
+    return max((1.5 * each.announced_s - each.downtime_s for each in moves if each.announced_s), default=0.0)
 
 
 def _transfer_s(world: ProtocolWorld) -> float:

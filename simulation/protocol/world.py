@@ -360,13 +360,23 @@ class ProtocolWorld:
         else:
             self.loop.physics(2 * self.story.rtt_s, self._check_rtt)
 
-    def check_overhead(self) -> None:
-        """A restored server that speaks first must have brought something new by now, if it had anything."""
+    def check_overhead(self, obeyed: frozenset[int]) -> None:
+        """A restored server that speaks first must have brought something new by now, if it had anything.
+
+        ``obeyed``: the requests that had come before the freeze; others were lost, or had their way to go.
+        """
         if self.story.faults or self.heard_at is not None or self.server is None:
             return
         if any(move.ending is Ending.FENCED for move in self.story.moves[: self.number]):
             return  # the client has more than a server knows that goes on from the freeze
-        open_now = [e for e in self.load.open if e.received < e.size_bytes and e.what == "request"]
+        *_, before, last = (None, *self.story.moves[: self.number])
+        if before is not None and before.ending is Ending.ROLLED_BACK and last.after_s < 2 * self.story.rtt_s:
+            return  # nor has it heard what of its flight had arrived when it was frozen the first time
+        open_now = [
+            each
+            for each in self.load.open
+            if each.received < each.size_bytes and each.what == "request" and each.number in obeyed
+        ]
         if self.story.traffic is Traffic.DOWNLOAD and open_now:
             self.history.violated(
                 "overhead:download", "a server that speaks first has brought nothing new after a round trip"

@@ -32,7 +32,7 @@ from quicferry.quic.standard_wire import (
     Entry,
     check_alternative_parameter,
 )
-from quicferry.quic.wire import FrameType, decode_frame, find_parameter
+from quicferry.quic.wire import Address, FrameType, decode_frame, find_parameter
 from quicferry.strategies import STANDARD_STRATEGIES, Strategy
 
 from .harness import EDGE_1, EDGE_2, RTT_S, Network, Pair, edge, preferred_in
@@ -411,3 +411,46 @@ def test_the_path_is_validated_from_both_ends():
     assert pair.first(PathValidated) is not None
     from_server = [Pair.frames(d, pair.server) for _, a, d in pair.down if a == EDGE_2][:1]
     assert F.PATH_CHALLENGE in from_server[0]
+
+
+@pytest.mark.parametrize("strategy", STANDARD_STRATEGIES)
+def test_a_client_whose_address_changes_on_the_switch_is_challenged_with_what_it_is_granted(strategy):
+    """RFC 9000 §8.2.1: it has sent too little for 1200 bytes, and only listens: nothing else would go on."""
+    #: RFC 9000 8.2.1: MUST perform a second path validation
+    #: RFC 9000 8.2.3: MUST initiate another path validation with an expanded datagram
+    rebound = ("10.0.0.99", 5555)
+    pair = alone(strategy)
+    carried = {"up": 0, "down": 0}
+    sizes: list[int] = []
+
+    def nat(data: bytes, address: Address, direction: str) -> bool:
+        if address != EDGE_2 or pair.server is None:
+            return False
+        if direction == "up":
+            if pair.switched_to(EDGE_2):
+                pair.client_seen_as[EDGE_2] = rebound
+            carried["up"] += len(data) if pair.client_seen_as else 0
+            return False
+        if not pair.client_seen_as:
+            return False
+        if pair.sent_to != rebound:
+            return True
+        if F.PATH_CHALLENGE in pair.frames(data, pair.server):
+            sizes.append(len(data))
+        carried["down"] += len(data)
+        if not any(path.is_validated for path in pair.server._network_paths if path.addr == rebound):
+            assert carried["down"] <= 3 * carried["up"]
+        return False
+
+    pair.network.drop = nat
+    pair.drive(limit_s=0.3)
+    pair.move(strategy, downtime_s=0.1)
+    assert pair.drive(lambda: bool(pair.client_seen_as), limit_s=3.0)
+    stream_id = pair.server.get_next_available_stream_id(is_unidirectional=True)
+    pair.server.send_stream_data(stream_id, bytes(range(200)) * 20, end_stream=True)
+    assert pair.drive(lambda: len(pair.received.get(stream_id, b"")) == 4000, limit_s=5.0)
+    assert bytes(pair.received[stream_id]) == bytes(range(200)) * 20
+    assert pair.server._network_paths[0].addr == rebound
+    if strategy is PREFERRED:  # the other's client answers an announcement besides: enough for a whole one
+        assert sizes[0] < 1200
+    assert sizes[-1] == 1200

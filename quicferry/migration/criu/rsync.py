@@ -25,9 +25,11 @@ ASK_S = 0.01
 UP_S = 5.0
 
 #: Without chroot a daemon changes the symbolic links that it takes ("munge symlinks"): the link to the images
-#: of a pre-dump would lead nowhere. In chroot they stay as they are, absolute ones of a container too.
+#: of a pre-dump would lead nowhere. In chroot they stay as they are, absolute ones of a container too. And it
+#: asks for the name of whoever calls: an edge host has no server of names to ask, the answer is a time-out.
 CONFIGURATION = """\
 use chroot = yes
+reverse lookup = no
 pid file = /run/rsyncd.pid
 [run]
 path = /run

@@ -37,8 +37,10 @@ from quicferry.quic.wire import Address, FrameType
 
 _RTT_FIELDS = ("initial", "initialized", "first_sample_time", "latest", "min", "smoothed", "variance")
 PROBE_DATAGRAM_BYTES = 1200  # RFC 9000 §8.2.1: a challenge also shows that the path carries this much
+LEAST_PROBE_BYTES = 64  # a short header with the longest connection ID, a challenge, a response, the tag
 _VALIDATION_PTOS = 3  # RFC 9000 §8.2.4
 _CHALLENGE_BYTES = 8
+RESPONSE_BYTES = 1 + _CHALLENGE_BYTES
 
 
 def pto_s(connection: QuicConnection) -> float:
@@ -411,16 +413,27 @@ class Seam:
         """At the source: goes on behind the numbers that were the destination's."""
         skip_to(self._quic, frozen_at + ABORT_GAP)
 
-    def may_probe(self, address: NetworkAddress) -> bool:
-        """Whether the anti-amplification limit leaves room for a probe to that address (RFC 9000 §8.1)."""
+    def take_probe_bytes(self, address: NetworkAddress) -> int:
+        """How long a probe to that address may be: 1200 bytes, or what the anti-amplification limit leaves.
+
+        0 where that holds no probe. What is granted counts as sent (RFC 9000 §8.1, §8.2.1).
+        """
         path = next((each for each in self._quic._network_paths if each.addr == address), None)
         if path is None:
-            return False
-        if not path.is_validated:
-            if path.bytes_sent + PROBE_DATAGRAM_BYTES > 3 * path.bytes_received:
-                return False
-            path.bytes_sent += PROBE_DATAGRAM_BYTES
-        return True
+            return 0
+        if path.is_validated:
+            return PROBE_DATAGRAM_BYTES
+        granted = min(PROBE_DATAGRAM_BYTES, 3 * path.bytes_received - path.bytes_sent)
+        if granted < LEAST_PROBE_BYTES:
+            return 0
+        path.bytes_sent += granted
+        return granted
+
+    def is_reached(self, address: NetworkAddress) -> None:
+        """A challenge there was answered, whatever its size: no limit holds for that address any more."""
+        for path in self._quic._network_paths:
+            if path.addr == address:
+                path.is_validated = True
 
     def cid_of(self, address: NetworkAddress) -> QuicConnectionId | None:
         """The connection ID of a validated path that is not the active one (RFC 9000 §9.5); else None."""
@@ -450,10 +463,12 @@ class Seam:
         challenge: bytes | None,
         responses: Sequence[bytes],
         word: Sequence[bytes] = (),
+        size_bytes: int = PROBE_DATAGRAM_BYTES,
     ) -> tuple[bytes, NetworkAddress]:
         """One datagram of probing frames, outside loss recovery and congestion control.
 
         ``word``: frames of the extension that go along, on a path that is not probed for the first time.
+        ``size_bytes``: less than the whole only where the anti-amplification limit demands it.
 
         A challenge is repeated by its own clock and a response never (RFC 9000 §13.3), so recovery has
         nothing to do for them; kept in its books, probes to dead addresses would shrink the window.
@@ -467,7 +482,7 @@ class Seam:
         builder = QuicPacketBuilder(
             host_cid=quic.host_cid,
             is_client=quic._is_client,
-            max_datagram_size=PROBE_DATAGRAM_BYTES,
+            max_datagram_size=size_bytes,
             packet_number=quic._packet_number,
             peer_cid=peer_cid,
             quic_logger=quic._quic_logger,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import polars as pl
 import pytest
 
 import topologies
-from quicferry.analysis.repeated_moves import usage, usage_growth, windows
+from quicferry.analysis.repeated_moves import comparable, usage, usage_growth, windows
 from quicferry.analysis.verdict import overlap, served_by, where_packets_were_sent
 from quicferry.capture.quic.table import SCHEMA
 from quicferry.events import Event
-from quicferry.record import Manifest, Usage
+from quicferry.record import Manifest, MoveRecord, Usage
 from quicferry.spec import RunSpec
 from quicferry.units import NS_PER_MS
 
@@ -93,11 +95,48 @@ def reading(t_ms: float, fds: int, rss_kib: int) -> Event:
     return event("process.usage", t_ms, process="server", fds=fds, rss_kib=rss_kib)
 
 
+def route(edges: list[int]) -> list[MoveRecord]:
+    ends = [f"10.0.{edge}.2:4433" for edge in edges]
+    return [
+        MoveRecord(
+            number=number,
+            source=source,
+            destination=destination,
+            container_downtime_ms=None,
+            service_migration_time_ms=None,
+            connection_overhead_ms=None,
+            transferred_bytes=None,
+        )
+        for number, (source, destination) in enumerate(itertools.pairwise(ends), 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("edges", "moves"),
+    [
+        ([1, 2], {1}),
+        ([1, 2, 1], {2}),
+        ([1, 2, 3, 4, 3, 2], {4}),  # what edge 4 holds after the fourth it did not hold after the second
+        ([1, 2, 3, 4, 3, 2, 1, 2, 3, 4, 3], {6}),
+        ([1, 2, 3, 2, 1, 2, 3, 2, 1], {4, 8}),
+        ([1, 2, 3, 1, 2, 3, 1], {3, 6}),
+        ([1, 2, 1, 2, 3], {4}),
+        ([], set()),
+    ],
+)
+def test_what_may_be_compared_is_where_nothing_is_done_for_the_first_time(
+    edges: list[int], moves: set[int]
+) -> None:
+    assert comparable(route(edges)) == moves
+
+
 def test_usage_compares_where_everybody_is_at_home() -> None:
     events = []
     for number, (fds, rss) in enumerate([(9, 100), (5, 200), (9, 300), (6, 400), (9, 500)], 1):
         events += [event("run.migrate.complete", number * 10), reading(number * 10 + 1, fds, rss)]
-    assert usage(events) == [
+    moves = comparable(route([1, 2, 1, 2, 1, 2]))
+    assert moves == {2, 4}
+    assert usage(events, moves) == [
         Usage(process="server", fds_before=5, fds_after=6, rss_before_kib=200, rss_after_kib=400)
     ]
 
