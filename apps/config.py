@@ -18,6 +18,8 @@ SERVER_NAME = "service.edge.test"
 MAX_DATAGRAM_FRAME_BYTES = 65_535  # RFC 9221 section 3: any that fits into a packet
 #: application error: "I have moved and you cannot follow me; connect to the address in the reason"
 MOVED_ERROR = 0x101
+PATIENCES_MOST = 4  # that a client waits in a row while bytes still come: bulk data over a slow path
+EXIT_S = 10.0  # a client's time from its last answer to its exit
 LEAST_INTERVAL_MS = 5.0  # between two requests of all clients of a run together, when there are many
 
 
@@ -74,7 +76,14 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     probing: Probing = Probing.RACE
     accept_moves: bool = True  # False: every announcement is answered with "refused"
     idle_timeout_s: float = 60.0
-    patience_s: float = 15.0  # how long the client waits at the end for what is still open
+    patience_s: float = (
+        15.0  # how long the client waits at the end while nothing more comes
+    )
+
+    @property
+    def end_s(self) -> float:
+        """The longest from the word to stop to the client's end."""
+        return PATIENCES_MOST * self.patience_s + EXIT_S
 
 
 T = TypeVar("T")

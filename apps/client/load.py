@@ -92,6 +92,7 @@ class Load:
         self.complete = asyncio.Event()  # set after ``finish`` when nothing is open any more
         self._finishing = False
         self.closed: str | None = None
+        self._came_bytes = 0
 
     def finish(self) -> None:
         """No more requests will follow: set ``complete`` as soon as all answers have come."""
@@ -105,6 +106,10 @@ class Load:
             and all(transfer.verified is not None for transfer in self._transfers.values())
         ):
             self.complete.set()
+
+    def progress(self) -> tuple[int, int]:
+        """Bytes that have come, and bytes that the transport holds: what stands still does not change."""
+        return self._came_bytes, sum(map(self._backlog_bytes, [*self._pending, *self._transfers]))
 
     def request(self, next_stream: NextStream) -> None:
         """Send the next get."""
@@ -205,6 +210,7 @@ class Load:
         host (None: now).
         """
         now = now_ns() if t_ns is None else t_ns
+        self._came_bytes += len(data)
         if stream in self._pending:
             self._get_received(stream, data, end, origin, now)
         elif stream in self._transfers:

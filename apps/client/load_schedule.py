@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from apps.client import workloads
 from apps.client.load import Load
-from apps.config import ClientConfig
+from apps.config import PATIENCES_MOST, ClientConfig
 from apps.workload import RequestShape
 from quicferry.events import EventLog
 from quicferry.record import write_json
@@ -64,6 +65,7 @@ class LoadSchedule:
     ) -> None:
         """Send requests until told to stop, then wait for open ones as long as the client's patience lasts.
 
+        The patience begins anew, ``PATIENCES_MOST`` times in all, while bytes of what is open come or go.
         ``closed`` ends it early: nothing will be answered any more. The first request leaves after
         ``delay_s``: many clients with the same workload must not send at the same moment. With
         ``last_delay_s`` one more leaves so long after the word to stop.
@@ -75,11 +77,14 @@ class LoadSchedule:
             await asyncio.sleep(last_delay_s)
             self.request()
         self._load.finish()
-        try:
-            async with asyncio.timeout(self._config.patience_s):
-                await first(self._load.complete, closed)
-        except TimeoutError:
-            pass  # what is still open counts as lost
+        for _ in range(PATIENCES_MOST):
+            before = self._load.progress()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.patience_s):
+                    await first(self._load.complete, closed)
+                    return
+            if self._load.progress() == before:
+                return  # what is still open counts as lost
 
     async def _drive(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)

@@ -21,7 +21,6 @@ from quicferry.units import BYTES_PER_MIB
 
 ANSWER_S = 20.0  # a request for a move is lost and sent again a few times at most
 PATIENCE_S = 15.0  # how long a client waits at the end for what is still open
-CLIENT_END_S = 25.0  # longer than that
 PATIENCE_RTTS = 5  # besides: a request that was lost twice
 
 
@@ -72,7 +71,7 @@ def strategies_in(spec: RunSpec) -> tuple[StrategyName, ...]:
 
 
 class LoadClient:
-    """The client and its load. ``end_s`` is longer than the client's own patience."""
+    """The client and its load."""
 
     name: str = "client"
 
@@ -83,7 +82,6 @@ class LoadClient:
         *,
         module: str = "apps.client.client",
         connections: int = 1,
-        end_s: float = CLIENT_END_S,
         host: str | None = None,
         number: int = 0,
     ) -> None:
@@ -94,7 +92,6 @@ class LoadClient:
         self._context = context
         self._config = config
         self._module = module
-        self._end_s = end_s + patience_of_path_s(context)
         self._connections = connections
         self._connected: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._answered: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -168,7 +165,7 @@ class LoadClient:
             return
         self.program.tell(b"stop")
         try:
-            status = self.program.wait(self._context.patience_s(self._end_s))
+            status = self.program.wait(self._context.patience_s(self._config.end_s))
         except TimeoutExpired:
             self.program.end()
             raise MigrationError("the client did not end in good order", hint="see client.log") from None
@@ -176,13 +173,11 @@ class LoadClient:
             raise MigrationError(f"the client failed: {self.program.last_words()}", hint="see client.log")
 
 
-def clients_of(
-    context: RunContext, config: ClientConfig, *, module: str, end_s: float = CLIENT_END_S
-) -> LoadClient | ClientsApart:
+def clients_of(context: RunContext, config: ClientConfig, *, module: str) -> LoadClient | ClientsApart:
     """The client of a run, or its many clients as so many processes."""
     if config.clients == 1:
-        return LoadClient(context, config, module=module, end_s=end_s)
-    return ClientsApart(context, config, module=module, end_s=end_s)
+        return LoadClient(context, config, module=module)
+    return ClientsApart(context, config, module=module)
 
 
 class ClientsApart:
@@ -199,7 +194,6 @@ class ClientsApart:
         config: ClientConfig,
         *,
         module: str = "apps.client.client",
-        end_s: float = CLIENT_END_S,
     ) -> None:
         hosts = context.topology.clients
         if len(hosts) == 1:
@@ -226,7 +220,6 @@ class ClientsApart:
                     ),
                 ),
                 module=module,
-                end_s=end_s,
                 host=host,
                 number=number,
             )

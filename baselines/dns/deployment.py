@@ -23,7 +23,6 @@ UNANNOUNCED = Strategy.SYMMETRIC
 #: How long attempts, time-outs and answers may take at the end, besides the life of the name's old record.
 PATIENCE_S = 15.0
 ClientConfigMaker = Callable[[RunContext, ClientConfig], ClientConfig]
-END_S = 10.0  # a client's time from its last answer to its exit
 
 
 def patience_s(context: RunContext) -> float:
@@ -76,7 +75,6 @@ class DnsDeployment:
                 context,
                 config(context, client_config(context, tls.authority)),
                 module=client,
-                end_s=patience_s(context) + END_S,
             ),
         ]
 

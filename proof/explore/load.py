@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from apps.client.workloads import BULK_AT_ONCE, BULK_BYTES
 from apps.config import LEAST_INTERVAL_MS
 from quicferry.spec import RunSpec
 
@@ -17,9 +18,11 @@ ON_THE_WIRE_BYTES = 180  # of an exchange in one direction besides its body: hea
 SEGMENT_BYTES = 1200
 FULL = 0.6  # of what could be carried; more is too much
 BULK_S = 6.0  # a transfer that takes longer is not waited for by every client
+AT_ONCE_S = 30.0  # for what a bulk workload has open at a time; a client waits 60 s while bytes still come
 DISK_MIB_S = 40.0  # a container's files: read, packed, sent, written
 DISK_S = 60.0  # of all moves together
 REORDERED = 0.01  # jitter puts packets out of order, which looks like so much loss
+_BULK = {"download", "upload"}  # workloads of large exchanges without a pause
 
 
 def capacity_mbps(spec: RunSpec) -> float:
@@ -60,6 +63,10 @@ def too_much(spec: RunSpec) -> str | None:
             return f"{offered:.2g} Mbit/s of requests on {rate:.2g} Mbit/s"
     elif largest * 8e-6 / rate > 1.0:
         return f"a request takes {largest * 8e-6 / rate:.1f} s"
+    if not _BULK.isdisjoint(spec.workload.split("+")):
+        at_once_s = BULK_AT_ONCE * BULK_BYTES * 8e-6 / (FULL * min(rate, shared / spec.clients))
+        if at_once_s > AT_ONCE_S:
+            return f"{BULK_AT_ONCE} bulk exchanges at once take {at_once_s:.0f} s"
     bulk_s = (spec.download_mib + spec.upload_mib) * 8.4 / (FULL * rate)
     if bulk_s > BULK_S:
         return f"bulk data of {bulk_s:.0f} s"

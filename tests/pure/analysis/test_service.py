@@ -85,6 +85,13 @@ def test_requests_on_their_way_over_a_long_path_are_not_late(manifest: Manifest)
     assert overload(requests([None] * 100), began(), manifest) is None
 
 
+@pytest.mark.parametrize("workload", ["download", "upload", "push+upload"])
+def test_who_fills_the_path_asks_for_no_more_than_it_carries(manifest: Manifest, workload: str) -> None:
+    """Their exchanges take as long as they take: the next begins when one has ended."""
+    manifest.spec = type(manifest.spec)(workload=workload)
+    assert overload(requests([20.0, *[None] * 99]), began(), manifest) is None
+
+
 def test_a_run_that_never_came_to_its_move_is_not_judged(manifest: Manifest) -> None:
     assert overload(requests([None] * 100), [], manifest) is None
 

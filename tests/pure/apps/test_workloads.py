@@ -193,6 +193,40 @@ def test_the_schedule_follows_the_workload_of_its_configuration(
     loop.run_until_complete(play())
 
 
+@pytest.mark.parametrize(
+    ("pieces_s", "ended_s", "lost"),
+    [
+        ([], 1.0, 1),  # nothing comes: one patience
+        ([0.9, 1.8, 2.7], 2.7, 0),  # longer than that, and bytes come all the time
+        ([0.9 * n for n in range(1, 9)], 4.0, 1),  # but not for ever
+        ([0.5], 2.0, 1),  # it stood still
+    ],
+)
+def test_what_still_comes_is_waited_for(
+    loop: VirtualLoop, pieces_s: list[float], ended_s: float, lost: int
+) -> None:
+    """A bulk exchange over a slow path is not lost because it takes longer than a patience."""
+    reply = header(Reply(session_count=1, total=1)).ljust(10_000, b" ")
+
+    async def play() -> float:
+        load = Load(config(), EventLog("client", sink=lambda _: None), lambda *_: None, lambda _: 0)
+        schedule = LoadSchedule(config(patience_s=1.0), load, lambda: load.request(lambda: 1))
+        running = asyncio.ensure_future(schedule.run(asyncio.Event(), delay_s=60.0))
+        await asyncio.sleep(0)
+        schedule.request()
+        schedule.stopping.set()
+        began_s = loop.time()
+        for index, piece_s in enumerate(pieces_s):
+            whole = lost == 0 and index == len(pieces_s) - 1
+            piece = b"" if whole else reply[index * 100 : index * 100 + 100]
+            loop.call_later(piece_s, load.received, 1, piece or reply[index * 100 :], whole, "127.0.0.1:1")
+        await running
+        assert load.summary().requests_lost == lost
+        return loop.time() - began_s
+
+    assert loop.run_until_complete(play()) == pytest.approx(ended_s, abs=0.01)
+
+
 def test_a_request_for_an_unknown_workload_is_refused() -> None:
     assert to_spec({"workload": "bursts"}).workload == "bursts"
     with pytest.raises(InvalidInput, match="no workload 'flood'") as caught:
