@@ -92,7 +92,7 @@ class Load:
         self.complete = asyncio.Event()  # set after ``finish`` when nothing is open any more
         self._finishing = False
         self.closed: str | None = None
-        self._came_bytes = 0
+        self.came_bytes = 0  # of answers, the pieces of which whoever carries them may count himself
 
     def finish(self) -> None:
         """No more requests will follow: set ``complete`` as soon as all answers have come."""
@@ -109,7 +109,7 @@ class Load:
 
     def progress(self) -> tuple[int, int]:
         """Bytes that have come, and bytes that the transport holds: what stands still does not change."""
-        return self._came_bytes, sum(map(self._backlog_bytes, [*self._pending, *self._transfers]))
+        return self.came_bytes, sum(map(self._backlog_bytes, [*self._pending, *self._transfers]))
 
     def request(self, next_stream: NextStream) -> None:
         """Send the next get."""
@@ -210,7 +210,7 @@ class Load:
         host (None: now).
         """
         now = now_ns() if t_ns is None else t_ns
-        self._came_bytes += len(data)
+        self.came_bytes += len(data)
         if stream in self._pending:
             self._get_received(stream, data, end, origin, now)
         elif stream in self._transfers:

@@ -111,6 +111,7 @@ class Member(Client):
         if isinstance(event, StreamDataReceived):
             exchange = self._streams[event.stream_id]
             self._answers[exchange] += event.data
+            self.load.came_bytes += len(event.data)
             if event.end_stream:
                 del self._streams[event.stream_id], self._open[exchange]
                 self.load.received(
