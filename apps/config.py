@@ -76,9 +76,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     probing: Probing = Probing.RACE
     accept_moves: bool = True  # False: every announcement is answered with "refused"
     idle_timeout_s: float = 60.0
-    patience_s: float = (
-        15.0  # how long the client waits at the end while nothing more comes
-    )
+    patience_s: float = 15.0  # how long the client waits at the end while nothing more comes
 
     @property
     def end_s(self) -> float:

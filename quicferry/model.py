@@ -234,6 +234,10 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     other_service_addresses: dict[str, str] = {}
     rtts_ms: dict[str, float] = {}
 
+    def longest_rtt_ms(self, *asked_ms: float | None) -> float:
+        """The longest of these round trips and its own, without jitter; None is one that nobody asked for."""
+        return max(0.0, *(each for each in asked_ms if each is not None), *self.rtts_ms.values())
+
     def __post_init__(self) -> None:
         names = [node.name for node in self.nodes]
         if len(set(names)) != len(names):

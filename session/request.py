@@ -276,6 +276,12 @@ def _check_plain_followers(spec: RunSpec) -> None:
     """
     if not spec.plain_clients:
         return
+    if spec.mobility in ("before", "together"):
+        raise InvalidInput(
+            f"plain clients cannot follow with {spec.strategy} once their own address has changed: they ask "
+            "at the preferred address once, and are answered where they were",
+            hint="leave out --mobility or --plain-clients, or choose another --strategy",
+        )
     between_s = max(spec.interval_ms, LEAST_INTERVAL_MS) * spec.clients / 1e3
     packets = 2 * (spec.before_s + GETTING_READY_S) / between_s  # requests and acknowledgements
     if packets > REMEMBERED_PACKETS or spec.download_mib or spec.upload_mib:

@@ -26,8 +26,7 @@ PATIENCE_RTTS = 5  # besides: a request that was lost twice
 
 def patience_of_path_s(context: RunContext) -> float:
     """How much longer clients are patient, as their path is long."""
-    spec = context.spec
-    return PATIENCE_RTTS * max(spec.rtt_ms, spec.source_rtt_ms or 0.0) / 1e3
+    return PATIENCE_RTTS * context.longest_rtt_ms / 1e3
 
 
 def client_config(context: RunContext, authority: str) -> ClientConfig:

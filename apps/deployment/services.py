@@ -166,7 +166,7 @@ class AgentService:
                 forwarding=context.spec.forwarding and not is_as_published(context.spec.engine),
                 compression=context.spec.compression,
                 memory_by=context.spec.memory_by,
-                deadlines=deadlines_over(longest_rtt_ms(context) / 1e3, slowness(), context.spec.clients),
+                deadlines=deadlines_over(context.longest_rtt_ms / 1e3, slowness(), context.spec.clients),
             )
             for peer in (onwards if decides else ())
         ]
@@ -179,7 +179,7 @@ class AgentService:
             peers={peer: Endpoint(between_edges(context, peer, self.edge), RPC_PORT) for peer in self._peers},
             detours={peer: Endpoint(topology.service_addresses[peer], RPC_PORT) for peer in self._peers},
             orchestrators=[context.part("orchestrator")],
-            detour_rtt_ms=2 * longest_rtt_ms(context),  # by way of the core network, to and fro
+            detour_rtt_ms=2 * context.longest_rtt_ms,  # by way of the core network, to and fro
             tls=self._tls,
             service=self._server("server", standby=False),
             standby=self._server("standby", standby=True),
@@ -330,12 +330,6 @@ def pool_at(context: RunContext, edge: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(stop for stop in route if stop != edge))
 
 
-def longest_rtt_ms(context: RunContext) -> float:
-    """The longest round trip between an edge and the core network, without jitter."""
-    spec = context.spec
-    return max(spec.rtt_ms, spec.source_rtt_ms or 0.0, *context.topology.rtts_ms.values())
-
-
 def journals(context: RunContext) -> Path:
     """The folder of the journals of agents and orchestrator; each reads its own only."""
     folder = context.paths.root / "journals"
@@ -399,7 +393,7 @@ class OrchestratorService:
         agents = {edge: Endpoint(context.topology.service_addresses[edge], RPC_PORT) for edge in self._edges}
         journal = str(journals(context) / f"{host}.journal")
         config = OrchestratorConfig(
-            name=host, agents=agents, tls=self._tls, journal=journal, rtt_ms=longest_rtt_ms(context)
+            name=host, agents=agents, tls=self._tls, journal=journal, rtt_ms=context.longest_rtt_ms
         )
         name = self.restarts.name(self.name)
         argv = context.module("apps.orchestrator", context.write_config(name, config))
@@ -465,7 +459,7 @@ def order_move(
         forwarding=forwarding,
         compression=context.spec.compression,
         memory_by=context.spec.memory_by,
-        deadlines=deadlines_over(longest_rtt_ms(context) / 1e3, slowness(), context.spec.clients),
+        deadlines=deadlines_over(context.longest_rtt_ms / 1e3, slowness(), context.spec.clients),
     )
     return orchestrator.command(command, "outcome", longer(MOVE_S))
 

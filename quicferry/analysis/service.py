@@ -19,7 +19,7 @@ KEPT_UP = 0.9
 SETTLED_NS = 200 * NS_PER_MS  # a lost packet, a slow moment of the machine
 #: Workloads in which the server speaks as long as the run goes on, whatever the client asks.
 PUSHED = frozenset({"push", "game"})
-#: Workloads that fill the path and ask for more when something has come: they offer what it carries, and no more.
+#: Workloads that fill the path, and ask for more when something has come: they offer what it carries.
 FILLING = frozenset({"download", "upload"})
 
 

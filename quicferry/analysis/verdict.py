@@ -61,7 +61,7 @@ def served_by(
     )
     if ended is None:
         return None
-    rtt_ms = max([manifest.spec.rtt_ms, *manifest.topology.rtts_ms.values()])
+    rtt_ms = manifest.topology.longest_rtt_ms(manifest.spec.rtt_ms, manifest.spec.source_rtt_ms)
     in_flight_ms = 0.0 if by_edges else rtt_ms + manifest.spec.jitter_ms
     settled_ns = ended + round(in_flight_ms * NS_PER_MS)
     senders = (

@@ -263,6 +263,11 @@ class RunContext:
                 return why
         return None
 
+    @property
+    def longest_rtt_ms(self) -> float:
+        """The longest round trip between a client and an edge, or between an edge and the core network."""
+        return self.topology.longest_rtt_ms(self.spec.rtt_ms, self.spec.source_rtt_ms)
+
     def patience_s(self, usual_s: float) -> float:
         """How long to wait for whoever is told to end: not long once something is broken."""
         return longer(min(usual_s, BROKEN_PATIENCE_S) if self.is_broken else usual_s)

@@ -15,16 +15,16 @@ BEGUN_SHARE = 0.1  # of a pause
 PATIENCE_S = 5.0  # beyond two intervals between requests
 
 
-def load_after_s(spec: RunSpec, every_ms: float) -> float:
+def load_after_s(spec: RunSpec, every_ms: float, rtt_ms: float) -> float:
     """For how long the clients go on after the last move, in seconds.
 
     After a fault at least until each has asked once more and heard of it: where the server is then is judged
     by what it sends, and the clients of some workloads pause for longer than ``after_s``. ``every_ms`` is
-    from one request to the next, at most.
+    from one request to the next, at most, ``rtt_ms`` the longest round trip of the run.
     """
     if not spec.faults:
         return spec.after_s
-    return max(spec.after_s, (every_ms + 2 * max(spec.rtt_ms, spec.source_rtt_ms or 0.0)) / 1e3)
+    return max(spec.after_s, (every_ms + 2 * rtt_ms) / 1e3)
 
 
 class RequestWatch:

@@ -182,7 +182,7 @@ def _play(
                     outcome |= deployment.move()
                 if spec.moves > 1:
                     note_usage(events, ((name, pid) for name, of in context.watched.items() if (pid := of())))
-            time.sleep(load_after_s(spec, asks_every_ms))
+            time.sleep(load_after_s(spec, asks_every_ms, context.longest_rtt_ms))
             manifest.machine_load = watch.load()
     finally:
         with events.phase("run.collect"):

@@ -183,7 +183,8 @@ class Probation:
     ask finds the server by its challenges, of which the first is sent after ``patience_s``.
 
     A client whose address has changed meanwhile has sent too little for a challenge of full size. It gets a
-    smaller one, and when that is answered a second one (RFC 9000 §8.2.1): only that shows what the path carries.
+    smaller one, and when that is answered a second one: only that shows what the path carries (RFC 9000
+    §8.2.1).
     """
 
     def __init__(self, seam: Seam, now: float, patience_s: float) -> None:
@@ -248,7 +249,5 @@ class Probation:
                     del self._sent[next(iter(self._sent))]
             room = (size_bytes - LEAST_PROBE_BYTES) // RESPONSE_BYTES + 1
             newest_first = responses[::-1][: min(responses_most, room)]
-            leaving.append(
-                self._seam.probe(address, None, challenge, newest_first, size_bytes=size_bytes)
-            )
+            leaving.append(self._seam.probe(address, None, challenge, newest_first, size_bytes=size_bytes))
         return leaving

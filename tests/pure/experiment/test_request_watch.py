@@ -133,5 +133,5 @@ def test_the_first_request_that_the_resumed_server_has_to_answer(
 def test_after_a_fault_each_client_asks_once_more(
     faults: tuple[str, ...], every_ms: float, after_s: float
 ) -> None:
-    spec = RunSpec(after_s=1.0, source_rtt_ms=600.0, faults=tuple(parse(words) for words in faults))
-    assert load_after_s(spec, every_ms) == pytest.approx(after_s)
+    spec = RunSpec(after_s=1.0, faults=tuple(parse(words) for words in faults))
+    assert load_after_s(spec, every_ms, 600.0) == pytest.approx(after_s)
