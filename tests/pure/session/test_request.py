@@ -224,8 +224,9 @@ def test_a_client_without_the_extension_follows_while_its_question_is_fresh() ->
         to_spec({**asked, "interval_ms": 100.0, "download_mib": 1.0})
     for mobility in ("before", "together"):
         with pytest.raises(InvalidInput, match="answered where they were"):
-            to_spec({**asked, "interval_ms": 100.0, "mobility": mobility})
-    assert to_spec({**asked, "interval_ms": 100.0, "mobility": "alone"}).mobility == "alone"
+            to_spec({**asked, "interval_ms": 100.0, "topology": "chain", "mobility": mobility})
+    stays = {"topology": "chain", "mobility": "alone"}
+    assert to_spec({**asked, "interval_ms": 100.0, **stays}).mobility == "alone"
 
 
 @pytest.mark.parametrize("strategy", ["preferred-address", "alternative-address"])
