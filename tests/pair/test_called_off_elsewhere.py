@@ -11,7 +11,7 @@ from quicferry.strategies import RULES, Strategy
 from simulation.protocol.mover import forked
 
 from .harness import EDGE_1, EDGE_2, Pair, edge
-from .test_other_hosts import Relay
+from .test_relays import Relay
 
 
 def call_off(pair: Pair, strategy: Strategy, epoch: int, *, frozen_s: float | None) -> None:
