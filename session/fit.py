@@ -6,30 +6,70 @@ a run meets besides (loss, a busy machine) the deadlines of ``migration.order`` 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import psutil
 
+from quicferry.emulation import routing
 from quicferry.errors import InvalidInput, Unsupported
-from quicferry.migration.engines.registry import EngineEntry
-from quicferry.migration.order import Deadlines
-from quicferry.model import Topology
+from quicferry.experiment.itinerary import stops
+from quicferry.migration.engines.registry import EngineEntry, is_as_published
+from quicferry.migration.order import LEASE_S, Deadlines
+from quicferry.model import Route, Topology
 from quicferry.spec import RunSpec
 from quicferry.units import BYTES_PER_MIB
+from topologies.building.roundtrips import links_between
 
 #: A Python server's image as it crosses, packed and not (docs/adr/0004); less than was ever measured.
 IMAGE_BYTES, PLAIN_IMAGE_BYTES = 4_000_000, 15_000_000
 #: Memory and files of a server are in this machine's memory so many times: at both edges, and as an image.
 COPIES = 3
+#: Pages that a restored Python server waits for, one after another, before it serves, where CRIU's lazy-pages
+#: daemon fetches them: with round trips of 8, 16, 24 and 40 ms between the edges it took 290 to 345 of them.
+LAZY_PAGES = 270
 #: MiB that all else of a run needs.
 BESIDES_MIB = 512
 
 
+class Leg(NamedTuple):
+    """One move's way from edge to edge, as its links have it."""
+
+    source: str
+    destination: str
+    rtt_ms: float
+    rate_mbps: float | None  # of the slowest link; None: as fast as the machine
+
+
 def check(spec: RunSpec, engine: EngineEntry, topology: Topology) -> None:
     """Raise ``InvalidInput`` when the server's memory cannot cross in the time that a move may take."""
-    if not (engine.packs_images or engine.is_long):
+    if not (engine.packs_images or engine.is_long) or spec.mobility == "alone":
         return  # kilobytes
-    rate_mbps = _rate_mbps(topology)
-    if rate_mbps is None:
+    ways = legs(topology, spec)
+    farthest = max(ways, key=lambda leg: leg.rtt_ms)
+    by_criu = engine.memory_by(spec.memory_by) == "criu" or is_as_published(spec.engine)
+    if by_criu and engine.keeps_source and not engine.copies_ahead:
+        _check_faults(spec, farthest)
+    rates = [leg.rate_mbps for leg in ways if leg.rate_mbps is not None]
+    if rates:
+        _check_size(spec, engine, min(rates))
+
+
+def _check_faults(spec: RunSpec, leg: Leg) -> None:
+    needed_s = LAZY_PAGES * leg.rtt_ms / 1e3
+    if needed_s <= LEASE_S:
         return
+    other = "leave out --memory-by" if spec.memory_by == "criu" else "choose --engine runc-post-copy"
+    raise InvalidInput(
+        f"the move cannot fit: CRIU's post-copy waits a round trip for each page, {leg.rtt_ms:g} ms from "
+        f"{leg.source} to {leg.destination}; {LAZY_PAGES} pages take {needed_s:.1f} s, and a server may "
+        f"begin for {LEASE_S:g} s after the source has granted that",
+        hint=f"{other}: there the agents send what the server reads first with the image",
+    )
+
+
+def _check_size(spec: RunSpec, engine: EngineEntry, rate_mbps: float) -> None:
     image = PLAIN_IMAGE_BYTES if spec.compression == "none" else IMAGE_BYTES
     size_bytes = image + spec.memory_mib * BYTES_PER_MIB
     limits = Deadlines()
@@ -68,17 +108,20 @@ def check_memory(spec: RunSpec, available_bytes: int | None = None) -> None:
     )
 
 
-def _rate_mbps(topology: Topology) -> float | None:
-    """The rate at which state crosses from edge to edge, None where it is not known."""
-    ends = {topology.parts.get("source"), topology.parts.get("destination")}
-    rates = [
-        shape.rate_mbps
-        for link in topology.links
-        if {link.a, link.b} == ends
-        for shape in (link.a_to_b, link.b_to_a)
-        if shape.rate_mbps is not None
-    ]
-    return min(rates, default=None)
+def legs(topology: Topology, spec: RunSpec) -> list[Leg]:
+    """The way of each move of a run, each once."""
+    ends = list(dict.fromkeys(itertools.pairwise(stops(topology, spec))))
+    routes = routing.shortest_routes(topology)
+    return [_leg(topology, routes, *each) for each in ends]
+
+
+def _leg(topology: Topology, routes: Sequence[Route], source: str, destination: str) -> Leg:
+    own = [link for link in topology.links if {link.a, link.b} == {source, destination}]
+    shapes = [(link.a_to_b, link.b_to_a) for link in own[:1]]
+    shapes = shapes or links_between(topology, source, destination, routes) or []
+    rates = [shape.rate_mbps for both in shapes for shape in both if shape.rate_mbps is not None]
+    rtt_ms = sum(shape.delay_ms for both in shapes for shape in both)
+    return Leg(source, destination, rtt_ms, min(rates, default=None))
 
 
 def _hint(engine: EngineEntry, size_bytes: int, limit_s: float, ahead_fits: bool) -> str:

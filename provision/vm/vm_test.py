@@ -129,6 +129,13 @@ STEPS = (
         exact=True,
     ),
     Step(
+        "published",
+        SWEEP.format("published"),
+        360,
+        "pre-copy and hybrid as published beside ours, by two sizes and two rates",
+        exact=True,
+    ),
+    Step(
         "engines",
         SWEEP.format("engines"),
         120,

@@ -38,6 +38,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     pages_s: float = 120.0  # after the commit: the rest of the memory follows
 
 
+LEASE_S = 3.0  # the destination may resume for so long after the source was heard last
 NOTICE_RTTS = 2.5  # for the end of a handshake, and for an answer that has to be asked for twice
 NOTICE_PER_CLIENT_S = 0.003  # where one process is all clients: 1.9 ms each for 2000 on busy cores
 

@@ -9,7 +9,7 @@ import msgspec
 
 from quicferry.emulation import routing
 from quicferry.errors import InvalidInput
-from quicferry.model import Route, Topology
+from quicferry.model import Route, Shape, Topology
 
 #: parts of a run that must reach each other
 _TALK = (("client", "dns"), ("orchestrator", "dns"))
@@ -24,14 +24,14 @@ def with_round_trips(topology: Topology) -> Topology:
     for edge in topology.service_addresses:
         way = links_between(topology, topology.parts["client"], edge, routes)
         if way is not None:
-            found[edge] = round(sum(there + back for there, back in way), 6)
+            found[edge] = round(sum(there.delay_ms + back.delay_ms for there, back in way), 6)
     return msgspec.structs.replace(topology, rtts_ms=found)
 
 
 def links_between(
     topology: Topology, start: str, edge: str, routes: Sequence[Route] | None = None
-) -> list[tuple[float, float]] | None:
-    """For each link on the way to an edge's service address its delay each way in ms; None: no way.
+) -> list[tuple[Shape, Shape]] | None:
+    """For each link on the way to an edge's service address its shape there and back; None: no way.
 
     ``routes`` are the topology's shortest ones, where the caller has them already.
     """
@@ -41,28 +41,28 @@ def links_between(
     owner = {end.host_address: end.node for end in ends}
     service = topology.service_addresses[edge]
     network = next((end.network for end in ends if end.host_address == service), None)
-    here, delays = start, []
+    here, shapes = start, []  # type: str, list[tuple[Shape, Shape]]
     while here != edge:
         own = any(end.node == here and end.up and end.network == network for end in ends)
         gateway = service if own else gateways.get((here, str(network)))
         if gateway is None:
             return None
         following = owner[gateway]
-        delays += _delays(topology, here, following)
+        shapes += _shapes(topology, here, following)
         here = following
-    return delays
+    return shapes
 
 
-def _delays(topology: Topology, here: str, there: str) -> list[tuple[float, float]]:
+def _shapes(topology: Topology, here: str, there: str) -> list[tuple[Shape, Shape]]:
     """The links from a node to a neighbour, which may have switches between them."""
-    seen, waiting = {here}, [(here, [])]  # type: tuple[set[str], list[tuple[str, list[tuple[float, float]]]]]
+    seen, waiting = {here}, [(here, [])]  # type: tuple[set[str], list[tuple[str, list[tuple[Shape, Shape]]]]]
     switches = {node.name for node in topology.nodes if node.kind.value == "switch"}
     for at, passed in waiting:
         for link in topology.links_of(at):
             if not link.up:
                 continue
             other = link.b if link.a == at else link.a
-            to, fro = link.a_to_b.delay_ms, link.b_to_a.delay_ms
+            to, fro = link.a_to_b, link.b_to_a
             step = (to, fro) if link.a == at else (fro, to)
             if other == there:
                 return [*passed, step]

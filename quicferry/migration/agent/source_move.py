@@ -21,7 +21,7 @@ from quicferry.migration.agent.transfer import Tally, pieces
 from quicferry.migration.criu.digest import new_key
 from quicferry.migration.engines.base import CopiesAfterNotice, CopiesAhead, Engine, GivesAtOnce, KeepsSource
 from quicferry.migration.engines.registry import implementation_of
-from quicferry.migration.order import MoveOrder, fence_ns
+from quicferry.migration.order import LEASE_S, MoveOrder, fence_ns
 from quicferry.migration.rpc.channel import DuplexCall, RpcClient
 from quicferry.migration.rpc.messages import (
     ABORT,
@@ -57,7 +57,6 @@ LEAST_S = 0.001  # nobody answers within less
 #: itself back (``serving_lease.KILL_AFTER_NS``, 0.3 s).
 FENCE_MARGIN_S = 0.5
 BRING_BACK_S = 10.0  # nobody else serves meanwhile, nor ever will in this epoch
-LEASE_S = 3.0  # the destination may resume for so long after this side was heard last
 RENEWALS = 4  # of a lease before it would end
 OWN_SERVER_S = 0.5  # for the server here to say whether it serves
 #: steps whose record must stand before they are acted on. What follows is asked of servers and destination.

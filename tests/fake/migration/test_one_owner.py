@@ -14,9 +14,10 @@ import pytest
 
 from quicferry.errors import MigrationError
 from quicferry.migration import control
-from quicferry.migration.agent.source_move import FENCE_MARGIN_S, LEASE_S, RENEWALS
+from quicferry.migration.agent.source_move import FENCE_MARGIN_S, RENEWALS
 from quicferry.migration.journal import Journal
 from quicferry.migration.orchestrator import said_by
+from quicferry.migration.order import LEASE_S
 from quicferry.migration.rpc.messages import AgentStatus, Outcome
 from quicferry.migration.serving_lease import KILL_AFTER_NS
 from quicferry.migration.states import Step

@@ -11,7 +11,7 @@ from apps.config import ClientConfig, ServerConfig
 from quicferry.errors import InvalidInput, Unsupported
 from quicferry.migration.order import Deadlines
 from session import fit
-from session.request import to_spec
+from session.request import parts_of, to_spec
 
 SLOW = {"memory_mib": 100, "inter_edge_mbps": 1.0}
 
@@ -60,6 +60,35 @@ def test_what_cannot_fit_is_refused_with_the_estimate(values: dict[str, Any], wo
 )
 def test_what_fits_is_not_refused(values: dict[str, Any]) -> None:
     assert to_spec(values).engine == values["engine"]
+
+
+FAR = {"moves": 2, "pool": 3, "route": "round", "rtt_ms": 8.0}  # the second by way of the core network
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ({"engine": "criu-post-copy", "memory_by": "criu"}, "leave out --memory-by"),
+        ({"engine": "runc-post-copy", "memory_by": "criu"}, "leave out --memory-by"),
+        ({"engine": "published-post-copy"}, "choose --engine runc-post-copy"),
+    ],
+)
+def test_pages_that_each_cost_a_round_trip_are_refused_where_that_is_long(
+    values: dict[str, Any], hint: str
+) -> None:
+    with pytest.raises(InvalidInput, match=r"16 ms from edge-2 to edge-3; 270 pages take 4\.3 s") as caught:
+        to_spec(values | FAR)
+    assert hint in str(caught.value.hint)
+    to_spec(values | FAR | {"rtt_ms": 4.0})
+    neighbours = {name: value for name, value in FAR.items() if name not in ("moves", "route")}
+    to_spec(values | neighbours)
+    to_spec(values | FAR | {"engine": "criu-post-copy", "memory_by": "agents"})
+
+
+def test_the_way_of_every_move_counts() -> None:
+    spec = to_spec({"engine": "runc-cold", **FAR, "inter_edge_mbps": 20.0})
+    ways = fit.legs(parts_of(spec).topology, spec)
+    assert ways == [("edge-1", "edge-2", 0.5, 20.0), ("edge-2", "edge-3", 16.0, None)]
 
 
 def test_a_freeze_is_bounded_well_below_the_clients_idle_timeout() -> None:
