@@ -37,6 +37,7 @@ SLACK_MS, SLACK_RTT, SLACK_JITTER = 25.0, 0.15, 4.0
 BEHIND_MS = 60.0
 MBIT_PER_MIB = 8.389
 FASTEST_MBPS = 100.0  # of a download: aioquic does not send faster
+INITIAL_WINDOW_BYTES = 12_000  # ten datagrams (RFC 9002 §7.2)
 UNKNOWN_PTO = 2.0  # round trips; RFC 9002 §6.2.1: srtt + 4 rttvar
 
 
@@ -53,11 +54,12 @@ def judged(spec: RunSpec) -> bool:
     """Whether the overhead of such a run is the strategy's alone.
 
     Not under loss, nor where packets are damaged and so lost: each adds a PTO of its own; not with faults,
-    baselines, or clients of several strategies.
+    baselines, or clients of several strategies; and not where what the server lacks of a request takes
+    several flights: on the new path the client begins with the initial window (RFC 9000 §9.4).
     """
     return not (
         spec.baseline is not None or spec.faults or spec.loss_percent or spec.corrupt_percent
-        or spec.mixed_strategies or spec.plain_clients
+        or spec.mixed_strategies or spec.plain_clients or spec.request_bytes > INITIAL_WINDOW_BYTES
     )  # fmt: skip
 
 

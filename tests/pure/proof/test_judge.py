@@ -126,6 +126,7 @@ def test_a_long_overhead_is_right_where_nothing_was_under_way() -> None:
     late = {"connection_overhead_ms": 400.0}
     assert complaints(seen({"interval_ms": 1000.0}, result=late)) == []
     assert kinds(seen({"interval_ms": 0.0}, result=late)) == ["overhead"]
+    assert kinds(seen({"interval_ms": 0.0, "request_bytes": 65_536}, result=late)) == []  # several flights
     assert complaints(seen({"workload": "bursts"}, result=late)) == []
     seldom = {"interval_ms": 500.0, "download_mib": 5.0}
     assert complaints(seen(seldom, result=late)) == []  # the download was over before the move
