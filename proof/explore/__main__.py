@@ -9,6 +9,7 @@ there is a confirmed fault that ``known.toml`` does not have.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import sys
 import textwrap
@@ -91,27 +92,37 @@ class Explorer:
         seen = self.perform(values)
         own = without_defaults(values)
         found = []
+        further: list[set[str]] = []  # what further runs of the line complained of: they serve all kinds
         for kind, complaint in {kind_of(each): each for each in complaints(seen)}.items():
             text = known_as(self._known, kind, line(own))
             finding = Finding(kind=kind, words=complaint.words, line=line(own), known=text)
             if seen.result is not None:
                 finding.run_dir = seen.result.run_dir
             if text is None and time.monotonic() < deadline and kind not in self._minimised:
-                self._confirm(own, complaint, finding)
+                self._confirm(own, complaint, finding, further)
             append(self._runs / "findings.jsonl", finding)
             found.append(finding)
         self.findings += found
         return found
 
-    def _confirm(self, values: Mapping[str, Any], complaint: Complaint, finding: Finding) -> None:
+    def _confirm(
+        self, values: Mapping[str, Any], complaint: Complaint, finding: Finding, further: list[set[str]]
+    ) -> None:
         kind = kind_of(complaint)
+        tries = itertools.count()
+
+        def again(line_values: Mapping[str, Any]) -> bool:
+            number = next(tries)
+            if number == len(further):
+                further.append(set(map(kind_of, complaints(self.perform(line_values)))))
+            return kind in further[number]
 
         def once(line_values: Mapping[str, Any]) -> bool:
             return any(kind_of(each) == kind for each in complaints(self.perform(line_values)))
 
         fails = repeatedly(once)
         print(f"    {kind}: {complaint.words}\n    once more", flush=True)
-        finding.confirmed = fails(values)
+        finding.confirmed = repeatedly(again)(values)
         if finding.confirmed and len(self._minimised) < MINIMISED:
             until = time.monotonic() + MINIMISE_S
             refusal = accepted(values) is None

@@ -71,8 +71,13 @@ class Judged(NamedTuple):
 
     @property
     def all_can_follow(self) -> bool:
-        """Whether no client without the extension changes its address while it is told to connect anew."""
-        return not (self.spec.plain_clients and self.spec.mobility == "together")
+        """Whether each client without the extension hears that it is to connect anew.
+
+        It is told once, by a CONNECTION_CLOSE that may be lost, or go to an address that it has left.
+        """
+        spec = self.spec
+        may_be_lost = spec.loss_percent or spec.corrupt_percent or spec.mobility == "together"
+        return not (spec.plain_clients and may_be_lost)
 
     @property
     def to_be_measured(self) -> bool:

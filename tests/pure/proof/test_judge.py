@@ -52,6 +52,14 @@ def test_a_run_as_it_should_be_has_no_complaint() -> None:
     assert complaints(seen(FAULT, result={"served_by": "source"})) == []
 
 
+def test_who_is_told_once_may_not_hear_it() -> None:
+    plain = {"clients": 2, "plain_clients": 1, "interval_ms": 50.0}
+    lost = {"requests_lost": 3, "outcome": "degraded", "error": "the service suffered: 3 requests were lost"}
+    assert "lost" in kinds(seen(plain, result=lost, status=3))
+    for may_be_lost in ({"loss_percent": 1.0}, {"corrupt_percent": 1.0}):
+        assert kinds(seen(plain | may_be_lost, result=lost, status=3)) == []
+
+
 def move(number: int, **changes: Any) -> MoveRecord:
     values: dict[str, Any] = {
         "number": number,
