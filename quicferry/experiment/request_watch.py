@@ -12,7 +12,7 @@ from quicferry.spec import RunSpec
 
 SENT, ANSWERED = "client.request.sent", "client.response.received"
 BEGUN_SHARE = 0.1  # of a pause
-PATIENCE_S = 5.0  # beyond two intervals between requests
+PATIENCE_S = 15.0  # beyond two intervals between requests: bulk exchanges take as long as the path is slow
 
 
 def load_after_s(spec: RunSpec, every_ms: float, rtt_ms: float) -> float:
