@@ -98,6 +98,7 @@ bench: setup ## measure the targets and print them as a table (as root)
 	@$(PYTHON) -m bench.bench_notification
 	@$(PYTHON) -m bench.throughput
 	@$(PYTHON) -m bench.endpoint
+	@$(PYTHON) -m bench.idle
 
 bench-inspect: setup ## measure `quicferry inspect` against tshark on 100,000 packets (10 minutes)
 	@$(PYTHON) -m bench.bench_inspect

@@ -23,12 +23,14 @@ from quicferry.quic import _aioquic
 from quicferry.quic._aioquic.connection import HookedConnection
 
 ROOM = Path(_aioquic.__file__).parent
-FILES = ("connection.py", "doubt.py", "keys.py", "quiet.py", "seam.py")
+FILES = ("connection.py", "doubt.py", "keys.py", "quiet.py", "seam.py", "spare.py")
 
 #: what we override or call: parameters, and the first 12 digits of the SHA-256 of the source
 METHODS: dict[str, tuple[str, str]] = {
     "QuicConnection._add_network_path": ("self, network_path", "4135b581b4d5"),
     "QuicConnection._alpn_handler": ("self, alpn_protocol", "11a969d2855d"),
+    "QuicConnection._confirm_handshake": ("self", "ffec907008d1"),
+    "QuicConnection._push_crypto_data": ("self", "9e47f4101032"),
     "QuicConnection._find_network_path": ("self, addr", "202fbdfdd5ed"),
     "QuicConnection._flush_builder": ("self, builder, network_path, peer_cid, now", "ac4bd66d7c38"),
     "QuicConnection._handle_ack_frame": ("self, context, frame_type, buf", "a9cf2707aa0f"),
@@ -110,6 +112,7 @@ ATTRIBUTES = {
         "_close_at",
         "_close_pending",
         "_configuration",
+        "_crypto_buffers",
         "_crypto_streams",
         "_cryptos",
         "_datagrams_pending",

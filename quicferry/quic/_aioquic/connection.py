@@ -38,6 +38,7 @@ from quicferry.quic._aioquic.path_size import (
     shrink,
 )
 from quicferry.quic._aioquic.quiet import Quiet, quiet, receive, write_run
+from quicferry.quic._aioquic.spare import give_back, share_epochs
 from quicferry.quic.errors import PeerError
 from quicferry.quic.wire import Address, Frame, FrameType, find_parameter, pull_frame
 from quicferry.strategies import StrategyName
@@ -169,6 +170,11 @@ class HookedConnection(CountedConnection):
         self._ferry = hooks
         least = hooks.connection_ids
         self._local_active_connection_id_limit = max(self._local_active_connection_id_limit, least)
+        share_epochs(self)
+
+    def _confirm_handshake(self) -> None:
+        super()._confirm_handshake()
+        give_back(self)
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)

@@ -33,6 +33,7 @@ from quicferry.quic._aioquic import state_fields as fields
 from quicferry.quic._aioquic.connection import HookedConnection
 from quicferry.quic._aioquic.doubt import Doubt
 from quicferry.quic._aioquic.keys import restore_former, were_updated_elsewhere
+from quicferry.quic._aioquic.spare import give_back
 from quicferry.quic._aioquic.state import Build, extended_or_none
 from quicferry.quic._aioquic.state_capture import agreement
 from quicferry.quic.errors import LocalError
@@ -60,6 +61,7 @@ def blank(*, configuration: QuicConfiguration, build: Build) -> QuicConnection:
     connection._initialize(nobody)
     for epoch in (tls.Epoch.INITIAL, tls.Epoch.HANDSHAKE):
         connection._discard_epoch(epoch)
+    give_back(connection)
     return connection
 
 
