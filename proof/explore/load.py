@@ -22,6 +22,9 @@ AT_ONCE_S = 30.0  # for what a bulk workload has open at a time; a client waits 
 DISK_MIB_S = 40.0  # a container's files: read, packed, sent, written
 DISK_S = 60.0  # of all moves together
 REORDERED = 0.01  # jitter puts packets out of order, which looks like so much loss
+TCP_CONNECTIONS = 6  # ``most_connections`` of the clients over TCP
+TCP_TIMEOUT_S = 0.25  # a request or an answer of one segment that is lost is sent again after so long
+_OVER_TCP = {"tcp-dns", "mptcp", "ip-move-tcp"}
 _BULK = {"download", "upload"}  # workloads of large exchanges without a pause
 
 
@@ -41,11 +44,19 @@ def capacity_mbps(spec: RunSpec) -> float:
     return limit
 
 
+def _tcp_requests_s(spec: RunSpec) -> float:
+    """How many requests a second one after another on the connections that a client over TCP has at most."""
+    lost = (spec.loss_percent + spec.corrupt_percent) / 100
+    rtt_s = max(spec.rtt_ms, spec.source_rtt_ms or 0.0, 1.0) / 1000
+    return FULL * TCP_CONNECTIONS / (rtt_s + 2 * lost * TCP_TIMEOUT_S)
+
+
 def too_much(spec: RunSpec) -> str | None:
     """Why the run asks for more than is carried, in words; None when it does not."""
     rate = capacity_mbps(spec)
     shared = min(spec.rate_mbps or MACHINE_MBPS, MACHINE_MBPS)
-    if spec.disk_mib * spec.moves / DISK_MIB_S > DISK_S:
+    disk_mib_s = min(DISK_MIB_S, spec.inter_edge_mbps / 8.4)
+    if spec.disk_mib * spec.moves / disk_mib_s > DISK_S:
         return f"{spec.moves} moves of {spec.disk_mib} MiB of files"
     largest = max(spec.request_bytes, spec.response_bytes) + ON_THE_WIRE_BYTES
     interval_ms = spec.interval_ms
@@ -61,6 +72,8 @@ def too_much(spec: RunSpec) -> str | None:
         offered = largest * 8e-3 / interval_ms
         if offered > FULL * shared or offered / spec.clients > FULL * rate:
             return f"{offered:.2g} Mbit/s of requests on {rate:.2g} Mbit/s"
+        if spec.baseline in _OVER_TCP and 1000 / interval_ms > _tcp_requests_s(spec):
+            return f"{1000 / interval_ms:.0f} requests a second, each on a connection of its own"
     elif largest * 8e-6 / rate > 1.0:
         return f"a request takes {largest * 8e-6 / rate:.1f} s"
     if not _BULK.isdisjoint(spec.workload.split("+")):
