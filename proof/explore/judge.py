@@ -86,6 +86,7 @@ class Judged(NamedTuple):
 
 
 Rule = Callable[[Judged], Iterator[str]]
+UNSERVED = "no useful service from"  # words of a run: by nobody who was to be served at the new place
 
 
 def complaints(seen: Observation) -> list[Complaint]:
@@ -144,7 +145,7 @@ def _last_line(text: str) -> str:
 def _succeeds(run: Judged) -> Iterator[str]:
     if run.result.outcome == "succeeded" or not run.carried:
         return
-    if run.result.outcome == "degraded" and not run.all_can_follow:
+    if not run.all_can_follow and (run.result.outcome == "degraded" or UNSERVED in str(run.result.error)):
         return
     # a transfer that is under way the whole time leaves no pause: how long it takes, no request can know
     never_pauses = run.spec.move_when == "pause" and (run.spec.download_mib or run.spec.upload_mib)
