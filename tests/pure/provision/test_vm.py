@@ -172,6 +172,15 @@ def test_the_machines_sweep_of_containers_is_over_netem():
     ]
 
 
+def test_the_machines_sweep_as_published_has_ours_beside_it():
+    scenario = read_scenario(FOLDER / "published.toml")
+    runs = [(run.engine, run.memory_mib, run.inter_edge_mbps) for run in scenario.runs()]
+    ours = [("runc" + engine.removeprefix("published"), *rest) for engine, *rest in runs if engine[0] == "p"]
+    assert len(runs) == 16
+    assert set(ours) <= set(runs)
+    assert {run.link_backend for run in scenario.runs()} == {"netem"}
+
+
 def test_a_step_with_mininet_fails_when_a_packet_is_lost(vm_test):
     for step in vm_test.choose(["mininet", "openvswitch"]):
         assert "grep -q 'Results: 0% dropped'" in step.command
