@@ -136,6 +136,13 @@ STEPS = (
         exact=True,
     ),
     Step(
+        "post-copy",
+        SWEEP.format("post_copy"),
+        60,
+        "a process and a container by post-copy, served by userfaultfd",
+        exact=True,
+    ),
+    Step(
         "engines",
         SWEEP.format("engines"),
         120,
