@@ -186,13 +186,17 @@ def test_a_server_on_probation_keeps_to_the_anti_amplification_limit():
     datagram = small_challenge(pair, b"abcdefgh")
     assert len(datagram) < 400
     pair.server.receive_datagram(datagram, stranger, pair.now)
-    assert [to for _, to in pair.server.datagrams_to_send(pair.now) if to == stranger] == []
-    for _ in range(4):  # as many bytes as make room for one answer
+    first = [data for data, to in pair.server.datagrams_to_send(pair.now) if to == stranger]
+    assert [probes(data, pair.server)[F.PATH_RESPONSE] for data in first] == [[b"abcdefgh"]]
+    assert sum(map(len, first)) <= 3 * len(datagram)
+    path = next(path for path in pair.server._network_paths if path.addr == stranger)
+    assert not path.is_validated
+    for _ in range(4):  # as many bytes as make room for one answer of full size
         pair.server.receive_datagram(bytes(400), stranger, pair.now)
     pair.server.receive_datagram(small_challenge(pair, b"ijklmnop"), stranger, pair.now)
-    path = next(path for path in pair.server._network_paths if path.addr == stranger)
     leaving = [data for data, to in pair.server.datagrams_to_send(pair.now) if to == stranger]
-    assert sum(map(len, leaving)) <= 3 * path.bytes_received
+    assert leaving
+    assert sum(map(len, first + leaving)) <= 3 * path.bytes_received
 
 
 @pytest.mark.parametrize("strategy", STANDARD_STRATEGIES)
