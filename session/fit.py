@@ -7,6 +7,7 @@ a run meets besides (loss, a busy machine) the deadlines of ``migration.order`` 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ COPIES = 3
 #: Pages that a restored Python server waits for, one after another, before it serves, where CRIU's lazy-pages
 #: daemon fetches them: with round trips of 8, 16, 24 and 40 ms between the edges it took 290 to 345 of them.
 LAZY_PAGES = 270
+WINDOW_BYTES = 4 << 20  # the most that Linux lets a TCP connection have under way (tcp_wmem)
 #: MiB that all else of a run needs.
 BESIDES_MIB = 512
 
@@ -41,6 +43,12 @@ class Leg(NamedTuple):
     rtt_ms: float
     rate_mbps: float | None  # of the slowest link; None: as fast as the machine
 
+    @property
+    def tcp_mbps(self) -> float:
+        """What one TCP connection carries at most: the rate, or a window for each round trip."""
+        by_window = WINDOW_BYTES * 8e-3 / self.rtt_ms if self.rtt_ms else math.inf
+        return min(by_window, self.rate_mbps or math.inf)
+
 
 def check(spec: RunSpec, engine: EngineEntry, topology: Topology) -> None:
     """Raise ``InvalidInput`` when the server's memory cannot cross in the time that a move may take."""
@@ -51,9 +59,9 @@ def check(spec: RunSpec, engine: EngineEntry, topology: Topology) -> None:
     by_criu = engine.memory_by(spec.memory_by) == "criu" or is_as_published(spec.engine)
     if by_criu and engine.keeps_source and not engine.copies_ahead:
         _check_faults(spec, farthest)
-    rates = [leg.rate_mbps for leg in ways if leg.rate_mbps is not None]
-    if rates:
-        _check_size(spec, engine, min(rates))
+    slowest = min(ways, key=lambda leg: leg.tcp_mbps)
+    _check_size(spec, engine, slowest)
+    _check_files(spec, slowest)
 
 
 def _check_faults(spec: RunSpec, leg: Leg) -> None:
@@ -69,10 +77,23 @@ def _check_faults(spec: RunSpec, leg: Leg) -> None:
     )
 
 
-def _check_size(spec: RunSpec, engine: EngineEntry, rate_mbps: float) -> None:
+def _check_files(spec: RunSpec, leg: Leg) -> None:
+    limit_s = Deadlines().precopy_s
+    seconds = spec.disk_mib * BYTES_PER_MIB * 8e-6 / leg.tcp_mbps
+    if seconds > limit_s:
+        raise InvalidInput(
+            f"the move cannot fit: {spec.disk_mib} MiB of files cross from {leg.source} to {leg.destination} "
+            f"at {leg.tcp_mbps:.3g} Mbit/s in about {seconds:.0f} s, and before the downtime there are "
+            f"{limit_s:g} s at most",
+            hint="give less --disk-mib, more --inter-edge-mbps, or a --route between neighbours",
+        )
+
+
+def _check_size(spec: RunSpec, engine: EngineEntry, leg: Leg) -> None:
     image = PLAIN_IMAGE_BYTES if spec.compression == "none" else IMAGE_BYTES
     size_bytes = image + spec.memory_mib * BYTES_PER_MIB
     limits = Deadlines()
+    rate_mbps = leg.tcp_mbps
     seconds = size_bytes * 8e-6 / rate_mbps
     if engine.copies_ahead and spec.dirty_mib_s * BYTES_PER_MIB * 8e-6 < rate_mbps:
         limit_s, when = limits.precopy_s, "before the downtime"
@@ -84,7 +105,7 @@ def _check_size(spec: RunSpec, engine: EngineEntry, rate_mbps: float) -> None:
     if seconds <= limit_s:
         return
     raise InvalidInput(
-        f"the move cannot fit: {size_bytes / 1e6:.0f} MB cross the link between the edges at {rate_mbps:g} "
+        f"the move cannot fit: {size_bytes / 1e6:.0f} MB cross the link between the edges at {rate_mbps:.3g} "
         f"Mbit/s in about {seconds:.0f} s, and {when} there are {limit_s:g} s at most",
         hint=_hint(engine, size_bytes, limit_s, seconds <= limits.precopy_s),
     )

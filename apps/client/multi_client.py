@@ -89,9 +89,8 @@ class Member(Client):
         return summary
 
     def _request(self) -> None:
-        if self.connected.is_set():
-            self.load.request(self._next_exchange)
-            self._proceed()
+        self.load.request(self._next_exchange)
+        self._proceed()
 
     def _next_exchange(self) -> int:
         self._exchanges += 1
@@ -99,7 +98,8 @@ class Member(Client):
 
     def _send(self, stream: int, data: bytes, end: bool) -> None:
         self._open[stream] = data
-        self._carry(stream)
+        if self.connected.is_set():  # else when it is again: whoever waits for the answer asks nothing more
+            self._carry(stream)
 
     def _carry(self, exchange: int) -> None:
         stream = self.connection.get_next_available_stream_id()
@@ -134,9 +134,10 @@ class Member(Client):
         self._proceed()
 
     def _repeat(self) -> None:
-        """Send again, on the new connection, what was not answered."""
+        """Send on the new connection what was not answered, or asked for meanwhile."""
         for exchange in list(self._open):
-            self.load.repeated(exchange)
+            if exchange in self._answers:
+                self.load.repeated(exchange)
             self._carry(exchange)
 
 

@@ -85,6 +85,16 @@ def test_pages_that_each_cost_a_round_trip_are_refused_where_that_is_long(
     to_spec(values | FAR | {"engine": "criu-post-copy", "memory_by": "agents"})
 
 
+def test_files_that_do_not_come_before_the_downtime_are_refused() -> None:
+    files = {"engine": "runc-pre-copy", "disk_mib": 500}
+    to_spec(files)
+    with pytest.raises(InvalidInput, match=r"500 MiB of files cross .* at 20 Mbit/s in about 210 s"):
+        to_spec({**files, "inter_edge_mbps": 20.0})
+    # over a long way one window of TCP for each round trip is all that there is
+    with pytest.raises(InvalidInput, match=r"from edge-2 to edge-3 at 28 Mbit/s in about 150 s"):
+        to_spec({**files, **FAR, "rtt_ms": 600.0})
+
+
 def test_the_way_of_every_move_counts() -> None:
     spec = to_spec({"engine": "runc-cold", **FAR, "inter_edge_mbps": 20.0})
     ways = fit.legs(parts_of(spec).topology, spec)
