@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+from collections.abc import Iterator
 
 import pytest
 
@@ -33,13 +34,15 @@ class Connection:
 
 
 @pytest.fixture
-def member(monkeypatch: pytest.MonkeyPatch) -> Member:
+def member(monkeypatch: pytest.MonkeyPatch) -> Iterator[Member]:
     monkeypatch.setattr(Member, "make_connection", lambda self: Connection())
     monkeypatch.setattr(Member, "_proceed", lambda self: None)
     config = ClientConfig(
         server=Endpoint("127.0.0.1", 4433), authority="", keys="", summary="", interval_ms=10.0
     )
-    return Member(config, EventLog("client", sink=lambda _: None), io.StringIO())
+    made = Member(config, EventLog("client", sink=lambda _: None), io.StringIO())
+    yield made
+    made.port.close()
 
 
 def test_what_is_asked_while_nobody_is_connected_is_asked_afterwards(member: Member) -> None:
