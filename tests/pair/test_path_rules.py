@@ -199,6 +199,19 @@ def test_a_server_on_probation_keeps_to_the_anti_amplification_limit():
     assert sum(map(len, first + leaving)) <= 3 * path.bytes_received
 
 
+def test_of_many_challenges_from_a_new_address_the_newest_is_answered_first():
+    """They may have waited for the server, and the client takes the RTT from the first that is answered."""
+    pair = connected()
+    rebound = ("10.0.0.99", 5555)
+    asked = [bytes([number]) * 8 for number in range(40)]
+    for data in asked:
+        pair.server.receive_datagram(small_challenge(pair, data), rebound, pair.now)
+    leaving = [data for data, to in pair.server.datagrams_to_send(pair.now) if to == rebound]
+    answered = [each for data in leaving for each in probes(data, pair.server)[F.PATH_RESPONSE]]
+    assert answered == asked[::-1][: len(answered)]
+    assert len(answered) == 32  # of so many it takes note
+
+
 @pytest.mark.parametrize("strategy", STANDARD_STRATEGIES)
 def test_a_client_of_a_standard_drops_what_comes_from_elsewhere(strategy):
     #: RFC 9000 9: the client MUST discard these packets

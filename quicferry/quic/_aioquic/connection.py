@@ -15,6 +15,7 @@ from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # re-exported w
 from aioquic.quic.connection import (
     END_STATES,
     EPOCHS,
+    MAX_REMOTE_CHALLENGES,
     NetworkAddress,
     QuicConnection,
     QuicConnectionError,
@@ -277,6 +278,8 @@ class HookedConnection(CountedConnection):
 
     def _handle_path_challenge_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         path = context.network_path
+        if self._ferry is not None and len(path.remote_challenges) == MAX_REMOTE_CHALLENGES:
+            path.remote_challenges.pop()  # the oldest
         before = len(path.remote_challenges)
         super()._handle_path_challenge_frame(context, frame_type, buf)
         if self._ferry is None or len(path.remote_challenges) == before:
@@ -284,6 +287,8 @@ class HookedConnection(CountedConnection):
         active = path is self._network_paths[0] and path.is_validated
         if self._ferry.challenge(path.addr, path.remote_challenges[-1], on_active_path=active):
             path.remote_challenges.pop()
+        else:
+            path.remote_challenges.rotate(1)  # the newest first: its age is nearest to the RTT
 
     def _handle_path_response_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         at = buf.tell()
