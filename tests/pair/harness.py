@@ -13,10 +13,12 @@ import heapq
 import itertools
 import random
 import ssl
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from aioquic import tls
 from aioquic.buffer import Buffer
 from aioquic.quic import events as quic_events
@@ -33,7 +35,7 @@ from quicferry.quic import (
     PathSwitched,
     PathValidated,
 )
-from quicferry.quic.snapshot import freeze, restore_snapshot, take_snapshot
+from quicferry.quic.snapshot import freeze, restore_snapshot, take_snapshot, thaw
 from quicferry.strategies import RULES, Strategy, speaks_first
 from tests.certificate import certificate
 
@@ -54,6 +56,20 @@ def edge(number: int) -> Address:
 def preferred_in(strategy: Strategy, address: Address = EDGE_2) -> Address | None:
     """What a server says in the handshake that is to move by this strategy."""
     return address if strategy is Strategy.PREFERRED_ADDRESS else None
+
+
+def configure_both(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
+    """From now on both ends of each pair are configured so."""
+    plain = configurations
+
+    def configured(idle_timeout_s: float = 60.0) -> tuple[QuicConfiguration, QuicConfiguration]:
+        made = plain(idle_timeout_s)
+        for configuration in made:
+            for name, value in values.items():
+                setattr(configuration, name, value)
+        return made
+
+    monkeypatch.setattr(sys.modules[__name__], "configurations", configured)
 
 
 def configurations(idle_timeout_s: float = 60.0) -> tuple[QuicConfiguration, QuicConfiguration]:
@@ -403,6 +419,14 @@ class Pair:
         self._await_client = not (speak_first or self._client_came)
         if not self._await_client:
             self._let_in()
+        self.flush()
+
+    def go_on(self, source: Any, at: Address, epoch: int, *, thawed: bool = True) -> None:
+        """The destination is gone, and the source serves again; ``thawed``: it had been taken apart."""
+        self.server, self.server_at, self._snapshot = source, at, b""
+        if thawed:
+            thaw(source, self.now)
+        source.abort_migration(epoch, "deadline", self.now)
         self.flush()
 
     def _let_in(self) -> None:

@@ -17,8 +17,7 @@ from quicferry.quic import ExtensionConfig, MigratableConnection
 from quicferry.quic.snapshot import restore_snapshot
 from quicferry.strategies import RULES
 
-from . import harness
-from .harness import EDGE_2, RTT_S, Address, Pair
+from .harness import EDGE_2, RTT_S, Address, Pair, configure_both
 from .test_in_doubt import Sent, sent  # noqa: F401  (a fixture)
 
 COMMIT_S = 0.003
@@ -102,15 +101,7 @@ def moving(strategy: str, traffic: Callable[[Pair], None], *, server_first: bool
 
 @pytest.fixture
 def with_datagrams(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = harness.configurations
-
-    def configurations(idle_timeout_s: float = 60.0):
-        made = plain(idle_timeout_s)
-        for configuration in made:
-            configuration.max_datagram_frame_size = 65_536
-        return made
-
-    monkeypatch.setattr(harness, "configurations", configurations)
+    configure_both(monkeypatch, max_datagram_frame_size=65_536)
 
 
 @pytest.mark.usefixtures("with_datagrams")

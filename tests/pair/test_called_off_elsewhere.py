@@ -72,10 +72,7 @@ def test_a_client_goes_where_a_source_goes_on_that_it_knows_by_its_challenges_al
     pair.resume(2, Strategy.SYMMETRIC, EDGE_1, True)
     pair.drive(limit_s=1.0)
     assert pair.all(PathSwitched) == []
-    pair.server, pair.server_at, pair._snapshot = source, EDGE_2, b""
-    if hand_off:
-        thaw(source, pair.now)
-    source.abort_migration(2, "deadline", pair.now)
+    pair.go_on(source, EDGE_2, 2, thawed=hand_off)
     assert pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=3.0)
     request = pair.request()
     assert pair.drive(lambda: request.answered_at is not None, limit_s=2.0)

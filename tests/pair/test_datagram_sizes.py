@@ -7,8 +7,7 @@ from aioquic.quic.events import DatagramFrameReceived
 
 from quicferry.strategies import Strategy
 
-from . import harness
-from .harness import EDGE_1, EDGE_2, Address, Pair
+from .harness import EDGE_1, EDGE_2, Address, Pair, configure_both
 
 RELAY: Address = ("10.0.66.2", 4433)
 
@@ -16,15 +15,7 @@ RELAY: Address = ("10.0.66.2", 4433)
 @pytest.fixture
 def large_datagrams(monkeypatch):
     """Both ends are configured to send datagrams of up to 1400 bytes."""
-    made = harness.configurations
-
-    def large(idle_timeout_s: float = 60.0):
-        configurations = made(idle_timeout_s)
-        for configuration in configurations:
-            configuration.max_datagram_size = 1400
-        return configurations
-
-    monkeypatch.setattr(harness, "configurations", large)
+    configure_both(monkeypatch, max_datagram_size=1400)
 
 
 @pytest.mark.parametrize(("response_size", "request_size"), [(100, 20), (20_000, 20), (100, 5_000)])

@@ -9,7 +9,7 @@ from aioquic import tls
 from aioquic.quic import events as quic_events
 
 from quicferry.quic import PathSwitched
-from quicferry.quic.snapshot import freeze, restore_snapshot, take_snapshot, thaw
+from quicferry.quic.snapshot import freeze, restore_snapshot, take_snapshot
 from quicferry.quic.wire import SmAddress
 from quicferry.strategies import RULES, strategies
 from simulation.protocol.mover import forked
@@ -53,14 +53,6 @@ def serve_at_destination(pair: Pair, strategy: str, epoch: int, *, process: bool
     return source
 
 
-def go_on(pair: Pair, source, epoch: int, *, process: bool) -> None:
-    pair.server, pair.server_at = source, EDGE_1
-    if not process:
-        thaw(source, pair.now)
-    source.abort_migration(epoch, "deadline", pair.now)
-    pair.flush()
-
-
 @pytest.mark.parametrize("process", [False, True], ids=["hand-off", "process"])
 @pytest.mark.parametrize("strategy", strategies())
 def test_three_moves_are_taken_back_in_a_row_and_a_fourth_stays(strategy, process):
@@ -78,7 +70,7 @@ def test_three_moves_are_taken_back_in_a_row_and_a_fourth_stays(strategy, proces
         assert all(request.answered_at is None for request in requests)
         assert pushed not in pair.received
         pair.uploaded = {stream: bytearray(data) for stream, data in uploaded.items()}
-        go_on(pair, source, epoch, process=process)
+        pair.go_on(source, EDGE_1, epoch, thawed=not process)
         said = b"the source %d" % epoch
         pair.server.send_stream_data(pushed, said, end_stream=True)
         assert pair.drive(pair.answered, limit_s=10.0)
@@ -134,7 +126,7 @@ def test_the_destinations_place_takes_no_number_from_the_source():
     prepare(pair, "symmetric", 1)
     source = serve_at_destination(pair, "symmetric", 1, process=False)
     pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=1.0)
-    go_on(pair, source, 1, process=False)
+    pair.go_on(source, EDGE_1, 1)
     pair.drive(limit_s=1.2)
     assert [event.new for event in pair.all(PathSwitched)] == [EDGE_2, EDGE_1]
     source.prepare_migration(2, "proactive-explicit", [("10.0.3.2", 4433)], 100, False, pair.now)
@@ -160,7 +152,7 @@ def test_a_key_update_of_the_client_is_followed_in_sending_with_the_commit(
     assert keys.recv.key_phase == 1, "what the client sends is read"
     assert (keys.send.key_phase, keys.send.secret) == (0, before)
     if goes_on:
-        go_on(pair, source, 1, process=process)
+        pair.go_on(source, EDGE_1, 1, thawed=not process)
     else:
         pair.server.record_commit()
         pair.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from quicferry.quic import ExtensionConfig, PathSwitched
-from quicferry.quic.snapshot import thaw
 from quicferry.strategies import EXTENSION_STRATEGIES, RULES, Strategy
 
 from .harness import EDGE_1, EDGE_2, RTT_S, Address, Pair, edge
@@ -167,9 +166,7 @@ def test_a_source_that_goes_on_where_only_a_relay_has_told_of_it_is_found(strate
     pair.resume(2, strategy, EDGE_1, True)
     assert pair.drive(lambda: pair.switched_to(EDGE_1), limit_s=1.0)
     pair.drive(limit_s=0.5)
-    pair.server, pair.server_at, pair._snapshot = source, EDGE_2, b""
-    thaw(source, pair.now)
-    source.abort_migration(2, "deadline", pair.now)
+    pair.go_on(source, EDGE_2, 2)
     assert pair.drive(lambda: pair.switched_to(EDGE_2), limit_s=3.0)
     request = pair.request()
     assert pair.drive(lambda: request.answered_at is not None, limit_s=2.0)
