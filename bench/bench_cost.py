@@ -27,6 +27,7 @@ from quicferry.experiment.machine import machine
 from quicferry.migration.engines.registry import get, image_engines
 from quicferry.record import RunResult
 from quicferry.spec import RunSpec
+from quicferry.units import figures
 from session.request import to_spec
 
 HANDOFF = "handoff"
@@ -291,11 +292,6 @@ Limit: {{ rows[0].limit_is }}.
 {% endfor %}
 {% endfor %}
 """  # noqa: E501 - a table's line is one line
-
-
-def figures(value: float) -> str:
-    """Three significant figures, and never an exponent."""
-    return f"{float(f'{value:.3g}'):.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def shown(summary: Summary | None) -> str:

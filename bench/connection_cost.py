@@ -24,7 +24,7 @@ import psutil
 
 from apps.server.connections import ConnectionTable, Peer
 from apps.server.copies import Copied, CopiesIn, CopiesOut
-from bench.throughput import configurations
+from bench.throughput import SERVER, carry, configurations
 from bench.turns import ROOT
 from quicferry.migration.rpc.credentials import Authority
 from quicferry.process import run
@@ -33,7 +33,6 @@ from quicferry.quic.snapshot import blank, connection_ids, freeze, take_snapshot
 from quicferry.units import now_s
 
 EPOCH = 1
-CLIENT, SERVER = ("10.0.0.2", 40_000), ("10.0.1.2", 4433)
 STEP_S = 0.01  # of virtual time between two exchanges
 STEPS = 60  # until the last acknowledgement and timer
 REQUEST, ANSWER = b"q" * 64, b"a" * 256
@@ -62,17 +61,9 @@ class _Pair:
         self._pass(STEPS)
 
     def _pass(self, steps: int) -> None:
-        both = (self.client, self.server, CLIENT), (self.server, self.client, SERVER)
         for _ in range(steps):
             self.now_s += STEP_S
-            for one, other, address in both:
-                timer = one.get_timer()
-                if timer is not None and timer <= self.now_s:
-                    one.handle_timer(self.now_s)
-                for data, _ in one.datagrams_to_send(self.now_s):
-                    other.receive_datagram(data, address, self.now_s)
-                while other.next_event() is not None:
-                    pass
+            carry(self.client, self.server, self.now_s)
 
 
 def connection_cost(count: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ import msgspec
 import psutil
 from aioquic.quic.connection import QuicConnection
 
-from bench.throughput import CLIENT, SERVER, make_pair
+from bench.throughput import SERVER, carry, make_pair
 from bench.turns import ROOT
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
 from quicferry.process import run
@@ -39,19 +39,8 @@ def idle_pair(extended: bool, files: TlsFiles) -> tuple[QuicConnection, QuicConn
     client.connect(SERVER, now_s)
     for _ in range(STEPS):
         now_s += STEP_S
-        _carry(client, server, now_s)
+        carry(client, server, now_s)
     return client, server
-
-
-def _carry(client: QuicConnection, server: QuicConnection, now_s: float) -> None:
-    for sender, receiver, address in ((client, server, CLIENT), (server, client, SERVER)):
-        due_s = sender.get_timer()
-        if due_s is not None and due_s <= now_s:
-            sender.handle_timer(now_s)
-        for data, _ in sender.datagrams_to_send(now_s):
-            receiver.receive_datagram(data, address, now_s)
-        while receiver.next_event() is not None:
-            pass
 
 
 def costs(extended: bool, count: int = CONNECTIONS) -> dict[str, float]:
@@ -83,8 +72,8 @@ def costs(extended: bool, count: int = CONNECTIONS) -> dict[str, float]:
         now_s += 1.0
         for client, server in zip(clients, servers, strict=True):
             client.send_ping(1)
-            _carry(client, server, now_s)
-            _carry(client, server, now_s + 3 * STEP_S)
+            carry(client, server, now_s)
+            carry(client, server, now_s + 3 * STEP_S)
 
     found[TIMER] = least_us(lambda: [server.get_timer() for server in servers])
     found[NOTHING] = least_us(lambda: [server.datagrams_to_send(now_s) for server in servers])

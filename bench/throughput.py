@@ -9,12 +9,13 @@ protocol. The two kinds take turns, so that a machine that slows down slows both
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import StreamDataReceived
+from aioquic.quic.events import QuicEvent, StreamDataReceived
 
 from bench.turns import ROUNDS, ratio_by_turns, show
 from quicferry.migration.rpc.credentials import Authority, TlsFiles
@@ -51,29 +52,46 @@ def make_pair(extended: bool, files: TlsFiles) -> tuple[QuicConnection, QuicConn
     )
 
 
+def carry(
+    client: QuicConnection,
+    server: QuicConnection,
+    now_s: float,
+    heard: Callable[[QuicConnection, QuicEvent], None] | None = None,
+) -> bool:
+    """Give each end what the other has to send now; whether that was anything. ``heard`` gets the events."""
+    moved = False
+    for sender, receiver, address in ((client, server, CLIENT), (server, client, SERVER)):
+        due_s = sender.get_timer()
+        if due_s is not None and due_s <= now_s:
+            sender.handle_timer(now_s)
+        for data, _ in sender.datagrams_to_send(now_s):
+            receiver.receive_datagram(data, address, now_s)
+            moved = True
+        while (event := receiver.next_event()) is not None:
+            if heard is not None:
+                heard(receiver, event)
+    return moved
+
+
 def transfer_s(client: QuicConnection, server: QuicConnection) -> float:
     """Seconds of processor time to bring SIZE_BYTES from server to client."""
-    now, received, spec = 0.0, 0, False
+    now, received, asked = 0.0, 0, False
+
+    def heard(receiver: QuicConnection, event: QuicEvent) -> None:
+        nonlocal received
+        if isinstance(event, StreamDataReceived):
+            if receiver is server:
+                server.send_stream_data(event.stream_id, bytes(SIZE_BYTES), True)
+            else:
+                received += len(event.data)
+
     client.connect(SERVER, now)
     begun = time.process_time()
     while received < SIZE_BYTES:
         now += 0.0005
-        moved = False
-        for sender, receiver, address in ((client, server, CLIENT), (server, client, SERVER)):
-            due = sender.get_timer()
-            if due is not None and due <= now:
-                sender.handle_timer(now)
-            for data, _ in sender.datagrams_to_send(now):
-                receiver.receive_datagram(data, address, now)
-                moved = True
-            while (event := receiver.next_event()) is not None:
-                if isinstance(event, StreamDataReceived):
-                    if receiver is server:
-                        server.send_stream_data(event.stream_id, bytes(SIZE_BYTES), True)
-                    else:
-                        received += len(event.data)
-        if not moved and not spec:
-            spec = True
+        moved = carry(client, server, now, heard)
+        if not moved and not asked:
+            asked = True
             begun = time.process_time()  # the handshake does not count
             client.send_stream_data(client.get_next_available_stream_id(), b"go", True)
     return time.process_time() - begun

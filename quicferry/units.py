@@ -33,3 +33,8 @@ def ms_to_ns(value_ms: float) -> int:
 def ns_to_ms(value_ns: int) -> float:
     """Nanoseconds to milliseconds."""
     return value_ns / NS_PER_MS
+
+
+def figures(value: float) -> str:
+    """Three significant figures, and never an exponent."""
+    return f"{float(f'{value:.3g}'):.0f}" if abs(value) >= 1000 else f"{value:.3g}"

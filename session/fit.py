@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import psutil
 
-from quicferry.emulation import routing
 from quicferry.errors import InvalidInput, Unsupported
 from quicferry.experiment.itinerary import stops
-from quicferry.migration.engines.registry import EngineEntry, is_as_published
+from quicferry.migration.engines.registry import EngineEntry
 from quicferry.migration.order import LEASE_S, Deadlines
-from quicferry.model import Route, Topology
+from quicferry.model import Topology
 from quicferry.spec import RunSpec
-from quicferry.units import BYTES_PER_MIB
+from quicferry.units import BYTES_PER_MIB, figures
 from topologies.building.roundtrips import links_between
 
 #: A Python server's image as it crosses, packed and not (docs/adr/0004); less than was ever measured.
@@ -56,7 +54,7 @@ def check(spec: RunSpec, engine: EngineEntry, topology: Topology) -> None:
         return  # kilobytes
     ways = legs(topology, spec)
     farthest = max(ways, key=lambda leg: leg.rtt_ms)
-    by_criu = engine.memory_by(spec.memory_by) == "criu" or is_as_published(spec.engine)
+    by_criu = engine.memory_by(spec.memory_by) == "criu" or engine.as_published
     if by_criu and engine.keeps_source and not engine.copies_ahead:
         _check_faults(spec, farthest)
     slowest = min(ways, key=lambda leg: leg.tcp_mbps)
@@ -83,7 +81,7 @@ def _check_files(spec: RunSpec, leg: Leg) -> None:
     if seconds > limit_s:
         raise InvalidInput(
             f"the move cannot fit: {spec.disk_mib} MiB of files cross from {leg.source} to {leg.destination} "
-            f"at {leg.tcp_mbps:.3g} Mbit/s in about {seconds:.0f} s, and before the downtime there are "
+            f"at {figures(leg.tcp_mbps)} Mbit/s in about {seconds:.0f} s, and before the downtime there are "
             f"{limit_s:g} s at most",
             hint="give less --disk-mib, more --inter-edge-mbps, or a --route between neighbours",
         )
@@ -105,9 +103,9 @@ def _check_size(spec: RunSpec, engine: EngineEntry, leg: Leg) -> None:
     if seconds <= limit_s:
         return
     raise InvalidInput(
-        f"the move cannot fit: {size_bytes / 1e6:.0f} MB cross the link between the edges at {rate_mbps:.3g} "
-        f"Mbit/s in about {seconds:.0f} s, and {when} there are {limit_s:g} s at most",
-        hint=_hint(engine, size_bytes, limit_s, seconds <= limits.precopy_s),
+        f"the move cannot fit: {size_bytes / 1e6:.0f} MB cross the link between the edges at "
+        f"{figures(rate_mbps)} Mbit/s in about {seconds:.0f} s, and {when} there are {limit_s:g} s at most",
+        hint=_hint(engine, leg, size_bytes, limit_s, seconds <= limits.precopy_s),
     )
 
 
@@ -131,23 +129,25 @@ def check_memory(spec: RunSpec, available_bytes: int | None = None) -> None:
 
 def legs(topology: Topology, spec: RunSpec) -> list[Leg]:
     """The way of each move of a run, each once."""
-    ends = list(dict.fromkeys(itertools.pairwise(stops(topology, spec))))
-    routes = routing.shortest_routes(topology)
-    return [_leg(topology, routes, *each) for each in ends]
+    ends = dict.fromkeys(itertools.pairwise(stops(topology, spec)))
+    return [_leg(topology, *each) for each in ends]
 
 
-def _leg(topology: Topology, routes: Sequence[Route], source: str, destination: str) -> Leg:
+def _leg(topology: Topology, source: str, destination: str) -> Leg:
     own = [link for link in topology.links if {link.a, link.b} == {source, destination}]
     shapes = [(link.a_to_b, link.b_to_a) for link in own[:1]]
-    shapes = shapes or links_between(topology, source, destination, routes) or []
+    shapes = shapes or links_between(topology, source, destination) or []
     rates = [shape.rate_mbps for both in shapes for shape in both if shape.rate_mbps is not None]
     rtt_ms = sum(shape.delay_ms for both in shapes for shape in both)
     return Leg(source, destination, rtt_ms, min(rates, default=None))
 
 
-def _hint(engine: EngineEntry, size_bytes: int, limit_s: float, ahead_fits: bool) -> str:
+def _hint(engine: EngineEntry, leg: Leg, size_bytes: int, limit_s: float, ahead_fits: bool) -> str:
     least_mbps = size_bytes * 8e-6 / limit_s
     other = "criu-pre-copy, which copies memory before, or handoff, which moves none"
     if engine.is_long or not ahead_fits:
         other = "handoff, which moves no memory"
-    return f"choose --engine {other}; or give at least --inter-edge-mbps {least_mbps:.3g}"
+    wider = f"give at least --inter-edge-mbps {figures(least_mbps)}"
+    if leg.tcp_mbps != leg.rate_mbps:  # the way is too long, and not too narrow
+        wider = "choose a --route between neighbours"
+    return f"choose --engine {other}; or {wider}"

@@ -95,6 +95,18 @@ def test_files_that_do_not_come_before_the_downtime_are_refused() -> None:
         to_spec({**files, **FAR, "rtt_ms": 600.0})
 
 
+def test_memory_that_a_long_way_holds_up_is_refused_with_advice_that_helps() -> None:
+    with pytest.raises(InvalidInput, match=r"MB cross .* at 28 Mbit/s") as caught:
+        to_spec({"engine": "criu-cold", "memory_mib": 200, **FAR, "rtt_ms": 600.0})
+    assert "--route between neighbours" in str(caught.value.hint)
+    assert "--inter-edge-mbps" not in str(caught.value.hint)
+
+
+def test_a_rate_is_told_without_an_exponent() -> None:
+    with pytest.raises(InvalidInput, match=r"at 1000 Mbit/s"):
+        to_spec({"engine": "criu-cold", "memory_mib": 4096, "inter_edge_mbps": 1000.0})
+
+
 def test_the_way_of_every_move_counts() -> None:
     spec = to_spec({"engine": "runc-cold", **FAR, "inter_edge_mbps": 20.0})
     ways = fit.legs(parts_of(spec).topology, spec)
