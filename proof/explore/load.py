@@ -10,6 +10,8 @@ import math
 
 from apps.client.workloads import BULK_AT_ONCE, BULK_BYTES
 from apps.config import LEAST_INTERVAL_MS
+from baselines.tcp_dns.config import MOST_CONNECTIONS
+from quicferry.analysis.service import FILLING
 from quicferry.spec import RunSpec
 
 MACHINE_MBPS = 40.0  # aioquic, two endpoints, analysis included
@@ -22,10 +24,8 @@ AT_ONCE_S = 30.0  # for what a bulk workload has open at a time; a client waits 
 DISK_MIB_S = 40.0  # a container's files: read, packed, sent, written
 DISK_S = 60.0  # of all moves together
 REORDERED = 0.01  # jitter puts packets out of order, which looks like so much loss
-TCP_CONNECTIONS = 6  # ``most_connections`` of the clients over TCP
 TCP_TIMEOUT_S = 0.25  # a request or an answer of one segment that is lost is sent again after so long
 _OVER_TCP = {"tcp-dns", "mptcp", "ip-move-tcp"}
-_BULK = {"download", "upload"}  # workloads of large exchanges without a pause
 
 
 def capacity_mbps(spec: RunSpec) -> float:
@@ -38,17 +38,20 @@ def capacity_mbps(spec: RunSpec) -> float:
     # a damaged datagram is thrown away, one that is overtaken by three is taken for lost
     damaged = spec.loss_percent + spec.corrupt_percent + spec.reorder_percent
     loss = damaged / 100 + (REORDERED if spec.jitter_ms else 0.0)
-    rtt_s = max(spec.rtt_ms, spec.source_rtt_ms or 0.0, 1.0) / 1000
     if loss:
-        limit = min(limit, 1.22 * SEGMENT_BYTES * 8 / (rtt_s * math.sqrt(loss)) / 1e6)
+        limit = min(limit, 1.22 * SEGMENT_BYTES * 8 / (_rtt_s(spec) * math.sqrt(loss)) / 1e6)
     return limit
+
+
+def _rtt_s(spec: RunSpec) -> float:
+    """The longest round trip, and at least a millisecond: processes take that."""
+    return max(spec.rtt_ms, spec.source_rtt_ms or 0.0, 1.0) / 1000
 
 
 def _tcp_requests_s(spec: RunSpec) -> float:
     """How many requests a second one after another on the connections that a client over TCP has at most."""
     lost = (spec.loss_percent + spec.corrupt_percent) / 100
-    rtt_s = max(spec.rtt_ms, spec.source_rtt_ms or 0.0, 1.0) / 1000
-    return FULL * TCP_CONNECTIONS / (rtt_s + 2 * lost * TCP_TIMEOUT_S)
+    return FULL * MOST_CONNECTIONS / (_rtt_s(spec) + 2 * lost * TCP_TIMEOUT_S)
 
 
 def too_much(spec: RunSpec) -> str | None:
@@ -76,7 +79,7 @@ def too_much(spec: RunSpec) -> str | None:
             return f"{1000 / interval_ms:.0f} requests a second, each on a connection of its own"
     elif largest * 8e-6 / rate > 1.0:
         return f"a request takes {largest * 8e-6 / rate:.1f} s"
-    if not _BULK.isdisjoint(spec.workload.split("+")):
+    if not FILLING.isdisjoint(spec.workload.split("+")):
         at_once_s = BULK_AT_ONCE * BULK_BYTES * 8e-6 / (FULL * min(rate, shared / spec.clients))
         if at_once_s > AT_ONCE_S:
             return f"{BULK_AT_ONCE} bulk exchanges at once take {at_once_s:.0f} s"

@@ -206,7 +206,7 @@ class Probation:
             return False
         probed, size_bytes = self._sent[data]
         if probed == address:
-            self._seam.is_reached(address)
+            self._seam.mark_reached(address)
             if size_bytes == PROBE_DATAGRAM_BYTES:
                 self._validated.add(address)
             elif address not in self._validated:

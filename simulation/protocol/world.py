@@ -367,10 +367,11 @@ class ProtocolWorld:
         """
         if self.story.faults or self.heard_at is not None or self.server is None:
             return
-        if any(move.ending is Ending.FENCED for move in self.story.moves[: self.number]):
+        *earlier, last = self.story.moves[: self.number]
+        if any(move.ending is Ending.FENCED for move in (*earlier, last)):
             return  # the client has more than a server knows that goes on from the freeze
-        *_, before, last = (None, *self.story.moves[: self.number])
-        if before is not None and before.ending is Ending.ROLLED_BACK and last.after_s < 2 * self.story.rtt_s:
+        at_once = last.after_s < 2 * self.story.rtt_s
+        if earlier and earlier[-1].ending is Ending.ROLLED_BACK and at_once:
             return  # nor has it heard what of its flight had arrived when it was frozen the first time
         open_now = [
             each

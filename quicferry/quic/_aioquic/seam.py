@@ -429,7 +429,7 @@ class Seam:
         path.bytes_sent += granted
         return granted
 
-    def is_reached(self, address: NetworkAddress) -> None:
+    def mark_reached(self, address: NetworkAddress) -> None:
         """A challenge there was answered, whatever its size: no limit holds for that address any more."""
         for path in self._quic._network_paths:
             if path.addr == address:
