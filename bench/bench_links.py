@@ -1,7 +1,7 @@
 """How exact and how fast shaped links are. Run as root: ``python bench/bench_links.py``.
 
-Prints a table: round-trip error at several delays, rate error, loss error, TCP throughput and small
-frames per second, with the cable's own lateness beside each. Everything happens in network namespaces
+Prints a table: errors of round trips, of single delays at a pace, of rate and loss, TCP throughput, crossings
+per second and their cost, with the cable's own lateness beside each. Everything happens in network namespaces
 of its own. Numbers from a busy machine say more about the machine: run it twice.
 """
 
@@ -19,8 +19,9 @@ from pathlib import Path
 
 from quicferry import process
 from quicferry.emulation.links import calibrate
+from quicferry.emulation.links.cable.batch import RepeatedFrame
 from quicferry.emulation.links.layer import LinkLayer, choose_backend
-from quicferry.emulation.links.link_end import TRAIN, LinkEnd
+from quicferry.emulation.links.link_end import BATCH, TRAIN, LinkEnd
 from quicferry.emulation.sandbox.namespaces import in_new_netns
 from quicferry.model import Link, Shape
 
@@ -84,7 +85,7 @@ def late(layer: LinkLayer) -> str:
 
 def row(what: str, spec: str, seen: str, error: str, layer: LinkLayer) -> None:
     """One line of the table."""
-    print(f"| {what:<22} | {spec:>14} | {seen:>18} | {error:>17} | {late(layer):>18} |", flush=True)
+    print(f"| {what:<22} | {spec:>14} | {seen:>22} | {error:>17} | {late(layer):>18} |", flush=True)
 
 
 def rtt(delay_ms: float, backend: str, pings: int) -> None:
@@ -136,14 +137,67 @@ def tcp(shape: Shape, backend: str, seconds: int) -> None:
         row(f"TCP, {shape.delay_ms:g} ms one way", spec, f"{mbps:.0f} Mbit/s", "", layer)
 
 
-def small_frames(backend: str, frame_bytes: int, offered_per_s: float) -> None:
-    """Frames per second that cross when more are offered."""
-    with chain([Shape(delay_ms=1)], backend) as (layer, _), contextlib.ExitStack() as ends:
+def paced(backend: str, frames_per_s: float, delay_ms: float, seconds: float = 2.0) -> None:
+    """Error of the delay of single frames that are sent at a pace: mean and 99th percentile.
+
+    From just before the sender's system call to the kernel's stamp at the receiver: the sender's own 5 to 10 us
+    are part of the error.
+    """
+    with chain([Shape(delay_ms=delay_ms)], backend) as (layer, _), contextlib.ExitStack() as ends:
         a, b = ends.enter_context(of_a(layer)), ends.enter_context(of_b(layer))
-        sent, stamps = calibrate.frame_train(a, b, a.frame(b, TRAIN, 0, frame_bytes), offered_per_s, 2.0, 1.0)
-        per_s = (len(stamps) - 1) / ((max(stamps) - min(stamps)) / 1e9)
-        missing = f"{100 * (1 - len(stamps) / sent):.2f} % missing"
-        row(f"frames of {frame_bytes} bytes", f"{offered_per_s:,.0f}/s", f"{per_s:,.0f}/s", missing, layer)
+        sent: list[int] = []
+        arrived: dict[int, int] = {}
+        count, begun_s = int(frames_per_s * seconds), time.monotonic()
+        while len(sent) < count:
+            if time.monotonic() >= begun_s + len(sent) / frames_per_s:
+                sent.append(a.send(b, TRAIN, len(sent), 1200) or 0)
+            elif len(sent) % 16 == 0:
+                arrived.update((number, stamp_ns) for _, number, stamp_ns in b.receive())
+        time.sleep(0.2 + delay_ms / 1e3)
+        arrived.update((number, stamp_ns) for _, number, stamp_ns in b.receive())
+        errors = [(stamp_ns - sent[number]) / 1e6 - delay_ms for number, stamp_ns in arrived.items()]
+        mean, p99 = statistics.fmean(errors), calibrate.nearest_rank(errors, 99) or 0.0
+        missing = f"{100 * (1 - len(arrived) / count):.2f} % missing"
+        row(
+            f"delay at {frames_per_s:,.0f}/s",
+            f"{delay_ms:g} ms",
+            missing,
+            f"{mean:.3f} / {p99:.3f} ms",
+            layer,
+        )
+
+
+def crossings(backend: str, frame_bytes: int, offered_per_s: float, seconds: float = 2.0) -> None:
+    """Frames per second that cross when so many are offered, and what one costs the cable.
+
+    Counted by the receiving interface; nobody reads them there, as that would take the sender's processor.
+    """
+    with chain([Shape(delay_ms=1)], backend) as (layer, pids), contextlib.ExitStack() as ends:
+        a = ends.enter_context(of_a(layer))
+        with of_b(layer) as b:
+            repeated = RepeatedFrame(a.frame(b, TRAIN, 0, frame_bytes), BATCH)
+
+        def received() -> int:
+            told = inside(pids[1], "ip", "-s", "-j", "link", "show", layer.made[0].b_interface).stdout
+            return int(json.loads(told)[0]["stats64"]["rx"]["packets"])
+
+        before, begun_s, sent = received(), time.monotonic(), 0
+        while (passed_s := time.monotonic() - begun_s) < seconds:
+            owed = int(passed_s * offered_per_s) + 1 - sent
+            if owed > 0:
+                sent += repeated.send(a.socket.fileno(), owed)
+        arrived_at_once = received() - before
+        time.sleep(0.5)
+        missing = 100 * (1 - (received() - before) / sent)
+        stats = layer.cable_stats()
+        cost = f", {1e6 * stats.cpu_s / (received() - before):.1f} us each" if stats is not None else ""
+        row(
+            f"frames of {frame_bytes} bytes",
+            f"{sent / passed_s:,.0f}/s",
+            f"{arrived_at_once / passed_s:,.0f}/s{cost}",
+            f"{missing:.2f} % missing",
+            layer,
+        )
 
 
 def hops(count: int, backend: str) -> None:
@@ -186,8 +240,8 @@ def main() -> None:
     def measure() -> None:
         print(f"backend {backend}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
         row_head = ("what", "asked", "seen", "error", "late p50/p99/max us")
-        print("| {:<22} | {:>14} | {:>18} | {:>17} | {:>18} |".format(*row_head))
-        print("|" + "|".join("-" * n for n in (24, 16, 20, 19, 20)) + "|")
+        print("| {:<22} | {:>14} | {:>22} | {:>17} | {:>18} |".format(*row_head))
+        print("|" + "|".join("-" * n for n in (24, 16, 24, 19, 20)) + "|")
         for delay_ms in (0.5, 2, 10, 50, 100):
             rtt(delay_ms, backend, pings)
         hops(6, backend)
@@ -198,8 +252,10 @@ def main() -> None:
         tcp(Shape(delay_ms=0.5, rate_mbps=1000), backend, seconds)
         tcp(Shape(delay_ms=5, rate_mbps=1000), backend, seconds)
         tcp(Shape(delay_ms=0.1), backend, seconds)
-        small_frames(backend, 60, 40_000)
-        small_frames(backend, 1200, 150_000)
+        for frames_per_s in (1_000, 10_000, 20_000):
+            paced(backend, frames_per_s, delay_ms=5)
+        for offered_per_s in (10_000, 50_000, 100_000, 200_000, 400_000):
+            crossings(backend, 1200, offered_per_s)
         idle(backend)
 
     in_new_netns(measure)

@@ -142,6 +142,9 @@ pip install -qq --require-hashes --requirement "$ROOT/requirements.lock" ||
   die "pip could not install what requirements.lock names" "its message is above; is there a network?"
 pip install -qq --no-deps --no-build-isolation --editable "$ROOT" ||
   die "pip could not install the project itself" "its message is above"
+say "compiling the cable, a quarter of a minute, unless it is"
+"$VENV/bin/python" -m quicferry.emulation.links.cable.native </dev/null >&2 ||
+  die "the cable could not be compiled" "its message is above"
 
 # ---- 3. CRIU -----------------------------------------------------------------------------------
 

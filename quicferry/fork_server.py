@@ -63,10 +63,14 @@ class ForkServer:
     def start(cls, modules: Sequence[str]) -> ForkServer:
         """Load modules, each with a ``main``, and fork the server. The caller has one thread as yet.
 
+        What a module's ``load_ahead`` loads, where it has one, is there in all programs too.
+
         In a forked program this call does not return: the process ends with the program. Raises ``OSError``.
         """
         for module in modules:
-            importlib.import_module(module)
+            load_ahead = getattr(importlib.import_module(module), "load_ahead", None)
+            if load_ahead is not None:
+                load_ahead()
         if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) was refused")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -15,9 +15,10 @@ import time
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
 from quicferry.emulation.links.cable.batch import RepeatedFrame
-from quicferry.emulation.links.cable.frames import wire_size
+from quicferry.emulation.links.cable.packets import wire_size
 from quicferry.emulation.links.layer import LinkLayer, MadeLink, train_segments
 from quicferry.emulation.links.link_end import BATCH, ECHO, PING, TRAIN, LinkEnd
 from quicferry.model import LinkReading, Shape
@@ -211,7 +212,7 @@ def _burst(sender: LinkEnd, receiver: LinkEnd, shape: Shape, mtu_bytes: int) -> 
     frame = sender.frame(receiver, TRAIN, 0, mtu_bytes + _ETHERNET_BYTES)
     if segments > 1:
         frame = sender.offloaded_frame(receiver, mtu_bytes, segments)
-    wire_bytes = wire_size(frame).wire_bytes
+    wire_bytes = wire_size(np.frombuffer(frame, np.uint8)).wire_bytes
     frames_per_s = shape.rate_mbps * 1e6 / (8 * wire_bytes) * _OVERLOAD
     queued_s = shape.queue_limit(mtu_bytes) * mtu_bytes * 8 / (shape.rate_mbps * 1e6)
     wait_s = min(queued_s, BURST_S * _OVERLOAD + 1) + (shape.delay_ms + 6 * shape.jitter_ms) / 1e3 + 0.2

@@ -22,8 +22,8 @@ from quicferry.emulation.links.cable.frames import (
     SO_TIMESTAMPNS,
     SOL_PACKET,
     VNET_HEADER,
-    VNET_HEADER_BYTES,
 )
+from quicferry.emulation.links.cable.packets import VNET_HEADER_BYTES
 from quicferry.emulation.sandbox.namespaces import network_of
 from quicferry.errors import EmulationError
 

@@ -9,29 +9,31 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
 import topologies
 from quicferry.emulation.links import netem
-from quicferry.emulation.links.cable.direction import LOST, LinkDirection
-from quicferry.emulation.links.cable.frames import VNET_HEADER, flip_bit
-from quicferry.emulation.links.cable.rates import TracedRate
+from quicferry.emulation.links.cable.fate import LOST, WHOLE
+from quicferry.emulation.links.cable.frames import VNET_HEADER
+from quicferry.emulation.links.cable.packets import flip_bit
 from quicferry.emulation.links.trace import mean_mbps, read_trace
 from quicferry.errors import InvalidInput
 from quicferry.model import Shape
+from tests.cable_support import Direction
 from topologies.building.quality import with_quality
 
 MS = 1_000_000
 S = 1_000 * MS
 
 
-def direction(**shape: Any) -> LinkDirection:
-    return LinkDirection(Shape(**shape), mtu_bytes=1500, seed="test")
+def direction(**shape: Any) -> Direction:
+    return Direction(Shape(**shape))
 
 
-def lost_runs(lane: LinkDirection, frames: int) -> tuple[float, float]:
+def lost_runs(lane: Direction, frames: int) -> tuple[float, float]:
     """The share of lost frames, and the mean length of a run of them."""
     fates = [lane.schedule(number * MS, 100) == LOST for number in range(frames)]
     runs = [len(list(run)) for is_lost, run in itertools.groupby(fates) if is_lost]
@@ -58,19 +60,24 @@ def test_what_is_reordered_skips_the_delay_and_the_others_keep_theirs() -> None:
     released = [lane.schedule(number * MS, 100) - number * MS for number in range(10_000)]
     assert set(released) == {0, 10 * MS}
     assert released.count(0) / len(released) == pytest.approx(0.25, abs=0.02)
-    assert lane.reordered_packets == released.count(0)
+    assert lane.lane["reordered_packets"] == released.count(0)
 
 
 def test_duplicates_and_corruptions_are_as_many_as_asked() -> None:
     lane = direction(duplicate_percent=3, corrupt_percent=5)
-    assert lane.mangles
     assert sum(lane.is_duplicated() for _ in range(50_000)) / 50_000 == pytest.approx(0.03, rel=0.1)
     bits = [lane.corrupt_bit(800) for _ in range(50_000)]
-    hit = [bit for bit in bits if bit is not None]
+    hit = [bit for bit in bits if bit != WHOLE]
     assert len(hit) / 50_000 == pytest.approx(0.05, rel=0.1)
     assert min(hit) >= 0
     assert max(hit) < 800
-    assert (lane.duplicated_packets > 0, lane.corrupted_packets) == (True, len(hit))
+    assert (lane.lane["duplicated_packets"] > 0, lane.lane["corrupted_packets"]) == (True, len(hit))
+
+
+def flipped(frame: bytes, bit: int) -> bytes:
+    changed = np.frombuffer(frame, np.uint8).copy()
+    flip_bit(changed, bit)
+    return changed.tobytes()
 
 
 def test_one_bit_is_flipped_and_a_missing_checksum_is_filled_in_before() -> None:
@@ -82,13 +89,13 @@ def test_one_bit_is_flipped_and_a_missing_checksum_is_filled_in_before() -> None
     struct.pack_into("!H", started, 14 + 20 + 6, int.from_bytes(pseudo) % 0xFFFF)
     frame = VNET_HEADER.pack(1, 0, 0, 0, 14 + 20, 6) + bytes(started)
     bit = 8 * (20 + 8) + 3  # in the first byte of the payload
-    changed = flip_bit(frame, bit)
+    changed = flipped(frame, bit)
     assert changed[0] == 0  # no checksum is missing any more
     differing = bytes(a ^ b for a, b in zip(changed[VNET_HEADER.size :], whole, strict=True))
     assert differing == bytes(14 + 28) + bytes([8]) + bytes(2)
     stream = Ether() / IP() / TCP() / b"data"
     complete = VNET_HEADER.pack(0, 0, 0, 0, 0, 0) + bytes(stream)
-    assert sum(a != b for a, b in zip(flip_bit(complete, 100), complete, strict=True)) == 1
+    assert sum(a != b for a, b in zip(flipped(complete, 100), complete, strict=True)) == 1
 
 
 def test_nothing_passes_during_an_outage_which_counts_from_the_beginning_of_the_load() -> None:
@@ -99,19 +106,22 @@ def test_nothing_passes_during_an_outage_which_counts_from_the_beginning_of_the_
         t: lane.schedule(10 * S + round(t * S), 100) != LOST for t in (0.9, 1.0, 1.49, 1.5, 2.9, 3.5, 4.0)
     }
     assert seen == {0.9: True, 1.0: False, 1.49: False, 1.5: True, 2.9: True, 3.5: False, 4.0: True}
-    assert lane.outage_packets == 3
+    assert lane.lane["outage_packets"] == 3
 
 
-def test_a_trace_lets_1500_bytes_pass_at_each_of_its_moments_and_begins_anew() -> None:
-    rate = TracedRate((2, 2, 5, 10))
-    rate.begin(0)
-    assert [rate.finish_ns(0, 1500) // MS for _ in range(6)] == [2, 2, 5, 10, 12, 12]
-    rate.begin(0)
-    assert rate.finish_ns(3 * MS, 1500) == 5 * MS  # what passed unused is lost
-    assert rate.finish_ns(3 * MS, 300) == 10 * MS
-    assert rate.finish_ns(4 * MS, 1200) == 10 * MS  # the rest of the same moment
-    assert rate.finish_ns(4 * MS, 1501) == 12 * MS  # and a frame larger than one takes two
-    assert rate.finish_ns(int(1e6) * MS, 60) == int(1e6) * MS  # a moment of its own
+def test_a_trace_lets_1500_bytes_pass_at_each_of_its_moments_and_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "short.trace"
+    path.write_text("2\n2\n5\n10\n")
+    lane = Direction(Shape(rate_trace=str(path)))
+    lane.begin(0)
+    assert [lane.schedule(0, 1500) // MS for _ in range(6)] == [2, 2, 5, 10, 12, 12]
+    lane = Direction(Shape(rate_trace=str(path)))
+    lane.begin(0)
+    assert lane.schedule(3 * MS, 1500) == 5 * MS  # what passed unused is lost
+    assert lane.schedule(3 * MS, 300) == 10 * MS
+    assert lane.schedule(4 * MS, 1200) == 10 * MS  # the rest of the same moment
+    assert lane.schedule(4 * MS, 1501) == 12 * MS  # and a frame larger than one takes two
+    assert lane.schedule(int(1e6) * MS, 60) == int(1e6) * MS  # a moment of its own
 
 
 def test_over_a_trace_as_much_passes_as_it_says(tmp_path: Path) -> None:
@@ -119,7 +129,7 @@ def test_over_a_trace_as_much_passes_as_it_says(tmp_path: Path) -> None:
     assert mean_mbps(moments) == pytest.approx(833 * 1500 * 8 / moments[-1] / 1e3)
     path = tmp_path / "lte.trace"
     path.write_text("".join(f"{moment}\n" for moment in moments))
-    lane = LinkDirection(Shape(rate_trace=str(path), queue_packets=1_000_000), mtu_bytes=1500, seed="test")
+    lane = Direction(Shape(rate_trace=str(path), queue_packets=1_000_000))
     lane.begin(0)
     last = [lane.schedule(0, 1500) for _ in range(833 * 3)][-1]
     assert last == 3 * moments[-1] * MS

@@ -18,12 +18,19 @@ from pathlib import Path
 
 import msgspec
 
+from quicferry.emulation.links.cable import native
 from quicferry.emulation.links.cable.config import CableConfig
 from quicferry.emulation.links.cable.relay import Relay
 from quicferry.errors import FerryError, InvalidInput
 
 PR_SET_TIMERSLACK = 29
 FIFO_PRIORITY = 20
+
+
+def load_ahead() -> None:
+    """What a fork server may load for all cables that are forked from it."""
+    if native.found() is not None:
+        native.load()
 
 
 def become_punctual() -> str:

@@ -11,7 +11,7 @@ import ctypes
 import errno
 import os
 
-from quicferry.emulation.links.cable.frames import LARGEST_FRAME_BYTES
+from quicferry.emulation.links.cable.memory import LARGEST_FRAME_BYTES
 
 MSG_DONTWAIT = 0x40
 _libc = ctypes.CDLL(None, use_errno=True)

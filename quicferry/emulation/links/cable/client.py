@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from quicferry import process
+from quicferry.emulation.links.cable import native
 from quicferry.emulation.links.cable.config import CableConfig, CableLink, CableStats
 from quicferry.errors import EmulationError
 from quicferry.fork_server import ForkServer
@@ -44,6 +45,7 @@ class CableProcess:
 
     def start(self) -> None:
         """Start it and wait until it carries frames. Raises ``EmulationError``."""
+        native.prepared()
         config = CableConfig(
             links=self._links, seed=self._seed, stats_path=str(self._stats_path), parent_pid=os.getpid()
         )

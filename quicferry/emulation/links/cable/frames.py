@@ -1,4 +1,4 @@
-"""AF_PACKET sockets that carry offloaded frames untouched, and what such a frame is on a wire.
+"""AF_PACKET sockets that carry offloaded frames untouched.
 
 With PACKET_VNET_HDR (packet(7), Linux 2.6.27) each frame is preceded by a virtio network header
 that says which checksum is still missing and into which segments the frame is to be cut. Written
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import NamedTuple
 
 from quicferry.errors import EmulationError
 
@@ -28,67 +27,8 @@ SO_TIMESTAMPNS = 35
 
 RECEIVE_BUFFER_BYTES = 64 << 20
 SEND_BUFFER_BYTES = 16 << 20
-LARGEST_FRAME_BYTES = (
-    10 + 14 + 65_535 + 512
-)  # header, Ethernet, IP; more only with jumbo GSO, which we forbid
 
 VNET_HEADER = struct.Struct("<BBHHHH")  # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
-VNET_HEADER_BYTES = VNET_HEADER.size
-_GSO_UDP_L4 = 5
-_GSO_ECN = 0x80
-_NEEDS_CHECKSUM = 1
-_UDP_HEADER_BYTES = 8
-ETHERNET_HEADER_BYTES = 14
-
-
-class WireSize(NamedTuple):
-    """What a frame is on a wire: Ethernet bytes without frame check sequence, and packets."""
-
-    wire_bytes: int
-    packets: int
-
-
-def wire_size(frame: bytes) -> WireSize:
-    """The wire size of a frame with its virtio header in front.
-
-    A frame without segmentation is one packet of its own length. One with segmentation is cut by
-    the receiver's kernel into ``gso_size`` bytes of payload each, and every cut adds the headers
-    again (virtio 1.2, section 5.1.6.2). ``hdr_len`` is only a hint there, so the length of the
-    headers is taken from where the checksum begins, plus the transport header.
-    """
-    length = len(frame) - VNET_HEADER_BYTES
-    gso_type = frame[1]
-    if not gso_type:
-        return WireSize(length, 1)
-    flags, gso_type, header_bytes, gso_size, checksum_start, _ = VNET_HEADER.unpack_from(frame)
-    if flags & _NEEDS_CHECKSUM:
-        if gso_type & ~_GSO_ECN == _GSO_UDP_L4:
-            header_bytes = checksum_start + _UDP_HEADER_BYTES
-        else:
-            data_offset_at = VNET_HEADER_BYTES + checksum_start + 12
-            header_bytes = checksum_start + (frame[data_offset_at] >> 4) * 4
-    packets = max(1, -(-(length - header_bytes) // max(1, gso_size)))
-    return WireSize(length + (packets - 1) * header_bytes, packets)
-
-
-def flip_bit(frame: bytes, bit: int) -> bytes:
-    """The frame with one bit of its packet flipped, counted from the end of the Ethernet header.
-
-    A checksum that is still missing is filled in before, as sch_netem does: else the receiver's kernel would
-    take the corrupted packet for whole.
-    """
-    changed = bytearray(frame)
-    flags, _, _, _, start, offset = VNET_HEADER.unpack_from(frame)
-    if flags & _NEEDS_CHECKSUM:
-        begin = VNET_HEADER_BYTES + start
-        # the field holds the sum of the pseudo header already
-        body = frame[begin:] + b"\0" * ((len(frame) - begin) % 2)
-        checksum = 0xFFFF - int.from_bytes(body) % 0xFFFF
-        struct.pack_into("!H", changed, begin + offset, checksum or 0xFFFF)
-        changed[0] = flags & ~_NEEDS_CHECKSUM
-    at = VNET_HEADER_BYTES + ETHERNET_HEADER_BYTES + bit // 8
-    changed[at] ^= 1 << bit % 8
-    return bytes(changed)
 
 
 def open_wire_end(interface: str) -> socket.socket:
