@@ -140,8 +140,8 @@ def tcp(shape: Shape, backend: str, seconds: int) -> None:
 def paced(backend: str, frames_per_s: float, delay_ms: float, seconds: float = 2.0) -> None:
     """Error of the delay of single frames that are sent at a pace: mean and 99th percentile.
 
-    From just before the sender's system call to the kernel's stamp at the receiver: the sender's own 5 to 10 us
-    are part of the error.
+    From just before the sender's system call to the kernel's stamp at the receiver: the sender's own 5 to
+    10 us are part of the error.
     """
     with chain([Shape(delay_ms=delay_ms)], backend) as (layer, _), contextlib.ExitStack() as ends:
         a, b = ends.enter_context(of_a(layer)), ends.enter_context(of_b(layer))
@@ -181,7 +181,8 @@ def crossings(backend: str, frame_bytes: int, offered_per_s: float, seconds: flo
             told = inside(pids[1], "ip", "-s", "-j", "link", "show", layer.made[0].b_interface).stdout
             return int(json.loads(told)[0]["stats64"]["rx"]["packets"])
 
-        before, begun_s, sent = received(), time.monotonic(), 0
+        before, stats_before = received(), layer.cable_stats()
+        begun_s, sent = time.monotonic(), 0
         while (passed_s := time.monotonic() - begun_s) < seconds:
             owed = int(passed_s * offered_per_s) + 1 - sent
             if owed > 0:
@@ -190,7 +191,9 @@ def crossings(backend: str, frame_bytes: int, offered_per_s: float, seconds: flo
         time.sleep(0.5)
         missing = 100 * (1 - (received() - before) / sent)
         stats = layer.cable_stats()
-        cost = f", {1e6 * stats.cpu_s / (received() - before):.1f} us each" if stats is not None else ""
+        cost = ""
+        if stats is not None and stats_before is not None:
+            cost = f", {1e6 * (stats.cpu_s - stats_before.cpu_s) / (received() - before):.1f} us each"
         row(
             f"frames of {frame_bytes} bytes",
             f"{sent / passed_s:,.0f}/s",
