@@ -19,7 +19,7 @@ from pathlib import Path
 
 from quicferry import process
 from quicferry.emulation.links import calibrate
-from quicferry.emulation.links.cable.batch import RepeatedFrame
+from quicferry.emulation.links.batch import RepeatedFrame
 from quicferry.emulation.links.layer import LinkLayer, choose_backend
 from quicferry.emulation.links.link_end import BATCH, TRAIN, LinkEnd
 from quicferry.emulation.sandbox.namespaces import in_new_netns

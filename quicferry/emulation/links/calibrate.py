@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from quicferry.emulation.links.cable.batch import RepeatedFrame
+from quicferry.emulation.links.batch import RepeatedFrame
 from quicferry.emulation.links.cable.packets import wire_size
 from quicferry.emulation.links.layer import LinkLayer, MadeLink, train_segments
 from quicferry.emulation.links.link_end import BATCH, ECHO, PING, TRAIN, LinkEnd

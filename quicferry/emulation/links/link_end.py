@@ -11,7 +11,7 @@ import struct
 import time
 
 from quicferry import packet_filter
-from quicferry.emulation.links.cable.batch import BatchReader
+from quicferry.emulation.links.batch import BatchReader
 from quicferry.emulation.links.cable.frames import (
     ETH_P_ALL,
     PACKET_IGNORE_OUTGOING,
