@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
@@ -18,7 +20,7 @@ import topologies
 from quicferry.emulation.links import netem
 from quicferry.emulation.links.cable.fate import LOST, WHOLE
 from quicferry.emulation.links.cable.frames import VNET_HEADER
-from quicferry.emulation.links.cable.packets import flip_bit
+from quicferry.emulation.links.cable.packets import flip_bit, wire_size
 from quicferry.emulation.links.trace import mean_mbps, read_trace
 from quicferry.errors import InvalidInput
 from quicferry.model import Shape
@@ -96,6 +98,24 @@ def test_one_bit_is_flipped_and_a_missing_checksum_is_filled_in_before() -> None
     stream = Ether() / IP() / TCP() / b"data"
     complete = VNET_HEADER.pack(0, 0, 0, 0, 0, 0) + bytes(stream)
     assert sum(a != b for a, b in zip(flipped(complete, 100), complete, strict=True)) == 1
+
+
+def test_a_frame_without_a_packet_stays_whole() -> None:
+    lane = direction(corrupt_percent=100)
+    assert lane.corrupt_bit(0) == WHOLE
+    assert lane.corrupt_bit(8) in range(8)
+
+
+@given(st.binary(min_size=24, max_size=400), st.integers(0, 7))
+def test_whatever_a_header_says_only_the_frame_is_touched(frame: bytes, bit: int) -> None:
+    memory = np.full(len(frame) + 64, 0xAA, np.uint8)
+    memory[: len(frame)] = np.frombuffer(frame, np.uint8)
+    size = wire_size(memory[: len(frame)])
+    assert size.packets >= 1
+    assert size.wire_bytes >= len(frame) - VNET_HEADER.size
+    if len(frame) > 24:
+        flip_bit(memory[: len(frame)], bit)
+        assert set(memory[len(frame) :].tolist()) == {0xAA}
 
 
 def test_nothing_passes_during_an_outage_which_counts_from_the_beginning_of_the_load() -> None:

@@ -81,7 +81,7 @@ def is_duplicated(table: Table, lane: Lane) -> bool:
 @compiled
 def corrupt_bit(table: Table, lane: Lane, bits: int) -> int:
     """Draw whether one of these bits of the frame is flipped, and which; ``WHOLE``: none is."""
-    if lane["corrupt"] > 0 and _draw(table, lane, MANGLE) < lane["corrupt"]:
+    if bits > 0 and lane["corrupt"] > 0 and _draw(table, lane, MANGLE) < lane["corrupt"]:
         lane["corrupted_packets"] += 1
         return int(_draw(table, lane, MANGLE) * bits)
     return WHOLE
