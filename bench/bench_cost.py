@@ -16,24 +16,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from jinja2 import Environment, StrictUndefined
 
-from bench.bench_hosts import measured as deploy
-from bench.bench_inspect import inspect_cpu_s
-from bench.connection_cost import MEMORY, measured_apart
+from bench import cost_of_parts
+from bench.bench_notification import AIM_MS_PER_CLIENT, AIM_RTTS, notification
+from bench.cost_page import Row, page
 from cli.common.progress import perform_shown
-from quicferry.analysis.statistics import Summary, summarise
-from quicferry.experiment.machine import machine
+from quicferry.analysis.statistics import summarise
 from quicferry.migration.engines.registry import get, image_engines
 from quicferry.record import RunResult
 from quicferry.spec import RunSpec
-from quicferry.units import figures
 from session.request import to_spec
 
 HANDOFF = "handoff"
 MIB_BITS = 8 * (1 << 20)
 INTER_EDGE_RTT_MS = 0.5  # the default of the topology two_edges
-PAGE = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+FEW = 2  # runs of what takes half a minute and more
 
 
 class Point(NamedTuple):
@@ -42,6 +39,7 @@ class Point(NamedTuple):
     x: float
     spec: RunSpec
     limit: float | None  # what it cannot be below, in the curve's unit
+    is_long: bool = False  # performed ``FEW`` times
 
 
 class Curve(NamedTuple):
@@ -56,27 +54,13 @@ class Curve(NamedTuple):
     value: Callable[[RunResult], float | None]
 
 
-class Row(NamedTuple):
-    """One line of the page."""
-
-    title: str
-    grows: str
-    quantity: str
-    limit_is: str
-    series: str
-    x: float
-    limit: float | None
-    summary: Summary | None
-    ratio: float | None  # to the first point of the series
-
-
 def _downtime(result: RunResult) -> float | None:
     return result.container_downtime_ms
 
 
 def memory() -> list[Curve]:
     """Downtime over added memory, for each technique, at 1 Gbit/s between the edges."""
-    sizes = (0, 28, 100, 280)
+    sizes = (0, 28, 280)
 
     def limit(engine: str, mib: int) -> float:
         all_at_once = engine != HANDOFF and not get(engine).is_long
@@ -101,29 +85,53 @@ def memory() -> list[Curve]:
 
 
 def clients() -> list[Curve]:
-    """Downtime, and when clients are back, over their number."""
-    counts = (1, 10, 50, 100, 500)
-    specs = [(count, to_spec({"clients": count})) for count in counts]
+    """Downtime, when clients are told of a move, and when they have followed, over their number."""
+    specs = [(count, to_spec({"clients": count})) for count in (1, 10, 50, 100, 500, 1000, 2000)]
+
+    def curve(series: str, value: Callable[[RunResult], float | None], *, is_aimed: bool) -> Curve:
+        points = [
+            Point(
+                count,
+                spec,
+                AIM_RTTS * spec.rtt_ms + AIM_MS_PER_CLIENT * count if is_aimed else INTER_EDGE_RTT_MS / 2,
+                is_long=count >= 1000,
+            )
+            for count, spec in specs
+        ]
+        return Curve(
+            "Hand-off over the number of clients",
+            "clients",
+            "ms",
+            "downtime: one way between the edges; else the aim, 1.5 round trips and 0.25 ms per client",
+            series,
+            tuple(points),
+            value,
+        )
+
     return [
-        Curve(
-            "Hand-off over the number of clients",
-            "clients",
-            "ms",
-            "downtime: one way between the edges; validated: one round trip to the clients",
-            "downtime",
-            tuple(Point(count, spec, INTER_EDGE_RTT_MS / 2) for count, spec in specs),
-            _downtime,
-        ),
-        Curve(
-            "Hand-off over the number of clients",
-            "clients",
-            "ms",
-            "downtime: one way between the edges; validated: one round trip to the clients",
-            "path validated, p95 of the clients",
-            tuple(Point(count, spec, spec.rtt_ms) for count, spec in specs[1:]),
-            lambda result: result.clients_validated_ms.get("p95"),
-        ),
+        curve("downtime", _downtime, is_aimed=False),
+        curve("told and answered, median", lambda result: _answered(result, "median"), is_aimed=True),
+        curve("told and answered, p95", lambda result: _answered(result, "p95"), is_aimed=True),
+        curve("path validated, median", lambda result: _validated(result, "median"), is_aimed=True),
+        curve("path validated, p95", lambda result: _validated(result, "p95"), is_aimed=True),
+        curve("switched, median", lambda result: _switched(result, "median"), is_aimed=True),
+        curve("switched, p95", lambda result: _switched(result, "p95"), is_aimed=True),
+        curve("switched, last", lambda result: _switched(result, "last"), is_aimed=True),
     ]
+
+
+def _answered(result: RunResult, point: str) -> float:
+    return float(getattr(notification(result).answered, point))
+
+
+def _validated(result: RunResult, point: str) -> float | None:
+    spread = notification(result).validated
+    return None if spread is None else float(getattr(spread, point))
+
+
+def _switched(result: RunResult, point: str) -> float | None:
+    spread = notification(result).switched
+    return None if spread is None else float(getattr(spread, point))
 
 
 def moves() -> list[Curve]:
@@ -136,7 +144,7 @@ def moves() -> list[Curve]:
             "container downtime, ms",
             "that of the first move",
             engine,
-            tuple(Point(count, to_spec({"engine": engine, "moves": count}), None) for count in (1, 2, 4, 8)),
+            tuple(Point(count, to_spec({"engine": engine, "moves": count}), None) for count in (1, 4, 8)),
             lambda result: (
                 result.moves[-1].container_downtime_ms if result.moves else result.container_downtime_ms
             ),
@@ -201,10 +209,13 @@ def measure(curves: Sequence[Curve], repetitions: int, runs: Path | None) -> lis
     places = [(curve, point) for curve in curves for point in curve.points]
     order: list[tuple[RunSpec, int]] = []  # what is asked, and the seed
     for repetition in range(repetitions):
-        drawn = list(dict.fromkeys(point.spec for _, point in places))
+        drawn = list(
+            dict.fromkeys(point.spec for _, point in places if repetition < FEW or not point.is_long)
+        )
         random.Random(repetition).shuffle(drawn)
         order += [(spec, repetition + 1) for spec in drawn]
-    results = perform_shown([msgspec.structs.replace(spec, seed=seed) for spec, seed in order], runs)
+    asked = [msgspec.structs.replace(spec, seed=seed) for spec, seed in order]
+    results = perform_shown(asked, runs, keep_network=True)
     of_spec: dict[RunSpec, list[RunResult]] = {}
     refused: set[str] = set()  # engines that this machine cannot run: their curves are left out
     for (spec, _), result in zip(order, results, strict=True):
@@ -234,89 +245,20 @@ def rows_of(places: Sequence[tuple[Curve, Point]], of_spec: dict[RunSpec, list[R
     return rows
 
 
-def hosts(repetitions: int) -> list[Row]:
-    """How long a network takes to be there, over its hosts."""
-    seen = [
-        (count, [deploy(count, shaped=False).phases_s["ready"] for _ in range(repetitions)])
-        for count in (10, 30, 100)
-    ]
-    return _own("A network over its hosts", "hosts", "until it carries packets, s", "bare network", seen)
-
-
-def packets(repetitions: int) -> list[Row]:
-    """CPU time of ``quicferry inspect`` over the packets of a capture."""
-    seen = [(count, inspect_cpu_s(count, min(3, repetitions))) for count in (1_000, 10_000, 50_000)]
-    return _own("Inspection over packets", "packets", "CPU time, s", "requests of 1 kB", seen)
-
-
-def connections(repetitions: int) -> list[Row]:
-    """What each step of a hand-off costs a connection, and the memory of one, over their number."""
-    seen = [(count, [measured_apart(count) for _ in range(min(3, repetitions))]) for count in (50, 500)]
-    rows: list[Row] = []
-    for step in seen[0][1][0]:
-        values = [(count, [cost[step] for cost in costs]) for count, costs in seen]
-        quantity = "KiB" if step == MEMORY else "processor time, µs"
-        rows += _own("What a connection costs a hand-off", "connections", quantity, step, values)
-    return rows
-
-
-def _own(
-    title: str, grows: str, quantity: str, series: str, seen: Sequence[tuple[int, list[float]]]
-) -> list[Row]:
-    summaries = [summarise(values) for _, values in seen]
-    first = summaries[0].median
-    return [
-        Row(title, grows, quantity, "none", series, x, None, summary, summary.median / first)
-        for (x, _), summary in zip(seen, summaries, strict=True)
-    ]
-
-
-TEXT = """\
-# What things cost as they grow
-
-<!-- Made by `make bench-cost`; measure again instead of editing. -->
-
-{{ machine.cpu }}, {{ machine.cores }} cores. Medians of {{ repetitions }} runs, interleaved; in
-brackets the 95 % interval of the median, from six runs on. *Ratio*: to the first line of the same kind. *Limit*: what
-no implementation gets below.
-{% for title, rows in tables %}
-
-## {{ title }}
-
-Limit: {{ rows[0].limit_is }}.
-
-| | {{ rows[0].grows }} | {{ rows[0].quantity }} | ratio | limit |
-|---|---|---|---|---|
-{% for row in rows %}
-| {{ row.series }} | {{ "%g" | format(row.x) }} | {{ shown(row.summary) }} | {{ "" if row.ratio is none else "%.2f" | format(row.ratio) }} | {{ "" if row.limit is none else figures(row.limit) }} |
-{% endfor %}
-{% endfor %}
-"""  # noqa: E501 - a table's line is one line
-
-
-def shown(summary: Summary | None) -> str:
-    """Median and interval."""
-    if summary is None:
-        return "not measured"
-    if summary.low is None or summary.high is None:
-        return figures(summary.median)
-    return f"{figures(summary.median)} [{figures(summary.low)}, {figures(summary.high)}]"
-
-
-def page(rows: Sequence[Row], repetitions: int) -> str:
-    """All tables, in Markdown."""
-    titles = list(dict.fromkeys(row.title for row in rows))
-    tables = [(title, [row for row in rows if row.title == title]) for title in titles]
-    text = PAGE.from_string(TEXT).render(
-        machine=machine(), repetitions=repetitions, tables=tables, shown=shown, figures=figures
-    )
-    return text.rstrip() + "\n"
+PARTS: dict[str, Callable[[int], list[Row]]] = {
+    "hosts": cost_of_parts.hosts,
+    "links": cost_of_parts.links,
+    "packets": cost_of_parts.packets,
+    "connections": cost_of_parts.connections,
+    "idle": cost_of_parts.idle,
+    "data-path": cost_of_parts.data_path,
+}
 
 
 def main() -> int:
     """Measure, print, and write the page and its data if asked to."""
     parser = argparse.ArgumentParser(prog="bench.bench_cost", description=__doc__.split("\n")[0])
-    every = [*CURVES, "hosts", "packets", "connections"]
+    every = [*CURVES, *PARTS]
     parser.add_argument("--repetitions", type=int, default=6)
     parser.add_argument("--curves", default=",".join(every), help=f"some of {', '.join(every)}")
     parser.add_argument("--runs", type=Path, default=None)
@@ -327,10 +269,10 @@ def main() -> int:
         parser.error(f"no such curve: {', '.join(sorted(unknown))} (there are {', '.join(every)})")
     curves = [curve for name in wanted if name in CURVES for curve in CURVES[name]()]
     rows = measure(curves, arguments.repetitions, arguments.runs) if curves else []
-    rows += hosts(arguments.repetitions) if "hosts" in wanted else []
-    rows += packets(arguments.repetitions) if "packets" in wanted else []
-    rows += connections(arguments.repetitions) if "connections" in wanted else []
-    text = page(rows, arguments.repetitions)
+    for name, part in PARTS.items():
+        if name in wanted:
+            rows += part(arguments.repetitions)
+    text = page(rows)
     print(text)
     if arguments.write is not None:
         arguments.write.write_text(text)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from quicferry import process
 from quicferry.emulation.links import calibrate
@@ -84,8 +85,13 @@ def late(layer: LinkLayer) -> str:
 
 
 def row(what: str, spec: str, seen: str, error: str, layer: LinkLayer) -> None:
+    """One line of the table, with the cable's lateness."""
+    show(what, spec, seen, error, late(layer))
+
+
+def show(what: str, spec: str, seen: str, error: str, lateness: str) -> None:
     """One line of the table."""
-    print(f"| {what:<22} | {spec:>14} | {seen:>22} | {error:>17} | {late(layer):>18} |", flush=True)
+    print(f"| {what:<22} | {spec:>14} | {seen:>22} | {error:>17} | {lateness:>18} |", flush=True)
 
 
 def rtt(delay_ms: float, backend: str, pings: int) -> None:
@@ -137,11 +143,21 @@ def tcp(shape: Shape, backend: str, seconds: int) -> None:
         row(f"TCP, {shape.delay_ms:g} ms one way", spec, f"{mbps:.0f} Mbit/s", "", layer)
 
 
-def paced(backend: str, frames_per_s: float, delay_ms: float, seconds: float = 2.0) -> None:
-    """Error of the delay of single frames that are sent at a pace: mean and 99th percentile.
+class Paced(NamedTuple):
+    """Single frames that were sent at a pace, and how much longer than asked they took."""
 
-    From just before the sender's system call to the kernel's stamp at the receiver: the sender's own 5 to
-    10 us are part of the error.
+    errors_ms: list[float]
+    missing_percent: float
+    late: str
+
+
+def paced(
+    backend: str, frames_per_s: float, delay_ms: float, seconds: float = 2.0, frame_bytes: int = 1200
+) -> Paced:
+    """Send frames at a pace.
+
+    The errors are from just before the sender's system call to the kernel's stamp at the receiver: the
+    sender's own 5 to 10 us are part of them.
     """
     with chain([Shape(delay_ms=delay_ms)], backend) as (layer, _), contextlib.ExitStack() as ends:
         a, b = ends.enter_context(of_a(layer)), ends.enter_context(of_b(layer))
@@ -150,27 +166,39 @@ def paced(backend: str, frames_per_s: float, delay_ms: float, seconds: float = 2
         count, begun_s = int(frames_per_s * seconds), time.monotonic()
         while len(sent) < count:
             if time.monotonic() >= begun_s + len(sent) / frames_per_s:
-                sent.append(a.send(b, TRAIN, len(sent), 1200) or 0)
+                sent.append(a.send(b, TRAIN, len(sent), frame_bytes) or 0)
             elif len(sent) % 16 == 0:
                 arrived.update((number, stamp_ns) for _, number, stamp_ns in b.receive())
         time.sleep(0.2 + delay_ms / 1e3)
         arrived.update((number, stamp_ns) for _, number, stamp_ns in b.receive())
         errors = [(stamp_ns - sent[number]) / 1e6 - delay_ms for number, stamp_ns in arrived.items()]
-        mean, p99 = statistics.fmean(errors), calibrate.nearest_rank(errors, 99) or 0.0
-        missing = f"{100 * (1 - len(arrived) / count):.2f} % missing"
-        row(
-            f"delay at {frames_per_s:,.0f}/s",
-            f"{delay_ms:g} ms",
-            missing,
-            f"{mean:.3f} / {p99:.3f} ms",
-            layer,
-        )
+        return Paced(errors, 100 * (1 - len(arrived) / count), late(layer))
 
 
-def crossings(backend: str, frame_bytes: int, offered_per_s: float, seconds: float = 2.0) -> None:
-    """Frames per second that cross when so many are offered, and what one costs the cable.
+def show_paced(backend: str, frames_per_s: float, delay_ms: float) -> None:
+    """Error of the delay of single frames: mean and 99th percentile."""
+    seen = paced(backend, frames_per_s, delay_ms)
+    mean, p99 = statistics.fmean(seen.errors_ms), calibrate.nearest_rank(seen.errors_ms, 99) or 0.0
+    missing = f"{seen.missing_percent:.2f} % missing"
+    what = f"delay at {frames_per_s:,.0f}/s"
+    show(what, f"{delay_ms:g} ms", missing, f"{mean:.3f} / {p99:.3f} ms", seen.late)
 
-    Counted by the receiving interface; nobody reads them there, as that would take the sender's processor.
+
+class Crossed(NamedTuple):
+    """Frames that were offered to a link and crossed it."""
+
+    offered_per_s: float
+    arrived_per_s: float  # while they were offered
+    missing_percent: float
+    cpu_us: float | None  # of the cable, for each
+    late: str
+
+
+def crossed(backend: str, frame_bytes: int, offered_per_s: float, seconds: float = 2.0) -> Crossed:
+    """Offer frames.
+
+    They are counted by the receiving interface; nobody reads them there, as that would take the sender's
+    processor.
     """
     with chain([Shape(delay_ms=1)], backend) as (layer, pids), contextlib.ExitStack() as ends:
         a = ends.enter_context(of_a(layer))
@@ -189,18 +217,20 @@ def crossings(backend: str, frame_bytes: int, offered_per_s: float, seconds: flo
                 sent += repeated.send(a.socket.fileno(), owed)
         arrived_at_once = received() - before
         time.sleep(0.5)
-        missing = 100 * (1 - (received() - before) / sent)
-        stats = layer.cable_stats()
-        cost = ""
+        arrived = received() - before
+        stats, cpu_us = layer.cable_stats(), None
         if stats is not None and stats_before is not None:
-            cost = f", {1e6 * (stats.cpu_s - stats_before.cpu_s) / (received() - before):.1f} us each"
-        row(
-            f"frames of {frame_bytes} bytes",
-            f"{sent / passed_s:,.0f}/s",
-            f"{arrived_at_once / passed_s:,.0f}/s{cost}",
-            f"{missing:.2f} % missing",
-            layer,
-        )
+            cpu_us = 1e6 * (stats.cpu_s - stats_before.cpu_s) / arrived
+        missing_percent = max(0.0, 100 * (1 - arrived / sent))
+        return Crossed(sent / passed_s, arrived_at_once / passed_s, missing_percent, cpu_us, late(layer))
+
+
+def show_crossed(backend: str, frame_bytes: int, offered_per_s: float) -> None:
+    """Frames per second that cross, and what one costs the cable."""
+    seen = crossed(backend, frame_bytes, offered_per_s)
+    cost = f", {seen.cpu_us:.1f} us each" if seen.cpu_us is not None else ""
+    asked, arrived = f"{seen.offered_per_s:,.0f}/s", f"{seen.arrived_per_s:,.0f}/s{cost}"
+    show(f"frames of {frame_bytes} bytes", asked, arrived, f"{seen.missing_percent:.2f} % missing", seen.late)
 
 
 def hops(count: int, backend: str) -> None:
@@ -256,9 +286,9 @@ def main() -> None:
         tcp(Shape(delay_ms=5, rate_mbps=1000), backend, seconds)
         tcp(Shape(delay_ms=0.1), backend, seconds)
         for frames_per_s in (1_000, 10_000, 20_000):
-            paced(backend, frames_per_s, delay_ms=5)
+            show_paced(backend, frames_per_s, delay_ms=5)
         for offered_per_s in (10_000, 50_000, 100_000, 200_000, 400_000):
-            crossings(backend, 1200, offered_per_s)
+            show_crossed(backend, 1200, offered_per_s)
         idle(backend)
 
     in_new_netns(measure)

@@ -81,16 +81,22 @@ def costs(extended: bool, count: int = CONNECTIONS) -> dict[str, float]:
     return found
 
 
+def by_turns(rounds: int) -> dict[str, list[dict[str, float]]]:
+    """``costs`` of both kinds, each measured in a process of its own, in the order of the rounds."""
+    seen: dict[str, list[dict[str, float]]] = {"stock": [], "extended": []}
+    for number in range(rounds):
+        for kind in ("stock", "extended") if number % 2 else ("extended", "stock"):
+            done = run([sys.executable, "-m", "bench.idle", kind], cwd=ROOT, timeout_s=300)
+            seen[kind].append(msgspec.json.decode(done.stdout, type=dict[str, float]))
+    return seen
+
+
 def main() -> None:
     """Measure by turns and print, or with ``stock`` or ``extended`` measure once."""
     if sys.argv[1:]:
         print(msgspec.json.encode(costs(sys.argv[1] == "extended")).decode())
         return
-    seen: dict[str, list[dict[str, float]]] = {"stock": [], "extended": []}
-    for number in range(ROUNDS):
-        for kind in ("stock", "extended") if number % 2 else ("extended", "stock"):
-            done = run([sys.executable, "-m", "bench.idle", kind], cwd=ROOT, timeout_s=300)
-            seen[kind].append(msgspec.json.decode(done.stdout, type=dict[str, float]))
+    seen = by_turns(ROUNDS)
     for what in (MEMORY, TIMER, NOTHING, PING):
         stock, ours = ([each[what] for each in seen[kind]] for kind in ("stock", "extended"))
         ratio = statistics.median(b / a for a, b in zip(stock, ours, strict=True))

@@ -14,7 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def ratio_by_turns(module: str, rounds: int) -> float:
-    """Median over ``rounds`` of (throughput of ours) / (throughput of stock), pair by pair.
+    """The median of ``ratios_by_turns``."""
+    return statistics.median(ratios_by_turns(module, rounds))
+
+
+def ratios_by_turns(module: str, rounds: int) -> list[float]:
+    """Of each round (throughput of ours) / (throughput of stock), pair by pair.
 
     ``module``, with ``stock`` or ``extended`` as its argument, prints the seconds of one measurement. Each
     has a process of its own: in one process the interpreter's inline caches, which know the class they were
@@ -27,7 +32,7 @@ def ratio_by_turns(module: str, rounds: int) -> float:
             done = run([sys.executable, "-m", module, kind], cwd=ROOT, timeout_s=300)
             times[kind] = float(done.stdout)
         ratios.append(times["stock"] / times["extended"])
-    return statistics.median(ratios)
+    return ratios
 
 
 def show(what: str, ratio: Callable[[], float], fastest_s: Callable[[bool], float]) -> None:

@@ -2,7 +2,8 @@
 
 import msgspec
 
-from bench.bench_cost import CURVES, page, rows_of
+from bench.bench_cost import CURVES, PARTS, rows_of
+from bench.cost_page import own_rows, page
 from session.request import parts_of, refusal
 from tests import explored
 
@@ -17,7 +18,7 @@ def test_every_point_can_be_asked_for_and_no_place_is_given_twice() -> None:
 def test_a_page_has_medians_intervals_ratios_and_limits() -> None:
     (cold,) = [curve for curve in CURVES["memory"]() if curve.series == "criu-cold"]
     places = [(cold, point) for point in cold.points]
-    downtimes = {0: [100, 110, 90, 105, 95, 100], 100: [900, 950, 850, 900, 910, 890]}
+    downtimes = {0: [100, 110, 90, 105, 95, 100], 280: [900, 950, 850, 900, 910, 890]}
     of_spec = {
         point.spec: [
             msgspec.structs.replace(explored.GOOD, container_downtime_ms=float(each))
@@ -25,7 +26,15 @@ def test_a_page_has_medians_intervals_ratios_and_limits() -> None:
         ]
         for point in cold.points
     }
-    text = page(rows_of(places, of_spec), 6)
-    assert "| criu-cold | 0 | 100 [90, 110] | 1.00 | 0.25 |" in text
-    assert "| criu-cold | 100 | 900 [850, 950] | 9.00 | 839 |" in text
-    assert "| criu-cold | 28 | not measured |  | 235 |" in text
+    text = page(rows_of(places, of_spec))
+    assert "| criu-cold | 0 | 100 [90, 110] | 6 | 1.00 | 0.25 |" in text
+    assert "| criu-cold | 280 | 900 [850, 950] | 6 | 9.00 | 2350 |" in text
+    assert "| criu-cold | 28 | not measured | 0 |  | 235 |" in text
+
+
+def test_what_needs_no_run_has_rows_of_the_same_form() -> None:
+    assert not set(PARTS) & set(CURVES)
+    rows = own_rows("T", "packets", "ms", "median", [(10, [2.0, 4.0]), (20, [6.0])], limit_is="0", limit=0)
+    text = page(rows)
+    assert "| median | 10 | 3 | 2 | 1.00 | 0 |" in text
+    assert "| median | 20 | 6 | 1 | 2.00 | 0 |" in text
