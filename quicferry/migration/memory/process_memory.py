@@ -58,17 +58,19 @@ class Reading(NamedTuple):
     changed: Snapshot
 
 
-def private_areas(maps: str, *, of_files: bool = True) -> list[tuple[int, int]]:
-    """The private, readable areas of a ``maps`` file, as runs of pages (first, count).
+def private_areas(maps: str, *, of_files: bool = True, readable: bool = True) -> list[tuple[int, int]]:
+    """The private areas of a ``maps`` file, as runs of pages (first, count).
 
-    Without ``of_files`` only those that no file is mapped to: what CRIU can restore lazily.
+    Without ``of_files`` only those that no file is mapped to: what CRIU can restore lazily. ``readable``:
+    only those that the process itself can read.
     """
     areas = []
     for line in maps.splitlines():
         words = line.split(maxsplit=5)
         start, end = (int(word, 16) for word in words[0].split("-"))
         name = words[5] if len(words) > 5 else ""
-        wanted = words[1][0] == "r" and words[1][3] == "p" and not name.startswith(KERNEL_AREAS)
+        wanted = words[1][3] == "p" and not name.startswith(KERNEL_AREAS)
+        wanted &= words[1][0] == "r" or not readable
         if wanted and (of_files or words[4] == "0"):
             areas.append((start // PAGE_BYTES, (end - start) // PAGE_BYTES))
     return areas

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quicferry.migration.memory.bulk import LONG_PAGES, MARGIN_PAGES, bulk_of
+from quicferry.migration.memory.page_scan import REGION
 from quicferry.migration.memory.pagemap import NO_PAGES, PAGE_BYTES, numbers, runs_of
 from quicferry.migration.memory.process_memory import Snapshot
-from quicferry.migration.memory.write_tracking import REGION, unwritten
+from quicferry.migration.memory.write_tracking import unwritten
 
 RANDOM = np.random.default_rng(7)
 

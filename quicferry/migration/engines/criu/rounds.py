@@ -71,7 +71,7 @@ class Plan(NamedTuple):
 
     parent: Pages  # as in a round, and to be there before the process runs
     parent_lazy: Pages  # in a round, and may also come after the restore
-    dumped: Pages  # data from the dump
+    dumped: Pages  # data from the dump, or from the stopped process where CRIU has not found it
     fetched: Pages  # data from the stopped process, into the image
     lazy: Pages  # data stays in the stopped process
 
