@@ -28,7 +28,6 @@ from quicferry.errors import MigrationError
 from quicferry.migration.container.processes import ContainerNamespaces
 from quicferry.migration.memory.page_scan import REGION, ZERO, anonymous, pages_of_regions, scan
 from quicferry.migration.memory.pagemap import (
-    PAGE_BYTES,
     PageMap,
     Pages,
     entries_of,
