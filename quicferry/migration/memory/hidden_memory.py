@@ -26,14 +26,17 @@ import numpy as np
 
 from quicferry.errors import MigrationError
 from quicferry.migration.container.processes import ContainerNamespaces
-from quicferry.migration.memory.page_scan import REGION, ZERO, anonymous, pages_of_regions, scan
-from quicferry.migration.memory.pagemap import (
-    PageMap,
-    Pages,
-    entries_of,
-    joined,
+from quicferry.migration.memory.page_runs import (
+    Bounds,
+    both,
+    bounds_of,
+    bounds_of_areas,
+    either,
+    minus,
 )
-from quicferry.migration.memory.process_memory import are_within, private_areas, within
+from quicferry.migration.memory.page_scan import REGION, ZERO, Regions, anonymous, bounds_of_regions, scan
+from quicferry.migration.memory.pagemap import Flag, PageMap, PagemapEntry
+from quicferry.migration.memory.process_memory import private_areas
 
 #: Of init, which has a few hundred pages, and is there as long as the container is.
 STAND_IN = "/proc/1/pagemap"
@@ -80,7 +83,7 @@ class HiddenMemory:
         self._pid = pid
         self._proc = proc
         self._pagemap = os.open(proc / "pagemap", os.O_RDONLY)  # the true one, as long as it is to be seen
-        self._listed: tuple[Pages, Pages] | None = None
+        self._listed: tuple[Bounds, Bounds] | None = None
 
     def close(self) -> None:
         """Close the true ``pagemap``; what is hidden stays so."""
@@ -129,22 +132,27 @@ class HiddenMemory:
         """Whether all its private memory that is of no file is of the kind that CRIU restores lazily."""
         return OTHER_MEMORY.search((self._proc / "status").read_text()) is None
 
-    def pages(self) -> tuple[Pages, Pages]:
+    def pages(self, regions: Regions | None = None) -> tuple[Bounds, Bounds]:
         """The pages of the process that must be there before it runs, and those that may come later.
 
+        ``regions``: all its anonymous pages with the category ``ZERO``, if they were listed since it stands.
         Raises ``MigrationError`` when it is gone.
         """
         if self._listed is None:
             try:
                 maps = (self._proc / "maps").read_text()
                 areas = private_areas(maps, readable=False)
-                end = max((first + count for first, count in areas), default=0)
-                found = [np.empty(0, REGION), *scan(self._pagemap, 0, end, anonymous(without=ZERO))]
+                if regions is None:
+                    end = max((first + count for first, count in areas), default=0)
+                    found = scan(self._pagemap, 0, end, anonymous(told=ZERO))
+                    regions = np.concatenate([np.empty(0, REGION), *found])
             except OSError as error:
                 raise MigrationError(f"the memory of the server cannot be listed: {error}") from error
-            pages = within(pages_of_regions(np.concatenate(found)), areas)
-            later = are_within(pages, private_areas(maps, of_files=False, readable=False))
-            self._listed = pages[~later], pages[later]
+            # as CRIU does: what holds nothing but zeros need not be listed
+            held = bounds_of_regions(regions[regions["categories"] & np.uint64(ZERO) == 0])
+            pages = both(held, bounds_of_areas(areas))
+            later = bounds_of_areas(private_areas(maps, of_files=False, readable=False))
+            self._listed = minus(pages, later), both(pages, later)
         return self._listed
 
     def completed(self, dumped: PageMap) -> PageMap:
@@ -153,6 +161,11 @@ class HiddenMemory:
         Present are more pages than CRIU has dumped: who writes the image reads the others in the process.
         """
         eager, lazy = self.pages()
-        present = joined(dumped.present, eager)
-        lazy = np.setdiff1d(lazy, present, assume_unique=True)
-        return PageMap(dumped.pages_id, entries_of(present=present, lazy=lazy))
+        present = either(bounds_of(dumped.present), eager)
+        entries = [*_entries(present, Flag.PRESENT), *_entries(minus(lazy, present), Flag.LAZY)]
+        return PageMap(dumped.pages_id, sorted(entries))
+
+
+def _entries(bounds: Bounds, flags: Flag) -> list[PagemapEntry]:
+    firsts, ends = bounds[::2].tolist(), bounds[1::2].tolist()
+    return [PagemapEntry(first, end - first, flags) for first, end in zip(firsts, ends, strict=True)]

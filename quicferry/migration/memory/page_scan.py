@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, joined, spread
+from quicferry.migration.memory.page_runs import Bounds, bounds_of_runs
+from quicferry.migration.memory.pagemap import PAGE_BYTES
 
 PAGEMAP_SCAN = 0xC0606610
 #: size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, any-of mask, returned
@@ -34,9 +35,9 @@ class Wanted(NamedTuple):
     told: int
 
 
-def anonymous(*, without: int = 0, told: int = 0) -> Wanted:
-    """Pages that are there and are of no file, without those of the categories ``without``."""
-    return Wanted(OF_FILE | without, OF_FILE | without, PRESENT | SWAPPED, told)
+def anonymous(*, told: int = 0) -> Wanted:
+    """Pages that are there and are of no file; of their categories ``told`` are told."""
+    return Wanted(OF_FILE, OF_FILE, PRESENT | SWAPPED, told)
 
 
 def scan(
@@ -60,14 +61,8 @@ def scan(
         start = SCAN.unpack(request)[4]
 
 
-def bounds_of_regions(regions: Regions) -> tuple[Pages, Pages]:
-    """The first page of each region, and the one after its last."""
+def bounds_of_regions(regions: Regions) -> Bounds:
+    """The pages of regions; the kernel may tell of a page twice where an answer of its own was full."""
     size = np.uint64(PAGE_BYTES)
-    return (regions["start"] // size).astype(np.int64), (regions["end"] // size).astype(np.int64)
-
-
-def pages_of_regions(regions: Regions) -> Pages:
-    """The page numbers of regions, sorted, each once."""
-    first, end = bounds_of_regions(regions)
-    # the kernel may tell of a page twice where an answer of its own was full
-    return joined(spread(first, end - first))
+    first, end = (regions["start"] // size).astype(np.int64), (regions["end"] // size).astype(np.int64)
+    return bounds_of_runs(first, end - first)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
+from quicferry.migration.memory.page_runs import without
 from quicferry.migration.memory.pagemap import NO_PAGES, PAGE_BYTES, Pages, joined, numbers, runs_of
 
 PRESENT = 1 << 63
@@ -154,7 +155,7 @@ class ProcessMemory:
         (see ``write_tracking``); only these are read then, into ``room`` if that is given and large enough.
         """
         if listed is not None:
-            new = np.setdiff1d(listed.pages, known.pages, assume_unique=True)
+            new = without(listed.pages, known.pages)
             candidates = joined(listed.touched, new)
             if room is not None and len(candidates) <= len(room):
                 return self._into_room(listed.pages, candidates, known, room)
@@ -199,7 +200,7 @@ class ProcessMemory:
             kept += len(differ)
         gone = candidates[~there]
         changed = Snapshot(candidates[differs], data[:kept])
-        return Reading(np.setdiff1d(pages, gone, assume_unique=True) if len(gone) else pages, changed)
+        return Reading(without(pages, gone) if len(gone) else pages, changed)
 
     def _read_scattered(self, pages: Pages, data: Data) -> NDArray[np.bool_]:
         """Read pages into rows of ``data``; returns which of them could be read."""
@@ -224,7 +225,7 @@ class ProcessMemory:
         found = Snapshot(
             np.concatenate([part.pages for part in changed]), np.concatenate([part.data for part in changed])
         )
-        return Reading(np.setdiff1d(pages, np.concatenate(gone), assume_unique=True), found)
+        return Reading(without(pages, np.concatenate(gone)), found)
 
 
 def rows_of(pages: Pages, known: Pages) -> Pages:
@@ -278,4 +279,4 @@ def merged(known: Snapshot, reading: Reading) -> Snapshot:
 
 def unchanged(reading: Reading) -> Pages:
     """The pages of a reading whose contents have not changed."""
-    return np.setdiff1d(reading.pages, reading.changed.pages, assume_unique=True)
+    return without(reading.pages, reading.changed.pages)

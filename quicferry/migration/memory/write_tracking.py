@@ -23,18 +23,26 @@ from pathlib import Path
 import numpy as np
 
 from quicferry.errors import Unsupported
+from quicferry.migration.memory.page_runs import (
+    Bounds,
+    both,
+    bounds_of_areas,
+    either,
+    minus,
+    pages_of,
+)
 from quicferry.migration.memory.page_scan import (
     REGION,
     WPALLOWED,
     WRITTEN,
+    ZERO,
     Regions,
     anonymous,
     bounds_of_regions,
-    pages_of_regions,
     scan,
 )
-from quicferry.migration.memory.pagemap import MOST_ADDRESS, PAGE_BYTES, Pages, joined, spread
-from quicferry.migration.memory.process_memory import Listed, private_areas, within
+from quicferry.migration.memory.pagemap import PAGE_BYTES
+from quicferry.migration.memory.process_memory import Listed, private_areas
 
 # linux/userfaultfd.h
 UFFD_API = 0xAA
@@ -46,6 +54,8 @@ WP_UNPOPULATED, WP_ASYNC = 1 << 13, 1 << 15
 MODE_WP = 1 << 1
 
 TRACKED = anonymous(told=WPALLOWED | WRITTEN)
+#: Of the last scan, which is the list of pages that a dump has (``hidden_memory``).
+LISTED = anonymous(told=WPALLOWED | WRITTEN | ZERO)
 
 
 class WriteTracker:
@@ -62,6 +72,7 @@ class WriteTracker:
         self._proc = proc
         self._descriptor = descriptor
         self._pagemap = -1
+        self.last_regions: Regions | None = None  # of all anonymous pages, by the last scan
         try:
             fcntl.ioctl(descriptor, UFFDIO_API, bytearray(API.pack(UFFD_API, WP_UNPOPULATED | WP_ASYNC, 0)))
             self._pagemap = os.open(proc / "pagemap", os.O_RDONLY)
@@ -86,10 +97,12 @@ class WriteTracker:
         """
         found = []
         try:
-            areas = private_areas((self._proc / "maps").read_text())
+            maps = (self._proc / "maps").read_text()
+            areas = private_areas(maps)
             if last:
-                end = max((first + count for first, count in areas), default=0)
-                found += list(scan(self._pagemap, 0, end, TRACKED))
+                # with what the process itself cannot read: CRIU lists that, too
+                end = max((first + count for first, count in private_areas(maps, readable=False)), default=0)
+                found += list(scan(self._pagemap, 0, end, LISTED))
             else:
                 for first, count in areas:
                     self._register(first, count)
@@ -98,11 +111,13 @@ class WriteTracker:
             raise Unsupported(f"the kernel does not tell what the process has written: {error}") from error
         regions = np.concatenate(found) if found else np.empty(0, REGION)
         known = regions["categories"] & np.uint64(WPALLOWED | WRITTEN) == np.uint64(WPALLOWED)
-        touched = pages_of_regions(regions[~known])
+        touched = bounds_of_regions(regions[~known])
         if not last:
-            return Listed(pages_of_regions(regions), touched)
-        touched = within(touched, areas)
-        return Listed(joined(within(unwritten(regions[known], aside), areas), touched), touched)
+            return Listed(pages_of(bounds_of_regions(regions)), pages_of(touched))
+        self.last_regions = regions
+        here = bounds_of_areas(areas)
+        pages = both(either(unwritten(regions[known], aside), touched), here)
+        return Listed(pages_of(pages), pages_of(both(touched, here)))
 
     def _register(self, first: int, count: int) -> None:
         """Track an area; areas may have come since the last time."""
@@ -115,20 +130,6 @@ class WriteTracker:
                 raise
 
 
-def unwritten(regions: Regions, aside: Sequence[tuple[int, int]]) -> Pages:
-    """The page numbers of regions without those that lie in ``aside``.
-
-    Added memory is a few regions of thousands of pages: those are left out before they become page numbers.
-    """
-    if not aside:
-        return pages_of_regions(regions)
-    first, end = bounds_of_regions(regions)
-    left_out = np.array(aside, np.int64)
-    # the gaps between what is left out, and which of them each region touches
-    begins = np.concatenate(([0], left_out.sum(axis=1)))
-    ends = np.concatenate((left_out[:, 0], [MOST_ADDRESS]))
-    gap = np.searchsorted(ends, first, side="right")
-    gaps = np.searchsorted(begins, end, side="left") - gap
-    gap, region = spread(gap, gaps), np.repeat(np.arange(len(first)), gaps)
-    first, end = np.maximum(first[region], begins[gap]), np.minimum(end[region], ends[gap])
-    return joined(spread(first, end - first))
+def unwritten(regions: Regions, aside: Sequence[tuple[int, int]]) -> Bounds:
+    """The pages of regions without those that lie in ``aside``."""
+    return minus(bounds_of_regions(regions), bounds_of_areas(list(aside)))

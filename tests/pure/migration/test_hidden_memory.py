@@ -7,7 +7,7 @@ import pytest
 
 from quicferry.migration.container.processes import ContainerNamespaces
 from quicferry.migration.memory.hidden_memory import OTHER_MEMORY, HiddenMemory, is_hidden
-from quicferry.migration.memory.page_scan import ZERO, anonymous
+from quicferry.migration.memory.page_runs import bounds_of
 from quicferry.migration.memory.pagemap import Flag, PageMap, PagemapEntry
 from quicferry.migration.memory.process_memory import private_areas
 
@@ -44,14 +44,9 @@ def test_what_a_process_cannot_read_itself_is_listed_only_when_asked():
     assert private_areas(MAPS, of_files=False, readable=False) == [(0x500, 3), (0x600, 1)]
 
 
-def test_the_page_of_zeros_is_left_out_when_asked():
-    assert anonymous(without=ZERO)[:3] == (4 | 32, 4 | 32, 8 | 16)
-    assert anonymous()[:3] == (4, 4, 8 | 16)
-
-
 def test_a_list_is_completed_by_what_criu_has_not_found(monkeypatch):
     container = ContainerNamespaces("edge-1", os.getpid())
-    listed = np.array([1, 2, 7]), np.array([3, 4, 8, 9])
+    listed = bounds_of(np.array([1, 2, 7])), bounds_of(np.array([3, 4, 8, 9]))
     monkeypatch.setattr(HiddenMemory, "__init__", lambda *_: None)
     hidden = HiddenMemory(container, 1, None)
     hidden._listed = listed

@@ -36,6 +36,7 @@ from quicferry.migration.memory.batches import small_first
 from quicferry.migration.memory.bulk import bulk_of
 from quicferry.migration.memory.hidden_memory import HiddenMemory, show
 from quicferry.migration.memory.page_messages import PageRun, ToPageSource
+from quicferry.migration.memory.page_runs import without
 from quicferry.migration.memory.page_source import PageSource, say_farewell
 from quicferry.migration.memory.pagemap import (
     MOST_PAGES,
@@ -172,7 +173,8 @@ class CopySource(CriuEngine):
                 async for chunk in packer.pack_all(self._last_portions(owner, dumping)):
                     yield chunk
                 if self._hidden is not None:
-                    self._hidden.pages()  # while CRIU is at work
+                    # while CRIU is at work
+                    self._hidden.pages(self._tracker.last_regions if self._tracker is not None else None)
             await _until(self._written, dumping)
             if dumping.done():
                 dumping.result()  # a failed dump ends the stream here
@@ -414,7 +416,7 @@ class CopySourceOnBase(CopySource):
                 self._differed = reading.changed.pages
                 if self.lazily:
                     self._aside = runs_of(bulk_of(reading.changed, base.snapshot.pages))
-                    self._differed = np.setdiff1d(self._differed, numbers(self._aside), True)
+                    self._differed = without(self._differed, numbers(self._aside))
                 # written, so that the memory is there: a page that is touched first takes as long as its copy
                 room_pages = len(self._differed) + ROOM_PAGES + (0 if self.lazily else MOST_NEW_PAGES)
                 self._room = np.ones((room_pages, PAGE_BYTES), np.uint8)
@@ -472,9 +474,9 @@ class CopySourceOnBase(CopySource):
         """
         if listed is None or self.lazily:
             return listed, NO_PAGES
-        new = memory.without_files(np.setdiff1d(listed.pages, self._known.pages, assume_unique=True))
+        new = memory.without_files(without(listed.pages, self._known.pages))
         bulk = np.sort(numbers(small_first(new))[MOST_NEW_PAGES:])
-        left = [np.setdiff1d(pages, bulk, assume_unique=True) for pages in listed]
+        left = [without(pages, bulk) for pages in listed]
         return Listed(*left), bulk
 
 
