@@ -37,6 +37,7 @@ from quicferry.migration.memory.page_runs import (
 from quicferry.migration.memory.page_scan import REGION, ZERO, Regions, anonymous, bounds_of_regions, scan
 from quicferry.migration.memory.pagemap import Flag, PageMap, PagemapEntry
 from quicferry.migration.memory.process_memory import private_areas
+from quicferry.slowness import longer
 
 #: Of init, which has a few hundred pages, and is there as long as the container is.
 STAND_IN = "/proc/1/pagemap"
@@ -63,7 +64,7 @@ def is_hidden(container: ContainerNamespaces, pid: int) -> bool:
 async def show(container: ContainerNamespaces, pid: int) -> None:
     """Undo what ``HiddenMemory.of`` has done, or an agent before. Raises ``MigrationError``."""
     while is_hidden(container, pid):
-        done = await container.run(["umount", _place(pid)], timeout_s=MOUNT_S)
+        done = await container.run(["umount", _place(pid)], timeout_s=longer(MOUNT_S))
         if done.status != 0 and is_hidden(container, pid):
             raise MigrationError(
                 f"{_place(pid)} on {container.edge} is still another's: {done.stderr.strip()}"
@@ -110,7 +111,7 @@ class HiddenMemory:
         except OSError:  # a kernel before 6.7; or the process is gone, of which others tell
             plain = False
         if plain:
-            done = await container.run(["mount", "--bind", STAND_IN, _place(pid)], timeout_s=MOUNT_S)
+            done = await container.run(["mount", "--bind", STAND_IN, _place(pid)], timeout_s=longer(MOUNT_S))
             if done.status == 0:
                 return hidden
         hidden.close()
