@@ -83,7 +83,7 @@ NAMES: dict[str, str] = {
     "migration.notice": "phase: the client is told and answers",
     "migration.precopy": "phase: memory, or copies of connections, cross while it serves; detail: bytes",
     "migration.precopy.round": "phase: the memory is read once; detail: round, pages, of_pages, bytes, stop",
-    "migration.checkpoint": "phase: the server's state is taken; detail: bytes",
+    "migration.checkpoint": "phase: the server's state is taken; detail: bytes, listed_by (agent or criu)",
     "migration.transfer": "phase: the state crosses the network; detail: bytes",
     "migration.rsync": "phase: files cross by rsync, as in the published procedure; detail: bytes",
     "migration.restore": "phase: the state becomes a running server again",

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quicferry.errors import MigrationError
+from quicferry.migration.memory.page_runs import without
 from quicferry.migration.memory.pagemap import NO_PAGES, PAGE_BYTES, Pages, joined, numbers, runs_of
 
 PRESENT = 1 << 63
@@ -58,17 +59,19 @@ class Reading(NamedTuple):
     changed: Snapshot
 
 
-def private_areas(maps: str, *, of_files: bool = True) -> list[tuple[int, int]]:
-    """The private, readable areas of a ``maps`` file, as runs of pages (first, count).
+def private_areas(maps: str, *, of_files: bool = True, readable: bool = True) -> list[tuple[int, int]]:
+    """The private areas of a ``maps`` file, as runs of pages (first, count).
 
-    Without ``of_files`` only those that no file is mapped to: what CRIU can restore lazily.
+    Without ``of_files`` only those that no file is mapped to: what CRIU can restore lazily. ``readable``:
+    only those that the process itself can read.
     """
     areas = []
     for line in maps.splitlines():
         words = line.split(maxsplit=5)
         start, end = (int(word, 16) for word in words[0].split("-"))
         name = words[5] if len(words) > 5 else ""
-        wanted = words[1][0] == "r" and words[1][3] == "p" and not name.startswith(KERNEL_AREAS)
+        wanted = words[1][3] == "p" and not name.startswith(KERNEL_AREAS)
+        wanted &= words[1][0] == "r" or not readable
         if wanted and (of_files or words[4] == "0"):
             areas.append((start // PAGE_BYTES, (end - start) // PAGE_BYTES))
     return areas
@@ -152,7 +155,7 @@ class ProcessMemory:
         (see ``write_tracking``); only these are read then, into ``room`` if that is given and large enough.
         """
         if listed is not None:
-            new = np.setdiff1d(listed.pages, known.pages, assume_unique=True)
+            new = without(listed.pages, known.pages)
             candidates = joined(listed.touched, new)
             if room is not None and len(candidates) <= len(room):
                 return self._into_room(listed.pages, candidates, known, room)
@@ -197,7 +200,7 @@ class ProcessMemory:
             kept += len(differ)
         gone = candidates[~there]
         changed = Snapshot(candidates[differs], data[:kept])
-        return Reading(np.setdiff1d(pages, gone, assume_unique=True) if len(gone) else pages, changed)
+        return Reading(without(pages, gone) if len(gone) else pages, changed)
 
     def _read_scattered(self, pages: Pages, data: Data) -> NDArray[np.bool_]:
         """Read pages into rows of ``data``; returns which of them could be read."""
@@ -222,7 +225,7 @@ class ProcessMemory:
         found = Snapshot(
             np.concatenate([part.pages for part in changed]), np.concatenate([part.data for part in changed])
         )
-        return Reading(np.setdiff1d(pages, np.concatenate(gone), assume_unique=True), found)
+        return Reading(without(pages, np.concatenate(gone)), found)
 
 
 def rows_of(pages: Pages, known: Pages) -> Pages:
@@ -276,4 +279,4 @@ def merged(known: Snapshot, reading: Reading) -> Snapshot:
 
 def unchanged(reading: Reading) -> Pages:
     """The pages of a reading whose contents have not changed."""
-    return np.setdiff1d(reading.pages, reading.changed.pages, assume_unique=True)
+    return without(reading.pages, reading.changed.pages)

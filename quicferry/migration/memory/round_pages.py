@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from quicferry.errors import MigrationError
 from quicferry.migration.criu.page_patch import Patch
 from quicferry.migration.memory.batches import batches_of, small_first
-from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, decode, runs_of
+from quicferry.migration.memory.page_runs import both, bounds_of, pages_of
+from quicferry.migration.memory.pagemap import PAGE_BYTES, Pages, decode, joined, runs_of
 from quicferry.migration.memory.process_memory import Snapshot, are_within, rows_of
 
 #: Put in place by one call: 1 MiB, a tenth of a millisecond.
@@ -129,8 +130,8 @@ class LocalPages:
     @property
     def held(self) -> Pages:
         """Those of ``pages`` that an image in memory has: a successor of this agent may not find them."""
-        found = [np.isin(self.pages, image.pages, assume_unique=True) for image in self._images if image.held]
-        return self.pages[np.logical_or.reduce(found)]
+        held = [image.pages for image in self._images if image.held]
+        return pages_of(both(bounds_of(self.pages), bounds_of(joined(*held))))
 
     def page(self, number: int) -> Content:
         """The content of one page. Raises ``MigrationError`` if no round has it."""

@@ -17,15 +17,32 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quicferry.errors import Unsupported
-from quicferry.migration.memory.pagemap import MOST_ADDRESS, PAGE_BYTES, Pages, joined, spread
-from quicferry.migration.memory.process_memory import Listed, private_areas, within
+from quicferry.migration.memory.page_runs import (
+    Bounds,
+    both,
+    bounds_of_areas,
+    either,
+    minus,
+    pages_of,
+)
+from quicferry.migration.memory.page_scan import (
+    REGION,
+    WPALLOWED,
+    WRITTEN,
+    ZERO,
+    Regions,
+    anonymous,
+    bounds_of_regions,
+    scan,
+)
+from quicferry.migration.memory.pagemap import PAGE_BYTES
+from quicferry.migration.memory.process_memory import Listed, private_areas
 
 # linux/userfaultfd.h
 UFFD_API = 0xAA
@@ -36,15 +53,9 @@ REGISTER = struct.Struct("<QQQQ")  # start, length, mode, ioctls
 WP_UNPOPULATED, WP_ASYNC = 1 << 13, 1 << 15
 MODE_WP = 1 << 1
 
-# linux/fs.h
-PAGEMAP_SCAN = 0xC0606610
-#: size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, any-of mask, returned
-SCAN = struct.Struct("<12Q")
-WP_MATCHING = 1
-WPALLOWED, WRITTEN, OF_FILE, PRESENT, SWAPPED = 1, 2, 4, 8, 16
-REGIONS = 8192  # answers of one call; what is more comes with the next
-Regions = NDArray[np.void]
-REGION = np.dtype([("start", "<u8"), ("end", "<u8"), ("categories", "<u8")])
+TRACKED = anonymous(told=WPALLOWED | WRITTEN)
+#: Of the last scan, which is the list of pages that a dump has (``hidden_memory``).
+LISTED = anonymous(told=WPALLOWED | WRITTEN | ZERO)
 
 
 class WriteTracker:
@@ -61,6 +72,7 @@ class WriteTracker:
         self._proc = proc
         self._descriptor = descriptor
         self._pagemap = -1
+        self.last_regions: Regions | None = None  # of all anonymous pages, by the last scan
         try:
             fcntl.ioctl(descriptor, UFFDIO_API, bytearray(API.pack(UFFD_API, WP_UNPOPULATED | WP_ASYNC, 0)))
             self._pagemap = os.open(proc / "pagemap", os.O_RDONLY)
@@ -85,23 +97,27 @@ class WriteTracker:
         """
         found = []
         try:
-            areas = private_areas((self._proc / "maps").read_text())
+            maps = (self._proc / "maps").read_text()
+            areas = private_areas(maps)
             if last:
-                end = max((first + count for first, count in areas), default=0)
-                found += list(self._scan(0, end, protect=False))
+                # with what the process itself cannot read: CRIU lists that, too
+                end = max((first + count for first, count in private_areas(maps, readable=False)), default=0)
+                found += list(scan(self._pagemap, 0, end, LISTED))
             else:
                 for first, count in areas:
                     self._register(first, count)
-                    found += list(self._scan(first, first + count, protect=True))
+                    found += list(scan(self._pagemap, first, first + count, TRACKED, protect=True))
         except OSError as error:
             raise Unsupported(f"the kernel does not tell what the process has written: {error}") from error
         regions = np.concatenate(found) if found else np.empty(0, REGION)
         known = regions["categories"] & np.uint64(WPALLOWED | WRITTEN) == np.uint64(WPALLOWED)
-        touched = _pages(regions[~known])
+        touched = bounds_of_regions(regions[~known])
         if not last:
-            return Listed(_pages(regions), touched)
-        touched = within(touched, areas)
-        return Listed(joined(within(unwritten(regions[known], aside), areas), touched), touched)
+            return Listed(pages_of(bounds_of_regions(regions)), pages_of(touched))
+        self.last_regions = regions
+        here = bounds_of_areas(areas)
+        pages = both(either(unwritten(regions[known], aside), touched), here)
+        return Listed(pages_of(pages), pages_of(both(touched, here)))
 
     def _register(self, first: int, count: int) -> None:
         """Track an area; areas may have come since the last time."""
@@ -113,60 +129,7 @@ class WriteTracker:
             if error.errno not in (errno.EINVAL, errno.ENOMEM, errno.EBUSY, errno.EPERM):
                 raise
 
-    def _scan(self, first: int, end: int, *, protect: bool) -> Iterator[Regions]:
-        """Yield the regions of a range with their categories, and protect them anew if told so."""
-        start, stop = first * PAGE_BYTES, end * PAGE_BYTES
-        while start < stop:
-            regions = np.empty(REGIONS, REGION)
-            request = bytearray(
-                SCAN.pack(
-                    *(
-                        SCAN.size,
-                        WP_MATCHING if protect else 0,
-                        start,
-                        stop,
-                        0,
-                        regions.ctypes.data,
-                        REGIONS,
-                        0,
-                    ),
-                    *(OF_FILE, OF_FILE, PRESENT | SWAPPED, WPALLOWED | WRITTEN),
-                )
-            )
-            count = fcntl.ioctl(self._pagemap, PAGEMAP_SCAN, request)
-            yield regions[:count]
-            if count < REGIONS:  # then it came to the end, even if walk_end has an earlier value
-                return
-            start = SCAN.unpack(request)[4]
 
-
-def unwritten(regions: Regions, aside: Sequence[tuple[int, int]]) -> Pages:
-    """The page numbers of regions without those that lie in ``aside``.
-
-    Added memory is a few regions of thousands of pages: those are left out before they become page numbers.
-    """
-    if not aside:
-        return _pages(regions)
-    first, end = _bounds(regions)
-    left_out = np.array(aside, np.int64)
-    # the gaps between what is left out, and which of them each region touches
-    begins = np.concatenate(([0], left_out.sum(axis=1)))
-    ends = np.concatenate((left_out[:, 0], [MOST_ADDRESS]))
-    gap = np.searchsorted(ends, first, side="right")
-    gaps = np.searchsorted(begins, end, side="left") - gap
-    gap, region = spread(gap, gaps), np.repeat(np.arange(len(first)), gaps)
-    first, end = np.maximum(first[region], begins[gap]), np.minimum(end[region], ends[gap])
-    return joined(spread(first, end - first))
-
-
-def _bounds(regions: Regions) -> tuple[Pages, Pages]:
-    """The first page of each region, and the one after its last."""
-    size = np.uint64(PAGE_BYTES)
-    return (regions["start"] // size).astype(np.int64), (regions["end"] // size).astype(np.int64)
-
-
-def _pages(regions: Regions) -> Pages:
-    """The page numbers of regions, sorted, each once."""
-    first, end = _bounds(regions)
-    # the kernel may tell of a page twice where an answer of its own was full
-    return joined(spread(first, end - first))
+def unwritten(regions: Regions, aside: Sequence[tuple[int, int]]) -> Bounds:
+    """The pages of regions without those that lie in ``aside``."""
+    return minus(bounds_of_regions(regions), bounds_of_areas(list(aside)))

@@ -4,12 +4,14 @@
 page of it new contents every 10 ms. Answers datagrams at port 4433 with
 JSON about itself, and orders at 127.0.0.1:4434. An obstacle is something that CRIU cannot dump; with
 ``threads-16`` it has so many threads besides, with ``child`` a child process, all of which do something. With
-``daemon`` a process of its own is no descendant of it any more.
+``daemon`` a process of its own is no descendant of it any more; with ``locked`` a page of it is locked.
 """
 
 import asyncio
+import ctypes
 import hashlib
 import json
+import mmap
 import os
 import socket
 import subprocess
@@ -63,6 +65,10 @@ class Child:
 CHILD = Child() if "child" in OBSTACLES else None
 NUMBERS = [int(word.removeprefix("threads-")) for word in OBSTACLES if word.startswith("threads-")]
 THREADS = Threads(*NUMBERS) if NUMBERS else None
+if "locked" in OBSTACLES:
+    LOCKED = mmap.mmap(-1, mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(LOCKED))
+    assert ctypes.CDLL(None).mlock(ctypes.c_void_p(address), mmap.PAGESIZE) == 0
 if "daemon" in OBSTACLES:
     subprocess.run(["sh", "-c", "sleep 600 &"], check=True)
 

@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quicferry.migration.memory.bulk import LONG_PAGES, MARGIN_PAGES, bulk_of
+from quicferry.migration.memory.page_runs import pages_of
+from quicferry.migration.memory.page_scan import REGION
 from quicferry.migration.memory.pagemap import NO_PAGES, PAGE_BYTES, numbers, runs_of
 from quicferry.migration.memory.process_memory import Snapshot
-from quicferry.migration.memory.write_tracking import REGION, unwritten
+from quicferry.migration.memory.write_tracking import unwritten
 
 RANDOM = np.random.default_rng(7)
 
@@ -67,4 +69,4 @@ def test_what_is_set_aside_is_left_out_and_nothing_else(found, aside):
         region["start"], region["end"] = first * PAGE_BYTES, (first + count) * PAGE_BYTES
     left_out = set(numbers(spaced(aside)).tolist())
     expected = [page for page in numbers(spaced(found)).tolist() if page not in left_out]
-    assert unwritten(regions, spaced(aside)).tolist() == expected
+    assert pages_of(unwritten(regions, spaced(aside))).tolist() == expected

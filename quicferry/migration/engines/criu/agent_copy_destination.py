@@ -25,6 +25,7 @@ from quicferry.migration.engines.criu.base import Held
 from quicferry.migration.engines.criu.lazy_destination import LazyDestination
 from quicferry.migration.engines.criu.unfinished import Unfinished
 from quicferry.migration.memory.base_image import PAGES, PAGES_ID
+from quicferry.migration.memory.page_runs import without
 from quicferry.migration.memory.page_sink import WORKING_PAGES, PageSink
 from quicferry.migration.memory.pagemap import (
     AS_YOU_LIKE,
@@ -84,7 +85,7 @@ class CopyDestination(LazyDestination):
         for owner in manifest.lazy:
             missing[owner] = decode((self._outside / f"pagemap-{owner}.img").read_bytes()).absent
             if owner in local:  # to CRIU all that it is not to restore is one
-                missing[owner] = np.setdiff1d(missing[owner], local[owner].pages, assume_unique=True)
+                missing[owner] = without(missing[owner], local[owner].pages)
         return Unfinished(
             epoch=order.epoch,
             pid=manifest.pid,
@@ -92,10 +93,7 @@ class CopyDestination(LazyDestination):
             missing=unfinished.runs_by_pid(missing),
             # what is in this agent's memory is in place before the server serves
             local=unfinished.runs_by_pid(
-                {
-                    owner: np.setdiff1d(pages.pages, pages.held, assume_unique=True)
-                    for owner, pages in local.items()
-                }
+                {owner: without(pages.pages, pages.held) for owner, pages in local.items()}
             ),
         )
 

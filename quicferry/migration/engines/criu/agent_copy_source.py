@@ -9,6 +9,7 @@ asks for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ from quicferry.migration.engines.criu.rounds import (
 )
 from quicferry.migration.memory.batches import small_first
 from quicferry.migration.memory.bulk import bulk_of
+from quicferry.migration.memory.hidden_memory import HiddenMemory, show
 from quicferry.migration.memory.page_messages import PageRun, ToPageSource
+from quicferry.migration.memory.page_runs import without
 from quicferry.migration.memory.page_source import PageSource, say_farewell
 from quicferry.migration.memory.pagemap import (
     MOST_PAGES,
@@ -98,6 +101,7 @@ class CopySource(CriuEngine):
         self._room = Snapshot.empty().data  # where the last reading goes
         self._memory: dict[int, ProcessMemory] = {}  # of the stopped processes, by PID in the images
         self._tracker: WriteTracker | None = None
+        self._hidden: HiddenMemory | None = None  # from CRIU; None: it makes the list of pages itself
         self._source: PageSource | None = None
         self._left_behind = False  # the destination needs memory of the stopped process
 
@@ -119,6 +123,20 @@ class CopySource(CriuEngine):
         if self._tracker is not None:
             self._tracker.close()
             self._tracker = None
+        if self._hidden is not None:
+            self._hidden.close()
+            self._hidden = None
+
+    async def prepare_source(self, order: MoveOrder) -> None:
+        """Also see to it that nothing is hidden of the server, should an agent have been killed in a move."""
+        await super().prepare_source(order)
+        await show(self._container, self._server_pid())
+
+    async def _revive(self, held: Held, order: MoveOrder) -> None:
+        """Also hide nothing of the process any more before it goes on."""
+        with contextlib.suppress(MigrationError):  # it is tried again before the next move
+            await show(self._container, held.pid)
+        await super()._revive(held, order)
 
     async def _track(self) -> None:
         """Have the kernel track from now on what the server writes, where it can; else memory is compared."""
@@ -144,14 +162,19 @@ class CopySource(CriuEngine):
         """
         pid = self._server_pid()
         self._held = Held(order.epoch, pid)
+        owner = self._image_pid(pid)
+        self._memory_of(owner)  # while all of the process is to be seen
+        self._hidden = await HiddenMemory.of(self._container, pid, self._proc_of(owner))
         dumping = self._dumping = asyncio.create_task(self._take(order, pid))
         packer = Packer(order.compression)
-        owner = self._image_pid(pid)
         try:
             await _until(self._stopped, dumping)
             if self._stopped.is_set():
                 async for chunk in packer.pack_all(self._last_portions(owner, dumping)):
                     yield chunk
+                if self._hidden is not None:
+                    # while CRIU is at work
+                    self._hidden.pages(self._tracker.last_regions if self._tracker is not None else None)
             await _until(self._written, dumping)
             if dumping.done():
                 dumping.result()  # a failed dump ends the stream here
@@ -176,6 +199,8 @@ class CopySource(CriuEngine):
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
             await self._freeze(order)
             await self._container.halt(pid)
+            if self._hidden is not None and not await self._hidden.hold():
+                self._hidden = None
             self._stopped.set()
             collecting = asyncio.create_task(self._collect_files())
             await self._ready().dump_without_memory(
@@ -186,6 +211,7 @@ class CopySource(CriuEngine):
             detail["memory_by"] = "agents"
             detail["rounds"] = self._rounds
             detail["base_image"] = bool(self._base)
+            detail["listed_by"] = "criu" if self._hidden is None else "agent"
             detail["tracked"] = self._tracker is not None
             detail["bytes"] = sum(file.stat().st_size for file in self._outside.iterdir() if file.is_file())
 
@@ -248,8 +274,10 @@ class CopySource(CriuEngine):
         replaced = set()
         for path in sorted(self._outside.glob("pagemap-[0-9]*.img")):
             owner = int(path.stem.removeprefix("pagemap-"))
-            pagemap = decode(path.read_bytes())
+            pagemap = dumped = decode(path.read_bytes())
             mine = owner == pid
+            if mine and self._hidden is not None:
+                pagemap = self._hidden.completed(dumped)
             plan = plan_of(
                 pagemap, self._same if mine else NO_PAGES, sent if mine else NO_PAGES, lazily=self.lazily
             )
@@ -257,7 +285,7 @@ class CopySource(CriuEngine):
                 lazy[owner] = len(plan.lazy)
             pages_name = f"pages-{pagemap.pages_id}.img"
             replaced |= {path.name, pages_name}
-            data = self._data(owner, plan, pagemap, self._outside / pages_name)
+            data = self._data(owner, plan, dumped, self._outside / pages_name)
             entries = entries_of(
                 present=data.pages, parent=plan.parent, parent_lazy=plan.parent_lazy, lazy=plan.lazy
             )
@@ -284,19 +312,21 @@ class CopySource(CriuEngine):
         )
         yield from self._file_records(pid, manifest)
 
-    def _data(self, owner: int, plan: Plan, pagemap: PageMap, pages_file: Path) -> Snapshot:
+    def _data(self, owner: int, plan: Plan, dumped: PageMap, pages_file: Path) -> Snapshot:
         """The pages that the last image holds, sorted, from the dump and from the stopped process."""
-        present = pagemap.present
+        present = dumped.present
         raw = np.fromfile(pages_file, np.uint8).reshape(-1, PAGE_BYTES)
-        if not len(plan.fetched) and len(plan.dumped) == len(present):
+        if not len(plan.fetched) and np.array_equal(plan.dumped, present):
             return Snapshot(present, raw)  # post-copy: no copy is needed
-        dumped = raw[np.searchsorted(present, plan.dumped)]
-        pages = np.concatenate((plan.dumped, plan.fetched))
-        fetched = self._memory_of(owner).read(plan.fetched)
-        if len(fetched.pages) != len(plan.fetched):
+        rows = rows_of(plan.dumped, present)
+        here = rows >= 0  # CRIU has not dumped what it has not found
+        wanted = joined(plan.dumped[~here], plan.fetched)
+        fetched = self._memory_of(owner).read(wanted)
+        if len(fetched.pages) != len(wanted):
             raise MigrationError("memory of the stopped server is gone")
+        pages = np.concatenate((plan.dumped[here], wanted))
         order = np.argsort(pages)
-        return Snapshot(pages[order], np.concatenate((dumped, fetched.data))[order])
+        return Snapshot(pages[order], np.concatenate((raw[rows[here]], fetched.data))[order])
 
     def _read_pages(self, owner: int, first: int, count: int) -> bytes:
         """Read pages of the stopped process for the destination. Raises ``MigrationError``."""
@@ -386,7 +416,7 @@ class CopySourceOnBase(CopySource):
                 self._differed = reading.changed.pages
                 if self.lazily:
                     self._aside = runs_of(bulk_of(reading.changed, base.snapshot.pages))
-                    self._differed = np.setdiff1d(self._differed, numbers(self._aside), True)
+                    self._differed = without(self._differed, numbers(self._aside))
                 # written, so that the memory is there: a page that is touched first takes as long as its copy
                 room_pages = len(self._differed) + ROOM_PAGES + (0 if self.lazily else MOST_NEW_PAGES)
                 self._room = np.ones((room_pages, PAGE_BYTES), np.uint8)
@@ -444,9 +474,9 @@ class CopySourceOnBase(CopySource):
         """
         if listed is None or self.lazily:
             return listed, NO_PAGES
-        new = memory.without_files(np.setdiff1d(listed.pages, self._known.pages, assume_unique=True))
+        new = memory.without_files(without(listed.pages, self._known.pages))
         bulk = np.sort(numbers(small_first(new))[MOST_NEW_PAGES:])
-        left = [np.setdiff1d(pages, bulk, assume_unique=True) for pages in listed]
+        left = [without(pages, bulk) for pages in listed]
         return Listed(*left), bulk
 
 

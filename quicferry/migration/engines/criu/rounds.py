@@ -17,6 +17,7 @@ from quicferry.migration.criu.image_stream import CheckpointManifest, RecordKind
 from quicferry.migration.criu.page_delta import DELTA_PAGES, delta
 from quicferry.migration.criu.page_patch import patches
 from quicferry.migration.memory.batches import small_first
+from quicferry.migration.memory.page_runs import both, bounds_of, either, minus, pages_of, without
 from quicferry.migration.memory.pagemap import (
     NO_PAGES,
     PAGE_BYTES,
@@ -24,15 +25,12 @@ from quicferry.migration.memory.pagemap import (
     Pages,
     encode,
     entries_of,
-    joined,
     numbers,
-    runs_of,
 )
 from quicferry.migration.memory.process_memory import (
     ProcessMemory,
     Reading,
     Snapshot,
-    are_within,
     rows_of,
     unchanged,
 )
@@ -71,7 +69,7 @@ class Plan(NamedTuple):
 
     parent: Pages  # as in a round, and to be there before the process runs
     parent_lazy: Pages  # in a round, and may also come after the restore
-    dumped: Pages  # data from the dump
+    dumped: Pages  # data from the dump, or from the stopped process where CRIU has not found it
     fetched: Pages  # data from the stopped process, into the image
     lazy: Pages  # data stays in the stopped process
 
@@ -82,16 +80,14 @@ def plan_of(pagemap: PageMap, same: Pages, sent: Pages, *, lazily: bool) -> Plan
     ``same``: pages that are as the rounds before the freeze sent them; ``sent``: those that crossed while
     CRIU dumped.
     """
-    present, absent = pagemap.present, pagemap.absent
-    # masks: to make sets of all pages once more would take longer. What is known is a few hundred runs, in
-    # which a page is found sooner than among all pages
-    here = are_within(absent, runs_of(joined(same, sent)))
-    missing = absent[~here]
-    as_before = are_within(present, runs_of(same))
+    present, absent = bounds_of(pagemap.present), bounds_of(pagemap.absent)
+    as_before = bounds_of(same)
+    here = either(as_before, bounds_of(sent))
+    missing = pages_of(minus(absent, here))
     return Plan(
-        parent=present[as_before],
-        parent_lazy=absent[here],
-        dumped=present[~as_before],
+        parent=pages_of(both(present, as_before)),
+        parent_lazy=pages_of(both(absent, here)),
+        dumped=pages_of(minus(present, as_before)),
         fetched=NO_PAGES if lazily else missing,
         lazy=missing if lazily else NO_PAGES,
     )
@@ -178,6 +174,6 @@ def round_records(
     records = patches_of if in_words else of_pages
     yield from records(f"{directory}/pages-{PAGES_ID}.img", reading.changed, ahead)
     lazy = NO_PAGES if lazy is None else lazy
-    eager = np.setdiff1d(reading.changed.pages, lazy, assume_unique=True)
+    eager = without(reading.changed.pages, lazy)
     entries = entries_of(present=eager, lazy_present=lazy, parent=unchanged(reading))
     yield record(RecordKind.IMAGE, f"{directory}/pagemap-{pid}.img", encode(PageMap(PAGES_ID, entries)))
