@@ -212,7 +212,7 @@ class DestinationSide:
     async def receive(self, requests: AsyncIterator[ToDestination], send: Send, caller: str) -> None:
         """Serve the stream of one move from the source. Raises ``MigrationError`` to the source."""
         begin = await anext(requests, None)
-        if isinstance(begin, Ahead):
+        while isinstance(begin, Ahead):
             await self._accept_ahead(begin, requests, send, caller)
             begin = await anext(requests, None)
         if begin is None:  # opened in advance, not needed
@@ -347,8 +347,6 @@ class DestinationSide:
             inbox.check(await self._fill(inbox, requests, accepting))
             await inbox.close()
             await accepting
-            if isinstance(engine, GivesAtOnce):
-                self._host.urgency.begin()  # the freeze is next
         finally:
             accepting.cancel()
             await asyncio.wait([accepting])

@@ -188,7 +188,10 @@ class CopiesAhead(Protocol):
 
 @runtime_checkable
 class CopiesAfterNotice(CopiesAhead, Protocol):
-    """An engine that copies ahead what the notice to the clients changes: it comes after that."""
+    """An engine that copies ahead what the notice to the clients changes: it comes after that.
+
+    ``copy_ahead`` is called again when the destination has what it gave, until it gives nothing.
+    """
 
     copies_after_notice: bool
 
