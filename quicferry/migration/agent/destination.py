@@ -212,7 +212,7 @@ class DestinationSide:
     async def receive(self, requests: AsyncIterator[ToDestination], send: Send, caller: str) -> None:
         """Serve the stream of one move from the source. Raises ``MigrationError`` to the source."""
         begin = await anext(requests, None)
-        while isinstance(begin, Ahead):
+        if isinstance(begin, Ahead):
             await self._accept_ahead(begin, requests, send, caller)
             begin = await anext(requests, None)
         if begin is None:  # opened in advance, not needed

@@ -52,7 +52,6 @@ from quicferry.units import NS_PER_MS, NS_PER_S, now_ns
 
 ASK_S = 1.0  # one question to a destination that may be cut off
 ASK_AGAIN_S = 0.1
-MORE_ROUNDS = 0.25  # of the time that one round of copies may take: after that no other is begun
 LEAST_S = 0.001  # nobody answers within less
 #: After the lease, before the server here goes on. By then the kernel has ended a server that did not hold
 #: itself back (``serving_lease.KILL_AFTER_NS``, 0.3 s).
@@ -119,7 +118,7 @@ class SourceMove:
                 await self._copy_ahead()
             await self._give_notice()
             if self._copies_late:
-                await self._copy_late()
+                await self._copy_ahead()
             try:
                 await self._send(waiting_room)
             finally:
@@ -183,7 +182,7 @@ class SourceMove:
             )
         # opened now, so that the first byte after the freeze needs no handshake of any kind
         limits = order.deadlines
-        lifetime_s = limits.precopy_s * (1 + MORE_ROUNDS) if isinstance(self._engine, CopiesAhead) else 0.0
+        lifetime_s = limits.precopy_s if isinstance(self._engine, CopiesAhead) else 0.0
         lifetime_s += limits.notice_s + limits.checkpoint_s + limits.transfer_s + limits.restore_s
         self._stream = self._peer.open(RECEIVE, timeout_s=lifetime_s + limits.commit_s + ASK_S)
         if not order.forwarding or self._host.forwarder is None:
@@ -194,20 +193,10 @@ class SourceMove:
         self._host.forwarder.open()
         return room
 
-    async def _copy_late(self) -> None:
-        """Send copies round after round, while there is time and each brings something."""
-        loop = asyncio.get_running_loop()
-        last_s = loop.time() + self._order.deadlines.precopy_s * MORE_ROUNDS
-        while await self._copy_ahead() and loop.time() < last_s:
-            self._ahead = Tally(self._key)
-
-    async def _copy_ahead(self) -> bool:
-        """Send what the engine copies before the freeze, and wait until it has arrived.
-
-        Returns whether there was something.
-        """
+    async def _copy_ahead(self) -> None:
+        """Send the memory that the engine copies before the freeze, and wait until it has arrived."""
         if not isinstance(self._engine, CopiesAhead):
-            return False
+            return
         assert self._stream is not None
         order = self._order
         chunks = self._engine.copy_ahead(order)
@@ -217,7 +206,7 @@ class SourceMove:
             async with asyncio.timeout(order.deadlines.precopy_s):
                 first = await anext(aiter(chunks), b"")
             if not first:
-                return False
+                return
         try:
             with self._host.events.phase("migration.precopy", epoch=order.epoch) as detail:
                 async with asyncio.timeout(order.deadlines.precopy_s):
@@ -232,7 +221,6 @@ class SourceMove:
                 detail["bytes"] = size_bytes
         finally:
             await _close(chunks)
-        return True
 
     async def _give_notice(self) -> None:
         """Have the server prepare itself, and tell its clients when the strategy wants it."""

@@ -188,10 +188,7 @@ class CopiesAhead(Protocol):
 
 @runtime_checkable
 class CopiesAfterNotice(CopiesAhead, Protocol):
-    """An engine that copies ahead what the notice to the clients changes: it comes after that.
-
-    ``copy_ahead`` is called again when the destination has what it gave, until it gives nothing.
-    """
+    """An engine that copies ahead what the notice to the clients changes: it comes after that."""
 
     copies_after_notice: bool
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import math
 import os
 import struct
 from collections.abc import AsyncIterator
@@ -30,8 +29,7 @@ from quicferry.slowness import longer
 #: more is taken into memory and file.
 MAX_STATE_BYTES = 1 << 30
 LENGTH = struct.Struct("!Q")  # before each file of copies
-ROUNDS = 5  # at most; each begins with what clients have changed during the one before
-SHRINKS = 0.6  # a round that copies more of the one before brings nothing
+ROUNDS = 2
 FEW = 8  # connections: what these change meanwhile is soon copied once more after the freeze
 
 
@@ -45,8 +43,6 @@ class HandoffEngine:
 
     def __init__(self, context: EngineContext) -> None:
         self._context = context
-        #: epoch and number of the last round of copies, and how many it had; 0: there shall be no other
-        self._rounds: tuple[int, int, float] = 0, 0, math.inf
 
     def _state(self, order: MoveOrder) -> PurePosixPath:
         """The state file of a move: its path inside the container."""
@@ -72,39 +68,32 @@ class HandoffEngine:
         return PurePosixPath(self._context.state_dir) / f"handoff-{order.epoch}-ahead"
 
     async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
-        """Have the server write copies of its connections, a few at a time, and yield each file: one round.
+        """Have the server write copies of its connections, a few at a time, and yield each file.
 
-        Its length goes before it. What many clients change while they are copied goes in further
-        rounds, for as long as these get smaller. Each is a call of its own, so that it begins when the
-        destination is through with the one before: to make connections takes longer than to copy them.
+        Its length goes before it. What many clients change while they are copied goes in a second round.
         """
         inside, root = self._ahead(order), self._context.container.path("/")
         limit_s = order.deadlines.precopy_s
-        epoch, round_, before = self._rounds
-        if epoch != order.epoch:
-            round_, before = 0, math.inf
-        # When no other is worth it, the last is asked for once more: it has those that have come since, and a
-        # server without any repeats what it does in the freeze, which is next.
-        over = before <= FEW or round_ >= ROUNDS
-        round_ += not over
-        copied = 0
-        while True:
-            remove_beneath(root, inside)
-            answer = await self._context.control.ask(
-                control.CopyAhead(epoch=order.epoch, round=round_, state_path=str(inside)), limit_s
-            )
-            count = answer.get("connections", 0)
-            if not count:
-                break
-            copied += count
-            state = read_beneath(root, inside, MAX_STATE_BYTES)
-            remove_beneath(root, inside)
-            if hashlib.sha256(state).hexdigest() != answer.get("sha256"):
-                raise MigrationError("a copy of the connections is not what the server says it wrote")
-            framed = LENGTH.pack(len(state)) + state
-            for start in range(0, len(framed), CHUNK_BYTES):
-                yield framed[start : start + CHUNK_BYTES]
-        self._rounds = order.epoch, round_, 0 if over or copied > before * SHRINKS else copied
+        for round_ in range(1, ROUNDS + 1):
+            copied = 0
+            while True:
+                remove_beneath(root, inside)
+                answer = await self._context.control.ask(
+                    control.CopyAhead(epoch=order.epoch, round=round_, state_path=str(inside)), limit_s
+                )
+                count = answer.get("connections", 0)
+                if not count:
+                    break
+                copied += count
+                state = read_beneath(root, inside, MAX_STATE_BYTES)
+                remove_beneath(root, inside)
+                if hashlib.sha256(state).hexdigest() != answer.get("sha256"):
+                    raise MigrationError("a copy of the connections is not what the server says it wrote")
+                framed = LENGTH.pack(len(state)) + state
+                for start in range(0, len(framed), CHUNK_BYTES):
+                    yield framed[start : start + CHUNK_BYTES]
+            if copied <= FEW:
+                return
 
     async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
         """Have the standby server make the connections of each file, while the next is on its way."""
