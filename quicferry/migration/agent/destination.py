@@ -347,6 +347,9 @@ class DestinationSide:
             inbox.check(await self._fill(inbox, requests, accepting))
             await inbox.close()
             await accepting
+            if isinstance(engine, GivesAtOnce):
+                # the freeze is next: to hasten everybody takes a moment that is not there later
+                self._host.urgency.begin()
         finally:
             accepting.cancel()
             await asyncio.wait([accepting])
