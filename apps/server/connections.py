@@ -44,10 +44,15 @@ class Peer:
         #: by the client's address, to which of our own its last datagrams came: answers leave from there
         self.locals: dict[tuple[str, int], str] = {}
         self.wake: Callable[[], None] | None = None  # to be called before anything else: it is held
+        #: what is left to do of taking it over, before it is woken
+        self.late: Callable[[], object] | None = None
         self.deadline = Deadline(functools.partial(due, self))
 
     def awaken(self) -> None:
         """Call ``wake``, once."""
+        late, self.late = self.late, None
+        if late is not None:
+            late()
         wake, self.wake = self.wake, None
         if wake is not None:
             wake()

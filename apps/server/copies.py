@@ -162,10 +162,18 @@ class CopiesIn:
         )
         return self._peer(key, made)
 
-    def taken(self, unchanged: Unchanged) -> Peer:
-        """The peer as it was copied. Raises ``MigrationError`` when there is no such copy."""
+    def taken(self, unchanged: Unchanged, now: float) -> Peer:
+        """The peer as it was copied; its times are moved when it wakes, as of ``now``.
+
+        Raises ``MigrationError`` when there is no such copy.
+        """
         known = self._copies.pop(unchanged.key, None)
         if known is None:
             raise MigrationError("a connection is to be as it was copied ahead, and no copy of it is here")
-        known[0].take(now_s(), age_s=unchanged.age_s, number=unchanged.number, owes_ack=unchanged.owes_ack)
-        return known[1]
+        copy, peer = known
+        copy.check(unchanged.number)
+        # of hundreds the last need not be through before the first has its turn
+        peer.late = functools.partial(
+            copy.take, now, age_s=unchanged.age_s, number=unchanged.number, owes_ack=unchanged.owes_ack
+        )
+        return peer

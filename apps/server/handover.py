@@ -101,7 +101,8 @@ def take(table: ConnectionTable, content: Bundle, ahead: CopiesIn) -> bytes:
     The connections are held until they are resumed. Raises ``MigrationError``; the table is then as it was.
     """
     handed = _handed_over.decode(content.service)
-    peers = [ahead.taken(each) for each in handed.unchanged]
+    now = now_s()
+    peers = [ahead.taken(each, now) for each in handed.unchanged]
     peers += [ahead.restored(key, data) for key, data in zip(handed.keys, content.snapshots, strict=True)]
     for peer, strategy in zip(peers, handed.unchanged_strategies + handed.strategies, strict=True):
         peer.strategy = strategy

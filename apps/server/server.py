@@ -60,6 +60,7 @@ from quicferry.quic.snapshot import (
 )
 from quicferry.strategies import StrategyName, rules_of, speaks_first
 from quicferry.units import now_ns, now_s
+from quicferry.urgency import calm
 
 AGENT_DECIDES_S = 1.0  # an agent that says nothing for so long has nowhere to go
 WAITING_PER_CLIENT = 2  # datagrams handled before the first flight of a server with many clients
@@ -312,6 +313,7 @@ class QuicServer(ServerShell):
         self.table.hold_back()
         if order.state_path is None:
             return {}
+        asyncio.get_running_loop().call_soon(calm)  # after the answer
         self.fence.close(order.epoch)
         return give(self.table, self.service, order, order.state_path, unchanged, self._cannot_follow)
 
@@ -340,6 +342,7 @@ class QuicServer(ServerShell):
         return {}
 
     def _import(self, order: control.Import) -> dict[str, Any]:
+        asyncio.get_running_loop().call_soon(calm)  # after the first flight, and the answer
         content = unpack_bundle(read_state(order))
         self.fence.take_over(order.epoch)
         ahead = self._copies_in
@@ -424,6 +427,7 @@ class QuicServer(ServerShell):
         return kept[::-1]
 
     def _abort(self, order: control.Abort) -> dict[str, Any]:
+        calm()
         if self.fence.closed:
             self.fence.lift(order.epoch)
         t_ns = now_ns()

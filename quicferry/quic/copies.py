@@ -95,14 +95,18 @@ class Copy:
         self._put(data, now)
         return self._connection
 
+    def check(self, number: int) -> None:
+        """Raise ``MigrationError`` unless the copy is of a connection with that next packet number."""
+        if number != self._number:
+            raise MigrationError(
+                f"a connection was frozen at the packet number {number}, and its copy is at {self._number}"
+            )
+
     def take(self, now: float, *, age_s: float, number: int, owes_ack: bool = False) -> QuicConnection:
         """The connection as it was copied, ``age_s`` before the freeze. ``number``: the next one there.
 
         ``owes_ack``: what ``owes_acknowledgement`` said at the freeze.
         """
-        if number != self._number:
-            raise MigrationError(
-                f"a connection was frozen at the packet number {number}, and its copy is at {self._number}"
-            )
+        self.check(number)
         rest.pass_time(self._connection, now - self._made_at - age_s, now, owes_ack=owes_ack)
         return self._connection

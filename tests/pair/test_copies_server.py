@@ -6,6 +6,7 @@ import asyncio
 import functools
 from typing import Any
 
+import msgspec
 import pytest
 from aioquic.quic.connection import QuicConnection
 
@@ -107,13 +108,36 @@ def test_taken_and_restored_connections_both_speak() -> None:
     both.cross(1)
     both.connection("2").send_ping(1)
     unchanged = both.out.unchanged(now_s())
-    taken = both.ahead.taken(unchanged["1"])
+    taken = both.ahead.taken(unchanged["1"], now_s())
     restored = both.ahead.restored("2", both.snapshot("2"))
     both.destination.admit([taken, restored])
     assert set(both.destination.peers) == {"1", "2"}
     for peer in (taken, restored):
         assert peer.connection_ids
+        peer.awaken()
         assert resumed(peer.connection)
+
+
+def test_the_times_of_what_was_taken_are_those_of_the_import_however_late_it_wakes() -> None:
+    both = Both(1)
+    both.cross(1)
+    unchanged = both.out.unchanged(now_s())["1"]
+    taken = both.ahead.taken(unchanged, now_s() + 100.0)
+    before_s = taken.connection._close_at
+    assert before_s is not None
+    taken.awaken()
+    after_s = taken.connection._close_at
+    assert after_s is not None and 99.0 < after_s - before_s < 101.0
+    taken.awaken()
+    assert taken.connection._close_at == after_s
+
+
+def test_a_copy_with_another_packet_number_is_refused_before_anything_wakes() -> None:
+    both = Both(1)
+    both.cross(1)
+    unchanged = both.out.unchanged(now_s())["1"]
+    with pytest.raises(MigrationError, match="packet number"):
+        both.ahead.taken(msgspec.structs.replace(unchanged, number=unchanged.number + 1), now_s())
 
 
 def test_a_connection_that_came_after_the_copies_is_restored_all_the_same() -> None:
@@ -126,4 +150,4 @@ def test_what_was_never_copied_cannot_be_taken() -> None:
     both = Both(1)
     asyncio.run(both.out.copy_some(1))  # and does not arrive
     with pytest.raises(MigrationError, match="no copy of it"):
-        both.ahead.taken(both.out.unchanged(now_s())["1"])
+        both.ahead.taken(both.out.unchanged(now_s())["1"], now_s())

@@ -75,6 +75,7 @@ from quicferry.migration.rpc.peer import PeerClient
 from quicferry.migration.rpc.tunnel_messages import TunnelMessage
 from quicferry.slowness import longer
 from quicferry.units import now_ns
+from quicferry.urgency import Urgency
 
 if TYPE_CHECKING:
     from quicferry.migration.memory.base_image import BaseImage
@@ -89,6 +90,9 @@ COLLECTED_FILES = 16
 
 class OwnedContainer(ServiceContainer, Protocol):
     """A container that the agent also ends."""
+
+    def outside_pid(self, pid: int) -> int | None:
+        """The PID by which the agent knows a process of the container; None when it is gone."""
 
     async def close(self) -> None:
         """End the container with everything in it."""
@@ -170,6 +174,7 @@ class NodeAgent:
             room=self._room,
             address=self._address,
             linger_s=config.linger_s,
+            urgency=Urgency(self._server_outside if self._given_container is None else None),
         )
         if config.early_visitors and self._room is not None:
             self._room.prepare_early()
@@ -182,6 +187,11 @@ class NodeAgent:
     async def recover(self) -> Outcome | None:
         """Finish a move away from here that an earlier agent was killed in; None when there was none."""
         return await self.source.recover()
+
+    def _server_outside(self) -> int | None:
+        """The server's process as this one knows it."""
+        pid = self.container.service_pid
+        return self.container.outside_pid(pid) if pid is not None else None
 
     def _datagram_helpers(self) -> tuple[Forwarder | None, WaitingRoom | None]:
         """The forwarder and the waiting room of this host; None, None without client interfaces."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quicferry.errors import FerryError, MigrationError
 from quicferry.events import EventLog
@@ -16,6 +16,7 @@ from quicferry.migration.journal import Journal
 from quicferry.migration.order import MoveOrder
 from quicferry.migration.rpc.channel import RpcClient
 from quicferry.migration.states import MoveMachine, Signal, Step
+from quicferry.urgency import Urgency
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,7 @@ class Host:
     forwarder: Forwarder | None
     room: WaitingRoom | None
     address: MovingAddress | None = None  # one that moves with the server
+    urgency: Urgency = field(default_factory=Urgency)
     linger_s: float  # late datagrams are handed on this long after the commit
 
 

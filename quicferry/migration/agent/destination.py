@@ -13,7 +13,7 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
 from quicferry.migration.agent.context import Host, describe, note_step
 from quicferry.migration.agent.transfer import Inbox
-from quicferry.migration.engines.base import CopiesAhead, TakesOver
+from quicferry.migration.engines.base import CopiesAhead, GivesAtOnce, TakesOver
 from quicferry.migration.engines.registry import implementation_of
 from quicferry.migration.order import Lease, MoveOrder, fence_ns, lease_of
 from quicferry.migration.rpc.channel import Unreachable
@@ -221,6 +221,8 @@ class DestinationSide:
             raise MigrationError(f"the transfer begins with {type(begin).__name__}")
         order = begin.order
         self._check_prepared(order, caller)
+        if isinstance(self._host.engine(implementation_of(order)), GivesAtOnce):
+            self._host.urgency.begin()
         inbox = Inbox(begin.key)
         try:
             self._take(Signal.GO)
@@ -345,6 +347,9 @@ class DestinationSide:
             inbox.check(await self._fill(inbox, requests, accepting))
             await inbox.close()
             await accepting
+            if isinstance(engine, GivesAtOnce):
+                # the freeze is next: to hasten everybody takes a moment that is not there later
+                self._host.urgency.begin()
         finally:
             accepting.cancel()
             await asyncio.wait([accepting])
@@ -398,6 +403,7 @@ class DestinationSide:
             raise MigrationError(f"the restore at {order.destination} failed: {describe(error)}") from error
         finally:
             self._timeout = None
+            self._host.urgency.end()
         # an engine that could not let in what waits before the server ran does it here
         if self._host.room is not None:
             self._host.room.open()
@@ -482,6 +488,7 @@ class DestinationSide:
         # comes last, as "never will" may be told only when it is true.
         self._take(signal)
         self._why_not.setdefault(order.epoch, reason)
+        self._host.urgency.end()
         if self._host.room is not None:
             self._host.room.close()
         try:

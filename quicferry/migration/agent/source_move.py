@@ -119,7 +119,10 @@ class SourceMove:
             await self._give_notice()
             if self._copies_late:
                 await self._copy_ahead()
-            await self._send(waiting_room)
+            try:
+                await self._send(waiting_room)
+            finally:
+                self._host.urgency.end()
         except Exception as error:  # whatever it was: the server must end up at one of the two places
             failure = error
             self._stream_failed = True
@@ -254,6 +257,8 @@ class SourceMove:
         # the destination knows until when it may resume, and this host after which moment it may roll back.
         order = msgspec.structs.replace(self._order, resume_before_ns=now_ns() + round(ahead_s * NS_PER_S))
         self._order = order
+        if isinstance(self._engine, GivesAtOnce):
+            self._host.urgency.begin()
         await self._stream.write(Begin(order=order, key=self._key))
         # Forwarding begins before the freeze, not after it: a datagram too many is dropped by QUIC as a
         # duplicate, one that nobody took costs its client a retransmission timeout.
