@@ -7,8 +7,8 @@ the freeze and the resume, the agent's threads and the thread of its server are 
 
 It ends in two ways, neither of which needs the other: the agent takes it back when its part is over, or
 after LONGEST_S; and a server gives it back itself (``calm``) when it has answered the order that it was for.
-So no death of an agent leaves it with a server that serves. Where the kernel does not allow it, the move goes
-on without.
+From a server whose agent was killed before it gave that order, the agent's successor takes it. Where the
+kernel does not allow it, the move goes on without.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ class Urgency:
             with suppress(OSError):
                 os.sched_setscheduler(thread, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
                 self._hastened.append(thread)
+
+    def take_back(self) -> None:
+        """Calm the server of an agent that is no more."""
+        if self._server_pid is not None and (server := self._server_pid()) is not None:
+            calm(server)
 
     def end(self) -> None:
         """It serves again, or somewhere else, or never will; may be said at any time."""

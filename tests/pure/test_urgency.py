@@ -107,3 +107,13 @@ def test_a_server_that_is_gone_and_a_kernel_that_refuses_are_no_matter(
         haste.end()
 
     asyncio.run(play())
+
+
+@needs_real_time
+def test_a_successor_calms_the_server_of_an_agent_that_was_killed(server: int) -> None:
+    os.sched_setscheduler(server, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    Urgency(lambda: None).take_back()
+    Urgency().take_back()
+    assert is_hastened(server)
+    Urgency(lambda: server).take_back()
+    assert not is_hastened(server)

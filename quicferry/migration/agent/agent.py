@@ -180,6 +180,7 @@ class NodeAgent:
             self._room.prepare_early()
         self.source = SourceSide(host)
         self.destination = DestinationSide(host)
+        host.urgency.take_back()
         await self.destination.recover()
         self._serve_methods()
         await self.rpc.start()
