@@ -231,6 +231,10 @@ class SimulatedContainer:
         self.process = self._launch(self._host, argv)
         return self._pids
 
+    def outside_pid(self, pid: int) -> int | None:
+        """None: it is no process of this machine."""
+        return None
+
     def adopt(self, pid: int) -> None:
         """Engines that restore processes are not in this world."""
 
