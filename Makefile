@@ -113,7 +113,7 @@ figures: setup ## run the paper's Fig. 5a three times and 6a once, and write doc
 bench-hosts: setup ## measure how long networks of 10, 100, … hosts take to be there (as root)
 	@$(PYTHON) -m bench.bench_hosts $(BENCH_ARGS)
 
-bench-cost: setup ## write docs/performance.md: what things cost as they grow (as root, 25 minutes)
+bench-cost: setup ## write docs/performance.md: what things cost as they grow (as root, 40 minutes)
 	@$(PYTHON) -m bench.bench_cost --write docs/performance.md $(BENCH_ARGS)
 
 bench-overhead: setup ## measure what a run costs besides its load, with and without a kept network (as root, 3 minutes)

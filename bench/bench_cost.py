@@ -2,8 +2,9 @@
 
     sudo .venv/bin/python -m bench.bench_cost [--curves memory,clients] [--write docs/performance.md]
 
-Runs are interleaved: each repetition plays every point of every curve once, so that the ratio of two
-points is one of the same minutes. Nothing here passes or fails.
+Runs are interleaved: each repetition plays every point of a table once, so that the ratio of two points is
+one of the same minutes. What is written to a page replaces the tables of these curves, and leaves the others.
+Nothing here passes or fails.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 
 from bench import cost_of_parts
 from bench.bench_notification import AIM_MS_PER_CLIENT, AIM_RTTS, notification
-from bench.cost_page import Row, page
+from bench.cost_page import Row, merged, now_and_here, page
 from cli.common.progress import perform_shown
 from quicferry.analysis.statistics import summarise
 from quicferry.migration.engines.registry import get, image_engines
@@ -267,19 +268,31 @@ def main() -> int:
     wanted = arguments.curves.split(",")
     if unknown := set(wanted) - set(every):
         parser.error(f"no such curve: {', '.join(sorted(unknown))} (there are {', '.join(every)})")
-    curves = [curve for name in wanted if name in CURVES for curve in CURVES[name]()]
-    rows = measure(curves, arguments.repetitions, arguments.runs) if curves else []
-    for name, part in PARTS.items():
-        if name in wanted:
-            rows += part(arguments.repetitions)
-    text = page(rows)
-    print(text)
-    if arguments.write is not None:
-        arguments.write.write_text(text)
-        arguments.write.with_suffix(".json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(rows)) + b"\n"
+    known = read(arguments.write)
+    rows: list[Row] = []
+    for name in wanted:
+        measured = now_and_here()
+        found = (
+            measure(CURVES[name](), arguments.repetitions, arguments.runs)
+            if name in CURVES
+            else PARTS[name](arguments.repetitions)
         )
+        rows += [row._replace(measured=measured) for row in found]
+        if arguments.write is not None:  # after each: what is measured is not lost with what is not
+            all_rows = merged(known, rows)
+            arguments.write.write_text(page(all_rows))
+            data = msgspec.json.format(msgspec.json.encode(all_rows))
+            arguments.write.with_suffix(".json").write_bytes(data + b"\n")
+    print(page(rows))
     return int(any(row.summary is None for row in rows))
+
+
+def read(page_path: Path | None) -> list[Row]:
+    """The data beside a page that was written before; none where there is no such file."""
+    path = page_path.with_suffix(".json") if page_path is not None else None
+    return (
+        msgspec.json.decode(path.read_bytes(), type=list[Row]) if path is not None and path.exists() else []
+    )
 
 
 if __name__ == "__main__":

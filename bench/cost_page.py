@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
@@ -26,6 +28,27 @@ class Row(NamedTuple):
     limit: float | None
     summary: Summary | None
     ratio: float | None  # to the first point of the series
+    measured: str = ""  # when, and on which machine
+
+
+def now_and_here() -> str:
+    """When and where a table is measured that begins now: the day, the machine and its load."""
+    here, day = machine(), datetime.now(UTC).date().isoformat()
+    return (
+        f"{day}, {here['cpu']}, {here['cores']} cores, load average {os.getloadavg()[0]:.1f} at the beginning"
+    )
+
+
+def merged(known: Sequence[Row], fresh: Sequence[Row]) -> list[Row]:
+    """All rows, those of a table that was measured anew instead of what was known of it."""
+    of_title: dict[str, list[Row]] = {}
+    for row in known:
+        of_title.setdefault(row.title, []).append(row)
+    for title in {row.title for row in fresh}:
+        of_title[title] = []
+    for row in fresh:
+        of_title[row.title].append(row)
+    return [row for rows in of_title.values() for row in rows]
 
 
 def own_rows(
@@ -62,14 +85,14 @@ TEXT = """\
 
 <!-- Made by `make bench-cost`; measure again instead of editing. -->
 
-{{ machine.cpu }}, {{ machine.cores }} cores; runs in a kept network, those of one table interleaved. Medians; in
-brackets the 95 % interval of the median, from six values on; *n*: how many were measured. *Ratio*: to the first line
-of the same kind. *Limit*: what no implementation gets below, unless the table says otherwise.
+Runs in a kept network, those of one table interleaved. Medians; in brackets the 95 % interval of the median, from
+six values on; *n*: how many were measured. *Ratio*: to the first line of the same kind. *Limit*: what no
+implementation gets below, unless the table says otherwise.
 {% for title, rows in tables %}
 
 ## {{ title }}
 
-Limit: {{ rows[0].limit_is }}.
+Limit: {{ rows[0].limit_is }}. Measured: {{ rows[0].measured }}.
 
 | | {{ rows[0].grows }} | {{ rows[0].quantity }} | n | ratio | limit |
 |---|---|---|---|---|---|
@@ -93,5 +116,5 @@ def page(rows: Sequence[Row]) -> str:
     """All tables, in Markdown."""
     titles = list(dict.fromkeys(row.title for row in rows))
     tables = [(title, [row for row in rows if row.title == title]) for title in titles]
-    text = PAGE.from_string(TEXT).render(machine=machine(), tables=tables, shown=shown, figures=figures)
+    text = PAGE.from_string(TEXT).render(tables=tables, shown=shown, figures=figures)
     return text.rstrip() + "\n"

@@ -3,7 +3,7 @@
 import msgspec
 
 from bench.bench_cost import CURVES, PARTS, rows_of
-from bench.cost_page import own_rows, page
+from bench.cost_page import Row, merged, own_rows, page
 from session.request import parts_of, refusal
 from tests import explored
 
@@ -38,3 +38,12 @@ def test_what_needs_no_run_has_rows_of_the_same_form() -> None:
     text = page(rows)
     assert "| median | 10 | 3 | 2 | 1.00 | 0 |" in text
     assert "| median | 20 | 6 | 1 | 2.00 | 0 |" in text
+
+
+def test_a_table_that_is_measured_anew_replaces_the_old_one_and_leaves_the_others() -> None:
+    def of(title: str, *values: float) -> list[Row]:
+        return own_rows(title, "packets", "ms", "median", [(x, [value]) for x, value in enumerate(values)])
+
+    found = merged(of("A", 1.0, 2.0) + of("B", 3.0), of("B", 4.0) + of("C", 5.0))
+    assert found == of("A", 1.0, 2.0) + of("B", 4.0) + of("C", 5.0)
+    assert msgspec.json.decode(msgspec.json.encode(found), type=list[Row]) == found
