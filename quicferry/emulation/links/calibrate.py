@@ -201,6 +201,11 @@ def _loss(sender: LinkEnd, receiver: LinkEnd, shape: Shape) -> float:
     return 100 * (1 - len(stamps) / sent)
 
 
+def wire_bytes_of(frame: bytes) -> int:
+    """What a frame with its virtio header is on a wire, in bytes of Ethernet: a number of Python's."""
+    return int(wire_size(np.frombuffer(frame, np.uint8)).wire_bytes)
+
+
 def _burst(sender: LinkEnd, receiver: LinkEnd, shape: Shape, mtu_bytes: int) -> float | None:
     """The rate in Mbit/s of full packets that are offered faster than it.
 
@@ -212,7 +217,7 @@ def _burst(sender: LinkEnd, receiver: LinkEnd, shape: Shape, mtu_bytes: int) -> 
     frame = sender.frame(receiver, TRAIN, 0, mtu_bytes + _ETHERNET_BYTES)
     if segments > 1:
         frame = sender.offloaded_frame(receiver, mtu_bytes, segments)
-    wire_bytes = wire_size(np.frombuffer(frame, np.uint8)).wire_bytes
+    wire_bytes = wire_bytes_of(frame)
     frames_per_s = shape.rate_mbps * 1e6 / (8 * wire_bytes) * _OVERLOAD
     queued_s = shape.queue_limit(mtu_bytes) * mtu_bytes * 8 / (shape.rate_mbps * 1e6)
     wait_s = min(queued_s, BURST_S * _OVERLOAD + 1) + (shape.delay_ms + 6 * shape.jitter_ms) / 1e3 + 0.2

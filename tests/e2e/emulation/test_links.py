@@ -137,6 +137,7 @@ def test_the_rate_is_kept_in_both_directions(tmp_path: Path) -> None:
         there, back = calibrate_link(pair.layer.made[0], pings=5)
     assert there.rate_mbps == pytest.approx(20, rel=0.4)
     assert back.rate_mbps == pytest.approx(5, rel=0.4)
+    assert msgspec.json.encode((there, back))  # numbers of Python's, which a result can hold
 
 
 @in_private_network

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from quicferry.emulation.links.calibrate import nearest_rank, rate_of
+from quicferry.emulation.links.calibrate import nearest_rank, rate_of, wire_bytes_of
 from quicferry.emulation.links.layer import GSO_MAX_SEGMENTS, choose_backend, train_segments, warnings_about
 from quicferry.emulation.links.probes import PROBES
 from quicferry.errors import InvalidInput
@@ -77,3 +78,10 @@ def test_lateness_lost_frames_and_a_common_scheduler_are_told() -> None:
     assert told[0] == "a to b: 1 % of the packets were more than 2.5 ms late"
     assert told[1].startswith("a to b: 3 frames were lost")
     assert "SCHED_FIFO" in told[2]
+
+
+def test_a_rate_is_a_number_that_a_result_can_hold() -> None:
+    frame_bytes = wire_bytes_of(bytes(10 + 1514))
+    assert frame_bytes == 1514
+    rate = rate_of([0, 1_000_000, 2_000_000], frame_bytes, 1)
+    assert msgspec.json.encode((frame_bytes, rate)) == b"[1514,12.112]"
