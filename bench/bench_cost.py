@@ -13,6 +13,7 @@ import argparse
 import random
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,27 +112,21 @@ def clients() -> list[Curve]:
 
     return [
         curve("downtime", _downtime, is_aimed=False),
-        curve("told and answered, median", lambda result: _answered(result, "median"), is_aimed=True),
-        curve("told and answered, p95", lambda result: _answered(result, "p95"), is_aimed=True),
-        curve("path validated, median", lambda result: _validated(result, "median"), is_aimed=True),
-        curve("path validated, p95", lambda result: _validated(result, "p95"), is_aimed=True),
-        curve("switched, median", lambda result: _switched(result, "median"), is_aimed=True),
-        curve("switched, p95", lambda result: _switched(result, "p95"), is_aimed=True),
-        curve("switched, last", lambda result: _switched(result, "last"), is_aimed=True),
+        *(
+            curve(f"{words}, {point}", partial(_moment, of=of, point=point), is_aimed=True)
+            for words, of, points in (
+                ("told and answered", "answered", ("median", "p95")),
+                ("path validated", "validated", ("median", "p95")),
+                ("switched", "switched", ("median", "p95", "last")),
+            )
+            for point in points
+        ),
     ]
 
 
-def _answered(result: RunResult, point: str) -> float:
-    return float(getattr(notification(result).answered, point))
-
-
-def _validated(result: RunResult, point: str) -> float | None:
-    spread = notification(result).validated
-    return None if spread is None else float(getattr(spread, point))
-
-
-def _switched(result: RunResult, point: str) -> float | None:
-    spread = notification(result).switched
+def _moment(result: RunResult, of: str, point: str) -> float | None:
+    """One point of the spread of what all clients have done: ``answered``, ``validated`` or ``switched``."""
+    spread = getattr(notification(result), of)
     return None if spread is None else float(getattr(spread, point))
 
 

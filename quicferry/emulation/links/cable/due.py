@@ -20,6 +20,13 @@ class Heap(NamedTuple):
 
 
 @compiled
+def _put(heap: Heap, at: int, release_ns: int, serial: int, slot: int) -> None:
+    heap.release_ns[at] = release_ns
+    heap.serial[at] = serial
+    heap.slot[at] = slot
+
+
+@compiled
 def push(heap: Heap, release_ns: int, serial: int, slot: int) -> None:
     """Put a frame in."""
     at = heap.size[0]
@@ -29,13 +36,9 @@ def push(heap: Heap, release_ns: int, serial: int, slot: int) -> None:
         over = heap.release_ns[parent]
         if over < release_ns or (over == release_ns and heap.serial[parent] < serial):
             break
-        heap.release_ns[at] = over
-        heap.serial[at] = heap.serial[parent]
-        heap.slot[at] = heap.slot[parent]
+        _put(heap, at, over, heap.serial[parent], heap.slot[parent])
         at = parent
-    heap.release_ns[at] = release_ns
-    heap.serial[at] = serial
-    heap.slot[at] = slot
+    _put(heap, at, release_ns, serial, slot)
 
 
 @compiled
@@ -59,11 +62,7 @@ def pop(heap: Heap) -> int:
         over = heap.release_ns[child]
         if over > release_ns or (over == release_ns and heap.serial[child] > serial):
             break
-        heap.release_ns[at] = over
-        heap.serial[at] = heap.serial[child]
-        heap.slot[at] = heap.slot[child]
+        _put(heap, at, over, heap.serial[child], heap.slot[child])
         at = child
-    heap.release_ns[at] = release_ns
-    heap.serial[at] = serial
-    heap.slot[at] = slot
+    _put(heap, at, release_ns, serial, slot)
     return int(first)
