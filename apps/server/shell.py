@@ -160,8 +160,7 @@ def write_state(path: str, state: bytes, inline_bytes: int = 0) -> dict[str, Any
 
 def read_state(order: control.Import | control.TakeAhead) -> bytes:
     """What ``write_state`` wrote elsewhere. Raises ``MigrationError`` when it is not the same."""
-    inline = order.state if isinstance(order, control.Import) else None
-    state = Path(order.state_path).read_bytes() if inline is None else inline
+    state = Path(order.state_path).read_bytes() if order.state is None else order.state
     if hashlib.sha256(state).hexdigest() != order.sha256:
         raise MigrationError("the state was damaged on its way")
     return state

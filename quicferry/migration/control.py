@@ -63,19 +63,28 @@ class CopyAhead(msgspec.Struct, frozen=True, kw_only=True, tag="copy-ahead"):
 
     Each connection once in a ``round``, but for those that are as an earlier round has copied them; to be
     given again until none is left. Answer: connections, and bytes and sha256 if that is not 0.
+    ``last``: Freeze is next. It is given once then, answered with bytes and sha256 in any case, and what is no
+    longer than ``inline_bytes`` is in the answer, as that of Freeze is.
     """
 
     epoch: int
     round: int
     state_path: str
+    last: bool = False
+    inline_bytes: int = 0
 
 
 class TakeAhead(msgspec.Struct, frozen=True, kw_only=True, tag="take-ahead"):
-    """At the standby: make ready what CopyAhead wrote elsewhere. Answer: nothing. Import is to follow."""
+    """At the standby: make ready what CopyAhead wrote elsewhere. Answer: nothing. Import is to follow.
+
+    With ``state`` nothing lies in ``state_path``: the copies are in the order. ``last``: Import is next.
+    """
 
     epoch: int
     state_path: str
     sha256: str
+    state: bytes | None = None
+    last: bool = False
 
 
 class Freeze(msgspec.Struct, frozen=True, kw_only=True, tag="freeze"):

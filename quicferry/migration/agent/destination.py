@@ -13,7 +13,7 @@ from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
 from quicferry.migration.agent.context import Host, describe, note_step
 from quicferry.migration.agent.transfer import Inbox
-from quicferry.migration.engines.base import CopiesAhead, GivesAtOnce, TakesOver
+from quicferry.migration.engines.base import CopiesAfterNotice, CopiesAhead, GivesAtOnce, TakesOver
 from quicferry.migration.engines.registry import implementation_of
 from quicferry.migration.order import Lease, MoveOrder, fence_ns, lease_of
 from quicferry.migration.rpc.channel import Unreachable
@@ -212,7 +212,7 @@ class DestinationSide:
     async def receive(self, requests: AsyncIterator[ToDestination], send: Send, caller: str) -> None:
         """Serve the stream of one move from the source. Raises ``MigrationError`` to the source."""
         begin = await anext(requests, None)
-        if isinstance(begin, Ahead):
+        while isinstance(begin, Ahead):
             await self._accept_ahead(begin, requests, send, caller)
             begin = await anext(requests, None)
         if begin is None:  # opened in advance, not needed
@@ -234,7 +234,9 @@ class DestinationSide:
         self._lease_ns = order.resume_before_ns
         self._about_to_resume.clear()
         self._granted = False
-        restoring = self._restoring = asyncio.get_running_loop().create_task(self._restore(order, inbox))
+        restoring = self._restoring = asyncio.get_running_loop().create_task(
+            self._restore(order, begin.copies, inbox)
+        )
         # its error is told by whoever awaits it; when nobody does, that is no warning
         restoring.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
@@ -385,14 +387,17 @@ class DestinationSide:
             raise MigrationError(f"{self._host.edge} was told to abort")
         return restoring.result()
 
-    async def _restore(self, order: MoveOrder, inbox: Inbox) -> Resumed:
-        """Restore and resume the server.
+    async def _restore(self, order: MoveOrder, copies: bytes, inbox: Inbox) -> Resumed:
+        """Take in what was copied last, restore and resume the server.
 
         Runs in a task of its own: a broken stream must not cancel a restore that has all it needs.
         """
         try:
             async with asyncio.timeout_at(self._lease_ns / NS_PER_S) as self._timeout:
-                answer = await self._host.engine(implementation_of(order)).restore(order, inbox.chunks())
+                engine = self._host.engine(implementation_of(order))
+                if copies and isinstance(engine, CopiesAfterNotice):
+                    await engine.accept_last(order, copies)
+                answer = await engine.restore(order, inbox.chunks())
             if not inbox.complete:
                 raise MigrationError("the engine resumed the server before it had all of its state")
         except BaseException as error:

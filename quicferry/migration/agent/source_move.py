@@ -58,6 +58,9 @@ LEAST_S = 0.001  # nobody answers within less
 FENCE_MARGIN_S = 0.5
 BRING_BACK_S = 10.0  # nobody else serves meanwhile, nor ever will in this epoch
 RENEWALS = 4  # of a lease before it would end
+#: What is copied after the notice goes in rounds, until one is soon copied once more after the freeze.
+ROUNDS = 4
+LITTLE_BYTES = 32 << 10  # eight connections
 OWN_SERVER_S = 0.5  # for the server here to say whether it serves
 #: steps whose record must stand before they are acted on. What follows is asked of servers and destination.
 RECORDED = frozenset({Step.PREPARING, Step.READY, Step.CHECKPOINT, Step.TRANSFER, Step.RESTORE})
@@ -78,7 +81,6 @@ class SourceMove:
         self._stream: DuplexCall[ToDestination, ToSource] | None = None
         self._key = new_key()  # of the digests of what this move sends
         self._tally = Tally(self._key)
-        self._ahead = Tally(self._key)
         self._lease_ns = 0
         self._resumed: Resumed | None = None
         self._granted = False  # Commit has been written to the stream
@@ -194,33 +196,45 @@ class SourceMove:
         return room
 
     async def _copy_ahead(self) -> None:
-        """Send the memory that the engine copies before the freeze, and wait until it has arrived."""
+        """Send what the engine copies before the freeze, and wait until it has arrived."""
         if not isinstance(self._engine, CopiesAhead):
             return
-        assert self._stream is not None
-        order = self._order
-        chunks = self._engine.copy_ahead(order)
         self._touched = True
+        sent_bytes = await self._copy_round(self._engine)
+        for _ in range(2, ROUNDS + 1 if self._copies_late else 0):
+            before_bytes = sent_bytes
+            if before_bytes <= LITTLE_BYTES:
+                return
+            sent_bytes = await self._copy_round(self._engine)
+            if sent_bytes > before_bytes / 2:  # clients change it as fast as it crosses
+                return
+
+    async def _copy_round(self, engine: CopiesAhead) -> int:
+        """Send what the engine copies in one go, and wait until it has arrived; returns how many bytes."""
+        assert self._stream is not None
+        order, tally = self._order, Tally(self._key)
+        chunks = engine.copy_ahead(order)
         first = b""
         if self._copies_late:  # there may be nothing to copy, and nothing to tell
             async with asyncio.timeout(order.deadlines.precopy_s):
                 first = await anext(aiter(chunks), b"")
             if not first:
-                return
+                return 0
         try:
             with self._host.events.phase("migration.precopy", epoch=order.epoch) as detail:
                 async with asyncio.timeout(order.deadlines.precopy_s):
                     await self._stream.write(Ahead(order=order, key=self._key))
                     if first:
-                        await self._write(first, self._ahead)
+                        await self._write(first, tally)
                     async for chunk in chunks:
-                        await self._write(chunk, self._ahead)
-                    size_bytes, digest = self._ahead.size_bytes, self._ahead.digest
+                        await self._write(chunk, tally)
+                    size_bytes, digest = tally.size_bytes, tally.digest
                     await self._stream.write(End(size_bytes=size_bytes, digest=digest, resume_before_ns=0))
                     await self._answer(Received, order.deadlines.precopy_s)
                 detail["bytes"] = size_bytes
         finally:
             await _close(chunks)
+        return tally.size_bytes
 
     async def _give_notice(self) -> None:
         """Have the server prepare itself, and tell its clients when the strategy wants it."""
@@ -259,7 +273,11 @@ class SourceMove:
         self._order = order
         if isinstance(self._engine, GivesAtOnce):
             self._host.urgency.begin()
-        await self._stream.write(Begin(order=order, key=self._key))
+        copies = b""
+        if isinstance(self._engine, CopiesAfterNotice):
+            async with asyncio.timeout(limits.precopy_s):
+                copies = await self._engine.copy_last(order)
+        await self._stream.write(Begin(order=order, key=self._key, copies=copies))
         # Forwarding begins before the freeze, not after it: a datagram too many is dropped by QUIC as a
         # duplicate, one that nobody took costs its client a retransmission timeout.
         if waiting_room is not None and self._host.forwarder is not None:

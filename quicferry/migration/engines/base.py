@@ -188,9 +188,19 @@ class CopiesAhead(Protocol):
 
 @runtime_checkable
 class CopiesAfterNotice(CopiesAhead, Protocol):
-    """An engine that copies ahead what the notice to the clients changes: it comes after that."""
+    """An engine that copies ahead what the notice to the clients changes: it comes after that, in rounds.
+
+    ``copy_ahead`` is one round each time it is called, in one move; the next begins when the destination has all
+    of the one before.
+    """
 
     copies_after_notice: bool
+
+    async def copy_last(self, order: MoveOrder) -> bytes:
+        """What has changed since the last round, directly before ``checkpoint``; empty: nothing to copy."""
+
+    async def accept_last(self, order: MoveOrder, copies: bytes) -> None:
+        """Take that in at the destination, before ``restore``."""
 
 
 @runtime_checkable

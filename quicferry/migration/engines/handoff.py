@@ -29,8 +29,6 @@ from quicferry.slowness import longer
 #: more is taken into memory and file.
 MAX_STATE_BYTES = 1 << 30
 LENGTH = struct.Struct("!Q")  # before each file of copies
-ROUNDS = 2
-FEW = 8  # connections: what these change meanwhile is soon copied once more after the freeze
 
 
 class HandoffEngine:
@@ -43,6 +41,7 @@ class HandoffEngine:
 
     def __init__(self, context: EngineContext) -> None:
         self._context = context
+        self._round = (0, 0)  # the move, and the round of copies
 
     def _state(self, order: MoveOrder) -> PurePosixPath:
         """The state file of a move: its path inside the container."""
@@ -70,30 +69,54 @@ class HandoffEngine:
     async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
         """Have the server write copies of its connections, a few at a time, and yield each file.
 
-        Its length goes before it. What many clients change while they are copied goes in a second round.
+        Its length goes before it.
         """
-        inside, root = self._ahead(order), self._context.container.path("/")
-        limit_s = order.deadlines.precopy_s
-        for round_ in range(1, ROUNDS + 1):
-            copied = 0
-            while True:
-                remove_beneath(root, inside)
-                answer = await self._context.control.ask(
-                    control.CopyAhead(epoch=order.epoch, round=round_, state_path=str(inside)), limit_s
-                )
-                count = answer.get("connections", 0)
-                if not count:
-                    break
-                copied += count
-                state = read_beneath(root, inside, MAX_STATE_BYTES)
-                remove_beneath(root, inside)
-                if hashlib.sha256(state).hexdigest() != answer.get("sha256"):
-                    raise MigrationError("a copy of the connections is not what the server says it wrote")
-                framed = LENGTH.pack(len(state)) + state
-                for start in range(0, len(framed), CHUNK_BYTES):
-                    yield framed[start : start + CHUNK_BYTES]
-            if copied <= FEW:
+        round_ = self._next_round(order)
+        while True:
+            copies = control.CopyAhead(epoch=order.epoch, round=round_, state_path=str(self._ahead(order)))
+            answer = await self._context.control.ask(copies, order.deadlines.precopy_s)
+            if not answer.get("connections", 0):
                 return
+            state = self._written(copies, answer)
+            framed = LENGTH.pack(len(state)) + state
+            for start in range(0, len(framed), CHUNK_BYTES):
+                yield framed[start : start + CHUNK_BYTES]
+
+    async def copy_last(self, order: MoveOrder) -> bytes:
+        """Have the server copy what has changed since; also for what it then remembers of how to do that.
+
+        What a processor has not done for some milliseconds takes it three to five times as long.
+        """
+        copies = control.CopyAhead(
+            epoch=order.epoch,
+            round=self._next_round(order),
+            state_path=str(self._ahead(order)),
+            last=True,
+            inline_bytes=self._context.inline_bytes,
+        )
+        answer = await self._context.control.ask(copies, order.deadlines.precopy_s)
+        return self._written(copies, answer) if "sha256" in answer else b""
+
+    def _next_round(self, order: MoveOrder) -> int:
+        epoch, round_ = self._round
+        self._round = order.epoch, round_ + 1 if epoch == order.epoch else 1
+        return self._round[1]
+
+    def _written(self, order: control.CopyAhead | control.Freeze, answer: dict[str, Any]) -> bytes:
+        """What the server wrote, or has in its answer; the file is removed, as it holds traffic secrets.
+
+        Raises ``MigrationError`` when it is not what the server says.
+        """
+        if "state" in answer:
+            state = base64.b64decode(answer["state"])
+        else:
+            assert order.state_path is not None
+            root, inside = self._context.container.path("/"), PurePosixPath(order.state_path)
+            state = read_beneath(root, inside, MAX_STATE_BYTES)
+            remove_beneath(root, inside)
+        if hashlib.sha256(state).hexdigest() != answer.get("sha256"):
+            raise MigrationError("the state is not what the server says it wrote")
+        return state
 
     async def accept_ahead(self, order: MoveOrder, chunks: AsyncIterator[bytes]) -> None:
         """Have the standby server make the connections of each file, while the next is on its way."""
@@ -111,42 +134,45 @@ class HandoffEngine:
                 del waiting[:end]
                 await self._take_ahead(order, state)
 
-    async def _take_ahead(self, order: MoveOrder, state: bytes) -> None:
+    async def accept_last(self, order: MoveOrder, copies: bytes) -> None:
+        """Have the standby server bring its connections up to date, and get ready to take over."""
+        await self._take_ahead(order, copies, last=True)
+
+    async def _take_ahead(self, order: MoveOrder, state: bytes, *, last: bool = False) -> None:
+        sha256 = hashlib.sha256(state).hexdigest()
+        if last and len(state) <= self._context.inline_bytes:
+            await self._have_taken(order, state, sha256, last=True)
+            return
         inside, root = self._ahead(order), self._context.container.path("/")
         remove_beneath(root, inside)
         try:
             with os.fdopen(open_beneath(root, inside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
                 file.write(state)
-            sha256 = hashlib.sha256(state).hexdigest()
-            await self._context.control.ask(
-                control.TakeAhead(epoch=order.epoch, state_path=str(inside), sha256=sha256),
-                order.deadlines.precopy_s,
-            )
+            await self._have_taken(order, None, sha256, last=last)
         finally:
             remove_beneath(root, inside)
 
+    async def _have_taken(self, order: MoveOrder, state: bytes | None, sha256: str, *, last: bool) -> None:
+        """Give the order; ``state`` is None when the copies lie in the file."""
+        inside = str(self._ahead(order))
+        taking = control.TakeAhead(
+            epoch=order.epoch, state_path=inside, sha256=sha256, state=state, last=last
+        )
+        await self._context.control.ask(taking, order.deadlines.precopy_s)
+
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
         """Have the server freeze and write its state, and yield that."""
-        inside, root = self._state(order), self._context.container.path("/")
         with self._context.events.phase("migration.checkpoint", epoch=order.epoch) as detail:
-            answer = await self._context.control.ask(
-                control.Freeze(
-                    epoch=order.epoch,
-                    strategy=order.strategy,
-                    server_first=order.server_first,
-                    state_path=str(inside),
-                    inline_bytes=self._context.inline_bytes,
-                ),
-                order.deadlines.checkpoint_s,
+            freezing = control.Freeze(
+                epoch=order.epoch,
+                strategy=order.strategy,
+                server_first=order.server_first,
+                state_path=str(self._state(order)),
+                inline_bytes=self._context.inline_bytes,
             )
+            answer = await self._context.control.ask(freezing, order.deadlines.checkpoint_s)
             await self._context.after_freeze()
-            if "state" in answer:
-                state = base64.b64decode(answer["state"])
-            else:
-                state = read_beneath(root, inside, MAX_STATE_BYTES)
-                remove_beneath(root, inside)  # before the first byte leaves: it holds traffic secrets
-            if hashlib.sha256(state).hexdigest() != answer.get("sha256"):
-                raise MigrationError("the state is not what the server says it wrote")
+            state = self._written(freezing, answer)
             detail["bytes"] = len(state)
         for start in range(0, len(state), CHUNK_BYTES):
             yield state[start : start + CHUNK_BYTES]

@@ -126,11 +126,12 @@ class Ahead(msgspec.Struct, frozen=True, kw_only=True, tag="ahead"):
 class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
     """Begins the transfer of the checkpoint. The order now has the destination's lease.
 
-    ``key``: as in Ahead.
+    ``key``: as in Ahead. ``copies``: what was copied last before the freeze (``base.CopiesAfterNotice``).
     """
 
     order: MoveOrder
     key: bytes
+    copies: bytes = b""
 
 
 class Piece(msgspec.Struct, frozen=True, tag="piece"):
