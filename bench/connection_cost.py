@@ -108,7 +108,7 @@ def connection_cost(count: int) -> dict[str, float]:
     half = len(peers) // 2  # each copy can be used once
     timed(
         "downtime, at rest: taken",
-        lambda: destination.admit([ahead.taken(unchanged[peer.key], now_s()) for peer in peers[:half]]),
+        lambda: destination.admit([ahead.taken(unchanged[peer.key], now_s()) for peer in peers[:half]], {}),
     )
     timed(
         "downtime, changed: put together",
@@ -116,7 +116,8 @@ def connection_cost(count: int) -> dict[str, float]:
             [
                 ahead.restored(peer.key, data)
                 for peer, data in zip(peers[half:], snapshots[half:], strict=True)
-            ]
+            ],
+            ahead.routes(),
         ),
     )
     for step in ("downtime, at rest: taken", "downtime, changed: put together"):

@@ -92,6 +92,7 @@ class ConnectionTable:
         self._by_id: dict[bytes, Peer] = {}
         self.peers: dict[str, Peer] = {}
         self.accepting = True
+        self._held = False
         #: TLS session tickets by their label; None: none are issued, and nobody resumes
         self.tickets: dict[bytes, SessionTicket] | None = None
 
@@ -152,7 +153,7 @@ class ConnectionTable:
             while key in self.peers:
                 key = str(next(self._keys))
         peer = self.make_peer(connection, connection_ids, key)
-        self.admit([peer])
+        self.admit([peer], dict.fromkeys(connection_ids, peer))
         return peer
 
     def make_peer(self, connection: MigratableConnection, connection_ids: set[bytes], key: str) -> Peer:
@@ -161,11 +162,10 @@ class ConnectionTable:
         peer.connection_ids = connection_ids
         return peer
 
-    def admit(self, peers: Iterable[Peer]) -> None:
-        """Take in peers that were made ahead."""
-        for peer in peers:
-            self.peers[peer.key] = peer
-            self._by_id.update(dict.fromkeys(peer.connection_ids, peer))
+    def admit(self, peers: Iterable[Peer], routes: dict[bytes, Peer]) -> None:
+        """Take in peers that were made ahead. ``routes``: which connection ID leads to whom of them."""
+        self.peers.update((peer.key, peer) for peer in peers)
+        self._by_id.update(routes)
 
     def _events(self, peer: Peer) -> None:
         while (event := peer.connection.next_event()) is not None:
@@ -211,10 +211,15 @@ class ConnectionTable:
         return bool(datagrams)
 
     def hold_back(self) -> None:
-        """Cancel all timers: a connection does nothing more until ``proceed``."""
-        for peer in self.peers.values():
-            peer.deadline.cancel()
+        """No timer counts any more: a connection does nothing until ``let_go``, and then with ``proceed``."""
+        self._held = True
+
+    def let_go(self) -> None:
+        """Undo ``hold_back``; each connection's timer is set again when it proceeds."""
+        self._held = False
 
     def _timer_due(self, peer: Peer, now: float) -> None:
+        if self._held:
+            return
         peer.connection.handle_timer(now)
         self.proceed(peer)

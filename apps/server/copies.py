@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from typing import NamedTuple
 
 import msgspec
 from aioquic.quic.connection import QuicConnection
@@ -22,7 +23,7 @@ from quicferry.quic.copies import (
     copy_connection,
     is_at_rest,
     next_number,
-    owes_acknowledgement,
+    owes_acknowledgement_until,
 )
 from quicferry.quic.snapshot import connection_ids, restore_snapshot
 from quicferry.units import now_s
@@ -50,29 +51,43 @@ class Unchanged(msgspec.Struct, frozen=True, array_like=True):
 read_copied = msgspec.msgpack.Decoder(list[Copied]).decode
 
 
+class Known(NamedTuple):
+    """What is known of a connection that was copied: at the freeze there is no time to look at hundreds."""
+
+    round: int
+    changes: int | None  # None: it was not at rest
+    at_s: float
+    number: int  # its next packet number
+    owes_ack_until_s: float
+
+
 class CopiesOut:
     """At the source: which connections of this move were copied, and in which state."""
 
     def __init__(self, table: ConnectionTable, epoch: int) -> None:
         self._table = table
         self.epoch = epoch
-        #: key -> in which round, changes (None: it was not at rest), and when
-        self._copied: dict[str, tuple[int, int | None, float]] = {}
+        self._copied: dict[str, Known] = {}  # by the peer's key
 
     async def copy_some(self, round_: int) -> list[Copied]:
         """Copy some that this round has not copied and that are not there as they are. Empty: it is over."""
         made: list[Copied] = []
         for peer in list(self._table.peers.values()):
             known = self._copied.get(peer.key)
-            if (known is not None and known[0] == round_) or self._is_there(peer):
+            if known is not None and (known.round == round_ or self._is_there(peer, known)):
                 continue
             if peer.key not in self._table.peers:
                 continue  # gone, while others were copied
             now = now_s()
             at_rest = is_at_rest(peer.connection)
             data = copy_connection(peer.connection, now, epoch=self.epoch)
-            # after the copy: to look at a connection counts as well
-            self._copied[peer.key] = round_, changes(peer.connection) if at_rest else None, now
+            self._copied[peer.key] = Known(
+                round_,
+                changes(peer.connection) if at_rest else None,  # after the copy: to look at it counts as well
+                now,
+                next_number(peer.connection),
+                owes_acknowledgement_until(peer.connection) if at_rest else 0.0,
+            )
             if data is not None:
                 made.append(Copied(peer.key, data))
             if len(made) >= AT_MOST:
@@ -81,21 +96,17 @@ class CopiesOut:
                 await asyncio.sleep(0)
         return made
 
-    def _is_there(self, peer: Peer) -> bool:
-        known = self._copied.get(peer.key)
-        return known is not None and known[1] is not None and known[1] == changes(peer.connection)
+    @staticmethod
+    def _is_there(peer: Peer, known: Known) -> bool:
+        return known.changes is not None and known.changes == changes(peer.connection)
 
     def unchanged(self, now: float) -> dict[str, Unchanged]:
         """The connections that are as they were copied. To be asked before they are held."""
+        peers = self._table.peers
         return {
-            peer.key: Unchanged(
-                peer.key,
-                now - self._copied[peer.key][2],
-                next_number(peer.connection),
-                owes_acknowledgement(peer.connection, now),
-            )
-            for peer in self._table.peers.values()
-            if self._is_there(peer)
+            key: Unchanged(key, now - known.at_s, known.number, now < known.owes_ack_until_s)
+            for key, known in self._copied.items()
+            if key in peers and self._is_there(peers[key], known)
         }
 
 
@@ -112,6 +123,7 @@ class CopiesIn:
         self._table, self._build, self._blanks = table, build, blanks
         self.epoch = epoch
         self._copies: dict[str, tuple[Copy, Peer]] = {}
+        self._by_id: dict[bytes, Peer] = {}
 
     async def take_in(self, copied: list[Copied]) -> None:
         """Make the connections, or bring those that are made up to date. Raises ``MigrationError``."""
@@ -119,7 +131,7 @@ class CopiesIn:
             known = self._copies.get(each.key)
             if known is not None:
                 known[0].update(each.data, now_s())
-                self._name(*known)
+                self._name(known[1])
             else:
                 copy = Copy(
                     each.data,
@@ -129,28 +141,34 @@ class CopiesIn:
                     epoch=self.epoch,
                     into=self._blank(),
                 )
-                self._copies[each.key] = copy, self._peer(each.key, copy.connection)
+                self._copies[each.key] = copy, self._made(each.key, copy.connection)
             if count % AT_ONCE == 0:
                 await asyncio.sleep(0)
 
     def _blank(self) -> QuicConnection | None:
         return self._blanks.pop() if self._blanks else None
 
-    @staticmethod
-    def _name(copy: Copy, peer: Peer) -> None:
+    def _name(self, peer: Peer) -> None:
         """Note the connection IDs that a newer copy of a peer's connection has."""
-        peer.connection_ids = set(connection_ids(copy.connection))
+        before, ids = peer.connection_ids, set(connection_ids(peer.connection))
+        peer.connection_ids = ids
+        for gone in before - ids:
+            del self._by_id[gone]
+        for new in ids - before:
+            self._by_id[new] = peer
 
-    def _peer(self, key: str, connection: QuicConnection) -> Peer:
+    def _made(self, key: str, connection: QuicConnection) -> Peer:
         assert isinstance(connection, MigratableConnection)
-        return self._table.make_peer(connection, set(connection_ids(connection)), key)
+        peer = self._table.make_peer(connection, set(), key)
+        self._name(peer)
+        return peer
 
     def restored(self, key: str, snapshot: bytes) -> Peer:
         """The peer of a snapshot, made of its copy if there is one. Raises ``MigrationError``."""
         known = self._copies.pop(key, None)
         if known is not None:
             known[0].refresh(snapshot, now_s())
-            self._name(*known)
+            self._name(known[1])
             return known[1]
         made = restore_snapshot(
             snapshot,
@@ -160,7 +178,15 @@ class CopiesIn:
             epoch=self.epoch,
             into=self._blank(),
         )
-        return self._peer(key, made)
+        return self._made(key, made)
+
+    def routes(self) -> dict[bytes, Peer]:
+        """Which connection ID leads to whom, of those that were taken or restored: the others are gone."""
+        for _, peer in self._copies.values():
+            for each in peer.connection_ids:
+                del self._by_id[each]
+        self._copies.clear()
+        return self._by_id
 
     def taken(self, unchanged: Unchanged, now: float) -> Peer:
         """The peer as it was copied; its times are moved when it wakes, as of ``now``.

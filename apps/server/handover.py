@@ -7,7 +7,6 @@ as snapshots, and with them the service's state and the TLS sessions that may be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -44,23 +43,20 @@ def give(
     service: ApplicationService,
     order: control.Freeze,
     path: str,
+    changed: list[Peer],
     unchanged: dict[str, Unchanged],
-    stays: Callable[[Peer], bool],
 ) -> dict[str, Any]:
-    """Freeze all connections but those of clients that stay, and write the state; returns Freeze's detail.
+    """Freeze the connections that go along, and write the state; returns Freeze's detail.
 
-    The fence is closed, and ports and timers are off.
+    The fence is closed, and ports and timers are off. ``unchanged``: those that are as they were copied, by
+    their keys.
     """
     now, epoch = now_s(), order.epoch
     peers: list[Peer] = []
-    as_copied: list[Peer] = []
-    for peer in table.peers.values():
-        if stays(peer):
-            continue
-        if peer.key in unchanged:
-            peer.stopped = True
-            as_copied.append(peer)
-            continue
+    as_copied = [table.peers[key] for key in unchanged]
+    for peer in as_copied:
+        peer.stopped = True
+    for peer in changed:
         try:
             freeze(peer.connection, now)
         except MigrationError:
@@ -74,7 +70,7 @@ def give(
         service=service.dump(),
         keys=[peer.key for peer in peers],
         strategies=[peer.strategy for peer in peers],
-        unchanged=[unchanged[peer.key] for peer in as_copied],
+        unchanged=list(unchanged.values()),
         unchanged_strategies=[peer.strategy for peer in as_copied],
     )
     if table.tickets:
@@ -109,5 +105,5 @@ def take(table: ConnectionTable, content: Bundle, ahead: CopiesIn) -> bytes:
     table.remove_all()
     if table.tickets is not None:
         table.tickets |= {ticket.ticket: from_plain(ticket) for ticket in handed.tickets}
-    table.admit(peers)
+    table.admit(peers, ahead.routes())
     return handed.service

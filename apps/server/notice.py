@@ -61,6 +61,11 @@ class Notice:
         """Whether the client has said that it will not go along, or does not know how to."""
         return self._answers.get(peer.key, Result.OK) in STAYS
 
+    @property
+    def someone_stays(self) -> bool:
+        """Whether ``stays`` is true of anyone."""
+        return not STAYS.isdisjoint(self._answers.values())
+
     # --- telling them --------------------------------------------------------------------------
 
     async def begin(self, order: control.Prepare) -> NoticeWindow:

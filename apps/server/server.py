@@ -245,6 +245,7 @@ class QuicServer(ServerShell):
 
     def _go_on_again(self) -> None:
         self.events.emit("server.kept", epoch=self.lease.epoch)
+        self.table.let_go()
         self._due.arm(self.service)
         for peer in list(self.table.peers.values()):
             self.table.proceed(peer)
@@ -307,15 +308,19 @@ class QuicServer(ServerShell):
                     self.service.forget(peer.key)
         out, self._copies_out = self._copies_out, None
         unchanged = out.unchanged(now_s()) if out is not None and out.epoch == order.epoch else {}
-        for peer in self.table.peers.values():
-            if peer.key not in unchanged and not self._cannot_follow(peer):
-                peer.connection.hold()
+        changed = [peer for peer in self.table.peers.values() if peer.key not in unchanged]
+        if self.notice.someone_stays:
+            changed = [peer for peer in changed if not self._cannot_follow(peer)]
+            peers = self.table.peers
+            unchanged = {key: it for key, it in unchanged.items() if not self._cannot_follow(peers[key])}
+        for peer in changed:
+            peer.connection.hold()
         self.table.hold_back()
         if order.state_path is None:
             return {}
         asyncio.get_running_loop().call_soon(calm)  # after the answer
         self.fence.close(order.epoch)
-        return give(self.table, self.service, order, order.state_path, unchanged, self._cannot_follow)
+        return give(self.table, self.service, order, order.state_path, changed, unchanged)
 
     async def _copy_ahead(self, order: control.CopyAhead) -> dict[str, Any]:
         if self._copies_out is None or self._copies_out.epoch != order.epoch:
@@ -340,7 +345,6 @@ class QuicServer(ServerShell):
         await self._copies_in.take_in(read_copied(read_state(order)))
         if order.last:
             self.fence.draft(order.epoch, taking_over=True)
-            asyncio.get_running_loop().call_soon(self._rehearsal.repeat)  # after the answer
         return {}
 
     def _import(self, order: control.Import) -> dict[str, Any]:
@@ -365,6 +369,7 @@ class QuicServer(ServerShell):
         epoch, strategy, server_first = order.epoch, order.strategy, order.server_first
         self.frozen_epoch = None
         self.table.accepting = True
+        self.table.let_go()
         # Each is resumed when it is its turn, or when its client is heard: of hundreds the last would hold up
         # what the first has to say.
         for peer in self.table.peers.values():
@@ -436,6 +441,7 @@ class QuicServer(ServerShell):
         self._collector.go_on()
         self._copies_out = None
         was_frozen, self.frozen_epoch = self.frozen_epoch is not None, None
+        self.table.let_go()
         for peer in list(self.table.peers.values()):
             if was_frozen and not is_frozen(peer.connection):
                 # The process was copied as a whole, and the copy may have served within its lease, with the

@@ -63,8 +63,8 @@ class CopyAhead(msgspec.Struct, frozen=True, kw_only=True, tag="copy-ahead"):
 
     Each connection once in a ``round``, but for those that are as an earlier round has copied them; to be
     given again until none is left. Answer: connections, and bytes and sha256 if that is not 0.
-    ``last``: Freeze is next. It is given once then, answered with bytes and sha256 in any case, and what is no
-    longer than ``inline_bytes`` is in the answer, as that of Freeze is.
+    ``last``: Freeze is next. It is given once then, answered with bytes and sha256 in any case, and what is
+    no longer than ``inline_bytes`` is in the answer, as that of Freeze is.
     """
 
     epoch: int

@@ -110,7 +110,7 @@ def test_taken_and_restored_connections_both_speak() -> None:
     unchanged = both.out.unchanged(now_s())
     taken = both.ahead.taken(unchanged["1"], now_s())
     restored = both.ahead.restored("2", both.snapshot("2"))
-    both.destination.admit([taken, restored])
+    both.destination.admit([taken, restored], both.ahead.routes())
     assert set(both.destination.peers) == {"1", "2"}
     for peer in (taken, restored):
         assert peer.connection_ids

@@ -190,8 +190,8 @@ class CopiesAhead(Protocol):
 class CopiesAfterNotice(CopiesAhead, Protocol):
     """An engine that copies ahead what the notice to the clients changes: it comes after that, in rounds.
 
-    ``copy_ahead`` is one round each time it is called, in one move; the next begins when the destination has all
-    of the one before.
+    ``copy_ahead`` is one round each time it is called in a move; the next begins when the destination has
+    all of the one before.
     """
 
     copies_after_notice: bool

@@ -6,6 +6,7 @@ keeps each part of a connection. No clock: ``now`` is what the connection runs o
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn, Protocol, cast, runtime_checkable
 
 from aioquic import tls
@@ -82,7 +83,7 @@ def stop_flight(connection: QuicConnection, now: float) -> None:
     loss = connection._loss
     space = connection._spaces[_ONE_RTT]
     flight = list(space.sent_packets.values())
-    if has_fresh_ack(connection, now) and space.ack_at is None:
+    if now < ack_fresh_until(connection) and space.ack_at is None:
         # The acknowledgement may be lost with its packet, and aioquic sends the next one only when it
         # is asked to by the next packet: without this, the peer finds out by a probe timeout.
         space.ack_at = now
@@ -102,13 +103,11 @@ def call_back_flight(connection: QuicConnection, now: float) -> None:
         connection._doubt = None
 
 
-def has_fresh_ack(connection: QuicConnection, now: float) -> bool:
-    """Whether an acknowledgement may still be on its way: it left less than a PTO ago."""
+def ack_fresh_until(connection: QuicConnection) -> float:
+    """Until when an acknowledgement may still be on its way, a PTO after the last left; -inf: none is."""
     sent = connection._spaces[_ONE_RTT].sent_packets
-    if not sent:
-        return False
-    recently = now - connection._loss.get_probe_timeout()
-    return any(_carries_ack(packet) and (packet.sent_time or 0.0) > recently for packet in sent.values())
+    left = [packet.sent_time or 0.0 for packet in sent.values() if _carries_ack(packet)]
+    return max(left) + connection._loss.get_probe_timeout() if left else -math.inf
 
 
 def _carries_ack(packet: QuicSentPacket) -> bool:

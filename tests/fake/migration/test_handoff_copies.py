@@ -17,7 +17,7 @@ from quicferry.errors import MigrationError
 from quicferry.events import EventLog
 from quicferry.migration import control
 from quicferry.migration.engines.base import INLINE_BYTES
-from quicferry.migration.engines.handoff import FEW, HandoffEngine
+from quicferry.migration.engines.handoff import HandoffEngine
 from tests.migration_support import World
 
 
@@ -33,6 +33,8 @@ class Server:
         self.asked: list[int] = []
         self.imported: list[tuple[bytes | None, bytes]] = []  # what was in the order, and in the file
         self.lies = False
+        self.changed = b""  # since the last round
+        self.last: list[bool] = []  # of what was taken in
         context = SimpleNamespace(
             container=SimpleNamespace(path=lambda inside: self.root / inside.lstrip("/")),
             control=SimpleNamespace(ask=self._ask),
@@ -49,9 +51,10 @@ class Server:
     async def _ask(self, order: Any, timeout_s: float) -> dict[str, Any]:
         file = self.root / order.state_path.lstrip("/")
         if isinstance(order, control.TakeAhead):
-            state = file.read_bytes()
+            state = file.read_bytes() if order.state is None else order.state
             assert hashlib.sha256(state).hexdigest() == order.sha256
             self.taken.append(state)
+            self.last.append(order.last)
             return {}
         if isinstance(order, control.Import):
             state = file.read_bytes() if order.state is None else order.state
@@ -65,6 +68,17 @@ class Server:
             return {"sha256": digest, "state": base64.b64encode(state).decode()}
         assert isinstance(order, control.CopyAhead)
         self.asked.append(order.round)
+        digest = hashlib.sha256
+        if order.last:
+            state = self.changed
+            answer = {
+                "connections": len(state),
+                "sha256": "0" * 64 if self.lies else digest(state).hexdigest(),
+            }
+            if len(state) <= order.inline_bytes:
+                return {**answer, "state": base64.b64encode(state).decode()}
+            file.write_bytes(state)
+            return answer
         left = self._rounds[order.round - 1]
         if not left:
             return {"connections": 0}
@@ -93,19 +107,46 @@ def test_the_files_arrive_as_they_were_however_they_are_cut(tmp_path: Path, size
     server = Server(tmp_path, [[64, 64, 3], [2]])
 
     async def play() -> None:
-        data = await collected(server.engine.copy_ahead(server.order))
-        await server.engine.accept_ahead(server.order, cut(data, size))
+        for _ in range(2):
+            data = await collected(server.engine.copy_ahead(server.order))
+            await server.engine.accept_ahead(server.order, cut(data, size))
 
     asyncio.run(play())
     assert server.taken == server.written
+    assert server.asked == [1, 1, 1, 1, 2, 2]
+    assert not any(server.last)
     assert len(server.written) == 4
     assert server.files() == []
 
 
-def test_few_connections_need_no_second_round(tmp_path: Path) -> None:
-    server = Server(tmp_path, [[FEW], [1]])
+def test_another_move_begins_with_the_first_round(tmp_path: Path) -> None:
+    server = Server(tmp_path, [[1, 1], [1]])
     asyncio.run(collected(server.engine.copy_ahead(server.order)))
+    asyncio.run(collected(server.engine.copy_ahead(World(tmp_path).order(2))))
     assert set(server.asked) == {1}
+
+
+@pytest.mark.parametrize("length", [0, 1, INLINE_BYTES, INLINE_BYTES + 1])
+def test_what_is_copied_last_is_in_the_order_or_in_the_file(tmp_path: Path, length: int) -> None:
+    server = Server(tmp_path, [[1]])
+    server.changed = bytes(number % 251 for number in range(length))
+
+    async def play() -> None:
+        await collected(server.engine.copy_ahead(server.order))
+        await server.engine.accept_last(server.order, await server.engine.copy_last(server.order))
+
+    asyncio.run(play())
+    assert server.asked == [1, 1, 2]
+    assert (server.taken, server.last) == ([server.changed], [True])
+    assert server.files() == []
+
+
+def test_a_last_copy_that_is_not_what_was_written_is_refused(tmp_path: Path) -> None:
+    server = Server(tmp_path, [])
+    server.lies = True
+    with pytest.raises(MigrationError, match="not what the server says"):
+        asyncio.run(server.engine.copy_last(server.order))
+    assert server.files() == []
 
 
 def test_a_copy_that_is_not_what_was_written_is_refused(tmp_path: Path) -> None:
