@@ -329,9 +329,9 @@ class QuicServer(ServerShell):
         copied = await out.copy_some(order.round)
         if self._copies_out is not out:
             raise MigrationError("the move was called off while connections were copied")
-        if order.last:
+        if not copied and not order.last:
             self.fence.draft(order.epoch, taking_over=False)
-        elif not copied:
+            self._rehearsal.repeat()
             return {"connections": 0}
         state = msgspec.msgpack.encode(copied)
         return {**write_state(order.state_path, state, order.inline_bytes), "connections": len(copied)}
@@ -343,8 +343,8 @@ class QuicServer(ServerShell):
         if self._copies_in is None or self._copies_in.epoch != order.epoch:
             self._copies_in = CopiesIn(self.table, self._build, self._blanks, order.epoch)
         await self._copies_in.take_in(read_copied(read_state(order)))
-        if order.last:
-            self.fence.draft(order.epoch, taking_over=True)
+        self.fence.draft(order.epoch, taking_over=True)
+        asyncio.get_running_loop().call_soon(self._rehearsal.repeat)  # after the answer
         return {}
 
     def _import(self, order: control.Import) -> dict[str, Any]:

@@ -62,9 +62,9 @@ class CopyAhead(msgspec.Struct, frozen=True, kw_only=True, tag="copy-ahead"):
     """Write to ``state_path`` (mode 0600) copies of some connections as they are now, and go on serving.
 
     Each connection once in a ``round``, but for those that are as an earlier round has copied them; to be
-    given again until none is left. Answer: connections, and bytes and sha256 if that is not 0.
-    ``last``: Freeze is next. It is given once then, answered with bytes and sha256 in any case, and what is
-    no longer than ``inline_bytes`` is in the answer, as that of Freeze is.
+    given again until none is left. Answer: connections, and bytes and sha256 if that is not 0. What is no
+    longer than ``inline_bytes`` is in the answer, as that of Freeze is.
+    ``last``: Freeze is next; given once, and answered with bytes and sha256 in any case.
     """
 
     epoch: int
@@ -77,14 +77,13 @@ class CopyAhead(msgspec.Struct, frozen=True, kw_only=True, tag="copy-ahead"):
 class TakeAhead(msgspec.Struct, frozen=True, kw_only=True, tag="take-ahead"):
     """At the standby: make ready what CopyAhead wrote elsewhere. Answer: nothing. Import is to follow.
 
-    With ``state`` nothing lies in ``state_path``: the copies are in the order. ``last``: Import is next.
+    With ``state`` nothing lies in ``state_path``: the copies are in the order.
     """
 
     epoch: int
     state_path: str
     sha256: str
     state: bytes | None = None
-    last: bool = False
 
 
 class Freeze(msgspec.Struct, frozen=True, kw_only=True, tag="freeze"):

@@ -17,7 +17,8 @@ import msgspec
 from quicferry.errors import FerryError, MigrationError
 from quicferry.migration import control
 from quicferry.migration.agent.context import Host, describe, note_step
-from quicferry.migration.agent.transfer import Tally, pieces
+from quicferry.migration.agent.copying import Copying
+from quicferry.migration.agent.transfer import Tally, checked, close, write_chunk
 from quicferry.migration.criu.digest import new_key
 from quicferry.migration.engines.base import CopiesAfterNotice, CopiesAhead, Engine, GivesAtOnce, KeepsSource
 from quicferry.migration.engines.registry import implementation_of
@@ -30,7 +31,6 @@ from quicferry.migration.rpc.messages import (
     PREPARE_DESTINATION,
     RECEIVE,
     AbortMove,
-    Ahead,
     Begin,
     Commit,
     Committed,
@@ -58,9 +58,6 @@ LEAST_S = 0.001  # nobody answers within less
 FENCE_MARGIN_S = 0.5
 BRING_BACK_S = 10.0  # nobody else serves meanwhile, nor ever will in this epoch
 RENEWALS = 4  # of a lease before it would end
-#: What is copied after the notice goes in rounds, until one is soon copied once more after the freeze.
-ROUNDS = 4
-LITTLE_BYTES = 32 << 10  # eight connections
 OWN_SERVER_S = 0.5  # for the server here to say whether it serves
 #: steps whose record must stand before they are acted on. What follows is asked of servers and destination.
 RECORDED = frozenset({Step.PREPARING, Step.READY, Step.CHECKPOINT, Step.TRANSFER, Step.RESTORE})
@@ -81,6 +78,7 @@ class SourceMove:
         self._stream: DuplexCall[ToDestination, ToSource] | None = None
         self._key = new_key()  # of the digests of what this move sends
         self._tally = Tally(self._key)
+        self._copies = Copying(host.events, self._engine, order, self._key)
         self._lease_ns = 0
         self._resumed: Resumed | None = None
         self._granted = False  # Commit has been written to the stream
@@ -197,44 +195,9 @@ class SourceMove:
 
     async def _copy_ahead(self) -> None:
         """Send what the engine copies before the freeze, and wait until it has arrived."""
-        if not isinstance(self._engine, CopiesAhead):
-            return
-        self._touched = True
-        sent_bytes = await self._copy_round(self._engine)
-        for _ in range(2, ROUNDS + 1 if self._copies_late else 0):
-            before_bytes = sent_bytes
-            if before_bytes <= LITTLE_BYTES:
-                return
-            sent_bytes = await self._copy_round(self._engine)
-            if sent_bytes > before_bytes / 2:  # clients change it as fast as it crosses
-                return
-
-    async def _copy_round(self, engine: CopiesAhead) -> int:
-        """Send what the engine copies in one go, and wait until it has arrived; returns how many bytes."""
         assert self._stream is not None
-        order, tally = self._order, Tally(self._key)
-        chunks = engine.copy_ahead(order)
-        first = b""
-        if self._copies_late:  # there may be nothing to copy, and nothing to tell
-            async with asyncio.timeout(order.deadlines.precopy_s):
-                first = await anext(aiter(chunks), b"")
-            if not first:
-                return 0
-        try:
-            with self._host.events.phase("migration.precopy", epoch=order.epoch) as detail:
-                async with asyncio.timeout(order.deadlines.precopy_s):
-                    await self._stream.write(Ahead(order=order, key=self._key))
-                    if first:
-                        await self._write(first, tally)
-                    async for chunk in chunks:
-                        await self._write(chunk, tally)
-                    size_bytes, digest = tally.size_bytes, tally.digest
-                    await self._stream.write(End(size_bytes=size_bytes, digest=digest, resume_before_ns=0))
-                    await self._answer(Received, order.deadlines.precopy_s)
-                detail["bytes"] = size_bytes
-        finally:
-            await _close(chunks)
-        return tally.size_bytes
+        self._touched = self._touched or isinstance(self._engine, CopiesAhead)
+        await self._copies.send(self._stream)
 
     async def _give_notice(self) -> None:
         """Have the server prepare itself, and tell its clients when the strategy wants it."""
@@ -273,11 +236,8 @@ class SourceMove:
         self._order = order
         if isinstance(self._engine, GivesAtOnce):
             self._host.urgency.begin()
-        copies = b""
-        if isinstance(self._engine, CopiesAfterNotice):
-            async with asyncio.timeout(limits.precopy_s):
-                copies = await self._engine.copy_last(order)
-        await self._stream.write(Begin(order=order, key=self._key, copies=copies))
+        begin = Begin(order=order, key=self._key, copies=await self._copies.last())
+        await self._stream.write(begin)
         # Forwarding begins before the freeze, not after it: a datagram too many is dropped by QUIC as a
         # duplicate, one that nobody took costs its client a retransmission timeout.
         if waiting_room is not None and self._host.forwarder is not None:
@@ -311,7 +271,7 @@ class SourceMove:
                 await self._answer(Received, limits.restore_s)
                 detail["bytes"] = self._tally.size_bytes
         finally:
-            await _close(chunks)
+            await close(chunks)
         renewing = asyncio.create_task(self._renew_lease(order.resume_before_ns))
         try:
             answer = await self._read(limits.restore_s)
@@ -323,7 +283,7 @@ class SourceMove:
                 await self._stream.write(Commit(epoch=order.epoch))
                 self._host.events.emit("migration.granted", epoch=order.epoch)
                 answer = await self._read(limits.restore_s)
-            self._resumed = self._checked(answer, Resumed)
+            self._resumed = checked(answer, Resumed, self._peer.peer)
         finally:
             renewing.cancel()
             await asyncio.wait([renewing])
@@ -370,45 +330,31 @@ class SourceMove:
 
     async def _write_all(self, chunk: bytes, following: AsyncIterator[bytes]) -> bytes:
         """Send the checkpoint; what goes with End is returned and counted, not sent."""
-        if not isinstance(
-            self._engine, GivesAtOnce
-        ):  # the next may take its time: this one does not wait for it
-            await self._write(chunk, self._tally)
+        assert self._stream is not None
+        if not isinstance(self._engine, GivesAtOnce):
+            # the next may take its time: this one does not wait for it
+            await write_chunk(self._stream, chunk, self._tally)
             async for chunk in following:
-                await self._write(chunk, self._tally)
+                await write_chunk(self._stream, chunk, self._tally)
             return b""
         async for following_chunk in following:
-            await self._write(chunk, self._tally)
+            await write_chunk(self._stream, chunk, self._tally)
             chunk = following_chunk
         if len(chunk) > PIECE_BYTES:
-            await self._write(chunk, self._tally)
+            await write_chunk(self._stream, chunk, self._tally)
             return b""
         self._tally.add(chunk)
         return chunk
 
-    async def _write(self, chunk: bytes, tally: Tally) -> None:
-        """Send one chunk of the engine in pieces."""
-        assert self._stream is not None
-        for piece in pieces(chunk, tally.size_bytes):
-            await self._stream.write(piece)
-            # while the network sends it
-            tally.add(piece.data)
-
     async def _answer(self, kind: type[M], timeout_s: float) -> M:
         """Read the next message and check its type. Raises ``MigrationError``, ``TimeoutError``."""
-        return self._checked(await self._read(timeout_s), kind)
+        return checked(await self._read(timeout_s), kind, self._peer.peer)
 
     async def _read(self, timeout_s: float) -> ToSource:
         """Read the next message. Raises ``MigrationError``, ``TimeoutError``."""
         assert self._stream is not None
         async with asyncio.timeout(timeout_s):
             return await self._stream.read()
-
-    def _checked(self, answer: ToSource, kind: type[M]) -> M:
-        """The message, which must be of that type. Raises ``MigrationError``."""
-        if not isinstance(answer, kind):
-            raise MigrationError(f"{self._peer.peer} answered {type(answer).__name__} before {kind.__name__}")
-        return answer
 
     async def _ask_destination(self, reason: str, fence_s: float) -> None:
         """Find out what became of a transfer that failed after End: ask, or wait for the fence."""
@@ -581,10 +527,3 @@ class SourceMove:
             steps_ms=outcome.steps_ms,
         )
         return outcome
-
-
-async def _close(chunks: AsyncIterator[bytes]) -> None:
-    """Close an asynchronous generator early, so that the engine can clean up."""
-    close = getattr(chunks, "aclose", None)
-    if close is not None:
-        await close()

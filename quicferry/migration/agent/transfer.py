@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Protocol, TypeVar
 
 from quicferry.errors import MigrationError
 from quicferry.migration.criu.digest import Digest
 from quicferry.migration.order import CHUNK_BYTES
 from quicferry.migration.rpc.messages import PIECE_BYTES, End, Piece
+
+M = TypeVar("M")
 
 QUEUE_PIECES = 8  # 8 MiB between the network and an engine that writes
 #: Once so much of a transfer has left, the network has enough to do: what counts then is what a byte costs,
@@ -25,6 +28,35 @@ def pieces(chunk: bytes, sent_bytes: int) -> Iterator[Piece]:
     view = memoryview(chunk)
     for start in range(0, len(chunk), size):
         yield Piece(bytes(view[start : start + size]))
+
+
+class Writer(Protocol):
+    """The source's end of the stream of a move."""
+
+    async def write(self, message: Piece) -> None:
+        """Send one message."""
+
+
+async def write_chunk(stream: Writer, chunk: bytes, tally: Tally) -> None:
+    """Send one chunk of an engine in pieces. Raises ``FerryError``."""
+    for piece in pieces(chunk, tally.size_bytes):
+        await stream.write(piece)
+        # while the network sends it
+        tally.add(piece.data)
+
+
+def checked(answer: object, kind: type[M], peer: str) -> M:
+    """A message of ``peer``, which must be of that type. Raises ``MigrationError``."""
+    if not isinstance(answer, kind):
+        raise MigrationError(f"{peer} answered {type(answer).__name__} before {kind.__name__}")
+    return answer
+
+
+async def close(chunks: AsyncIterator[bytes]) -> None:
+    """Close an asynchronous generator early, so that the engine can clean up."""
+    end = getattr(chunks, "aclose", None)
+    if end is not None:
+        await end()
 
 
 class Tally:

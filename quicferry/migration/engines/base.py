@@ -75,8 +75,8 @@ class StandbyHooks(Protocol):
         """
 
 
-#: of state that needs no file: it fits in a datagram on the loopback device
-INLINE_BYTES = 16 << 10
+#: of state that needs no file: it fits in a datagram on the loopback device, in base64
+INLINE_BYTES = 40 << 10
 
 
 async def nothing_more() -> None:

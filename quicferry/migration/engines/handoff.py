@@ -67,13 +67,12 @@ class HandoffEngine:
         return PurePosixPath(self._context.state_dir) / f"handoff-{order.epoch}-ahead"
 
     async def copy_ahead(self, order: MoveOrder) -> AsyncIterator[bytes]:
-        """Have the server write copies of its connections, a few at a time, and yield each file.
+        """Have the server write copies of its connections, a few at a time, and yield what it wrote.
 
-        Its length goes before it.
+        The length of each goes before it.
         """
-        round_ = self._next_round(order)
+        copies = self._next_round(order)
         while True:
-            copies = control.CopyAhead(epoch=order.epoch, round=round_, state_path=str(self._ahead(order)))
             answer = await self._context.control.ask(copies, order.deadlines.precopy_s)
             if not answer.get("connections", 0):
                 return
@@ -83,24 +82,21 @@ class HandoffEngine:
                 yield framed[start : start + CHUNK_BYTES]
 
     async def copy_last(self, order: MoveOrder) -> bytes:
-        """Have the server copy what has changed since; also for what it then remembers of how to do that.
-
-        What a processor has not done for some milliseconds takes it three to five times as long.
-        """
-        copies = control.CopyAhead(
-            epoch=order.epoch,
-            round=self._next_round(order),
-            state_path=str(self._ahead(order)),
-            last=True,
-            inline_bytes=self._context.inline_bytes,
-        )
+        """Have the server copy what has changed since, at most as many connections as are in one answer."""
+        copies = self._next_round(order, last=True)
         answer = await self._context.control.ask(copies, order.deadlines.precopy_s)
         return self._written(copies, answer) if "sha256" in answer else b""
 
-    def _next_round(self, order: MoveOrder) -> int:
+    def _next_round(self, order: MoveOrder, *, last: bool = False) -> control.CopyAhead:
         epoch, round_ = self._round
         self._round = order.epoch, round_ + 1 if epoch == order.epoch else 1
-        return self._round[1]
+        return control.CopyAhead(
+            epoch=order.epoch,
+            round=self._round[1],
+            state_path=str(self._ahead(order)),
+            last=last,
+            inline_bytes=self._context.inline_bytes,
+        )
 
     def _written(self, order: control.CopyAhead | control.Freeze, answer: dict[str, Any]) -> bytes:
         """What the server wrote, or has in its answer; the file is removed, as it holds traffic secrets.
@@ -136,29 +132,27 @@ class HandoffEngine:
 
     async def accept_last(self, order: MoveOrder, copies: bytes) -> None:
         """Have the standby server bring its connections up to date, and get ready to take over."""
-        await self._take_ahead(order, copies, last=True)
+        await self._take_ahead(order, copies)
 
-    async def _take_ahead(self, order: MoveOrder, state: bytes, *, last: bool = False) -> None:
-        sha256 = hashlib.sha256(state).hexdigest()
-        if last and len(state) <= self._context.inline_bytes:
-            await self._have_taken(order, state, sha256, last=True)
-            return
+    async def _take_ahead(self, order: MoveOrder, state: bytes) -> None:
+        """Have the server take copies in; they are in the order when they are short, else in a file."""
         inside, root = self._ahead(order), self._context.container.path("/")
+        short = len(state) <= self._context.inline_bytes
+        taking = control.TakeAhead(
+            epoch=order.epoch,
+            state_path=str(inside),
+            sha256=hashlib.sha256(state).hexdigest(),
+            state=state if short else None,
+        )
         remove_beneath(root, inside)
         try:
-            with os.fdopen(open_beneath(root, inside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-                file.write(state)
-            await self._have_taken(order, None, sha256, last=last)
+            if not short:
+                descriptor = open_beneath(root, inside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(state)
+            await self._context.control.ask(taking, order.deadlines.precopy_s)
         finally:
             remove_beneath(root, inside)
-
-    async def _have_taken(self, order: MoveOrder, state: bytes | None, sha256: str, *, last: bool) -> None:
-        """Give the order; ``state`` is None when the copies lie in the file."""
-        inside = str(self._ahead(order))
-        taking = control.TakeAhead(
-            epoch=order.epoch, state_path=inside, sha256=sha256, state=state, last=last
-        )
-        await self._context.control.ask(taking, order.deadlines.precopy_s)
 
     async def checkpoint(self, order: MoveOrder) -> AsyncIterator[bytes]:
         """Have the server freeze and write its state, and yield that."""

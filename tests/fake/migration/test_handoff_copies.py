@@ -34,7 +34,6 @@ class Server:
         self.imported: list[tuple[bytes | None, bytes]] = []  # what was in the order, and in the file
         self.lies = False
         self.changed = b""  # since the last round
-        self.last: list[bool] = []  # of what was taken in
         context = SimpleNamespace(
             container=SimpleNamespace(path=lambda inside: self.root / inside.lstrip("/")),
             control=SimpleNamespace(ask=self._ask),
@@ -54,7 +53,6 @@ class Server:
             state = file.read_bytes() if order.state is None else order.state
             assert hashlib.sha256(state).hexdigest() == order.sha256
             self.taken.append(state)
-            self.last.append(order.last)
             return {}
         if isinstance(order, control.Import):
             state = file.read_bytes() if order.state is None else order.state
@@ -114,7 +112,6 @@ def test_the_files_arrive_as_they_were_however_they_are_cut(tmp_path: Path, size
     asyncio.run(play())
     assert server.taken == server.written
     assert server.asked == [1, 1, 1, 1, 2, 2]
-    assert not any(server.last)
     assert len(server.written) == 4
     assert server.files() == []
 
@@ -137,7 +134,7 @@ def test_what_is_copied_last_is_in_the_order_or_in_the_file(tmp_path: Path, leng
 
     asyncio.run(play())
     assert server.asked == [1, 1, 2]
-    assert (server.taken, server.last) == ([server.changed], [True])
+    assert server.taken[-1:] == [server.changed]
     assert server.files() == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from aioquic.quic.configuration import QuicConfiguration
 
 from apps.server.connections import ConnectionTable
 from apps.udp import Datagram
+from quicferry.units import now_s
 
 
 class Port:
@@ -77,3 +79,41 @@ def test_a_held_connection_is_woken_before_anything_else_and_once(first: str) ->
     table.proceed(peer)
     assert connection.asked[:2] == ["wake", first]
     assert connection.asked.count("wake") == 1
+
+
+def test_no_timer_counts_while_all_is_held_back() -> None:
+    table = ConnectionTable(
+        Port(),  # type: ignore[arg-type]
+        QuicConfiguration(is_client=False),
+        None,
+        lambda peer, event: None,
+        lambda peer: None,
+    )
+
+    class Timed(Connection):
+        due_s: float | None = None
+
+        def get_timer(self) -> float | None:  # type: ignore[override]
+            return self.due_s
+
+        def handle_timer(self, now: float) -> None:
+            self.asked.append("timer")
+            self.due_s = None
+
+    connection = Timed()
+
+    async def play() -> None:
+        peer = table.adopt(connection, {bytes(8)})  # type: ignore[arg-type]
+        connection.due_s = now_s() + 0.01
+        table.proceed(peer)
+        table.hold_back()
+        await asyncio.sleep(0.03)
+        assert "timer" not in connection.asked
+        table.let_go()
+        await asyncio.sleep(0.03)
+        assert "timer" not in connection.asked  # it is for whoever lets it go to have each go on
+        table.proceed(peer)
+        await asyncio.sleep(0.03)
+        assert connection.asked.count("timer") == 1
+
+    asyncio.run(play())
