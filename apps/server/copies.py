@@ -153,7 +153,7 @@ class CopiesIn:
         before, ids = peer.connection_ids, set(connection_ids(peer.connection))
         peer.connection_ids = ids
         for gone in before - ids:
-            del self._by_id[gone]
+            self._by_id.pop(gone, None)
         for new in ids - before:
             self._by_id[new] = peer
 
@@ -184,7 +184,7 @@ class CopiesIn:
         """Which connection ID leads to whom, of those that were taken or restored: the others are gone."""
         for _, peer in self._copies.values():
             for each in peer.connection_ids:
-                del self._by_id[each]
+                self._by_id.pop(each, None)
         self._copies.clear()
         return self._by_id
 

@@ -48,11 +48,6 @@ def pages_of(bounds: Bounds) -> Pages:
     return spread(firsts, bounds[1::2] - firsts)
 
 
-def count_of(bounds: Bounds) -> int:
-    """How many pages a set has."""
-    return int((bounds[1::2] - bounds[::2]).sum())
-
-
 def _where(bounds: Bounds, points: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Of each page whether it is in a set."""
     inside: NDArray[np.bool_] = np.searchsorted(bounds, points, side="right") % 2 == 1

@@ -9,7 +9,6 @@ from quicferry.migration.memory.page_runs import (
     bounds_of,
     bounds_of_areas,
     bounds_of_runs,
-    count_of,
     either,
     minus,
     pages_of,
@@ -29,7 +28,6 @@ def numbers_of(bounds):
 @given(page_sets)
 def test_a_set_is_the_same_by_its_runs(pages):
     assert pages_of(bounds_of(pages)).tolist() == pages.tolist()
-    assert count_of(bounds_of(pages)) == len(pages)
 
 
 @given(runs)
