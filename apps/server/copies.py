@@ -19,11 +19,11 @@ from quicferry.errors import MigrationError
 from quicferry.quic.connection import MigratableConnection
 from quicferry.quic.copies import (
     Copy,
+    ack_fresh_until,
     changes,
     copy_connection,
     is_at_rest,
     next_number,
-    owes_acknowledgement_until,
 )
 from quicferry.quic.snapshot import connection_ids, restore_snapshot
 from quicferry.units import now_s
@@ -86,7 +86,7 @@ class CopiesOut:
                 changes(peer.connection) if at_rest else None,  # after the copy: to look at it counts as well
                 now,
                 next_number(peer.connection),
-                owes_acknowledgement_until(peer.connection) if at_rest else 0.0,
+                ack_fresh_until(peer.connection) if at_rest else 0.0,
             )
             if data is not None:
                 made.append(Copied(peer.key, data))

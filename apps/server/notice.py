@@ -57,14 +57,10 @@ class Notice:
         if self._awaited.pop(peer.key, None) is not None and not self._awaited:
             self._answered.set()
 
-    def stays(self, peer: Peer) -> bool:
-        """Whether the client has said that it will not go along, or does not know how to."""
-        return self._answers.get(peer.key, Result.OK) in STAYS
-
-    @property
-    def someone_stays(self) -> bool:
-        """Whether ``stays`` is true of anyone."""
-        return not STAYS.isdisjoint(self._answers.values())
+    def staying(self) -> dict[str, Peer]:
+        """Whose client has said that it will not go along, or does not know how to; by their keys."""
+        peers = self._table.peers
+        return {key: peers[key] for key, answer in self._answers.items() if answer in STAYS and key in peers}
 
     # --- telling them --------------------------------------------------------------------------
 

@@ -268,10 +268,6 @@ class QuicServer(ServerShell):
     def _notice_sent(self, epoch: int, strategy: StrategyName) -> None:
         self.events.emit("server.prepare.sent", epoch=epoch, strategy=strategy)
 
-    def _cannot_follow(self, peer: Peer) -> bool:
-        """Whether the client has said that it will not go along, or does not know how to."""
-        return not self.config.address_moves and self.notice.stays(peer)
-
     def _dismiss(self) -> int:
         """Close what was not given away: those clients are to connect again, elsewhere."""
         if self.fence.frozen_epoch is not None:
@@ -298,21 +294,21 @@ class QuicServer(ServerShell):
         if order.state_path is not None:
             while batch := self.port.drain():
                 self.table.deliver(batch)
-        elif any(map(self._cannot_follow, self.table.peers.values())):
+        staying = {} if self.config.address_moves else self.notice.staying()
+        if order.state_path is None:
             # the whole process moves, and from elsewhere such a client would not hear it
-            for peer in list(self.table.peers.values()):
-                if self._cannot_follow(peer):
-                    peer.connection.close(MOVED_ERROR, reason_phrase=self.notice.new_address)
-                    self.table.proceed(peer)
-                    self.table.remove(peer)
-                    self.service.forget(peer.key)
+            for peer in staying.values():
+                peer.connection.close(MOVED_ERROR, reason_phrase=self.notice.new_address)
+                self.table.proceed(peer)
+                self.table.remove(peer)
+                self.service.forget(peer.key)
         out, self._copies_out = self._copies_out, None
         unchanged = out.unchanged(now_s()) if out is not None and out.epoch == order.epoch else {}
-        changed = [peer for peer in self.table.peers.values() if peer.key not in unchanged]
-        if self.notice.someone_stays:
-            changed = [peer for peer in changed if not self._cannot_follow(peer)]
-            peers = self.table.peers
-            unchanged = {key: it for key, it in unchanged.items() if not self._cannot_follow(peers[key])}
+        changed = [
+            peer for key, peer in self.table.peers.items() if key not in unchanged and key not in staying
+        ]
+        for key in staying:
+            unchanged.pop(key, None)
         for peer in changed:
             peer.connection.hold()
         self.table.hold_back()

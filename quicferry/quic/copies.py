@@ -19,15 +19,15 @@ from aioquic.quic.connection import QuicConnection
 
 from quicferry.errors import MigrationError
 from quicferry.quic._aioquic import rest
-from quicferry.quic._aioquic.rest import changes, next_number, owes_acknowledgement_until
-from quicferry.quic._aioquic.state import Build, why_not_movable
+from quicferry.quic._aioquic.rest import changes, next_number
+from quicferry.quic._aioquic.state import Build, ack_fresh_until, why_not_movable
 from quicferry.quic._aioquic.state_capture import capture
 from quicferry.quic._aioquic.state_restore import blank, reconstruct
 from quicferry.quic.connection import MigratableConnection
 from quicferry.quic.image import KeysImage
 from quicferry.quic.snapshot import bind_share, open_snapshot, release_share, seal_snapshot, why_not_frozen
 
-__all__ = ["Copy", "changes", "copy_connection", "is_at_rest", "next_number", "owes_acknowledgement_until"]
+__all__ = ["Copy", "ack_fresh_until", "changes", "copy_connection", "is_at_rest", "next_number"]
 
 
 def is_at_rest(connection: QuicConnection) -> bool:
@@ -105,7 +105,7 @@ class Copy:
     def take(self, now: float, *, age_s: float, number: int, owes_ack: bool = False) -> QuicConnection:
         """The connection as it was copied, ``age_s`` before the freeze. ``number``: the next one there.
 
-        ``owes_ack``: whether ``owes_acknowledgement_until`` was not over at the freeze.
+        ``owes_ack``: whether ``ack_fresh_until`` was not over at the freeze.
         """
         self.check(number)
         rest.pass_time(self._connection, now - self._made_at - age_s, now, owes_ack=owes_ack)

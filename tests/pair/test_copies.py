@@ -16,11 +16,11 @@ from quicferry.quic import ExtensionConfig, MigratableConnection
 from quicferry.quic._aioquic.state_capture import capture
 from quicferry.quic.copies import (
     Copy,
+    ack_fresh_until,
     changes,
     copy_connection,
     is_at_rest,
     next_number,
-    owes_acknowledgement_until,
 )
 from quicferry.quic.snapshot import freeze, restore_snapshot, take_snapshot, thaw
 from tests.snapshot_support import World, pattern, watched_nonces
@@ -201,7 +201,7 @@ def test_a_random_life_with_copies(seed: int) -> None:
             elif what == "look" and copy is not None:
                 now = world.server_now
                 unchanged = known[0] is not None and known[0] == changes(source)
-                owes_ack = now < owes_acknowledgement_until(source)
+                owes_ack = now < ack_fresh_until(source)
                 snapshot = frozen(world, now)
                 reference = seen(restored(world, snapshot), TAKEN_S)
                 if unchanged:

@@ -33,19 +33,31 @@ class Copying:
         self._key = key
         self._is_much = False
 
+    @property
+    def ahead(self) -> bool:
+        """Whether the engine copies anything ahead."""
+        return self._engine is not None
+
+    @property
+    def after_notice(self) -> bool:
+        """Whether it does so after the notice to the clients."""
+        return self._late is not None
+
     async def send(self, stream: DuplexCall[ToDestination, ToSource]) -> None:
         """Send all of it, and wait until it has arrived; nothing with an engine that copies nothing ahead.
 
-        Raises ``FerryError`` and ``TimeoutError``: the move cannot go on.
+        All rounds together take no longer than ``precopy_s``. Raises ``FerryError`` and ``TimeoutError``: the
+        move cannot go on.
         """
         if self._engine is None:
             return
-        sent_bytes = await self._round(self._engine, stream)
+        until_s = asyncio.get_running_loop().time() + self._order.deadlines.precopy_s
+        sent_bytes = await self._round(self._engine, stream, until_s)
         if self._late is None or sent_bytes <= LITTLE_BYTES:
             return
         self._is_much = True
         for _ in range(1, ROUNDS):
-            before_bytes, sent_bytes = sent_bytes, await self._round(self._engine, stream)
+            before_bytes, sent_bytes = sent_bytes, await self._round(self._engine, stream, until_s)
             if sent_bytes <= LITTLE_BYTES or sent_bytes > before_bytes / 2:
                 return  # the latter: clients change it as fast as it crosses
 
@@ -56,20 +68,24 @@ class Copying:
         async with asyncio.timeout(self._order.deadlines.precopy_s):
             return await self._late.copy_last(self._order)
 
-    async def _round(self, engine: CopiesAhead, stream: DuplexCall[ToDestination, ToSource]) -> int:
-        """Send what the engine copies in one go, and wait until it has arrived; returns how many bytes."""
+    async def _round(
+        self, engine: CopiesAhead, stream: DuplexCall[ToDestination, ToSource], until_s: float
+    ) -> int:
+        """Send what the engine copies in one go, and wait until it has arrived; returns how many bytes.
+
+        ``until_s``: on the clock of the loop.
+        """
         order, tally = self._order, Tally(self._key)
-        limit_s = order.deadlines.precopy_s
         chunks = engine.copy_ahead(order)
         first = b""
         if self._late is not None:  # there may be nothing to copy, and nothing to tell
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout_at(until_s):
                 first = await anext(aiter(chunks), b"")
             if not first:
                 return 0
         try:
             with self._events.phase("migration.precopy", epoch=order.epoch) as detail:
-                async with asyncio.timeout(limit_s):
+                async with asyncio.timeout_at(until_s):
                     await stream.write(Ahead(order=order, key=self._key))
                     if first:
                         await write_chunk(stream, first, tally)

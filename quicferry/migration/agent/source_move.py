@@ -20,7 +20,7 @@ from quicferry.migration.agent.context import Host, describe, note_step
 from quicferry.migration.agent.copying import Copying
 from quicferry.migration.agent.transfer import Tally, checked, close, write_chunk
 from quicferry.migration.criu.digest import new_key
-from quicferry.migration.engines.base import CopiesAfterNotice, CopiesAhead, Engine, GivesAtOnce, KeepsSource
+from quicferry.migration.engines.base import Engine, GivesAtOnce, KeepsSource
 from quicferry.migration.engines.registry import implementation_of
 from quicferry.migration.order import LEASE_S, MoveOrder, fence_ns
 from quicferry.migration.rpc.channel import DuplexCall, RpcClient
@@ -73,7 +73,6 @@ class SourceMove:
         self._machine = machine
         self._order = order
         self._engine: Engine = host.engine(implementation_of(order))
-        self._copies_late = isinstance(self._engine, CopiesAfterNotice)
         self._peer: RpcClient = host.peer(order.destination)
         self._stream: DuplexCall[ToDestination, ToSource] | None = None
         self._key = new_key()  # of the digests of what this move sends
@@ -114,10 +113,10 @@ class SourceMove:
         try:
             waiting_room = await self._prepare()
             self._take(Signal.PREPARED)
-            if not self._copies_late:
+            if not self._copies.after_notice:
                 await self._copy_ahead()
             await self._give_notice()
-            if self._copies_late:
+            if self._copies.after_notice:
                 await self._copy_ahead()
             try:
                 await self._send(waiting_room)
@@ -182,7 +181,7 @@ class SourceMove:
             )
         # opened now, so that the first byte after the freeze needs no handshake of any kind
         limits = order.deadlines
-        lifetime_s = limits.precopy_s if isinstance(self._engine, CopiesAhead) else 0.0
+        lifetime_s = limits.precopy_s if self._copies.ahead else 0.0
         lifetime_s += limits.notice_s + limits.checkpoint_s + limits.transfer_s + limits.restore_s
         self._stream = self._peer.open(RECEIVE, timeout_s=lifetime_s + limits.commit_s + ASK_S)
         if not order.forwarding or self._host.forwarder is None:
@@ -196,7 +195,7 @@ class SourceMove:
     async def _copy_ahead(self) -> None:
         """Send what the engine copies before the freeze, and wait until it has arrived."""
         assert self._stream is not None
-        self._touched = self._touched or isinstance(self._engine, CopiesAhead)
+        self._touched = self._touched or self._copies.ahead
         await self._copies.send(self._stream)
 
     async def _give_notice(self) -> None:

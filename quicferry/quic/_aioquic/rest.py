@@ -12,7 +12,7 @@ from aioquic.quic.connection import QuicConnection
 
 from quicferry.quic._aioquic import state_fields as fields
 from quicferry.quic._aioquic.connection import HookedConnection
-from quicferry.quic._aioquic.state import ack_fresh_until, why_not_movable
+from quicferry.quic._aioquic.state import why_not_movable
 
 _ONE_RTT = tls.Epoch.ONE_RTT
 _NEVER = 0.0  # aioquic writes so for a moment that has not come
@@ -33,7 +33,7 @@ def is_at_rest(connection: QuicConnection) -> bool:
 
     Not while packets are on their way or in doubt, an acknowledgement or events wait, or it is bound to what
     an earlier move left. What carried nothing but an acknowledgement is never acknowledged itself: see
-    ``owes_acknowledgement_until``.
+    ``state.ack_fresh_until``.
     """
     if not isinstance(connection, HookedConnection) or why_not_movable(connection) is not None:
         return False
@@ -49,19 +49,11 @@ def is_at_rest(connection: QuicConnection) -> bool:
     )
 
 
-def owes_acknowledgement_until(connection: QuicConnection) -> float:
-    """Until when a freeze would have an acknowledgement given again, as it may be lost with its packet.
-
-    On the connection's clock, in seconds; as long as nothing changes the connection.
-    """
-    return ack_fresh_until(connection)
-
-
 def pass_time(connection: QuicConnection, by_s: float, now: float, *, owes_ack: bool) -> None:
     """Moves all times of a connection at rest, as if it had been restored that much later.
 
-    ``owes_ack``: whether ``owes_acknowledgement_until`` was not over at the freeze. ``by_s`` may be negative:
-    the copy has become older since than this process has waited.
+    ``owes_ack``: whether ``state.ack_fresh_until`` was not over at the freeze. ``by_s`` may be negative: the
+    copy has become older since than this process has waited.
     """
     assert connection._close_at is not None
     connection._close_at += by_s

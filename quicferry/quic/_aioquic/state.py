@@ -104,7 +104,11 @@ def call_back_flight(connection: QuicConnection, now: float) -> None:
 
 
 def ack_fresh_until(connection: QuicConnection) -> float:
-    """Until when an acknowledgement may still be on its way, a PTO after the last left; -inf: none is."""
+    """Until when an acknowledgement may still be on its way, a PTO after the last left; -inf: none is.
+
+    On the connection's clock, in seconds, and as long as nothing changes the connection. A freeze before that
+    has it given again, as it may be lost with its packet.
+    """
     sent = connection._spaces[_ONE_RTT].sent_packets
     left = [packet.sent_time or 0.0 for packet in sent.values() if _carries_ack(packet)]
     return max(left) + connection._loss.get_probe_timeout() if left else -math.inf

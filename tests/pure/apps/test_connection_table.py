@@ -23,18 +23,23 @@ class Port:
         self.sent.append((data, receiver))
 
 
-@pytest.mark.parametrize("accepting", [False, True])
-def test_a_connection_that_is_elsewhere_is_met_with_silence(accepting: bool) -> None:
-    """A source that has given its connections away, and a standby that has none yet, send no resets."""
-    #: wire-format 14.5: MUST NOT send stateless resets
-    port = Port()
-    table = ConnectionTable(
+def table_of(port: Port) -> ConnectionTable:
+    """A server's table that sends through the port, and whose service does nothing."""
+    return ConnectionTable(
         port,  # type: ignore[arg-type]
         QuicConfiguration(is_client=False),
         None,
         lambda peer, event: None,
         lambda peer: None,
     )
+
+
+@pytest.mark.parametrize("accepting", [False, True])
+def test_a_connection_that_is_elsewhere_is_met_with_silence(accepting: bool) -> None:
+    """A source that has given its connections away, and a standby that has none yet, send no resets."""
+    #: wire-format 14.5: MUST NOT send stateless resets
+    port = Port()
+    table = table_of(port)
     table.accepting = accepting
     strangers = [Datagram(bytes([0x40 | number]) + bytes(60), ("10.0.0.2", 40000), 0) for number in range(8)]
     table.received(strangers)
@@ -63,13 +68,7 @@ class Connection:
 
 @pytest.mark.parametrize("first", ["receive", "send"])
 def test_a_held_connection_is_woken_before_anything_else_and_once(first: str) -> None:
-    table = ConnectionTable(
-        Port(),  # type: ignore[arg-type]
-        QuicConfiguration(is_client=False),
-        None,
-        lambda peer, event: None,
-        lambda peer: None,
-    )
+    table = table_of(Port())
     connection, cid = Connection(), bytes(8)
     peer = table.adopt(connection, {cid})  # type: ignore[arg-type]
     peer.wake = lambda: connection.asked.append("wake")
@@ -82,13 +81,7 @@ def test_a_held_connection_is_woken_before_anything_else_and_once(first: str) ->
 
 
 def test_no_timer_counts_while_all_is_held_back() -> None:
-    table = ConnectionTable(
-        Port(),  # type: ignore[arg-type]
-        QuicConfiguration(is_client=False),
-        None,
-        lambda peer, event: None,
-        lambda peer: None,
-    )
+    table = table_of(Port())
 
     class Timed(Connection):
         due_s: float | None = None

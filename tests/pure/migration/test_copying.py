@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from quicferry.errors import MigrationError
@@ -107,6 +108,24 @@ def test_rounds_go_on_while_they_make_what_is_left_less(
     assert len(stream.rounds) == rounds
     assert stream.rounds == [data for data in engine.given if data]
     assert last == (b"changed last" if sizes[0] > LITTLE_BYTES else b"")
+
+
+def test_all_rounds_together_have_the_time_of_the_copies(tmp_path: Path) -> None:
+    order = World(tmp_path).order(1)
+    deadlines = msgspec.structs.replace(order.deadlines, precopy_s=0.3)
+    order = msgspec.structs.replace(order, deadlines=deadlines)
+
+    class Slow(Stream):
+        async def read(self) -> object:
+            await asyncio.sleep(0.2)
+            return await super().read()
+
+    stream = Slow()
+    engine = ConnectionEngine(MUCH, MUCH // 2, MUCH // 4, MUCH // 8)
+    copying = Copying(EventLog("edge-1", None, lambda event: None), cast(Any, engine), order, KEY)
+    with pytest.raises(TimeoutError):
+        asyncio.run(copying.send(cast(Any, stream)))
+    assert len(stream.rounds) == 2
 
 
 def test_memory_crosses_in_one_go(tmp_path: Path) -> None:
